@@ -1,0 +1,4 @@
+// Command magikagent is part of magikpod.
+package main
+
+func main() {}

@@ -1,0 +1,4 @@
+// Command magikpodctl is part of magikpod.
+package main
+
+func main() {}

@@ -1,0 +1,4 @@
+// Command magikpodd is part of magikpod.
+package main
+
+func main() {}

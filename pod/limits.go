@@ -1,0 +1,24 @@
+package pod
+
+import "time"
+
+// The limits that a manifest and the host are held to. All are inclusive.
+const (
+	MaxPods           = 1024
+	MaxContainers     = 16 // init containers, sidecars and containers of one pod together
+	MaxVolumes        = 64
+	MaxManifestBytes  = 1 << 20
+	MaxEnvVars        = 256 // of one container
+	MaxGracePeriod    = 300 * time.Second
+	MaxObjectDataSize = 1 << 20 // all values of one ConfigMap or Secret, in bytes, as in Kubernetes
+)
+
+// The runtime classes. A manifest without runtimeClassName gets [ClassContainers].
+const (
+	ClassContainers = "pod-containers"
+	ClassWasm       = "pod-wasm"
+	ClassMicroVM    = "pod-microvm-containers"
+)
+
+// DefaultNamespace is the namespace of a manifest that names none.
+const DefaultNamespace = "default"
