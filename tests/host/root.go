@@ -70,12 +70,14 @@ func BuildTrixie(ctx context.Context) (string, error) {
 		}
 	}
 	building := dir + ".building"
-	// mmdebstrap hands its root to a hook as $1; a rename makes the finished root appear at once.
-	cmd := exec.CommandContext(ctx, "mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(trixiePackages, ","),
+	// mmdebstrap mounts /proc and others in the root it builds: in namespaces of its own they go with it, however it ends, and are never in
+	// the way of RemoveAll here. It hands its root to a hook as $1. A rename makes the finished root appear at once.
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(trixiePackages, ","),
 		"--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook="+trixieSetup, "trixie", building)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	goruntime.LockOSThread() // for Pdeathsig
 	defer goruntime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
