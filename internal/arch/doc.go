@@ -1,2 +1,2 @@
-// Package arch holds the import table of DESIGN.md 3 as a test.
+// Package arch holds the import table of the architecture as a test: layers, and imports forbidden with a reason.
 package arch
