@@ -86,24 +86,36 @@ func sweepOne(dir string) error {
 	return os.RemoveAll(dir) // its mounts were in a namespace that is gone
 }
 
-// lockRunDir makes runDir and keeps others from adding to it or sweeping it until the returned function is called.
+// lockRunDir makes runDir and keeps others from adding to it, sweeping it or removing it until the returned function is called, which removes it
+// when it is empty.
 func lockRunDir() (unlock func(), err error) {
-	if err := os.MkdirAll(runDir, 0o755); err != nil {
-		return nil, err
+	for {
+		if err := os.MkdirAll(runDir, 0o755); err != nil {
+			return nil, err
+		}
+		f, err := os.Open(runDir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // just removed
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("cannot lock %s: %w", runDir, err)
+		}
+		locked, err1 := f.Stat()
+		present, err2 := os.Stat(runDir)
+		if err1 == nil && err2 == nil && os.SameFile(locked, present) {
+			return func() { _ = os.Remove(runDir); _ = f.Close() }, nil
+		}
+		_ = f.Close() // it was removed while we waited for the lock
 	}
-	f, err := lockFile(runDir, syscall.LOCK_EX)
-	if err != nil {
-		return nil, err
-	}
-	return func() { _ = f.Close() }, nil
 }
 
-// lockFile opens path, a directory or a file that is made when missing, and locks it (flock(2)) until the file is closed.
+// lockFile opens path, which is made when missing, and locks it (flock(2)) until the file is closed.
 func lockFile(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
-	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -175,7 +175,9 @@ func (h *Host) remove() error {
 		<-h.exited
 	}
 	errs = append(errs, removeCgroup(h.cgroup), os.RemoveAll(h.dir), h.lock.Close())
-	_ = os.Remove(runDir) // when this was the last host
+	if unlock, err := lockRunDir(); err == nil {
+		unlock() // removes it when this was the last host
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("cannot remove host %s: %w", h.name, err)
 	}

@@ -81,7 +81,7 @@ func (h *Host) Start(ctx context.Context, c Command) (*Process, error) {
 		return nil, errors.New("cannot start a command in a host: it is empty")
 	}
 	p := &Process{h: h, unit: fmt.Sprintf("magikhost-run-%d-%d.service", syscall.Getpid(), commands.Add(1))}
-	args := []string{"systemd-run", "--quiet", "--wait", "--collect", "--service-type=exec", "--unit=" + p.unit, "--pipe"}
+	args := []string{"systemd-run", "--quiet", "--wait", "--collect", "--service-type=exec", "--unit=" + p.unit, "--description=command of a test", "--pipe"}
 	if c.TTY {
 		args[len(args)-1] = "--pty"
 	}
