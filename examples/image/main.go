@@ -24,10 +24,16 @@ const usage = `usage: web serve ADDRESS DIRECTORY   serve files over HTTP until 
        web env                       print the environment
 `
 
+var errUsage = errors.New("wrong arguments")
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	switch err := run(ctx, os.Args[1:]); {
+	case errors.Is(err, errUsage):
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "web:", err)
 		os.Exit(1)
 	}
@@ -35,7 +41,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New(usage)
+		return errUsage
 	}
 	verb, args := args[0], args[1:]
 	switch {
@@ -56,7 +62,7 @@ func run(ctx context.Context, args []string) error {
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 		return nil
 	}
-	return errors.New(usage)
+	return errUsage
 }
 
 func serve(ctx context.Context, address, dir string) error {
