@@ -1,0 +1,76 @@
+# What a person or .ci/run does with this tree. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+DESTDIR ?=
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+PROGRAMS := magikpodctl magikpodd magikagent
+INSTALLED := $(CURDIR)/.cache/install
+# One run of go test works on this many packages at once.
+JOBS ?= 2
+
+export CGO_ENABLED = 0
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that building and testing need (nothing when they are there)
+	scripts/deps
+
+build: ## build the programs into bin/
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(PROGRAMS:%=./cmd/%)
+
+install: build ## lay everything out below DESTDIR, as the packages do
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' scripts/install
+
+test: deps ## run every test: units, race, end to end on both Debian releases
+	.ci/run
+
+unit: ## run the tests that need nothing but Go and root
+	$(GO) test -p $(JOBS) ./...
+
+race: ## run the tests of concurrent packages under the race detector (needs gcc)
+	scripts/race-packages | CGO_ENABLED=1 xargs --no-run-if-empty $(GO) test -race -p $(JOBS)
+
+lint: ## gofmt, go vet, staticcheck, go.mod
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed: $$out" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+
+fuzz: ## run each fuzz target for FUZZTIME (default 20s)
+	scripts/fuzz $(or $(FUZZTIME),20s)
+
+staged: ## what make install makes, in .cache/install
+	@rm -rf $(INSTALLED)
+	@$(MAKE) --no-print-directory install DESTDIR=$(INSTALLED) PREFIX=/usr SYSCONFDIR=/etc
+
+e2e: deps staged ## end-to-end tests on the machine's own root file system
+	MAGIKPOD_E2E=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
+
+e2e-trixie: deps staged root-trixie ## end-to-end tests on Debian 13
+	MAGIKPOD_E2E=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
+
+bench: deps staged root-trixie ## measure against podman, on a Debian 13 host
+	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench/...
+
+demo: deps ## show it all, on this machine or on a disposable host
+	scripts/demo
+
+shell: deps staged ## open a shell on a disposable host with magikpod installed
+	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
+
+root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
+	$(GO) run ./tests/host/magikhost root trixie
+
+clean: ## remove what the other targets have made
+	rm -rf bin .cache
+
+.PHONY: help deps build install test unit race lint fuzz staged e2e e2e-trixie bench demo shell root-trixie clean

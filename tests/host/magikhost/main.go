@@ -1,0 +1,145 @@
+// Command magikhost boots disposable systemd hosts for people and scripts: see package host.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/magikrun/magikpod/tests/host"
+)
+
+const usage = `usage: magikhost COMMAND [FLAGS] [ARGS]
+
+  run [FLAGS] -- COMMAND...  boot a host, run COMMAND in it, throw the host away; the exit status is COMMAND's
+  shell [FLAGS]              boot a host and open a shell in it
+  boot [FLAGS]               boot a host, print its PID, keep it until interrupted
+  root trixie                build the Debian 13 root unless it is in the cache; print its directory
+  gc                         remove what is left of hosts whose owners have died
+
+FLAGS of run, shell and boot:
+`
+
+// options are the flags of run, shell and boot.
+type options struct {
+	host.Options
+	journal bool
+	env     list
+	dir     string
+}
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	code, err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "magikhost:", err)
+	}
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string) (int, error) {
+	var opts options
+	flags := flag.NewFlagSet("magikhost", flag.ContinueOnError)
+	flags.StringVar(&opts.Root, "root", os.Getenv(host.EnvRoot), "root file system: a directory, or trixie; empty for the machine's own")
+	flags.StringVar(&opts.Install, "install", os.Getenv(host.EnvInstall), "directory filled by make install DESTDIR=")
+	flags.Var((*list)(&opts.Binds), "bind", "mount SOURCE[:DESTINATION] in the host, writable (may be repeated)")
+	flags.Var(&opts.env, "env", "KEY=VALUE for the command (may be repeated)")
+	flags.StringVar(&opts.dir, "dir", "", "working directory of the command in the host")
+	flags.BoolVar(&opts.journal, "journal", false, "print the host's journal to standard error in the end")
+	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
+	if len(args) == 0 {
+		flags.Usage()
+		return 2, nil
+	}
+	if err := flags.Parse(args[1:]); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0, nil
+		}
+		return 2, nil // the flag package has said what is wrong
+	}
+	switch verb, rest := args[0], flags.Args(); {
+	case verb == "run" && len(rest) > 0:
+		return inHost(ctx, opts, func(h *host.Host) (int, error) { return command(ctx, h, opts, rest, false) })
+	case verb == "shell" && len(rest) == 0:
+		return inHost(ctx, opts, func(h *host.Host) (int, error) {
+			return command(ctx, h, opts, []string{"/bin/bash", "-i"}, true)
+		})
+	case verb == "boot" && len(rest) == 0:
+		return inHost(ctx, opts, func(h *host.Host) (int, error) { return keep(ctx, h) })
+	case verb == "root" && len(rest) == 1 && rest[0] == "trixie":
+		dir, err := host.BuildTrixie(ctx)
+		if err != nil {
+			return 1, err
+		}
+		fmt.Println(dir)
+		return 0, nil
+	case verb == "gc" && len(rest) == 0:
+		return status(host.Sweep())
+	case verb == "help" || verb == "-h" || verb == "--help":
+		flags.Usage()
+		return 0, nil
+	}
+	flags.Usage()
+	return 2, nil
+}
+
+// inHost calls do with a host that it boots and throws away.
+func inHost(ctx context.Context, opts options, do func(*host.Host) (int, error)) (int, error) {
+	var err error
+	if opts.Root, err = host.FindRoot(opts.Root); err != nil {
+		return 1, err
+	}
+	h, err := host.Boot(ctx, opts.Options)
+	if err != nil {
+		return 1, err
+	}
+	code, err := do(h)
+	if opts.journal {
+		text, jerr := h.Journal(context.WithoutCancel(ctx))
+		fmt.Fprint(os.Stderr, text)
+		err = errors.Join(err, jerr)
+	}
+	if err = errors.Join(err, h.Close()); err != nil && code == 0 {
+		code = 1
+	}
+	return code, err
+}
+
+func command(ctx context.Context, h *host.Host, opts options, argv []string, tty bool) (int, error) {
+	p, err := h.Start(ctx, host.Command{
+		Argv: argv, Env: opts.env, Dir: opts.dir, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, TTY: tty,
+	})
+	if err != nil {
+		return 1, err
+	}
+	return p.Wait()
+}
+
+func keep(ctx context.Context, h *host.Host) (int, error) {
+	fmt.Println(h.PID())
+	fmt.Fprintf(os.Stderr, "%s runs; enter it with: nsenter -t %d -m -p -n -i -u -C\n", h.Name(), h.PID())
+	select {
+	case <-ctx.Done():
+	case <-h.Done():
+	}
+	return 0, nil
+}
+
+func status(err error) (int, error) {
+	if err != nil {
+		return 1, err
+	}
+	return 0, nil
+}

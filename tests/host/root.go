@@ -1,0 +1,115 @@
+package host
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"syscall"
+)
+
+// trixiePackages are what the Debian 13 root has beyond mmdebstrap's minbase: what magikpod needs, podman for the benchmarks, and tools that tests use.
+var trixiePackages = []string{
+	"systemd", "systemd-sysv", "dbus", "polkitd", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static", "netcat-openbsd",
+	"podman", "catatonit", "netavark", "aardvark-dns", "passt", "systemd-container",
+}
+
+// trixieSetup is the script that finishes the root; $1 is its directory.
+//
+//go:embed trixie-setup.sh
+var trixieSetup string
+
+// FindRoot returns the directory of the named root: "" for the machine's own, the cached one for "trixie", else the name itself, a directory.
+func FindRoot(name string) (string, error) {
+	if name != "trixie" {
+		return name, nil
+	}
+	dir, err := trixieDir()
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return "", errors.New("the Debian 13 root has not been built (try: make root-trixie)")
+	}
+	return dir, nil
+}
+
+// BuildTrixie makes the Debian 13 root in the cache unless it is there, and returns its directory. What it is made from is part of its name, so
+// that a change builds a new one; older ones are removed. Its text goes to standard error.
+func BuildTrixie(ctx context.Context) (string, error) {
+	dir, err := trixieDir()
+	if err != nil {
+		return "", err
+	}
+	cache := filepath.Dir(dir)
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := lockFile(filepath.Join(cache, "trixie.lock"), syscall.LOCK_EX)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	stale, err := filepath.Glob(filepath.Join(cache, "trixie-*"))
+	if err != nil {
+		return "", err
+	}
+	for _, old := range stale { // also what an interrupted build has left
+		if err := os.RemoveAll(old); err != nil {
+			return "", err
+		}
+	}
+	building := dir + ".building"
+	// mmdebstrap mounts /proc and others in the root it builds: in namespaces of its own they go with it, however it ends, and are never in
+	// the way of RemoveAll here. It hands its root to a hook as $1. A rename makes the finished root appear at once.
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(trixiePackages, ","),
+		"--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--customize-hook="+trixieSetup, "trixie", building)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	goruntime.LockOSThread() // for Pdeathsig
+	defer goruntime.UnlockOSThread()
+	if err := cmd.Run(); err != nil {
+		return "", errors.Join(fmt.Errorf("cannot build the Debian 13 root with mmdebstrap: %w", err), os.RemoveAll(building))
+	}
+	return dir, os.Rename(building, dir)
+}
+
+// trixieDir is where the Debian 13 root is or will be: .cache of the source tree.
+func trixieDir() (string, error) {
+	top, err := sourceTree()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(strings.Join(trixiePackages, " ") + "\x00" + trixieSetup))
+	return filepath.Join(top, ".cache", "trixie-"+hex.EncodeToString(sum[:6])), nil
+}
+
+// sourceTree is the directory of go.mod, at or above the working directory.
+func sourceTree() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("cannot find the source tree: no go.mod at or above the working directory")
+		}
+		dir = parent
+	}
+}

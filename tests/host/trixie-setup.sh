@@ -1,0 +1,10 @@
+set -eu
+# podman: a pids limit cannot be set where the machine has no pids controller for the host.
+mkdir -p "$1/etc/containers"
+cat > "$1/etc/containers/containers.conf" <<'CONF'
+[containers]
+pids_limit = 0
+CONF
+# Nothing of Debian's own upkeep runs on a test host.
+rm -rf "$1/var/cache/apt/archives" "$1/var/lib/apt/lists"
+mkdir -p "$1/var/cache/apt/archives/partial" "$1/var/lib/apt/lists/partial"
