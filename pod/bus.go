@@ -1,0 +1,77 @@
+package pod
+
+import (
+	"time"
+)
+
+// More values that cross from the daemon to the D-Bus server.
+
+// StopOptions say how a pod is stopped, restarted or deleted.
+type StopOptions struct {
+	Grace *time.Duration // replaces terminationGracePeriodSeconds; nil keeps the manifest's
+	Force bool           // SIGKILL at once; a delete goes on although a step of it fails
+}
+
+// PullOptions are the options of PullImage.
+type PullOptions struct {
+	Always bool // ask the registry even when the image is present
+}
+
+// ImageSummary is one row of a list of images.
+type ImageSummary struct {
+	ID         string    `json:"id"`         // sha256:... of the config
+	References []string  `json:"references"` // every name it has; may be empty
+	Digest     string    `json:"digest,omitempty"`
+	Size       int64     `json:"size"` // of all layers, bytes
+	Created    time.Time `json:"created,omitzero"`
+	Pods       int       `json:"pods"` // how many pods use it
+}
+
+// Stats are the resources that a pod uses now, read from its cgroup.
+type Stats struct {
+	Time       time.Time              `json:"time"`
+	Pod        ResourceUse            `json:"pod"`
+	Containers map[string]ResourceUse `json:"containers"`
+}
+
+// ResourceUse is what one cgroup uses.
+type ResourceUse struct {
+	CPUNanos         uint64 `json:"cpuNanos"` // CPU time used so far
+	MemoryBytes      uint64 `json:"memoryBytes"`
+	MemoryLimitBytes uint64 `json:"memoryLimitBytes,omitempty"` // 0: none
+	Processes        uint64 `json:"processes"`
+}
+
+// Problem is one thing that is wrong with a manifest, or that will be ignored.
+type Problem struct {
+	Severity string `json:"severity"` // error or warning
+	Path     string `json:"path"`     // of the field, after the document's NAMESPACE/NAME where there are several documents
+	Message  string `json:"message"`
+}
+
+// NoticeKind is what a [Notice] tells.
+type NoticeKind int
+
+// The kinds of notice.
+const (
+	// NoticePodNew: the pod Ref was admitted.
+	NoticePodNew NoticeKind = iota + 1
+	// NoticePodChanged: something of its detail changed; who wants to know reads it.
+	NoticePodChanged
+	// NoticePodRemoved: the pod is gone. Ref is all that is left.
+	NoticePodRemoved
+	// NoticeJobNew, NoticeJobChanged and NoticeJobRemoved carry Job. A removed job's State is its result; nothing about it follows.
+	NoticeJobNew
+	NoticeJobChanged
+	NoticeJobRemoved
+	// NoticeEvent carries Event.
+	NoticeEvent
+)
+
+// Notice tells of one change. It is a value that nobody modifies after it was handed out.
+type Notice struct {
+	Kind  NoticeKind
+	Ref   Ref
+	Job   JobInfo
+	Event Event
+}
