@@ -36,6 +36,11 @@ test: deps ## run every test: units, race, end to end on both Debian releases
 unit: ## run the tests that need nothing but Go and root
 	$(GO) test -p $(JOBS) ./...
 
+host-test: deps ## run the tests of PKG=./units (or others) on a disposable host, as systemd's children
+	@mkdir -p .cache
+	$(GO) build -o .cache/magikhost ./tests/host/magikhost
+	$(GO) test -count=1 -p 1 -exec '$(CURDIR)/.cache/magikhost run --here --' $(TESTFLAGS) $(PKG)
+
 race: ## run the tests of concurrent packages under the race detector (needs gcc)
 	scripts/race-packages | CGO_ENABLED=1 xargs --no-run-if-empty $(GO) test -race -p $(JOBS)
 
@@ -73,4 +78,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install test unit race lint fuzz staged e2e e2e-trixie bench demo shell root-trixie clean
+.PHONY: help deps build install test unit host-test race lint fuzz staged e2e e2e-trixie bench demo shell root-trixie clean

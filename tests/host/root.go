@@ -88,7 +88,7 @@ func BuildTrixie(ctx context.Context) (string, error) {
 
 // trixieDir is where the Debian 13 root is or will be: .cache of the source tree.
 func trixieDir() (string, error) {
-	top, err := sourceTree()
+	top, err := SourceTree()
 	if err != nil {
 		return "", err
 	}
@@ -96,8 +96,8 @@ func trixieDir() (string, error) {
 	return filepath.Join(top, ".cache", "trixie-"+hex.EncodeToString(sum[:6])), nil
 }
 
-// sourceTree is the directory of go.mod, at or above the working directory.
-func sourceTree() (string, error) {
+// SourceTree is the directory of go.mod, at or above the working directory.
+func SourceTree() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err

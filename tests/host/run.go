@@ -36,6 +36,7 @@ type Command struct {
 // Process is a running command.
 type Process struct {
 	h    *Host
+	ctx  context.Context // of Start
 	unit string
 	cmd  *exec.Cmd
 }
@@ -80,7 +81,7 @@ func (h *Host) Start(ctx context.Context, c Command) (*Process, error) {
 	if len(c.Argv) == 0 {
 		return nil, errors.New("cannot start a command in a host: it is empty")
 	}
-	p := &Process{h: h, unit: fmt.Sprintf("magikhost-run-%d-%d.service", syscall.Getpid(), commands.Add(1))}
+	p := &Process{h: h, ctx: ctx, unit: fmt.Sprintf("magikhost-run-%d-%d.service", syscall.Getpid(), commands.Add(1))}
 	args := []string{"systemd-run", "--quiet", "--wait", "--collect", "--service-type=exec", "--unit=" + p.unit, "--description=command of a test", "--pipe"}
 	if c.TTY {
 		args[len(args)-1] = "--pty"
@@ -114,9 +115,12 @@ func (h *Host) Start(ctx context.Context, c Command) (*Process, error) {
 // Unit is the name of the unit in the host that the command runs in.
 func (p *Process) Unit() string { return p.unit }
 
-// Wait waits for the command and returns its exit status.
+// Wait waits for the command and returns its exit status; an error when the context ended it.
 func (p *Process) Wait() (int, error) {
 	err := p.cmd.Wait()
+	if err != nil && p.ctx.Err() != nil {
+		return -1, fmt.Errorf("cannot finish a command in host %s: %w", p.h.name, context.Cause(p.ctx))
+	}
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		return exit.ExitCode(), nil
 	}

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/magikrun/magikpod/tests/host"
 )
@@ -29,6 +32,7 @@ FLAGS of run, shell and boot:
 type options struct {
 	host.Options
 	journal bool
+	here    bool
 	env     list
 	dir     string
 }
@@ -57,6 +61,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.Var((*list)(&opts.Binds), "bind", "mount SOURCE[:DESTINATION] in the host, writable (may be repeated)")
 	flags.Var(&opts.env, "env", "KEY=VALUE for the command (may be repeated)")
 	flags.StringVar(&opts.dir, "dir", "", "working directory of the command in the host")
+	flags.BoolVar(&opts.here, "here", false, "run: mount the source tree and COMMAND's directory at their places, keep working directory and environment;\nfor go test -exec 'magikhost run --here --'")
 	flags.BoolVar(&opts.journal, "journal", false, "print the host's journal to standard error in the end")
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
 	if len(args) == 0 {
@@ -71,6 +76,11 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	switch verb, rest := args[0], flags.Args(); {
 	case verb == "run" && len(rest) > 0:
+		if opts.here {
+			if err := opts.bindHere(rest[0]); err != nil {
+				return 1, err
+			}
+		}
 		return inHost(ctx, opts, func(h *host.Host) (int, error) { return command(ctx, h, opts, rest, false) })
 	case verb == "shell" && len(rest) == 0:
 		return inHost(ctx, opts, func(h *host.Host) (int, error) {
@@ -93,6 +103,31 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	flags.Usage()
 	return 2, nil
+}
+
+// bindHere makes the command find in the host what it would find here.
+func (o *options) bindHere(program string) error {
+	tree, err := host.SourceTree()
+	if err != nil {
+		return err
+	}
+	o.Binds = append(o.Binds, tree)
+	if dir := filepath.Dir(program); filepath.IsAbs(program) && !strings.HasPrefix(dir, tree+"/") {
+		o.Binds = append(o.Binds, dir)
+	}
+	if o.dir == "" {
+		if o.dir, err = os.Getwd(); err != nil {
+			return err
+		}
+	}
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		// What systemd has told this process about itself; and systemd refuses control characters in the environment.
+		return slices.Contains([]string{"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM", "INVOCATION_ID", "WATCHDOG_USEC"}, name) ||
+			strings.ContainsFunc(kv, unicode.IsControl)
+	})
+	o.env = append(env, o.env...)
+	return nil
 }
 
 // inHost calls do with a host that it boots and throws away.
