@@ -60,6 +60,7 @@ var forbidden = map[string]map[string]string{
 
 type listed struct {
 	ImportPath string
+	Name       string
 	Dir        string
 	GoFiles    []string
 	Imports    []string
@@ -67,7 +68,7 @@ type listed struct {
 
 func list(t *testing.T) []listed {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports", "./...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Dir,GoFiles,Imports", "./...")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.Output()
@@ -139,21 +140,28 @@ func TestPodHasNoClock(t *testing.T) {
 	}
 }
 
-// TestPackageDocs: each package says in one doc.go (commands: main.go) what belongs to it.
+// TestPackageDocs: each package says once what belongs to it.
 func TestPackageDocs(t *testing.T) {
 	for _, p := range list(t) {
 		if len(p.GoFiles) == 0 {
 			continue
 		}
-		name := filepath.Base(p.ImportPath)
-		want := "// Package " + name + " "
-		file := "doc.go"
-		if strings.Contains(p.ImportPath, "/cmd/") || strings.HasPrefix(strings.TrimPrefix(p.ImportPath, module), "tests/") || strings.HasPrefix(strings.TrimPrefix(p.ImportPath, module), "examples/") {
-			continue
+		want := "// Package " + filepath.Base(p.ImportPath) + " "
+		if p.Name == "main" {
+			want = "// Command "
 		}
-		src, err := os.ReadFile(filepath.Join(p.Dir, file))
-		if err != nil || !strings.HasPrefix(string(src), want) {
-			t.Errorf("%s: %s must begin with %q", p.ImportPath, file, want)
+		found := 0
+		for _, file := range p.GoFiles {
+			src, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(string(src), want) || strings.Contains(string(src), "\n"+want) {
+				found++
+			}
+		}
+		if found != 1 {
+			t.Errorf("%s: %d of its files begin a package comment with %q, want one", p.ImportPath, found, want)
 		}
 	}
 }

@@ -1,0 +1,439 @@
+package dbus
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// Client calls magikpodd. Its errors carry the [pod.Kind] that the daemon gave them; Unavailable: there is no bus or no daemon.
+type Client struct {
+	conn    *godbus.Conn
+	signals chan *godbus.Signal
+
+	mu     sync.Mutex
+	jobs   map[godbus.ObjectPath]*jobState
+	notify func(Signal)
+	done   chan struct{}
+}
+
+// jobState is what signals told of a job.
+type jobState struct {
+	info    pod.JobInfo
+	exit    int
+	changed chan struct{} // size 1
+	ended   bool
+}
+
+// Signal is a signal of the manager or of a pod or job, as it came.
+type Signal struct {
+	Path godbus.ObjectPath
+	Name string // of the signal, without its interface
+	Body []any
+}
+
+// Dial connects to the bus at address; "": the system bus.
+func Dial(address string) (*Client, error) {
+	conn, err := connect(address, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{conn: conn, signals: make(chan *godbus.Signal, 16), jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{})}
+	conn.Signal(c.signals)
+	go c.read()
+	return c, nil
+}
+
+// Close ends the connection, and with it every process that Exec started.
+func (c *Client) Close() {
+	_ = c.conn.Close()
+	<-c.done
+}
+
+// Lost is closed when the connection is gone.
+func (c *Client) Lost() <-chan struct{} { return c.conn.Context().Done() }
+
+// read takes in signals until the connection ends. It runs from before the first call on, so that the end of a job that ends at once is not missed.
+func (c *Client) read() {
+	defer close(c.done)
+	for s := range c.signals {
+		_, name, _ := cutLast(s.Name, ".")
+		switch name {
+		case "PropertiesChanged":
+			if len(s.Body) == 3 && strings.HasPrefix(string(s.Path), jobPrefix) {
+				if props, ok := s.Body[1].(map[string]godbus.Variant); ok {
+					c.update(s.Path, props, false)
+				}
+			}
+		case "JobRemoved":
+			if len(s.Body) == 2 {
+				if path, ok := s.Body[0].(godbus.ObjectPath); ok {
+					result, _ := s.Body[1].(string)
+					c.update(path, properties{"State": godbus.MakeVariant(result)}, true)
+				}
+			}
+		}
+		c.mu.Lock()
+		notify := c.notify
+		c.mu.Unlock()
+		if notify != nil {
+			notify(Signal{Path: s.Path, Name: name, Body: s.Body})
+		}
+	}
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return "", s, false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+// state returns what is known of a job; c.mu is held.
+func (c *Client) state(path godbus.ObjectPath) *jobState {
+	j := c.jobs[path]
+	if j == nil {
+		id, _ := jobOfPath(path)
+		j = &jobState{info: pod.JobInfo{ID: id}, exit: -1, changed: make(chan struct{}, 1)}
+		c.jobs[path] = j
+	}
+	return j
+}
+
+func (c *Client) update(path godbus.ObjectPath, p properties, ended bool) {
+	c.mu.Lock()
+	j := c.state(path)
+	text, name := "", ""
+	str := func(key string, to *string) {
+		if v, ok := p[key].Value().(string); ok {
+			*to = v
+		}
+	}
+	str("Kind", &j.info.Kind)
+	str("Progress", &j.info.Progress)
+	str("State", &j.info.State)
+	str("ErrorMessage", &text)
+	str("ErrorName", &name)
+	if name != "" {
+		j.info.Err = fromName(name, text)
+	}
+	if v, ok := p["Fraction"].Value().(float64); ok {
+		j.info.Fraction = v
+	}
+	if v, ok := p["Output"].Value().([]string); ok {
+		j.info.Output = v
+	}
+	if v, ok := p["ExitStatus"].Value().(int32); ok {
+		j.exit = int(v)
+	}
+	j.ended = j.ended || ended
+	c.mu.Unlock()
+	select {
+	case j.changed <- struct{}{}:
+	default:
+	}
+}
+
+// OnSignal sets the function that is called for each signal, in order. It must not block for long; Subscribe makes them come.
+func (c *Client) OnSignal(notify func(Signal)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.notify = notify
+}
+
+// call calls a method. The user may be asked for a password by polkit's agent.
+func (c *Client) call(ctx context.Context, path godbus.ObjectPath, method string, args []any, results ...any) error {
+	call := c.conn.Object(BusName, path).CallWithContext(ctx, method, godbus.FlagAllowInteractiveAuthorization, args...)
+	if call.Err != nil {
+		return fromBus(call.Err)
+	}
+	if err := call.Store(results...); err != nil {
+		return pod.Errorf(pod.Internal, "cannot read the answer of magikpodd to %s: %w", method, err)
+	}
+	return nil
+}
+
+func (c *Client) manager(ctx context.Context, method string, args []any, results ...any) error {
+	return c.call(ctx, ManagerPath, ManagerInterface+"."+method, args, results...)
+}
+
+func (c *Client) pod(ctx context.Context, path godbus.ObjectPath, method string, args []any, results ...any) error {
+	return c.call(ctx, path, PodInterface+"."+method, args, results...)
+}
+
+// Wait waits for the end of a job and calls progress, unless it is nil, for each change. The job's own error is returned as err, beside what is
+// known of the job. The end of ctx leaves the job alone.
+func (c *Client) Wait(ctx context.Context, job godbus.ObjectPath, progress func(pod.JobInfo)) (pod.JobInfo, error) {
+	info, _, err := c.wait(ctx, job, progress)
+	return info, err
+}
+
+func (c *Client) wait(ctx context.Context, job godbus.ObjectPath, progress func(pod.JobInfo)) (pod.JobInfo, int, error) {
+	ticker := time.NewTicker(daemonCheck)
+	defer ticker.Stop()
+	for {
+		c.mu.Lock()
+		j := c.state(job)
+		info, exit, ended := j.info, j.exit, j.ended
+		if ended {
+			delete(c.jobs, job)
+		}
+		c.mu.Unlock()
+		if ended {
+			if info.Err == nil && info.State != string(pod.JobDone) {
+				info.Err = pod.Errorf(pod.Unavailable, "the job ended: %s", info.State)
+			}
+			return info, exit, info.Err
+		}
+		if progress != nil {
+			progress(info)
+		}
+		select {
+		case <-j.changed:
+		case <-ctx.Done():
+			return info, exit, context.Cause(ctx)
+		case <-c.Lost():
+			return info, exit, pod.Errorf(pod.Unavailable, "cannot follow the job: the connection to magikpodd was lost")
+		case <-ticker.C:
+			err := c.check(ctx, job)
+			c.mu.Lock()
+			ended := j.ended // the signal may have come meanwhile
+			c.mu.Unlock()
+			if kind := pod.KindOf(err); !ended && (kind == pod.Unavailable || kind == pod.NotFound) {
+				return info, exit, pod.Errorf(pod.Unavailable, "cannot follow the job: magikpodd has ended or was started anew")
+			}
+		}
+	}
+}
+
+// daemonCheck is how often a waiting client looks whether the daemon is still there: no signal tells that it died.
+const daemonCheck = 2 * time.Second
+
+// check asks the daemon for the job, in case its signals were lost with an earlier daemon. NotFound, Unavailable: nobody will tell its end.
+func (c *Client) check(ctx context.Context, job godbus.ObjectPath) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var props properties
+	err := c.conn.Object(BusName, job).CallWithContext(ctx, propertiesInterface+".GetAll", godbus.FlagNoAutoStart, JobInterface).Store(&props)
+	if err != nil {
+		return fromBus(err)
+	}
+	if state, _ := props["State"].Value().(string); state != "running" {
+		c.update(job, props, true)
+	}
+	return nil
+}
+
+// Run runs (or, with o.NoStart, creates) the pods of the manifest and returns the job.
+func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (job godbus.ObjectPath, err error) {
+	if err := checkManifestSize(len(manifest)); err != nil {
+		return "", err
+	}
+	opts := properties{}
+	if o.Namespace != "" {
+		opts["namespace"] = godbus.MakeVariant(o.Namespace)
+	}
+	if o.Replace {
+		opts["replace"] = godbus.MakeVariant(true)
+	}
+	if o.Wait != "" {
+		opts["wait"] = godbus.MakeVariant(o.Wait)
+	}
+	if o.Timeout > 0 {
+		opts["timeout_usec"] = godbus.MakeVariant(uint64(o.Timeout.Microseconds()))
+	}
+	method := "RunPod"
+	if o.NoStart {
+		method = "CreatePod"
+	}
+	if strings.ContainsRune(string(manifest), 0) || busTextWhole(manifest) != string(manifest) {
+		return "", pod.Errorf(pod.Invalid, "cannot read the manifest: it is not UTF-8 text")
+	}
+	err = c.manager(ctx, method, []any{string(manifest), opts}, &job)
+	return job, err
+}
+
+// Pod returns the path of a pod.
+func (c *Client) Pod(ctx context.Context, namespace, name string) (path godbus.ObjectPath, err error) {
+	err = c.manager(ctx, "GetPod", []any{namespace, name}, &path)
+	return path, err
+}
+
+// List returns the pods of a namespace; "": of all.
+func (c *Client) List(ctx context.Context, namespace string) ([]pod.Summary, error) {
+	var rows []struct {
+		Path       godbus.ObjectPath
+		Properties properties
+	}
+	if err := c.manager(ctx, "DescribePods", []any{namespace}, &rows); err != nil {
+		return nil, err
+	}
+	list := make([]pod.Summary, len(rows))
+	for i, r := range rows {
+		list[i] = summaryOf(r.Properties)
+	}
+	return list, nil
+}
+
+// summaryOf is the inverse of [summaryProperties].
+func summaryOf(p properties) pod.Summary {
+	str := func(key string) string { s, _ := p[key].Value().(string); return s }
+	num := func(key string) int { n, _ := p[key].Value().(uint32); return int(n) }
+	ips, _ := p["PodIPs"].Value().([]string)
+	created, _ := p["CreatedUSec"].Value().(uint64)
+	return pod.Summary{
+		Ref:   pod.Ref{Namespace: str("Namespace"), Name: str("Name"), UID: types.UID(str("UID"))},
+		Phase: str("Phase"), State: str("State"), Class: str("RuntimeClass"), Ready: num("ReadyContainers"), Total: num("TotalContainers"),
+		Restarts: num("Restarts"), IPs: ips, Created: timeOf(created), Slice: str("Slice"),
+	}
+}
+
+// Summary returns the properties of one pod.
+func (c *Client) Summary(ctx context.Context, path godbus.ObjectPath) (pod.Summary, error) {
+	var p properties
+	if err := c.call(ctx, path, propertiesInterface+".GetAll", []any{PodInterface}, &p); err != nil {
+		return pod.Summary{}, err
+	}
+	return summaryOf(p), nil
+}
+
+// Manifest returns the v1.Pod with its status, as JSON.
+func (c *Client) Manifest(ctx context.Context, path godbus.ObjectPath) (text string, err error) {
+	err = c.pod(ctx, path, "GetManifest", nil, &text)
+	return text, err
+}
+
+// Events returns the newest events of a pod, oldest first.
+func (c *Client) Events(ctx context.Context, path godbus.ObjectPath) ([]pod.Event, error) {
+	var rows []struct {
+		USec                             uint64
+		Type, Reason, Container, Message string
+	}
+	if err := c.pod(ctx, path, "ListEvents", nil, &rows); err != nil {
+		return nil, err
+	}
+	events := make([]pod.Event, len(rows))
+	for i, r := range rows {
+		events[i] = pod.Event{Time: timeOf(r.USec), Type: r.Type, Reason: r.Reason, Container: r.Container, Message: r.Message}
+	}
+	return events, nil
+}
+
+// Start starts a stopped pod.
+func (c *Client) Start(ctx context.Context, path godbus.ObjectPath) (job godbus.ObjectPath, err error) {
+	err = c.pod(ctx, path, "Start", nil, &job)
+	return job, err
+}
+
+// Stop stops a pod. A nil grace keeps the manifest's.
+func (c *Client) Stop(ctx context.Context, path godbus.ObjectPath, grace *time.Duration) (job godbus.ObjectPath, err error) {
+	err = c.pod(ctx, path, "Stop", []any{graceArg(grace)}, &job)
+	return job, err
+}
+
+func graceArg(grace *time.Duration) uint64 {
+	if grace == nil {
+		return NoGrace
+	}
+	return uint64(max(grace.Microseconds(), 0))
+}
+
+// Restart stops a pod and starts it again.
+func (c *Client) Restart(ctx context.Context, path godbus.ObjectPath) (job godbus.ObjectPath, err error) {
+	err = c.pod(ctx, path, "Restart", nil, &job)
+	return job, err
+}
+
+// Delete deletes a pod.
+func (c *Client) Delete(ctx context.Context, path godbus.ObjectPath, o pod.StopOptions) (job godbus.ObjectPath, err error) {
+	err = c.pod(ctx, path, "DeleteWithGrace", []any{o.Force, graceArg(o.Grace)}, &job)
+	return job, err
+}
+
+// Kill sends a signal to a container, or to all when container is "".
+func (c *Client) Kill(ctx context.Context, path godbus.ObjectPath, container string, sig syscall.Signal) error {
+	return c.pod(ctx, path, "Kill", []any{container, int32(sig)})
+}
+
+// Logs returns a pipe of log lines; the caller closes it.
+func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOptions) (*os.File, error) {
+	opts := properties{
+		"follow": godbus.MakeVariant(o.Follow), "previous": godbus.MakeVariant(o.Previous), "timestamps": godbus.MakeVariant(o.Timestamps),
+		"tail": godbus.MakeVariant(int64(o.Tail)), "since_usec": godbus.MakeVariant(usec(o.Since)),
+	}
+	var fd godbus.UnixFD
+	if err := c.pod(ctx, path, "GetLogs", []any{o.Container, opts}, &fd); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "logs"), nil
+}
+
+// Exec runs a process in a container with p's files, which stay the caller's, and returns its exit status. resize tells new sizes of the terminal.
+func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
+	opts := properties{"tty": godbus.MakeVariant(p.TTY)}
+	if len(p.Env) > 0 {
+		opts["env"] = godbus.MakeVariant(p.Env)
+	}
+	if p.WorkingDir != "" {
+		opts["working_dir"] = godbus.MakeVariant(p.WorkingDir)
+	}
+	if p.User != "" {
+		opts["user"] = godbus.MakeVariant(p.User)
+	}
+	if p.TTY {
+		opts["rows"], opts["cols"] = godbus.MakeVariant(size.Rows), godbus.MakeVariant(size.Cols)
+	}
+	var job godbus.ObjectPath
+	fd := func(f *os.File) godbus.UnixFD { return godbus.UnixFD(f.Fd()) }
+	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(p.Stdin), fd(p.Stdout), fd(p.Stderr)}, &job); err != nil {
+		return 0, err
+	}
+	done := make(chan struct{})
+	defer close(done)
+	if p.Resize != nil {
+		go func() {
+			for {
+				select {
+				case s := <-p.Resize:
+					_ = c.call(ctx, job, JobInterface+".ResizeTerminal", []any{s.Rows, s.Cols})
+				case <-done:
+					return
+				}
+			}
+		}()
+	}
+	_, code, err = c.wait(ctx, job, nil)
+	return code, err
+}
+
+// Subscribe makes all signals come; see OnSignal.
+func (c *Client) Subscribe(ctx context.Context) error { return c.manager(ctx, "Subscribe", nil) }
+
+// Classes lists the runtime classes.
+func (c *Client) Classes(ctx context.Context) (list []pod.ClassInfo, err error) {
+	err = c.manager(ctx, "ListRuntimeClasses", nil, &list)
+	return list, err
+}
+
+// Info describes the daemon and its host.
+func (c *Client) Info(ctx context.Context) (info pod.HostInfo, err error) {
+	var text string
+	if err := c.manager(ctx, "GetHostInfo", nil, &text); err != nil {
+		return info, err
+	}
+	if err := json.Unmarshal([]byte(text), &info); err != nil {
+		return info, pod.Errorf(pod.Internal, "cannot read the answer of magikpodd: %w", err)
+	}
+	return info, nil
+}

@@ -1,0 +1,67 @@
+package dbus
+
+import (
+	"context"
+	"os"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// PullImage pulls an image and returns the job.
+func (c *Client) PullImage(ctx context.Context, ref string, o pod.PullOptions) (job godbus.ObjectPath, err error) {
+	err = c.manager(ctx, "PullImage", []any{ref, properties{"always": godbus.MakeVariant(o.Always)}}, &job)
+	return job, err
+}
+
+// LoadImage loads the images of an archive and returns their references; tag "" keeps the archive's own names.
+func (c *Client) LoadImage(ctx context.Context, archive *os.File, tag string) (refs []string, err error) {
+	method, args := "LoadImage", []any{godbus.UnixFD(archive.Fd())}
+	if tag != "" {
+		method, args = "LoadImageAs", append(args, tag)
+	}
+	err = c.manager(ctx, method, args, &refs)
+	return refs, err
+}
+
+// SaveImage writes images as one archive.
+func (c *Client) SaveImage(ctx context.Context, refs []string, archive *os.File) error {
+	return c.manager(ctx, "SaveImage", []any{refs, godbus.UnixFD(archive.Fd())})
+}
+
+// ListImages lists the images.
+func (c *Client) ListImages(ctx context.Context) ([]pod.ImageSummary, error) {
+	var rows []struct {
+		ID         string
+		References []string
+		Digest     string
+		Size       uint64
+		Created    int64
+		Pods       uint32
+	}
+	if err := c.manager(ctx, "ListImages", nil, &rows); err != nil {
+		return nil, err
+	}
+	list := make([]pod.ImageSummary, len(rows))
+	for i, r := range rows {
+		list[i] = pod.ImageSummary{ID: r.ID, References: r.References, Digest: r.Digest, Size: int64(r.Size), Created: timeOf(uint64(max(r.Created, 0))), Pods: int(r.Pods)}
+	}
+	return list, nil
+}
+
+// RemoveImage removes an image, or one name of it.
+func (c *Client) RemoveImage(ctx context.Context, ref string, force bool) error {
+	return c.manager(ctx, "RemoveImage", []any{ref, force})
+}
+
+// TagImage gives an image one more name.
+func (c *Client) TagImage(ctx context.Context, ref, newRef string) error {
+	return c.manager(ctx, "TagImage", []any{ref, newRef})
+}
+
+// InspectImage describes an image as JSON.
+func (c *Client) InspectImage(ctx context.Context, ref string) (text string, err error) {
+	err = c.manager(ctx, "InspectImage", []any{ref}, &text)
+	return text, err
+}

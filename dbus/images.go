@@ -1,0 +1,129 @@
+package dbus
+
+import (
+	"strings"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// checkReference refuses what no image can be called; the image package has the last word.
+func checkReference(ref string) error {
+	switch {
+	case ref == "":
+		return pod.Errorf(pod.Invalid, "cannot use the image reference: it is empty")
+	case len(ref) > maxReference:
+		return pod.Errorf(pod.Invalid, "cannot use the image reference: it has %d bytes, and %d are allowed", len(ref), maxReference)
+	case strings.ContainsAny(ref, " \t\r\n"):
+		return pod.Errorf(pod.Invalid, "cannot use the image reference %q: it has white space in it", ref)
+	}
+	return nil
+}
+
+func (c *call) pullImage() ([]any, error) {
+	var ref string
+	var opts map[string]godbus.Variant
+	if err := c.store(&ref, &opts); err != nil {
+		return nil, err
+	}
+	var o pod.PullOptions
+	if err := newOptions(opts).take("always", &o.Always).end(); err != nil {
+		return nil, err
+	}
+	if err := checkReference(ref); err != nil {
+		return nil, err
+	}
+	job, err := c.server.backend.PullImage(c.ctx, ref, o)
+	return c.job(job, err)
+}
+
+// loadImage serves LoadImage(h) and LoadImageAs(hs). It ends when the client leaves.
+func (c *call) loadImage() ([]any, error) {
+	tag := ""
+	if len(c.body) > 1 {
+		tag = c.body[1].(string)
+		if err := checkReference(tag); err != nil {
+			return nil, err
+		}
+	}
+	ctx, release, err := c.server.whileThere(c.ctx, c.sender)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	refs, err := c.server.backend.LoadImage(ctx, c.files[0], tag)
+	if err != nil {
+		return nil, err
+	}
+	return []any{notNil(refs)}, nil
+}
+
+func (c *call) saveImage() ([]any, error) {
+	refs := c.body[0].([]string)
+	if len(refs) == 0 {
+		return nil, pod.Errorf(pod.Invalid, "cannot save images: none is named")
+	}
+	for _, ref := range refs {
+		if err := checkReference(ref); err != nil {
+			return nil, err
+		}
+	}
+	ctx, release, err := c.server.whileThere(c.ctx, c.sender)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return nil, c.server.backend.SaveImage(ctx, refs, c.files[0])
+}
+
+func (c *call) listImages() ([]any, error) {
+	images, err := c.server.backend.ListImages(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	type row struct {
+		ID         string
+		References []string
+		Digest     string
+		Size       uint64
+		Created    int64
+		Pods       uint32
+	}
+	rows := []row{}
+	for _, i := range images {
+		rows = append(rows, row{i.ID, notNil(i.References), i.Digest, uint64(max(i.Size, 0)), int64(usec(i.Created)), uint32(max(i.Pods, 0))})
+	}
+	return []any{rows}, nil
+}
+
+func (c *call) removeImage() ([]any, error) {
+	ref, force := c.body[0].(string), c.body[1].(bool)
+	if err := checkReference(ref); err != nil {
+		return nil, err
+	}
+	return nil, c.server.backend.RemoveImage(c.ctx, ref, force)
+}
+
+func (c *call) tagImage() ([]any, error) {
+	ref, to := c.body[0].(string), c.body[1].(string)
+	if err := checkReference(ref); err != nil {
+		return nil, err
+	}
+	if err := checkReference(to); err != nil {
+		return nil, err
+	}
+	return nil, c.server.backend.TagImage(c.ctx, ref, to)
+}
+
+func (c *call) inspectImage() ([]any, error) {
+	ref := c.body[0].(string)
+	if err := checkReference(ref); err != nil {
+		return nil, err
+	}
+	text, err := c.server.backend.InspectImage(c.ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return []any{busTextWhole(text)}, nil
+}

@@ -1,0 +1,253 @@
+package dbus
+
+import (
+	"encoding/json"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// maxReference bounds the reference of an image, in bytes.
+const maxReference = 4096
+
+// managerMethods is org.magikpod1.Manager.
+var managerMethods = []method{
+	{name: "RunPod", in: "sa{sv}", out: "o", action: ActionManagePods, handle: func(c *call) ([]any, error) { return c.run(false) }},
+	{name: "CreatePod", in: "sa{sv}", out: "o", action: ActionManagePods, handle: func(c *call) ([]any, error) { return c.run(true) }},
+	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, handle: (*call).validate},
+	{name: "GetPod", in: "ss", out: "o", action: ActionRead, handle: (*call).getPod},
+	{name: "GetPodByPID", in: "u", out: "o", action: ActionRead, handle: (*call).getPodByPID},
+	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, handle: (*call).listPods},
+	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, handle: (*call).describePods},
+	{name: "ListJobs", out: "a(usso)", action: ActionRead, handle: (*call).listJobs},
+	{name: "PullImage", in: "sa{sv}", out: "o", action: ActionManageImages, handle: (*call).pullImage},
+	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, handle: (*call).loadImage},
+	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, handle: (*call).loadImage},
+	{name: "SaveImage", in: "ash", action: ActionManageImages, handle: (*call).saveImage},
+	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, handle: (*call).listImages},
+	{name: "RemoveImage", in: "sb", action: ActionManageImages, handle: (*call).removeImage},
+	{name: "TagImage", in: "ss", action: ActionManageImages, handle: (*call).tagImage},
+	{name: "InspectImage", in: "s", out: "s", action: ActionRead, handle: (*call).inspectImage},
+	{name: "ListRuntimeClasses", out: "a(sbs)", action: ActionRead, handle: (*call).listClasses},
+	{name: "GetHostInfo", out: "s", action: ActionRead, handle: (*call).hostInfo},
+	{name: "Subscribe", action: ActionRead, handle: (*call).subscribe},
+	{name: "Unsubscribe", handle: (*call).unsubscribe},
+}
+
+// objectManagerMethods is org.freedesktop.DBus.ObjectManager.
+var objectManagerMethods = []method{
+	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, handle: (*call).managedObjects},
+}
+
+func (c *call) run(noStart bool) ([]any, error) {
+	var manifest string
+	var opts map[string]godbus.Variant
+	if err := c.store(&manifest, &opts); err != nil {
+		return nil, err
+	}
+	if err := checkManifestSize(len(manifest)); err != nil {
+		return nil, err
+	}
+	o := pod.RunOptions{NoStart: noStart, Wait: "started"}
+	if noStart {
+		o.Wait = "none"
+	}
+	var timeout uint64
+	err := newOptions(opts).take("namespace", &o.Namespace).take("replace", &o.Replace).take("wait", &o.Wait).take("timeout_usec", &timeout).end()
+	if err != nil {
+		return nil, err
+	}
+	if o.Timeout, err = duration("timeout_usec", timeout); err != nil {
+		return nil, err
+	}
+	switch o.Wait {
+	case "none", "started", "ready", "completed":
+	default:
+		return nil, pod.Errorf(pod.Invalid, `cannot use option "wait": %q is none of none, started, ready, completed`, o.Wait)
+	}
+	if o.Namespace != "" {
+		if err := checkName("namespace", o.Namespace); err != nil {
+			return nil, err
+		}
+	}
+	job, err := c.server.backend.Run(c.ctx, []byte(manifest), o)
+	return c.job(job, err)
+}
+
+// job answers with the path of a job that the sender started.
+func (c *call) job(id uint32, err error) ([]any, error) {
+	if err != nil {
+		return nil, err
+	}
+	c.server.pump.setOwner(id, c.sender)
+	return []any{JobPath(id)}, nil
+}
+
+func checkManifestSize(size int) error {
+	if size > pod.MaxManifestBytes {
+		return pod.Errorf(pod.Invalid, "cannot read the manifest: it has %d bytes, and %d are allowed", size, pod.MaxManifestBytes)
+	}
+	return nil
+}
+
+// duration checks a number of microseconds from the bus; 0 stays 0.
+func duration(name string, usec uint64) (time.Duration, error) {
+	if usec > uint64((365 * 24 * time.Hour).Microseconds()) {
+		return 0, pod.Errorf(pod.Invalid, "cannot use option %q: %d is more than a year", name, usec)
+	}
+	return time.Duration(usec) * time.Microsecond, nil
+}
+
+// checkName refuses what can be no name of a pod, container or namespace, before it gets anywhere.
+func checkName(what, name string) error {
+	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
+		return pod.Errorf(pod.Invalid, "cannot use %s name %q: %s", what, name, problems[0])
+	}
+	return nil
+}
+
+func (c *call) validate() ([]any, error) {
+	manifest := c.body[0].(string)
+	if err := checkManifestSize(len(manifest)); err != nil {
+		return nil, err
+	}
+	type row struct{ Severity, Path, Message string }
+	rows := []row{}
+	for _, p := range c.server.backend.Validate([]byte(manifest)) {
+		rows = append(rows, row{p.Severity, busText(p.Path), busText(p.Message)})
+	}
+	return []any{rows}, nil
+}
+
+func (c *call) getPod() ([]any, error) {
+	var namespace, name string
+	if err := c.store(&namespace, &name); err != nil {
+		return nil, err
+	}
+	if namespace == "" {
+		namespace = pod.DefaultNamespace
+	}
+	if err := checkName("namespace", namespace); err != nil {
+		return nil, err
+	}
+	if err := checkName("pod", name); err != nil {
+		return nil, err
+	}
+	d, err := c.server.backend.Get(namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	return []any{PodPath(d.UID)}, nil
+}
+
+func (c *call) getPodByPID() ([]any, error) {
+	pid := c.body[0].(uint32)
+	if pid == 0 || pid > 1<<22 { // PID_MAX_LIMIT, proc(5)
+		return nil, pod.Errorf(pod.Invalid, "cannot find the pod of process %d: that is no process id", pid)
+	}
+	ref, err := c.server.backend.GetByPID(int(pid))
+	if err != nil {
+		return nil, err
+	}
+	return []any{PodPath(ref.UID)}, nil
+}
+
+func (c *call) listPods() ([]any, error) {
+	type row struct {
+		Namespace, Name, UID, State, Class string
+		Restarts                           uint32
+		Path                               godbus.ObjectPath
+	}
+	rows := []row{}
+	for _, p := range c.server.backend.List() {
+		rows = append(rows, row{p.Namespace, p.Name, string(p.UID), p.State, p.Class, uint32(p.Restarts), PodPath(p.UID)})
+	}
+	return []any{rows}, nil
+}
+
+func (c *call) describePods() ([]any, error) {
+	namespace := c.body[0].(string)
+	type row struct {
+		Path       godbus.ObjectPath
+		Properties properties
+	}
+	rows := []row{}
+	for _, p := range c.server.backend.List() {
+		if namespace == "" || p.Namespace == namespace {
+			rows = append(rows, row{PodPath(p.UID), summaryProperties(&p)})
+		}
+	}
+	return []any{rows}, nil
+}
+
+func (c *call) listJobs() ([]any, error) {
+	type row struct {
+		ID          uint32
+		Kind, State string
+		Path        godbus.ObjectPath
+	}
+	rows := []row{}
+	for _, j := range c.server.jobs() {
+		rows = append(rows, row{j.ID, j.Kind, j.State, JobPath(j.ID)})
+	}
+	return []any{rows}, nil
+}
+
+func (c *call) listClasses() ([]any, error) {
+	type row struct {
+		Name      string
+		Available bool
+		Reason    string
+	}
+	rows := []row{}
+	for _, class := range c.server.backend.Classes() {
+		rows = append(rows, row{class.Name, class.Available, busText(class.Reason)})
+	}
+	return []any{rows}, nil
+}
+
+func (c *call) hostInfo() ([]any, error) {
+	return jsonReply(c.server.backend.Info())
+}
+
+// jsonReply answers with v as JSON text.
+func jsonReply(v any) ([]any, error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot encode the answer: %w", err)
+	}
+	return []any{string(text)}, nil
+}
+
+func (c *call) subscribe() ([]any, error) {
+	_, err := c.server.hold(c.sender, true)
+	return nil, err
+}
+
+func (c *call) unsubscribe() ([]any, error) {
+	c.server.mu.Lock()
+	w := c.server.watches[c.sender]
+	c.server.mu.Unlock()
+	if w != nil {
+		c.server.release(c.sender, w, true)
+	}
+	return nil, nil
+}
+
+func (c *call) managedObjects() ([]any, error) {
+	all := make(map[godbus.ObjectPath]map[string]properties)
+	for _, summary := range c.server.backend.List() {
+		d, err := c.server.backend.GetByUID(summary.UID)
+		if err != nil {
+			continue // gone since
+		}
+		all[PodPath(d.UID)] = map[string]properties{PodInterface: podProperties(&d)}
+	}
+	for _, j := range c.server.jobs() {
+		all[JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j, nil)}
+	}
+	return []any{all}, nil
+}

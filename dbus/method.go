@@ -1,0 +1,239 @@
+package dbus
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// method is one row of an interface's table: the table is what is served, and a test holds the introspection XML to it.
+type method struct {
+	name    string
+	in, out string // D-Bus signatures
+	action  Action // "": needs none
+	handle  func(c *call) ([]any, error)
+}
+
+// call is one method call while it is being answered.
+type call struct {
+	ctx    context.Context // ends when the server closes, or earlier when the handler watches the sender
+	server *Server
+	method *method
+	path   godbus.ObjectPath
+	sender string
+	flags  godbus.Flags
+	body   []any
+	files  []*os.File // of the arguments of type h, in their order; closed when the call ends unless taken
+	sent   []*os.File // what the reply hands over
+	conn   *godbus.Conn
+	msg    *godbus.Message
+}
+
+// store copies the arguments into dest; the signature was checked before.
+func (c *call) store(dest ...any) error {
+	if err := godbus.Store(c.body, dest...); err != nil {
+		return pod.Errorf(pod.Invalid, "cannot read the arguments of %s: %w", c.method.name, err)
+	}
+	return nil
+}
+
+// take hands the files of the call over to the caller.
+func (c *call) take() []*os.File {
+	files := c.files
+	c.files = nil
+	return files
+}
+
+// boundMethod is a method of one object, as godbus calls it.
+type boundMethod struct {
+	server *Server
+	method *method
+	path   godbus.ObjectPath
+}
+
+// NumArguments and the three below are only asked by godbus's own argument decoder, which DecodeArguments replaces.
+func (m boundMethod) NumArguments() int     { return 0 }
+func (m boundMethod) NumReturns() int       { return 0 }
+func (m boundMethod) ArgumentValue(int) any { return nil }
+func (m boundMethod) ReturnValue(int) any   { return nil }
+
+// DecodeArguments checks the signature of the call and takes its file descriptors over.
+func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
+	files, err := takeFiles(body)
+	if err != nil {
+		return nil, toBus(err)
+	}
+	sig := ""
+	if v, ok := msg.Headers[godbus.FieldSignature]; ok {
+		sig = v.Value().(godbus.Signature).String()
+	}
+	if sig != m.method.in || len(files) != strings.Count(m.method.in, "h") {
+		closeAll(files)
+		return nil, toBus(pod.Errorf(pod.Invalid, "cannot call %s: its arguments are of type %q, not %q", m.method.name, m.method.in, sig))
+	}
+	return []any{&call{
+		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
+		sender: sender, flags: msg.Flags, body: body, files: files, conn: conn, msg: msg,
+	}}, nil
+}
+
+// Call authorises and answers one call.
+func (m boundMethod) Call(args ...any) (out []any, err error) {
+	c := args[0].(*call)
+	defer func() {
+		if p := recover(); p != nil {
+			m.server.log.Error("internal error in a bus method", "method", m.method.name, "panic", p, "stack", string(debug.Stack()))
+			err = pod.Errorf(pod.Internal, "cannot answer %s: internal error: %v", m.method.name, p)
+		}
+		closeAll(c.files)
+		if err == nil && len(c.sent) > 0 {
+			err = c.sendReply(out)
+		}
+		closeAll(c.sent)
+		if err != nil {
+			out, err = nil, toBus(err)
+		}
+	}()
+	done, err := m.server.enter(c.sender)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := c.authorise(m.method.action); err != nil {
+		return nil, err
+	}
+	return m.method.handle(c)
+}
+
+// sendReply answers by itself, so that the files of the reply can be closed once they were sent: godbus would send them later.
+func (c *call) sendReply(out []any) error {
+	if c.flags&godbus.FlagNoReplyExpected != 0 {
+		return nil
+	}
+	err := c.conn.Send(&godbus.Message{
+		Type:  godbus.TypeMethodReply,
+		Flags: godbus.FlagNoReplyExpected,
+		Headers: map[godbus.HeaderField]godbus.Variant{
+			godbus.FieldDestination: godbus.MakeVariant(c.sender),
+			godbus.FieldReplySerial: godbus.MakeVariant(c.msg.Serial()),
+			godbus.FieldSignature:   godbus.MakeVariant(godbus.SignatureOf(out...)),
+		},
+		Body: out,
+	}, nil).Err
+	if err != nil {
+		return pod.Errorf(pod.Unavailable, "cannot send the answer: %w", err)
+	}
+	c.msg.Flags |= godbus.FlagNoReplyExpected // godbus sends no second one
+	return nil
+}
+
+// authorise asks whether the sender may do the action; any doubt is a refusal.
+func (c *call) authorise(action Action) error {
+	if action == "" {
+		return nil
+	}
+	interactive := c.flags&godbus.FlagAllowInteractiveAuthorization != 0
+	if err := c.server.auth.Check(c.ctx, c.sender, action, interactive); err != nil {
+		return pod.Errorf(pod.Denied, "cannot do %s: %w", c.method.name, err)
+	}
+	return nil
+}
+
+// takeFiles makes files of the descriptors in body. A client may name one descriptor twice; then each file gets its own.
+func takeFiles(body []any) ([]*os.File, error) {
+	var files []*os.File
+	var fds []int
+	for _, v := range body {
+		fd, ok := v.(godbus.UnixFD)
+		if !ok {
+			continue
+		}
+		n := int(fd)
+		if slices.Contains(fds, n) {
+			dup, err := unix.FcntlInt(uintptr(n), syscall.F_DUPFD_CLOEXEC, 3)
+			if err != nil {
+				closeAll(files)
+				return nil, pod.Errorf(pod.Exhausted, "cannot take the file descriptors of the call: %w", err)
+			}
+			n = dup
+		}
+		fds = append(fds, n)
+		files = append(files, os.NewFile(uintptr(n), fmt.Sprintf("passed%d", len(files))))
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// options reads an a{sv} argument.
+type options struct {
+	left  map[string]godbus.Variant
+	known []string
+	err   error
+}
+
+func newOptions(m map[string]godbus.Variant) *options {
+	return &options{left: m}
+}
+
+// take stores the option name into dest when it is there; its type must be dest's.
+func (o *options) take(name string, dest any) *options {
+	o.known = append(o.known, name)
+	v, ok := o.left[name]
+	if !ok {
+		return o
+	}
+	delete(o.left, name)
+	want := godbus.SignatureOf(dereference(dest))
+	if v.Signature() != want && o.err == nil {
+		o.err = pod.Errorf(pod.Invalid, "cannot use option %q: it is of type %q, not %q", name, want, v.Signature())
+		return o
+	}
+	if err := v.Store(dest); err != nil && o.err == nil {
+		o.err = pod.Errorf(pod.Invalid, "cannot use option %q: %w", name, err)
+	}
+	return o
+}
+
+// end returns the first problem; an option that nobody took is one.
+func (o *options) end() error {
+	if o.err != nil {
+		return o.err
+	}
+	for name := range o.left {
+		slices.Sort(o.known)
+		return pod.Errorf(pod.Invalid, "cannot use option %q: there is none of that name (known: %s)", name, strings.Join(o.known, ", "))
+	}
+	return nil
+}
+
+func dereference(p any) any {
+	switch p := p.(type) {
+	case *string:
+		return *p
+	case *bool:
+		return *p
+	case *uint64:
+		return *p
+	case *int64:
+		return *p
+	case *uint16:
+		return *p
+	case *[]string:
+		return *p
+	}
+	panic(fmt.Sprintf("internal error: no option has the type %T", p))
+}

@@ -1,0 +1,189 @@
+package dbus
+
+import (
+	"encoding/json"
+	"syscall"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// podMethods is org.magikpod1.Pod.
+var podMethods = []method{
+	{name: "Start", out: "o", action: ActionManagePods, handle: (*call).start},
+	{name: "Stop", in: "t", out: "o", action: ActionManagePods, handle: (*call).stop},
+	{name: "Restart", out: "o", action: ActionManagePods, handle: (*call).restart},
+	{name: "Kill", in: "si", action: ActionManagePods, handle: (*call).kill},
+	{name: "Delete", in: "b", out: "o", action: ActionManagePods, handle: (*call).delete},
+	{name: "DeleteWithGrace", in: "bt", out: "o", action: ActionManagePods, handle: (*call).delete},
+	{name: "Exec", in: "sasa{sv}hhh", out: "o", action: ActionExec, handle: (*call).exec},
+	{name: "OpenTerminal", in: "sasa{sv}", out: "oh", action: ActionExec, handle: (*call).openTerminal},
+	{name: "GetLogs", in: "sa{sv}", out: "h", action: ActionReadLogs, handle: (*call).getLogs},
+	{name: "GetStats", out: "s", action: ActionRead, handle: (*call).getStats},
+	{name: "GetManifest", out: "s", action: ActionRead, handle: (*call).getManifest},
+	{name: "ListEvents", out: "a(tssss)", action: ActionRead, handle: (*call).listEvents},
+}
+
+// detail returns the pod that the call is for.
+func (c *call) detail() (pod.Detail, error) {
+	uid, _ := uidOfPath(c.path)
+	return c.server.backend.GetByUID(uid)
+}
+
+// ref names the pod that the call is for.
+func (c *call) ref() (pod.Ref, error) {
+	d, err := c.detail()
+	return d.Ref, err
+}
+
+func (c *call) start() ([]any, error) {
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	job, err := c.server.backend.Start(c.ctx, ref)
+	return c.job(job, err)
+}
+
+func (c *call) stop() ([]any, error) {
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	o := pod.StopOptions{}
+	if o.Grace, err = grace(c.body[0].(uint64)); err != nil {
+		return nil, err
+	}
+	job, err := c.server.backend.Stop(c.ctx, ref, o)
+	return c.job(job, err)
+}
+
+// grace reads a grace_usec argument.
+func grace(usec uint64) (*time.Duration, error) {
+	if usec == NoGrace {
+		return nil, nil
+	}
+	if usec > uint64(pod.MaxGracePeriod.Microseconds()) {
+		return nil, pod.Errorf(pod.Invalid, "cannot use the grace period: %d s are more than the %d s that are allowed", usec/1e6, int(pod.MaxGracePeriod.Seconds()))
+	}
+	return new(time.Duration(usec) * time.Microsecond), nil
+}
+
+func (c *call) restart() ([]any, error) {
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	job, err := c.server.backend.Restart(c.ctx, ref, pod.StopOptions{})
+	return c.job(job, err)
+}
+
+func (c *call) kill() ([]any, error) {
+	container, sig := c.body[0].(string), c.body[1].(int32)
+	if sig < 1 || sig > 64 { // signal(7): SIGRTMAX
+		return nil, pod.Errorf(pod.Invalid, "cannot send signal %d: signals are 1 to 64", sig)
+	}
+	if err := checkContainer(container); err != nil {
+		return nil, err
+	}
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	return nil, c.server.backend.Kill(c.ctx, ref, container, syscall.Signal(sig))
+}
+
+func checkContainer(name string) error {
+	if name == "" {
+		return nil
+	}
+	return checkName("container", name)
+}
+
+// delete serves Delete(b) and DeleteWithGrace(bt).
+func (c *call) delete() ([]any, error) {
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	o := pod.StopOptions{Force: c.body[0].(bool)}
+	if len(c.body) > 1 {
+		if o.Grace, err = grace(c.body[1].(uint64)); err != nil {
+			return nil, err
+		}
+	}
+	job, err := c.server.backend.Delete(c.ctx, ref, o)
+	return c.job(job, err)
+}
+
+func (c *call) getLogs() ([]any, error) {
+	var opts map[string]godbus.Variant
+	o := pod.LogOptions{Tail: -1}
+	if err := c.store(&o.Container, &opts); err != nil {
+		return nil, err
+	}
+	tail, since := int64(-1), uint64(0)
+	err := newOptions(opts).take("follow", &o.Follow).take("previous", &o.Previous).take("timestamps", &o.Timestamps).
+		take("tail", &tail).take("since_usec", &since).end()
+	if err != nil {
+		return nil, err
+	}
+	if tail < -1 || tail > 1<<31-1 {
+		return nil, pod.Errorf(pod.Invalid, `cannot use option "tail": %d is no number of lines`, tail)
+	}
+	o.Tail, o.Since = int(tail), timeOf(since)
+	if err := checkContainer(o.Container); err != nil {
+		return nil, err
+	}
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	f, err := c.server.backend.Logs(c.ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	return c.reply(f)
+}
+
+func (c *call) getStats() ([]any, error) {
+	ref, err := c.ref()
+	if err != nil {
+		return nil, err
+	}
+	stats, err := c.server.backend.Stats(c.ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return jsonReply(stats)
+}
+
+func (c *call) getManifest() ([]any, error) {
+	d, err := c.detail()
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(d.Pod)
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot encode the pod: %w", err)
+	}
+	return []any{busTextWhole(text)}, nil
+}
+
+func (c *call) listEvents() ([]any, error) {
+	d, err := c.detail()
+	if err != nil {
+		return nil, err
+	}
+	type row struct {
+		USec                             uint64
+		Type, Reason, Container, Message string
+	}
+	rows := []row{}
+	for _, e := range d.Events {
+		rows = append(rows, row{usec(e.Time), e.Type, e.Reason, e.Container, busText(e.Message)})
+	}
+	return []any{rows}, nil
+}

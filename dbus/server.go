@@ -1,0 +1,275 @@
+package dbus
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// maxCalls is how many calls of one client are answered at once. Calls that wait (exec, load) count; jobs do not.
+const maxCalls = 128
+
+// Authorizer decides whether a client may do something.
+type Authorizer interface {
+	// Check returns nil when the client sender (a unique bus name) may do action. interactive: it may be asked for a password, so the
+	// check may take minutes.
+	Check(ctx context.Context, sender string, action Action, interactive bool) error
+}
+
+// ServerOptions configure a server. The zero value is right for the system bus.
+type ServerOptions struct {
+	Address    string     // of the bus; "": the system bus
+	Authorizer Authorizer // nil: polkit
+	Log        *slog.Logger
+}
+
+// Server puts a [Backend] on the bus.
+type Server struct {
+	conn    *godbus.Conn
+	backend Backend
+	auth    Authorizer
+	log     *slog.Logger
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	pump    *pump
+
+	unsubscribe func()
+
+	mu        sync.Mutex
+	closed    bool
+	calls     map[string]int      // calls being answered, by sender
+	inFlight  int                 // their sum
+	idleSince time.Time           // when inFlight, execs and subscribers last became empty
+	watches   map[string]*watch   // by sender
+	execs     map[uint32]*execJob // running, and the latest ended ones
+	lastExec  uint32
+}
+
+// Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns once the name is owned.
+// Unavailable: there is no bus, or another daemon owns the name.
+func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		backend: backend, auth: o.Authorizer, log: o.Log,
+		calls: make(map[string]int), watches: make(map[string]*watch), execs: make(map[uint32]*execJob),
+		lastExec: firstExecID - 1, idleSince: time.Now(),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	conn, err := connect(o.Address, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
+		godbus.WithIncomingInterceptor(refuseStrayFiles))
+	if err != nil {
+		s.cancel()
+		return nil, err
+	}
+	s.conn = conn
+	if s.auth == nil {
+		s.auth = NewPolkit(conn)
+	}
+	s.pump = newPump(s)
+	s.wg.Go(s.watchNames)
+	s.wg.Go(s.pump.run)
+	s.unsubscribe = backend.Subscribe(s.pump.notify)
+	if err := s.own(); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// connect dials the bus and says hello.
+func connect(address string, opts ...godbus.ConnOption) (*godbus.Conn, error) {
+	var conn *godbus.Conn
+	var err error
+	if address == "" {
+		conn, err = godbus.ConnectSystemBus(opts...)
+	} else {
+		conn, err = godbus.Connect(address, opts...)
+	}
+	if err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
+	}
+	return conn, nil
+}
+
+// own takes the bus name.
+func (s *Server) own() error {
+	reply, err := s.conn.RequestName(BusName, godbus.NameFlagDoNotQueue)
+	if err != nil {
+		return pod.Errorf(pod.Unavailable, "cannot take the bus name %s: %w", BusName, err)
+	}
+	if reply != godbus.RequestNameReplyPrimaryOwner && reply != godbus.RequestNameReplyAlreadyOwner {
+		return pod.Errorf(pod.Unavailable, "cannot take the bus name %s: another magikpodd has it", BusName)
+	}
+	return nil
+}
+
+// Lost is closed when the connection to the bus is gone: the daemon must end (systemd starts it again) or serve anew.
+func (s *Server) Lost() <-chan struct{} { return s.conn.Context().Done() }
+
+// Close ends the server: calls being answered are cancelled, exec'ed processes killed. It waits for everything that it started.
+func (s *Server) Close() error {
+	if s.unsubscribe != nil {
+		s.unsubscribe()
+	}
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	if s.pump != nil {
+		s.pump.close()
+	}
+	err := s.conn.Close()
+	s.wg.Wait()
+	return err
+}
+
+// enter counts a call in; done counts it out. Exhausted: the sender has too many calls under way.
+func (s *Server) enter(sender string) (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, pod.Errorf(pod.Unavailable, "cannot take the call: magikpodd is ending")
+	}
+	if s.calls[sender] >= maxCalls {
+		return nil, pod.Errorf(pod.Exhausted, "cannot take the call: %d calls of yours are being answered already", maxCalls)
+	}
+	s.calls[sender]++
+	s.inFlight++
+	s.wg.Add(1)
+	return func() {
+		defer s.wg.Done()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.calls[sender]--; s.calls[sender] == 0 {
+			delete(s.calls, sender)
+		}
+		s.inFlight--
+		s.idleSince = time.Now()
+	}, nil
+}
+
+// Idle tells since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
+// subscribed.
+func (s *Server) Idle() (since time.Time, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.idleSince, s.inFlight == 0 && len(s.watches) == 0
+}
+
+// Leave gives the bus name up if the server is idle, so that the daemon may end; the bus starts it again for the next call. A call that
+// slipped in before the name was gone makes Leave take the name back and return false.
+func (s *Server) Leave() bool {
+	before, ok := s.Idle()
+	if !ok {
+		return false
+	}
+	if _, err := s.conn.ReleaseName(BusName); err != nil {
+		return false
+	}
+	// The reply to this second call comes behind every call that the bus had routed to us before.
+	if err := s.conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
+		return true // no bus: nobody can call
+	}
+	if since, ok := s.Idle(); ok && since.Equal(before) {
+		return true
+	}
+	if err := s.own(); err != nil {
+		s.log.Warn("could not take the bus name back", "error", err)
+	}
+	return false
+}
+
+// refuseStrayFiles closes the descriptors of messages that are not calls, which nobody would close: signals and replies that anyone may send us.
+func refuseStrayFiles(msg *godbus.Message) {
+	if msg.Type == godbus.TypeMethodCall {
+		return
+	}
+	if files, err := takeFiles(msg.Body); err == nil {
+		closeAll(files)
+	}
+}
+
+// objects finds the object, interface and method of a call.
+type objects struct{ server *Server }
+
+// LookupObject implements [godbus.Handler].
+func (o objects) LookupObject(path godbus.ObjectPath) (godbus.ServerObject, bool) {
+	if set := o.server.interfaces(path); set != nil {
+		return object{o.server, path, set}, true
+	}
+	return object{o.server, path, nil}, true // every path can be introspected, and answers with our own words
+}
+
+type object struct {
+	server *Server
+	path   godbus.ObjectPath
+	set    map[string][]method
+}
+
+// LookupInterface implements [godbus.ServerObject].
+func (o object) LookupInterface(name string) (godbus.Interface, bool) {
+	if name == introspectableInterface {
+		return iface{o, introspectMethods}, true
+	}
+	if name == "" { // the interface may be left out of a call
+		var all []method
+		for _, key := range slices.Sorted(maps.Keys(o.set)) {
+			all = append(all, o.set[key]...)
+		}
+		return iface{o, all}, len(all) > 0
+	}
+	methods, ok := o.set[name]
+	return iface{o, methods}, ok
+}
+
+type iface struct {
+	object  object
+	methods []method
+}
+
+// LookupMethod implements [godbus.Interface].
+func (i iface) LookupMethod(name string) (godbus.Method, bool) {
+	for n := range i.methods {
+		if i.methods[n].name == name {
+			return boundMethod{i.object.server, &i.methods[n], i.object.path}, true
+		}
+	}
+	return nil, false
+}
+
+// interfaces returns the methods of the object at path, by interface; nil when there can be no such object. Whether the pod or job exists is
+// found out by the methods themselves, after the caller was authorised.
+func (s *Server) interfaces(path godbus.ObjectPath) map[string][]method {
+	if path == ManagerPath {
+		return managerObject
+	}
+	if _, ok := uidOfPath(path); ok {
+		return podObject
+	}
+	if _, ok := jobOfPath(path); ok {
+		return jobObject
+	}
+	return nil
+}
+
+// The interfaces of each kind of object. Set in init, as the methods refer to them in turn.
+var managerObject, podObject, jobObject map[string][]method
+
+func init() {
+	managerObject = map[string][]method{
+		ManagerInterface: managerMethods, propertiesInterface: propertyMethods(managerProperties),
+		objectManagerInterface: objectManagerMethods,
+	}
+	podObject = map[string][]method{PodInterface: podMethods, propertiesInterface: propertyMethods(podPropertiesOf)}
+	jobObject = map[string][]method{JobInterface: jobMethods, propertiesInterface: propertyMethods(jobPropertiesOf)}
+}

@@ -1,0 +1,138 @@
+package oci
+
+import (
+	"path"
+	"strings"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// defaultPath is $PATH when neither image nor manifest has one, as in all CRI runtimes.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// args is the command line: command replaces the image's entrypoint and its cmd, args replace only cmd, $(VAR) is replaced by the manifest's variables
+// (Kubernetes, "Define a Command and Arguments for a Container").
+func args(in Input) ([]string, error) {
+	vars := make(map[string]string, len(in.Env))
+	for _, e := range in.Env {
+		vars[e.Name] = e.Value
+	}
+	lookup := func(name string) (string, bool) {
+		value, ok := vars[name]
+		return value, ok
+	}
+	expandAll := func(list []string) []string {
+		var out []string
+		for _, s := range list {
+			out = append(out, expand(s, lookup))
+		}
+		return out
+	}
+	var argv []string
+	switch command, args := expandAll(in.Container.Command), expandAll(in.Container.Args); {
+	case len(command) > 0:
+		argv = append(command, args...)
+	case len(args) > 0:
+		argv = append(append(argv, in.Image.Config.Entrypoint...), args...)
+	default:
+		argv = append(append(argv, in.Image.Config.Entrypoint...), in.Image.Config.Cmd...)
+	}
+	if len(argv) == 0 || argv[0] == "" {
+		return nil, pod.Errorf(pod.Invalid, "cannot run container %q: no command specified, neither in the manifest nor in image %s", in.Container.Name, in.Image.Reference)
+	}
+	for _, arg := range argv {
+		if strings.ContainsRune(arg, 0) {
+			return nil, pod.Errorf(pod.Invalid, "cannot run container %q: an argument contains a NUL byte", in.Container.Name)
+		}
+	}
+	return argv, nil
+}
+
+// env is the environment: the image's, HOSTNAME, the manifest's, then PATH and HOME if they are still missing. Later values replace earlier ones in
+// place, so that every name occurs once.
+//
+// An entry of the image without "=" is refused: an OCI runtime may take it for the name of a variable of its own environment, and leak that
+// into the container (CVE-2026-57231).
+func env(in Input, home string) ([]string, error) {
+	var list []string
+	index := map[string]int{}
+	set := func(name, value string) {
+		if i, ok := index[name]; ok {
+			list[i] = name + "=" + value
+			return
+		}
+		index[name] = len(list)
+		list = append(list, name+"="+value)
+	}
+	for _, entry := range in.Image.Config.Env {
+		name, value, ok := strings.Cut(entry, "=")
+		if !ok || name == "" || strings.ContainsRune(entry, 0) {
+			return nil, pod.Errorf(pod.Invalid, "cannot run container %q: the environment of image %s has the malformed entry %q", in.Container.Name, in.Image.Reference, entry)
+		}
+		set(name, value)
+	}
+	if in.Hostname != "" {
+		set("HOSTNAME", in.Hostname)
+	}
+	for _, e := range in.Env {
+		if e.Name == "" || strings.ContainsAny(e.Name, "=\x00") || strings.ContainsRune(e.Value, 0) {
+			return nil, pod.Errorf(pod.Invalid, "cannot run container %q: environment variable %q cannot be passed to a process", in.Container.Name, e.Name)
+		}
+		set(e.Name, e.Value)
+	}
+	if _, ok := index["PATH"]; !ok {
+		set("PATH", defaultPath)
+	}
+	if _, ok := index["HOME"]; !ok {
+		set("HOME", home)
+	}
+	if _, ok := index["TERM"]; !ok && in.Terminal {
+		set("TERM", "xterm")
+	}
+	return list, nil
+}
+
+// workingDir is the manifest's, else the image's, else the root. It is always absolute.
+func workingDir(in Input) string {
+	dir := in.Container.WorkingDir
+	if dir == "" {
+		dir = in.Image.Config.WorkingDir
+	}
+	return path.Clean("/" + dir)
+}
+
+// expand replaces $(NAME) by its value. $$ is a $; a name that lookup does not know and an unclosed reference stay as they are (Kubernetes'
+// rules for command, args and env).
+func expand(s string, lookup func(name string) (string, bool)) string {
+	var out strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] != '$' || i+1 == len(s) {
+			out.WriteByte(s[i])
+			continue
+		}
+		switch s[i+1] {
+		case '$':
+			out.WriteByte('$')
+			i++
+		case '(':
+			end := strings.IndexByte(s[i+2:], ')')
+			if end < 0 {
+				out.WriteString("$(")
+				i++
+				continue
+			}
+			name := s[i+2 : i+2+end]
+			if value, ok := lookup(name); ok {
+				out.WriteString(value)
+			} else {
+				out.WriteString("$(" + name + ")")
+			}
+			i += 2 + end
+		default:
+			// Kubernetes keeps both characters, so that the second one is not looked at again.
+			out.WriteString(s[i : i+2])
+			i++
+		}
+	}
+	return out.String()
+}
