@@ -1,4 +1,34 @@
-// Command magikagent is part of magikpod.
+// Command magikagent is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
+// file systems and becomes the OCI runtime. It is started by systemd, not by people.
 package main
 
-func main() {}
+import (
+	"os"
+	"runtime"
+
+	"github.com/magikrun/magikpod/agent"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// Namespaces belong to threads: all of the work is done on the first one.
+func init() { runtime.LockOSThread() }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	switch {
+	case len(args) == 3 && args[0] == "pause" && args[1] == "--config":
+		return agent.Pause(args[2])
+	case len(args) == 3 && args[0] == "launch" && args[1] == "--config":
+		return agent.Launch(args[2])
+	case len(args) == 1 && args[0] == agent.ReapCommand:
+		return agent.Reap()
+	case len(args) == 1 && args[0] == "version":
+		os.Stdout.WriteString("magikagent " + version + "\n")
+		return 0
+	}
+	os.Stderr.WriteString("usage: magikagent pause --config FILE | launch --config FILE | version\n")
+	return agent.ExitUsage
+}

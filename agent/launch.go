@@ -1,0 +1,185 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errGone marks a failure for which the container is not to blame: the namespaces' holder has died.
+var errGone = errors.New("its holder is gone")
+
+// Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime. It returns only if that fails; the
+// result is the exit status. The caller must be on the process's main thread, locked to it (runtime.LockOSThread in an init function): only the
+// thread that calls execve keeps its namespaces.
+//
+// The reason of a failure is one line on stderr and, for the daemon, an entry in the OCI runtime's JSON log.
+func Launch(configPath string) int {
+	var config LaunchConfig
+	if err := ReadConfig(configPath, &config); err != nil {
+		complain("", err)
+		return ExitUsage
+	}
+	err := launch(&config)
+	complain(config.Log, err)
+	if errors.Is(err, errGone) {
+		return ExitTempFail
+	}
+	return ExitFailure
+}
+
+// launch returns the reason why this process is not the OCI runtime.
+func launch(config *LaunchConfig) error {
+	if len(config.Argv) == 0 || !filepath.IsAbs(config.Argv[0]) {
+		return errors.New("cannot run the OCI runtime: its path is missing or not absolute")
+	}
+	if err := enterMountNS(config); err != nil {
+		return err
+	}
+	if err := mountOverlay(&config.Rootfs); err != nil {
+		return err
+	}
+	for i := range config.Binds {
+		if err := mountBind(&config.Binds[i]); err != nil {
+			return err
+		}
+	}
+	if config.SubCgroup != "" {
+		if err := enterSubCgroup(config.SubCgroup); err != nil {
+			return err
+		}
+	}
+	return become(config)
+}
+
+// enterMountNS joins the pod's mount namespace and unshares a copy of it, into which mounts still come from the host and out of which none go.
+func enterMountNS(config *LaunchConfig) error {
+	runtime.LockOSThread()
+	ns, err := openNamespace(config.MountNS, config.Owner)
+	if err != nil {
+		return fmt.Errorf("cannot open the pod's mount namespace: %w", err)
+	}
+	defer unix.Close(ns)
+	// setns(2): a thread that shares its file system information cannot change the mount namespace.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("cannot join the pod's mount namespace: unshare: %w", err)
+	}
+	if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("cannot join the pod's mount namespace: setns: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("cannot make the container's mount namespace: unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("cannot make the container's mount namespace: make slave: %w", err)
+	}
+	return nil
+}
+
+// openNamespace opens a namespace file. errGone: its holder does not exist any more, or is another process by now.
+func openNamespace(path string, owner Owner) (int, error) {
+	if owner.PID > 0 && owner.StartTime > 0 && strings.HasPrefix(path, "/proc/"+strconv.Itoa(owner.PID)+"/") {
+		if start, err := StartTime(owner.PID); err != nil || start != owner.StartTime {
+			return -1, fmt.Errorf("%s: %w", path, errGone)
+		}
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+		return -1, fmt.Errorf("%s: %w", path, errGone)
+	case err != nil:
+		return -1, fmt.Errorf("%s: %w", path, err)
+	}
+	// Checked after opening: in between /proc/PID/fd/N may have become something else.
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
+		unix.Close(fd)
+		return -1, fmt.Errorf("%s is no namespace: %w", path, errGone)
+	}
+	return fd, nil
+}
+
+// StartTime is the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), which with the PID names it for good.
+func StartTime(pid int) (uint64, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	// The command's name, field 2, may contain blanks and parentheses: count from the last one.
+	_, rest, ok := strings.Cut(string(data[max(strings.LastIndexByte(string(data), ')'), 0):]), ") ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 {
+		return 0, fmt.Errorf("cannot parse /proc/%d/stat", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// enterSubCgroup moves this process to a child of its cgroup (version 2).
+func enterSubCgroup(name string) error {
+	if name != filepath.Base(name) || name == "." || name == ".." {
+		return fmt.Errorf("cannot enter cgroup %q: not a name", name)
+	}
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return fmt.Errorf("cannot enter cgroup %q: %w", name, err)
+	}
+	for line := range strings.Lines(string(data)) {
+		own, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		if !ok {
+			continue
+		}
+		root := "/sys/fs/cgroup"
+		if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+			root += "/unified" // a hybrid host
+		}
+		dir := filepath.Join(root, own, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("cannot make cgroup: %w", err)
+		}
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte("0"), 0); err != nil {
+			return fmt.Errorf("cannot enter cgroup: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("cannot enter cgroup %q: this process is in no cgroup of version 2", name)
+}
+
+// become replaces this process by the OCI runtime, which gets stdin, stdout and stderr and no other descriptor.
+func become(config *LaunchConfig) error {
+	// A container that ends at once must not be reparented to the service manager while the OCI runtime, the main process of the unit until it
+	// has written the PID file, still works: it stays our zombie until then. The attribute survives execve.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("cannot become a subreaper: %w", err)
+	}
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("cannot close descriptors: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("cannot change directory: %w", err)
+	}
+	err := unix.Exec(config.Argv[0], config.Argv, config.Env)
+	return fmt.Errorf("cannot execute the OCI runtime %s: %w", config.Argv[0], err)
+}
+
+// complain writes one line to stderr and, when there is one, one entry to the log, in crun's and runc's JSON format.
+func complain(log string, err error) {
+	text := "magikagent launch: " + strings.ReplaceAll(err.Error(), "\n", " ")
+	os.Stderr.WriteString(text + "\n")
+	if log == "" {
+		return
+	}
+	f, openErr := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if openErr != nil {
+		os.Stderr.WriteString("magikagent launch: cannot write " + log + ": " + openErr.Error() + "\n")
+		return
+	}
+	defer f.Close()
+	f.WriteString(`{"msg":` + quoteJSON(text) + `,"level":"error","time":"` + time.Now().UTC().Format(time.RFC3339Nano) + "\"}\n")
+}
