@@ -437,3 +437,28 @@ func (c *Client) Info(ctx context.Context) (info pod.HostInfo, err error) {
 	}
 	return info, nil
 }
+
+// Stats returns the resources that a pod uses, as JSON.
+func (c *Client) Stats(ctx context.Context, path godbus.ObjectPath) (text string, err error) {
+	err = c.pod(ctx, path, "GetStats", nil, &text)
+	return text, err
+}
+
+// Validate returns every problem that the daemon finds in a manifest.
+func (c *Client) Validate(ctx context.Context, manifest []byte) (problems []pod.Problem, err error) {
+	err = c.manager(ctx, "ValidateManifest", []any{busTextWhole(manifest)}, &problems)
+	return problems, err
+}
+
+// Event returns the event that the signal tells; ok is false when it tells something else.
+func (s Signal) Event() (e pod.Event, ok bool) {
+	if s.Name != "Event" {
+		return e, false
+	}
+	var at int64
+	var path godbus.ObjectPath
+	err := godbus.Store(s.Body, &at, &e.Type, &e.Reason, &path, &e.Object.Namespace, &e.Object.Name, &e.Container, &e.Message)
+	e.Time = time.UnixMicro(at)
+	e.Object.UID, _ = uidOfPath(path)
+	return e, err == nil
+}

@@ -65,6 +65,11 @@ func (p *Polkit) Check(ctx context.Context, sender string, action Action, intera
 	if root {
 		return nil
 	}
+	return p.ask(ctx, sender, action, interactive)
+}
+
+// ask asks polkit itself.
+func (p *Polkit) ask(ctx context.Context, sender string, action Action, interactive bool) error {
 	timeout, flags := checkTimeout, uint32(0)
 	if interactive {
 		timeout, flags = interactiveTimeout, 1 // AllowUserInteraction
@@ -75,7 +80,7 @@ func (p *Polkit) Check(ctx context.Context, sender string, action Action, intera
 	who := subject{Kind: "system-bus-name", Details: map[string]godbus.Variant{"name": godbus.MakeVariant(sender)}}
 	var a answer
 	authority := p.conn.Object(polkitName, polkitPath)
-	err = authority.CallWithContext(ctx, polkitInterface+".CheckAuthorization", 0, who, string(action), map[string]string{}, flags, id).Store(&a)
+	err := authority.CallWithContext(ctx, polkitInterface+".CheckAuthorization", 0, who, string(action), map[string]string{}, flags, id).Store(&a)
 	if err != nil {
 		if ctx.Err() != nil { // don't leave a password dialog behind
 			authority.Go(polkitInterface+".CancelCheckAuthorization", godbus.FlagNoReplyExpected, nil, id)

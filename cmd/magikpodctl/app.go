@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/pod"
+)
+
+// app is what the verbs share.
+type app struct {
+	out, errOut io.Writer
+	namespace   string
+	output      string
+	dbus        *dbus.Client
+}
+
+// newRoot makes the command with all verbs.
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use: "magikpodctl", Short: "Run Kubernetes pods as systemd units",
+		SilenceErrors: true, SilenceUsage: true, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_ = cmd.Help()
+			return exitStatus(exitUsage)
+		},
+		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkOutput() },
+	}
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVarP(&a.namespace, "namespace", "n", "", "the namespace of the pod (default \"default\")")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table, wide, json, yaml or name")
+	for _, add := range []func(*app) *cobra.Command{
+		runCommand, createCommand, listCommand, getCommand, statusCommand, logsCommand, startCommand, stopCommand, restartCommand,
+		deleteCommand, killCommand, waitCommand, execCommand, validateCommand, eventsCommand, statsCommand, imageCommand, classesCommand,
+		infoCommand, versionCommand,
+	} {
+		root.AddCommand(add(a))
+	}
+	return root
+}
+
+func (a *app) checkOutput() error {
+	switch a.output {
+	case "table", "wide", "json", "yaml", "name":
+		return nil
+	}
+	return usagef("unknown output format %q: use table, wide, json, yaml or name", a.output)
+}
+
+// client connects to the daemon, once.
+func (a *app) client() (*dbus.Client, error) {
+	if a.dbus != nil {
+		return a.dbus, nil
+	}
+	c, err := dbus.Dial("")
+	if err != nil {
+		return nil, err
+	}
+	a.dbus = c
+	return c, nil
+}
+
+func (a *app) close() {
+	if a.dbus != nil {
+		a.dbus.Close()
+	}
+}
+
+// ownNamespace is the namespace of -n, or the default one.
+func (a *app) ownNamespace() string {
+	if a.namespace == "" {
+		return pod.DefaultNamespace
+	}
+	return a.namespace
+}
+
+// split reads POD or NAMESPACE/POD.
+func (a *app) split(arg string) (namespace, name string, err error) {
+	namespace, name = a.ownNamespace(), arg
+	if ns, rest, ok := strings.Cut(arg, "/"); ok {
+		if a.namespace != "" && a.namespace != ns {
+			return "", "", usagef("%s is not in the namespace %s", arg, a.namespace)
+		}
+		namespace, name = ns, rest
+	}
+	return namespace, name, nil
+}
+
+// pod finds the pod that arg names.
+func (a *app) pod(ctx context.Context, arg string) (*dbus.Client, godbus.ObjectPath, error) {
+	namespace, name, err := a.split(arg)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err := a.client()
+	if err != nil {
+		return nil, "", err
+	}
+	path, err := c.Pod(ctx, namespace, name)
+	return c, path, err
+}
+
+// each does something to each of the pods and goes on after an error; the first error decides the exit status, all others are printed.
+func (a *app) each(args []string, do func(arg string) error) error {
+	var first error
+	for _, arg := range args {
+		err := do(arg)
+		switch {
+		case err == nil:
+		case first == nil && !errors.Is(err, context.Canceled):
+			first = err
+		case errors.Is(err, context.Canceled):
+			return err
+		default:
+			_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+err.Error())
+		}
+	}
+	return first
+}
+
+// job waits for a job and prints what it made, one a line.
+func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, err error) error {
+	if err != nil {
+		return err
+	}
+	info, err := c.Wait(ctx, path, a.progress())
+	if err != nil {
+		return err
+	}
+	for _, line := range info.Output {
+		if _, err := fmt.Fprintln(a.out, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// progress returns what prints the progress of a job; nil when nobody looks on.
+func (a *app) progress() func(pod.JobInfo) {
+	if !isTerminal(os.Stderr) {
+		return nil
+	}
+	last := ""
+	return func(j pod.JobInfo) {
+		if j.Progress != "" && j.Progress != last {
+			last = j.Progress
+			_, _ = fmt.Fprintln(a.errOut, j.Progress)
+		}
+	}
+}
+
+// usageArgs makes cobra's argument checks usage errors.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w (usage: %s)", err, cmd.UseLine())}
+		}
+		return nil
+	}
+}
+
+var (
+	noArgs = usageArgs(func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command or argument %q", args[0])
+		}
+		return nil
+	})
+	oneArg   = usageArgs(cobra.ExactArgs(1))
+	someArgs = usageArgs(cobra.MinimumNArgs(1))
+)
+
+// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so that the daemon or the client says that it is too long.
+func readFile(name string) ([]byte, error) {
+	var in io.Reader = os.Stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, pod.WithKind(fileKind(err), fmt.Errorf("cannot read the manifest: %w", err))
+		}
+		defer func() { _ = f.Close() }()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, pod.MaxManifestBytes+1))
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot read the manifest %s: %w", name, err)
+	}
+	if len(text) > pod.MaxManifestBytes {
+		return nil, pod.Errorf(pod.Invalid, "cannot read the manifest %s: it has more than the %d bytes that are allowed", name, pod.MaxManifestBytes)
+	}
+	return text, nil
+}
+
+func fileKind(err error) pod.Kind {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return pod.NotFound
+	case errors.Is(err, os.ErrPermission):
+		return pod.Denied
+	}
+	return pod.Internal
+}
+
+// age is how long ago t was, as kubectl prints it.
+func age(t time.Time) string {
+	if t.IsZero() {
+		return "<unknown>"
+	}
+	d := max(time.Since(t), 0)
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 10*time.Minute:
+		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 3*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// completePods completes the names of pods.
+func (a *app) completePods(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	list, err := c.List(ctx, a.ownNamespace())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range list {
+		names = append(names, p.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

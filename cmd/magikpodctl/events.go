@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/pod"
+)
+
+func eventsCommand(a *app) *cobra.Command {
+	var follow, all bool
+	cmd := &cobra.Command{
+		Use: "events", Short: "Print what happened to pods", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			events := make(chan pod.Event, 4096)
+			if follow {
+				c.OnSignal(func(s dbus.Signal) {
+					if e, ok := s.Event(); ok {
+						select {
+						case events <- e:
+						default: // who reads that slowly misses some
+						}
+					}
+				})
+				if err := c.Subscribe(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			namespace := a.ownNamespace()
+			if all {
+				namespace = ""
+			}
+			pods, err := c.List(cmd.Context(), namespace)
+			if err != nil {
+				return err
+			}
+			for _, p := range pods {
+				old, err := c.Events(cmd.Context(), dbus.PodPath(p.UID))
+				if err != nil {
+					continue // gone since
+				}
+				for _, e := range old {
+					e.Object = p.Ref
+					a.printEvent(e)
+				}
+			}
+			for follow {
+				select {
+				case e := <-events:
+					if namespace == "" || namespace == e.Object.Namespace {
+						a.printEvent(e)
+					}
+				case <-cmd.Context().Done():
+					return cmd.Context().Err()
+				case <-c.Lost():
+					return pod.Errorf(pod.Unavailable, "cannot follow the events: the connection to the bus was lost")
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new events")
+	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")
+	return cmd
+}
+
+func (a *app) printEvent(e pod.Event) {
+	_, _ = fmt.Fprintf(a.out, "%s  %-7s  %s  %s/%s  %s  %s\n", e.Time.Format(time.RFC3339), e.Type, e.Reason,
+		e.Object.Namespace, e.Object.Name, orNone(e.Container), oneLine(e.Message))
+}

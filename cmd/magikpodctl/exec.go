@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+func execCommand(a *app) *cobra.Command {
+	var container, user, dir string
+	var env []string
+	var stdin, tty bool
+	cmd := &cobra.Command{
+		Use: "exec [-i] [-t] POD -- COMMAND [ARGUMENT...]", Short: "Run a command in a container; its exit status is returned",
+		Args: usageArgs(cobra.MinimumNArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if tty && !isTerminal(os.Stdin) {
+				return usagef("-t needs a terminal, and standard input is none")
+			}
+			c, path, err := a.pod(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			p := runtime.Process{Args: args[1:], Env: env, WorkingDir: dir, User: user, TTY: tty, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+			if !stdin {
+				null, err := os.Open(os.DevNull)
+				if err != nil {
+					return pod.Errorf(pod.Internal, "cannot exec: %w", err)
+				}
+				defer func() { _ = null.Close() }()
+				p.Stdin = null
+			}
+			ctx := cmd.Context()
+			var size runtime.WinSize
+			if tty {
+				var restore func()
+				// In raw mode ^C is a byte for the command, and no signal for us.
+				if size, p.Resize, restore, err = rawTerminal(); err != nil {
+					return err
+				}
+				defer restore()
+				ctx = context.WithoutCancel(ctx)
+			}
+			code, err := c.Exec(ctx, path, container, p, size)
+			if err != nil {
+				return err
+			}
+			if code != 0 {
+				return exitStatus(code)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(true)
+	f.BoolVarP(&stdin, "stdin", "i", false, "pass standard input on")
+	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
+	f.StringVarP(&container, "container", "c", "", "the container; the first one when not given")
+	f.StringVarP(&user, "user", "u", "", "USER[:GROUP] instead of the container's")
+	f.StringVarP(&dir, "workdir", "w", "", "the working directory instead of the container's")
+	f.StringArrayVarP(&env, "env", "e", nil, "KEY=VALUE, added to the container's environment")
+	return cmd
+}
+
+// rawTerminal puts the terminal into raw mode until restore, and follows its size.
+func rawTerminal() (size runtime.WinSize, resize <-chan runtime.WinSize, restore func(), err error) {
+	fd := int(os.Stdin.Fd())
+	state, err := term.MakeRaw(fd)
+	if err != nil {
+		return size, nil, nil, pod.Errorf(pod.Internal, "cannot set up the terminal: %w", err)
+	}
+	get := func() runtime.WinSize {
+		cols, rows, err := term.GetSize(fd)
+		if err != nil || cols <= 0 || rows <= 0 {
+			return runtime.WinSize{Rows: 24, Cols: 80}
+		}
+		return runtime.WinSize{Rows: uint16(rows), Cols: uint16(cols)}
+	}
+	signals, sizes, done := make(chan os.Signal, 1), make(chan runtime.WinSize), make(chan struct{})
+	signal.Notify(signals, syscall.SIGWINCH)
+	go func() {
+		for {
+			select {
+			case <-signals:
+				select {
+				case sizes <- get():
+				case <-done:
+					return
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return get(), sizes, func() {
+		signal.Stop(signals)
+		close(done)
+		_ = term.Restore(fd, state)
+	}, nil
+}

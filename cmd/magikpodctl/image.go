@@ -1,0 +1,187 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+func imageCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "image", Short: "Manage images", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usagef("image what? (pull, load, save, list, tag, inspect, remove)")
+		},
+	}
+	cmd.AddCommand(imagePull(a), imageLoad(a), imageSave(a), imageList(a), imageTag(a), imageInspect(a), imageRemove(a))
+	return cmd
+}
+
+func imagePull(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "pull REFERENCE", Short: "Pull an image from a registry", Args: oneArg,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			job, err := c.PullImage(cmd.Context(), args[0], pod.PullOptions{Always: true})
+			return a.job(cmd.Context(), c, job, err)
+		},
+	}
+}
+
+func imageLoad(a *app) *cobra.Command {
+	var tag string
+	cmd := &cobra.Command{
+		Use: "load [--tag REFERENCE] FILE|-", Short: "Load the images of an archive", Args: oneArg,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f := os.Stdin
+			if args[0] != "-" {
+				var err error
+				if f, err = os.Open(args[0]); err != nil {
+					return pod.WithKind(fileKind(err), fmt.Errorf("cannot load the archive: %w", err))
+				}
+				defer func() { _ = f.Close() }()
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			refs, err := c.LoadImage(cmd.Context(), f, tag)
+			for _, ref := range refs {
+				_, _ = fmt.Fprintln(a.out, ref)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&tag, "tag", "", "the image's name, instead of the one in the archive")
+	return cmd
+}
+
+func imageSave(a *app) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "save [--file FILE] REFERENCE...", Short: "Write images as one archive to a file or to standard output", Args: someArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if file == "" && isTerminal(os.Stdout) {
+				return usagef("an archive is nothing for a terminal: use --file FILE, or redirect the output")
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			if file == "" {
+				return c.SaveImage(cmd.Context(), args, os.Stdout)
+			}
+			f, err := os.Create(file)
+			if err != nil {
+				return pod.WithKind(fileKind(err), fmt.Errorf("cannot save the images: %w", err))
+			}
+			err = c.SaveImage(cmd.Context(), args, f)
+			if closeErr := f.Close(); err == nil && closeErr != nil {
+				err = pod.Errorf(pod.Internal, "cannot save the images: %w", closeErr)
+			}
+			if err != nil {
+				_ = os.Remove(file) // half an archive is none
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&file, "file", "", "the file to write")
+	return cmd
+}
+
+func imageList(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List images", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			images, err := c.ListImages(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.structured() {
+				return a.printValue(images)
+			}
+			var rows [][]string
+			for _, i := range images {
+				refs := i.References
+				if len(refs) == 0 {
+					refs = []string{"<none>"}
+				}
+				for _, ref := range refs {
+					if a.output == "name" {
+						_, _ = fmt.Fprintln(a.out, ref)
+						continue
+					}
+					rows = append(rows, []string{ref, shortID(i.ID, a.output == "wide"), fmt.Sprintf("%.1f MB", float64(i.Size)/1e6), age(i.Created)})
+				}
+			}
+			if a.output == "name" {
+				return nil
+			}
+			return printTable(a.out, []string{"REFERENCE", "ID", "SIZE", "AGE"}, rows)
+		},
+	}
+}
+
+func shortID(id string, whole bool) string {
+	if whole || len(id) < 19 {
+		return id
+	}
+	return id[7:19]
+}
+
+func imageTag(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "tag REFERENCE NEW", Short: "Give an image one more name", Args: usageArgs(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return c.TagImage(cmd.Context(), args[0], args[1])
+		},
+	}
+}
+
+func imageInspect(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect REFERENCE", Short: "Print what is known of an image", Args: oneArg,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			text, err := c.InspectImage(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.printValue(json.RawMessage(text))
+		},
+	}
+}
+
+func imageRemove(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "remove REFERENCE...", Aliases: []string{"rm"}, Short: "Remove images", Args: someArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.each(args, func(ref string) error { return c.RemoveImage(cmd.Context(), ref, force) })
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "even if a stopped pod uses it")
+	return cmd
+}

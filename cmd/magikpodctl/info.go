@@ -1,0 +1,95 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"strconv"
+
+	"github.com/spf13/cobra"
+)
+
+func classesCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "classes", Short: "List the runtime classes and whether they can be used here", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Classes(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.structured() {
+				return a.printValue(list)
+			}
+			var rows [][]string
+			for _, class := range list {
+				rows = append(rows, []string{class.Name, strconv.FormatBool(class.Available), class.Reason})
+			}
+			return printTable(a.out, []string{"CLASS", "AVAILABLE", "DETAIL"}, rows)
+		},
+	}
+}
+
+func infoCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "info", Short: "Describe the daemon and its host", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			info, err := c.Info(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.output == "table" || a.output == "wide" {
+				a.output = "yaml"
+			}
+			return a.printValue(info)
+		},
+	}
+}
+
+func versionCommand(a *app) *cobra.Command {
+	var client bool
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print the versions of this program and of the daemon", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := fmt.Fprintf(a.out, "magikpodctl %s (%s)\n", version, runtime.Version()); err != nil || client {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			info, err := c.Info(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.out, "magikpodd %s\n", info.Version)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&client, "client", false, "only of this program; the daemon is not asked")
+	return cmd
+}
+
+func statsCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "stats POD", Short: "Print the resources that a pod uses", Args: oneArg, ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, path, err := a.pod(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			text, err := c.Stats(cmd.Context(), path)
+			if err != nil {
+				return err
+			}
+			return a.printValue(json.RawMessage(text))
+		},
+	}
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// closeWhenDone closes f when ctx ends, so that a read from it returns.
+func closeWhenDone(ctx context.Context, f *os.File) (stop func()) {
+	cancel := context.AfterFunc(ctx, func() { _ = f.Close() })
+	return func() {
+		cancel()
+		_ = f.Close()
+	}
+}
+
+// graceFlag is a --grace in seconds or as a duration; nil when it was not given.
+func graceFlag(cmd *cobra.Command, d time.Duration) (*time.Duration, error) {
+	if !cmd.Flags().Changed("grace") {
+		return nil, nil
+	}
+	if d < 0 || d > pod.MaxGracePeriod {
+		return nil, usagef("--grace %s: must be 0s to %s", d, pod.MaxGracePeriod)
+	}
+	return &d, nil
+}
+
+func startCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "start POD...", Short: "Start stopped pods", Args: someArgs, ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(args, func(arg string) error {
+				c, path, err := a.pod(cmd.Context(), arg)
+				if err != nil {
+					return err
+				}
+				job, err := c.Start(cmd.Context(), path)
+				return a.job(cmd.Context(), c, job, err)
+			})
+		},
+	}
+}
+
+func stopCommand(a *app) *cobra.Command {
+	var grace time.Duration
+	cmd := &cobra.Command{
+		Use: "stop POD...", Short: "Stop pods; they stay and can be started again", Args: someArgs, ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			g, err := graceFlag(cmd, grace)
+			if err != nil {
+				return err
+			}
+			return a.each(args, func(arg string) error {
+				c, path, err := a.pod(cmd.Context(), arg)
+				if err != nil {
+					return err
+				}
+				job, err := c.Stop(cmd.Context(), path, g)
+				return a.job(cmd.Context(), c, job, err)
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&grace, "grace", 0, "the grace period, such as 5s, instead of the manifest's")
+	return cmd
+}
+
+func restartCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "restart POD...", Short: "Stop pods and start them again", Args: someArgs, ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(args, func(arg string) error {
+				c, path, err := a.pod(cmd.Context(), arg)
+				if err != nil {
+					return err
+				}
+				job, err := c.Restart(cmd.Context(), path)
+				return a.job(cmd.Context(), c, job, err)
+			})
+		},
+	}
+}

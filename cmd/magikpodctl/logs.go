@@ -1,0 +1,70 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+func logsCommand(a *app) *cobra.Command {
+	var o pod.LogOptions
+	var since string
+	cmd := &cobra.Command{
+		Use: "logs POD", Short: "Print the log of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.Tail < -1 {
+				return usagef("--tail %d: no number of lines", o.Tail)
+			}
+			var err error
+			if o.Since, err = parseSince(since); err != nil {
+				return err
+			}
+			c, path, err := a.pod(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			lines, err := c.Logs(cmd.Context(), path, o)
+			if err != nil {
+				return err
+			}
+			stop := closeWhenDone(cmd.Context(), lines)
+			defer stop()
+			_, err = io.Copy(a.out, lines)
+			if cmd.Context().Err() != nil {
+				return cmd.Context().Err()
+			}
+			if errors.Is(err, syscall.EPIPE) {
+				return nil
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.Container, "container", "c", "", "only of this container")
+	f.BoolVarP(&o.Follow, "follow", "f", false, "go on with new lines")
+	f.BoolVarP(&o.Previous, "previous", "p", false, "of the attempt before this one")
+	f.IntVar(&o.Tail, "tail", -1, "only this many of the newest lines")
+	f.StringVar(&since, "since", "", "only lines newer than a duration (5m) or a time (RFC 3339)")
+	f.BoolVar(&o.Timestamps, "timestamps", false, "print the time of each line")
+	return cmd
+}
+
+// parseSince reads a duration before now or a time.
+func parseSince(s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return time.Now().Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, usagef("--since %q: neither a duration such as 5m nor a time such as 2006-01-02T15:04:05Z", s)
+	}
+	return t, nil
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/term"
+	"sigs.k8s.io/yaml"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// printTable prints rows under a heading.
+func printTable(w io.Writer, head []string, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	_, _ = fmt.Fprintln(t, strings.Join(head, "\t"))
+	for _, r := range rows {
+		_, _ = fmt.Fprintln(t, strings.Join(r, "\t"))
+	}
+	return t.Flush()
+}
+
+// printValue prints v, a JSON text or anything else, as JSON or YAML.
+func (a *app) printValue(v any) error {
+	text, err := json.MarshalIndent(v, "", "    ")
+	if err != nil {
+		return pod.Errorf(pod.Internal, "cannot print the answer: %w", err)
+	}
+	if a.output == "yaml" {
+		if text, err = yaml.JSONToYAML(text); err != nil {
+			return pod.Errorf(pod.Internal, "cannot print the answer: %w", err)
+		}
+		_, err = a.out.Write(text)
+		return err
+	}
+	_, err = fmt.Fprintln(a.out, string(text))
+	return err
+}
+
+// structured tells whether -o asks for JSON or YAML.
+func (a *app) structured() bool { return a.output == "json" || a.output == "yaml" }
+
+func orNone(s string) string {
+	if s == "" {
+		return "<none>"
+	}
+	return s
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+func runCommand(a *app) *cobra.Command {
+	return manifestCommand(a, "run", "Create and start the pods of a manifest", false)
+}
+
+func createCommand(a *app) *cobra.Command {
+	return manifestCommand(a, "create", "Create the pods of a manifest without starting them", true)
+}
+
+func manifestCommand(a *app, name, short string, noStart bool) *cobra.Command {
+	var file, wait string
+	var o pod.RunOptions
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: name + " -f FILE|-", Short: short, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return usagef("which manifest? (usage: magikpodctl %s -f FILE|-)", name)
+			}
+			switch wait {
+			case "", "none", "started", "ready", "completed":
+			default:
+				return usagef("unknown --wait %q: use none, started, ready or completed", wait)
+			}
+			if timeout < 0 {
+				return usagef("--timeout is negative")
+			}
+			text, err := readFile(file)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			o.Namespace, o.Wait, o.Timeout, o.NoStart = a.namespace, wait, timeout, noStart
+			job, err := c.Run(cmd.Context(), text, o)
+			return a.job(cmd.Context(), c, job, err)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "filename", "f", "", "the manifest; - is standard input")
+	cmd.Flags().BoolVar(&o.Replace, "replace", false, "delete pods of the same names first")
+	if !noStart {
+		cmd.Flags().StringVar(&wait, "wait", "", "until when to wait: none, started (default), ready or completed")
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait at most, such as 30s")
+	return cmd
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/pod"
+)
+
+func waitCommand(a *app) *cobra.Command {
+	var until string
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "wait POD --for ready|completed|deleted", Short: "Wait until a pod is ready, has completed or is gone", Args: oneArg,
+		ValidArgsFunction: a.completePods,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch until {
+			case "ready", "completed", "deleted":
+			default:
+				return usagef("unknown --for %q: use ready, completed or deleted", until)
+			}
+			ctx := cmd.Context()
+			if timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeoutCause(ctx, timeout, pod.Errorf(pod.Unavailable, "pod %s is not %s after %s", args[0], until, timeout))
+				defer cancel()
+			}
+			return a.wait(ctx, args[0], until)
+		},
+	}
+	cmd.Flags().StringVar(&until, "for", "ready", "ready, completed or deleted")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait at most; 0: for ever")
+	return cmd
+}
+
+// wait looks at the pod each time that something of it has changed. It subscribes first, so that no change is missed.
+func (a *app) wait(ctx context.Context, arg, until string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	changed := make(chan struct{}, 1)
+	c.OnSignal(func(dbus.Signal) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	if err := c.Subscribe(ctx); err != nil {
+		return err
+	}
+	_, path, err := a.pod(ctx, arg)
+	for {
+		var s pod.Summary
+		if err == nil {
+			s, err = c.Summary(ctx, path)
+		}
+		switch {
+		case until == "deleted" && pod.KindOf(err) == pod.NotFound:
+			return nil
+		case err != nil && ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return err
+		case until == "ready" && s.Phase == "Running" && s.Total > 0 && s.Ready == s.Total:
+			return nil
+		case until == "completed" && s.Phase == "Succeeded":
+			return nil
+		case until != "deleted" && s.Phase == "Failed", until == "ready" && s.Phase == "Succeeded":
+			return pod.Errorf(pod.Conflict, "pod %s cannot become %s any more: it is %s", s.Ref, until, s.Phase)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.Lost():
+			return pod.Errorf(pod.Unavailable, "cannot wait: the connection to the bus was lost")
+		}
+	}
+}

@@ -1,0 +1,112 @@
+package dbus
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/internal/bustest"
+)
+
+// authority is org.freedesktop.PolicyKit1 for a test: it checks the question and gives a fixed answer.
+type authority struct {
+	t     *testing.T
+	reply answer
+	fail  bool
+	flags uint32
+}
+
+func (a *authority) CheckAuthorization(who subject, action string, details map[string]string, flags uint32, id string) (answer, *godbus.Error) {
+	name, _ := who.Details["name"].Value().(string)
+	if who.Kind != "system-bus-name" || !strings.HasPrefix(name, ":") || action != string(ActionExec) || id == "" || len(details) > 0 {
+		a.t.Errorf("polkit was asked %+v %s %v %q", who, action, details, id)
+	}
+	a.flags = flags
+	if a.fail {
+		return answer{}, godbus.NewError("org.freedesktop.PolicyKit1.Error.Failed", []any{"no"})
+	}
+	return a.reply, nil
+}
+
+func TestPolkit(t *testing.T) {
+	address := bustest.Start(t)
+	daemon, err := connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = daemon.Close() }()
+	other, err := connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sender := other.Names()[0]
+
+	root := NewPolkit(daemon)
+	ok, err := root.isRoot(t.Context(), sender)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok { // this test runs as root: root passes, and polkit is not even there
+		if err := root.Check(t.Context(), sender, ActionExec, false); err != nil {
+			t.Errorf("root: %v", err)
+		}
+	}
+	if err := NewPolkit(daemon).Check(t.Context(), "", ActionExec, false); err == nil {
+		t.Error("a caller without a name may exec")
+	}
+	ask := func(p *Polkit, interactive bool) error { return p.ask(t.Context(), sender, ActionExec, interactive) }
+	if err := ask(NewPolkit(daemon), false); err == nil {
+		t.Error("allowed without polkit")
+	}
+
+	a := &authority{t: t, reply: answer{Authorised: true, Details: map[string]string{}}}
+	server, err := connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Close() }()
+	if err := server.Export(a, polkitPath, polkitInterface); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.RequestName(polkitName, 0); err != nil {
+		t.Fatal(err)
+	}
+	p := NewPolkit(daemon)
+	if err := ask(p, true); err != nil || a.flags != 1 {
+		t.Errorf("yes, interactive: %v, flags %d; want nil, 1", err, a.flags)
+	}
+	if err := ask(p, false); err != nil || a.flags != 0 {
+		t.Errorf("yes: %v, flags %d; want nil, 0", err, a.flags)
+	}
+	a.reply.Authorised = false
+	if err := ask(p, false); err == nil {
+		t.Error("no: allowed")
+	}
+	a.reply.Challenge = true
+	if err := ask(p, false); err == nil || !strings.Contains(err.Error(), "password") {
+		t.Errorf("challenge: %v", err)
+	}
+	a.reply.Authorised, a.fail = true, true
+	if err := ask(p, false); err == nil {
+		t.Error("polkit failed: allowed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.ask(ctx, sender, ActionExec, false); err == nil {
+		t.Error("cancelled: allowed")
+	}
+	_ = other.Close() // a caller that has left is nobody
+	for {
+		var here bool
+		if err := daemon.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, sender).Store(&here); err != nil {
+			t.Fatal(err)
+		} else if !here {
+			break
+		}
+	}
+	if err := NewPolkit(daemon).Check(t.Context(), sender, ActionExec, false); err == nil {
+		t.Error("a caller that has left may exec")
+	}
+}
