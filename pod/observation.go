@@ -112,7 +112,6 @@ type ContainerObservation struct {
 type Waiting struct {
 	Reason   string    `json:"reason"` // ErrImagePull, ImagePullBackOff, ErrImageNeverPull, CreateContainerConfigError, RunContainerError, ...
 	Message  string    `json:"message"`
-	Kind     Kind      `json:"kind,omitempty"` // of the error
 	Since    time.Time `json:"since"`
 	Failures int       `json:"failures"` // attempts in a row that ended so
 }
