@@ -170,6 +170,10 @@ func (v *view) containerStatus(m *member) corev1.ContainerStatus {
 	if m.obs.Stage == ContainerExited {
 		if waiting == nil {
 			cs.State.Terminated = terminated(&m.obs.ContainerState)
+			cs.Ready = m.kind == kindInit && m.obs.succeeded()
+			if m.class == classHeld && cs.State.Terminated.Message == "" {
+				cs.State.Terminated.Message = "stopped through systemd; it stays down until the pod is started"
+			}
 			return cs
 		}
 		cs.LastTerminationState.Terminated = terminated(&m.obs.ContainerState)
