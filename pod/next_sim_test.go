@@ -22,6 +22,7 @@ type world struct {
 	imageErrors map[string]int  // how many more pulls fail, by container
 	startErrors map[string]int  // how many more starts fail
 	stubborn    map[string]bool // containers that ignore SIGTERM
+	graceful    map[string]bool // containers that end with 0 on SIGTERM
 	violations  []string
 }
 
@@ -30,7 +31,7 @@ func newWorld(p *corev1.Pod) *world {
 		pod: p, now: epoch,
 		seen:        Observation{Wish: WishRun, WishedAt: epoch, Containers: map[string]ContainerObservation{}},
 		state:       RuntimeState{Sandbox: SandboxState{Stage: SandboxAbsent}, Containers: map[string]ContainerState{}},
-		imageErrors: map[string]int{}, startErrors: map[string]int{}, stubborn: map[string]bool{},
+		imageErrors: map[string]int{}, startErrors: map[string]int{}, stubborn: map[string]bool{}, graceful: map[string]bool{},
 	}
 }
 
@@ -149,6 +150,10 @@ func (w *world) remember(name string, o ContainerObservation) {
 func (w *world) stop(name string) {
 	if w.stubborn[name] {
 		w.exit(name, 137, 9, ReasonError)
+		return
+	}
+	if w.graceful[name] {
+		w.exit(name, 0, 0, ReasonCompleted)
 		return
 	}
 	w.exit(name, 143, 15, ReasonError)

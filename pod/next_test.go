@@ -30,6 +30,7 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	image-error CONTAINER N    its next N pulls fail; N = 0: no more do
 //	start-error CONTAINER N    its next N starts fail
 //	stubborn CONTAINER         from now on it ignores its stop signal
+//	graceful CONTAINER         from now on it ends with exit code 0 on its stop signal
 //	admin-stop [CONTAINER]     systemctl stop of the unit, or of the slice
 //	kill-sandbox               the pause process dies
 //	reboot
@@ -136,6 +137,8 @@ func play(t *testing.T, w *world, line string, out *strings.Builder) {
 		w.startErrors[f[1]] = number(2, 1)
 	case "stubborn":
 		w.stubborn[f[1]] = true
+	case "graceful":
+		w.graceful[f[1]] = true
 	case "admin-stop":
 		if f[1] == "" {
 			w.killSandbox(true)
@@ -155,7 +158,7 @@ func play(t *testing.T, w *world, line string, out *strings.Builder) {
 	if !ok {
 		t.Fatalf("%s: cannot happen now", line)
 	}
-	if (f[0] == "image-error" || f[0] == "start-error" || f[0] == "stubborn") && limit == 0 {
+	if (f[0] == "image-error" || f[0] == "start-error" || f[0] == "stubborn" || f[0] == "graceful") && limit == 0 {
 		return
 	}
 	settle(t, w, out, limit)
