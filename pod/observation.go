@@ -100,6 +100,12 @@ type ContainerObservation struct {
 	// Waiting is why an attempt could not be made (ErrImagePull, CreateContainerConfigError, ...); empty when none was made or it succeeded.
 	Waiting *Waiting `json:"waiting,omitempty"`
 
+	// Gone is true when the sandbox of the latest attempt no longer exists: init containers run again in the next one. [Fold] sets it.
+	Gone bool `json:"gone,omitempty"`
+	// Again is true when the user asked for a fresh start after the latest attempt: how it ended counts for nothing, only its number does.
+	// [Restart] sets it, the next attempt clears it.
+	Again bool `json:"again,omitempty"`
+
 	Startup   ProbeState `json:"startup,omitzero"`
 	Liveness  ProbeState `json:"liveness,omitzero"`
 	Readiness ProbeState `json:"readiness,omitzero"`

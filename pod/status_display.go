@@ -1,0 +1,182 @@
+package pod
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// DisplayState is the STATUS column as kubectl prints it (kubectl: printers/internalversion, printPod), with Stopped for a pod that rests.
+// p carries the status that belongs to seen.
+func DisplayState(p *corev1.Pod, seen Observation) string {
+	switch {
+	case seen.Wish == WishDelete:
+		return "Terminating"
+	case seen.Wish == WishStop && seen.Sandbox.Stage != SandboxAbsent && seen.Sandbox.Stage != "":
+		return "Stopping"
+	case p.Status.Reason == ReasonStopped:
+		return ReasonStopped
+	}
+	state := string(p.Status.Phase)
+	if p.Status.Reason != "" {
+		state = p.Status.Reason
+	}
+	initState := initDisplay(p)
+	if initState != "" && !conditionTrue(p, corev1.PodInitialized) {
+		return initState
+	}
+	return containersDisplay(p, state)
+}
+
+// initDisplay is the state while the pod is initialised; empty when it is.
+func initDisplay(p *corev1.Pod) string {
+	for i, c := range p.Status.InitContainerStatuses {
+		t, w := c.State.Terminated, c.State.Waiting
+		switch {
+		case t != nil && t.ExitCode == 0:
+			continue
+		case restartable(p, c.Name) && c.Started != nil && *c.Started:
+			continue
+		case t != nil:
+			return "Init:" + endDisplay(t)
+		case w != nil && w.Reason != "" && w.Reason != ReasonPodInitializing:
+			return "Init:" + w.Reason
+		}
+		return fmt.Sprintf("Init:%d/%d", i, len(p.Spec.InitContainers))
+	}
+	return ""
+}
+
+func containersDisplay(p *corev1.Pod, state string) string {
+	running := false
+	for i := len(p.Status.ContainerStatuses) - 1; i >= 0; i-- {
+		c := &p.Status.ContainerStatuses[i]
+		switch {
+		case c.State.Waiting != nil && c.State.Waiting.Reason != "":
+			state = c.State.Waiting.Reason
+		case c.State.Terminated != nil:
+			state = endDisplay(c.State.Terminated)
+		case c.State.Running != nil && c.Ready:
+			running = true
+		}
+	}
+	if state == ReasonCompleted && running {
+		if conditionTrue(p, corev1.PodReady) {
+			return string(corev1.PodRunning)
+		}
+		return "NotReady"
+	}
+	return state
+}
+
+func endDisplay(t *corev1.ContainerStateTerminated) string {
+	switch {
+	case t.Reason != "":
+		return t.Reason
+	case t.Signal != 0:
+		return fmt.Sprintf("Signal:%d", t.Signal)
+	}
+	return fmt.Sprintf("ExitCode:%d", t.ExitCode)
+}
+
+func conditionTrue(p *corev1.Pod, kind corev1.PodConditionType) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == kind {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func restartable(p *corev1.Pod, name string) bool {
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		if c.Name == name {
+			return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		}
+	}
+	return false
+}
+
+// ReadyCount is the READY column and the RESTARTS column: sidecars count among the containers; plain init containers' restarts count only
+// until the pod is initialised.
+func ReadyCount(p *corev1.Pod, seen Observation) (ready, total, restarts int) {
+	v := newView(p, seen, time.Time{})
+	initialized := len(v.incomplete()) == 0
+	for _, m := range v.members {
+		if m.kind != kindInit {
+			total++
+			if m.ready() {
+				ready++
+			}
+		}
+		if (m.kind != kindInit) == initialized || m.kind == kindSidecar {
+			restarts += m.obs.Attempt
+		}
+	}
+	return ready, total, restarts
+}
+
+// Started says whether the pod is initialised and every container of it has been started in this start of the pod.
+func Started(p *corev1.Pod, seen Observation) bool {
+	v := newView(p, seen, time.Time{})
+	for _, m := range v.members {
+		if m.kind != kindContainer {
+			continue
+		}
+		notYet := m.obs.Stage == ContainerStarting && m.obs.Last == nil
+		startError := m.obs.Stage == ContainerExited && m.obs.Reason == ReasonStartError
+		if m.obs.Stage == ContainerAbsent || m.obs.Again || notYet || startError {
+			return false
+		}
+	}
+	return true
+}
+
+// IsReady says whether the pod's condition Ready is true.
+func IsReady(p *corev1.Pod, seen Observation) bool {
+	if seen.Finished || seen.Wish == WishDelete {
+		return false
+	}
+	return len(newView(p, seen, time.Time{}).unready()) == 0
+}
+
+// IsFinished says whether the pod has reached the phase Succeeded or Failed.
+func IsFinished(seen Observation) bool { return seen.Finished }
+
+// StartFailure is why a pod that is being started cannot be expected to come up: what makes an atomic run fail and roll back. It is nil while
+// there is hope, and once the pod has [Started].
+func StartFailure(p *corev1.Pod, seen Observation) error {
+	if Started(p, seen) {
+		return nil
+	}
+	v := newView(p, seen, time.Time{})
+	for _, m := range v.members {
+		o := &m.obs
+		switch {
+		case o.Again:
+		case o.Waiting != nil && !o.Stage.Live():
+			return Errorf(waitingKind(o.Waiting.Reason), "cannot start container %q: %s: %s", m.name, o.Waiting.Reason, o.Waiting.Message)
+		case o.Stage == ContainerExited && o.Reason == ReasonStartError:
+			return Errorf(Internal, "cannot start container %q: %s", m.name, o.Message)
+		}
+	}
+	if m := v.failedInit(); m != nil {
+		return Errorf(Unavailable, "cannot start pod %s: init container %q failed with exit code %d (%s)", RefOf(p), m.name, m.obs.ExitCode, m.obs.Reason)
+	}
+	if seen.Finished {
+		return Errorf(Unavailable, "cannot start pod %s: it ended before all its containers were started", RefOf(p))
+	}
+	return nil
+}
+
+func waitingKind(reason string) Kind {
+	switch reason {
+	case ReasonErrImageNeverPull:
+		return NotFound
+	case "CreateContainerConfigError", "InvalidImageName":
+		return Invalid
+	}
+	return Unavailable
+}
