@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -13,6 +14,7 @@ import (
 // authority is org.freedesktop.PolicyKit1 for a test: it checks the question and gives a fixed answer.
 type authority struct {
 	t     *testing.T
+	mu    sync.Mutex
 	reply answer
 	fail  bool
 	flags uint32
@@ -23,6 +25,8 @@ func (a *authority) CheckAuthorization(who subject, action string, details map[s
 	if who.Kind != "system-bus-name" || !strings.HasPrefix(name, ":") || action != string(ActionExec) || id == "" || len(details) > 0 {
 		a.t.Errorf("polkit was asked %+v %s %v %q", who, action, details, id)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.flags = flags
 	if a.fail {
 		return answer{}, godbus.NewError("org.freedesktop.PolicyKit1.Error.Failed", []any{"no"})
@@ -73,22 +77,32 @@ func TestPolkit(t *testing.T) {
 	if _, err := server.RequestName(polkitName, 0); err != nil {
 		t.Fatal(err)
 	}
+	asked := func() uint32 {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.flags
+	}
 	p := NewPolkit(daemon)
-	if err := ask(p, true); err != nil || a.flags != 1 {
-		t.Errorf("yes, interactive: %v, flags %d; want nil, 1", err, a.flags)
+	if err := ask(p, true); err != nil || asked() != 1 {
+		t.Errorf("yes, interactive: %v, flags %d; want nil, 1", err, asked())
 	}
-	if err := ask(p, false); err != nil || a.flags != 0 {
-		t.Errorf("yes: %v, flags %d; want nil, 0", err, a.flags)
+	if err := ask(p, false); err != nil || asked() != 0 {
+		t.Errorf("yes: %v, flags %d; want nil, 0", err, asked())
 	}
-	a.reply.Authorised = false
+	set := func(reply answer, fail bool) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.reply, a.fail = reply, fail
+	}
+	set(answer{Details: map[string]string{}}, false)
 	if err := ask(p, false); err == nil {
 		t.Error("no: allowed")
 	}
-	a.reply.Challenge = true
+	set(answer{Challenge: true, Details: map[string]string{}}, false)
 	if err := ask(p, false); err == nil || !strings.Contains(err.Error(), "password") {
 		t.Errorf("challenge: %v", err)
 	}
-	a.reply.Authorised, a.fail = true, true
+	set(answer{Authorised: true, Details: map[string]string{}}, true)
 	if err := ask(p, false); err == nil {
 		t.Error("polkit failed: allowed")
 	}
