@@ -128,7 +128,7 @@ func openSource(b *Bind) (int, error) {
 	}
 	for part := range strings.SplitSeq(b.SubPath, "/") {
 		if part == ".." {
-			return -1, fmt.Errorf("subPath %q leads upwards", b.SubPath)
+			return -1, fmt.Errorf("subPath %q contains .. as an element", b.SubPath)
 		}
 	}
 	fd, err := resolve(base, b.SubPath)
