@@ -5,14 +5,20 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"log"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
@@ -87,4 +93,23 @@ func tarDir(w io.Writer, dir string) error {
 		return err
 	})
 	return errors.Join(err, t.Close())
+}
+
+// serveRegistry starts a registry that holds library/app:1, and returns its address. It lives as long as the process.
+func serveRegistry(root string) (string, error) {
+	img, err := configured(root)
+	if err != nil {
+		return "", err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	server := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0))), ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(l) }()
+	ref, err := name.ParseReference(l.Addr().String() + "/library/app:1")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), remote.Write(ref, img)
 }

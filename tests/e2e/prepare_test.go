@@ -27,6 +27,9 @@ backoffReset: 10m
 idleTimeout: 1h
 `
 
+// registryAddress is the address of the tests' own registry, as $REGISTRY.
+var registryAddress string
+
 // prepare gives the host a configuration and an image.
 func prepare(ctx context.Context) error {
 	if err := os.WriteFile(configFile, []byte(baseConfig), 0o600); err != nil {
@@ -40,6 +43,10 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	if err := writeArchives(archive); err != nil {
+		return err
+	}
+	var err error
+	if registryAddress, err = serveRegistry(archive); err != nil {
 		return err
 	}
 	manifest := filepath.Join(images, "first.yaml")

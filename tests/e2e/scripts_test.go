@@ -52,6 +52,7 @@ func setup(e *testscript.Env, alone bool) error {
 	t := e.T().(scriptT)
 	e.Setenv("NS", ns)
 	e.Setenv("IMAGES", images)
+	e.Setenv("REGISTRY", registryAddress)
 	e.Setenv("HOME", "/root")
 	look := ofNamespace(ns)
 	var before []string
