@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -28,6 +32,7 @@ func commands() map[string]command {
 		"await":   await,
 		"oneline": oneline,
 		"let":     let,
+		"http":    httpGet,
 	}
 }
 
@@ -282,4 +287,27 @@ func leavesNothing(ts *testscript.TestScript, neg bool, args []string) {
 	if diff != "" {
 		ts.Fatalf("something is left, or gone (-before +after):\n%s", diff)
 	}
+}
+
+// httpGet asks the server on a unix socket for a path; the answer becomes standard output.
+func httpGet(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: http SOCKET PATH")
+	}
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", args[0])
+		},
+	}}
+	answer, err := client.Get("http://magikpodd" + args[1])
+	ts.Check(err)
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
+	ts.Check(err)
+	if answer.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s: %s", args[1], answer.Status, body)
+	}
+	_, err = ts.Stdout().Write(body)
+	ts.Check(err)
 }

@@ -14,6 +14,7 @@
 //	await POD PATH REGEXP    the same, as soon as it is so
 //	oneline REGEXP           standard error of the last command is one line, and matches
 //	let NAME                 keep standard output of the last command in $NAME
+//	http SOCKET PATH         what a server on a unix socket answers
 //	configure FILE           give the daemon a configuration until the script ends, and restart it (alone only)
 //	crash                    kill -9 the daemon and wait for its next start (alone only)
 //	leaves-nothing           look for leftovers now (alone only)
