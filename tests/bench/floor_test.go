@@ -79,7 +79,9 @@ func (f *floor) start(ctx context.Context) error {
 }
 
 func (f *floor) down(ctx context.Context) error {
-	err := f.job(ctx, func(done chan<- string) (int, error) { return f.conn.StopUnitContext(ctx, f.id+".service", "fail", done) })
+	err := f.job(ctx, func(done chan<- string) (int, error) {
+		return f.conn.StopUnitContext(ctx, f.id+".service", "fail", done)
+	})
 	if err != nil {
 		return err
 	}
