@@ -94,7 +94,7 @@ func TestInvalidError(t *testing.T) {
 	one := field.ErrorList{field.Required(field.NewPath("spec", "containers"), "")}
 	two := append(one, field.Invalid(field.NewPath("metadata", "name"), "A\nB", "is bad"))
 	for want, errs := range map[string]field.ErrorList{
-		"cannot accept the manifest: spec.containers: Required value": one,
+		"cannot accept the manifest: spec.containers: Required value":                                                               one,
 		"cannot accept the manifest: 2 problems:\nspec.containers: Required value\nmetadata.name: Invalid value: \"A\\nB\": is bad": two,
 	} {
 		err := InvalidError(errs)
