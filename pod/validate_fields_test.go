@@ -161,7 +161,7 @@ func fill(v reflect.Value, depth int) {
 		*x = intstr.FromInt32(1)
 		return
 	case *metav1.FieldsV1:
-		x.Raw = []byte("{}")
+		x.SetRawBytes([]byte("{}"))
 		return
 	}
 	switch v.Kind() {
