@@ -4,9 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/rand"
 	"io"
-	"io/fs"
 	stdlog "log"
 	"os"
 	"path/filepath"
@@ -157,15 +155,6 @@ func wantEmpty(tb testing.TB, s *Store) {
 	}
 }
 
-func randomBytes(tb testing.TB, n int) []byte {
-	tb.Helper()
-	data := make([]byte, n)
-	if _, err := rand.Read(data); err != nil {
-		tb.Fatal(err)
-	}
-	return data
-}
-
 func busybox(tb testing.TB) []byte {
 	tb.Helper()
 	var b bytes.Buffer
@@ -173,17 +162,6 @@ func busybox(tb testing.TB) []byte {
 		tb.Skip(err)
 	}
 	return b.Bytes()
-}
-
-// treeOf lists the files below dir as MODE UID:GID PATH[ -> LINK].
-func countFiles(tb testing.TB, dir string) int {
-	tb.Helper()
-	n := 0
-	err := filepath.WalkDir(dir, func(string, fs.DirEntry, error) error { n++; return nil })
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return n
 }
 
 // imageOf makes an image of layers, given as tars, the lowest first.
