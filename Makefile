@@ -53,6 +53,9 @@ lint: ## gofmt, go vet, staticcheck, go.mod
 fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 	scripts/fuzz $(or $(FUZZTIME),20s)
 
+man: ## write the manual pages of magikpodctl anew, from its commands and flags
+	$(GO) test -count=1 ./cmd/magikpodctl -run '^TestManPages$$' -args -update
+
 staged: ## what make install makes, in .cache/install
 	@rm -rf $(INSTALLED)
 	@$(MAKE) --no-print-directory install DESTDIR=$(INSTALLED) PREFIX=/usr SYSCONFDIR=/etc
@@ -78,4 +81,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install test unit host-test race lint fuzz staged e2e e2e-trixie bench demo shell root-trixie clean
+.PHONY: help deps build install test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo shell root-trixie clean

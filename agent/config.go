@@ -44,6 +44,11 @@ type LaunchConfig struct {
 	SubCgroup string `json:"subCgroup,omitempty"`
 	// Argv is the OCI runtime with its arguments; Argv[0] is an absolute path.
 	Argv []string `json:"argv"`
+	// Start, when not empty, makes a container in two steps instead of becoming the OCI runtime: Argv creates it and writes the PID of its first
+	// process to PIDFile, the service manager is told that this is the unit's main process, and Start (an OCI runtime with its arguments, as
+	// Argv) lets it run.
+	Start   []string `json:"start,omitempty"`
+	PIDFile string   `json:"pidFile,omitempty"`
 	// Env is the whole environment of the OCI runtime, KEY=VALUE.
 	Env []string `json:"env,omitempty"`
 	// Log is the OCI runtime's JSON log; launch appends its own error to it in the same format.

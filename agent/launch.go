@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -16,8 +17,8 @@ import (
 // errGone marks a failure for which the container is not to blame: the namespaces' holder has died.
 var errGone = errors.New("its holder is gone")
 
-// Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime. It returns only if that fails; the
-// result is the exit status. The caller must be on the process's main thread, locked to it (runtime.LockOSThread in an init function): only the
+// Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime, or, with [LaunchConfig.Start], makes it
+// create and start the container. It returns the exit status: that of an OCI runtime that has failed, else one of the Exit constants. The caller must be on the process's main thread, locked to it (runtime.LockOSThread in an init function): only the
 // thread that calls execve keeps its namespaces.
 //
 // The reason of a failure is one line on stderr and, for the daemon, an entry in the OCI runtime's JSON log.
@@ -28,6 +29,13 @@ func Launch(configPath string) int {
 		return ExitUsage
 	}
 	err := launch(&config)
+	if err == nil {
+		return 0
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		// The OCI runtime has told why itself.
+		return max(exit.ExitCode(), ExitFailure)
+	}
 	complain(config.Log, err)
 	if errors.Is(err, errGone) {
 		return ExitTempFail
@@ -35,10 +43,18 @@ func Launch(configPath string) int {
 	return ExitFailure
 }
 
-// launch returns the reason why this process is not the OCI runtime.
+// launch returns the reason why this process is not the OCI runtime, or nil when the container was started.
 func launch(config *LaunchConfig) error {
 	if len(config.Argv) == 0 || !filepath.IsAbs(config.Argv[0]) {
 		return errors.New("cannot run the OCI runtime: its path is missing or not absolute")
+	}
+	var manager *notifier
+	if len(config.Start) > 0 {
+		// Before the mount namespace is left: the socket's path is the host's.
+		var err error
+		if manager, err = dialManager(); err != nil {
+			return err
+		}
 	}
 	if err := enterMountNS(config); err != nil {
 		return err
@@ -55,6 +71,9 @@ func launch(config *LaunchConfig) error {
 		if err := enterSubCgroup(config.SubCgroup); err != nil {
 			return err
 		}
+	}
+	if manager != nil {
+		return createAndStart(config, manager)
 	}
 	return become(config)
 }
@@ -153,8 +172,17 @@ func enterSubCgroup(name string) error {
 
 // become replaces this process by the OCI runtime, which gets stdin, stdout and stderr and no other descriptor.
 func become(config *LaunchConfig) error {
-	// A container that ends at once must not be reparented to the service manager while the OCI runtime, the main process of the unit until it
-	// has written the PID file, still works: it stays our zombie until then. The attribute survives execve.
+	if err := tidyProcess(); err != nil {
+		return err
+	}
+	err := unix.Exec(config.Argv[0], config.Argv, config.Env)
+	return fmt.Errorf("cannot execute the OCI runtime %s: %w", config.Argv[0], err)
+}
+
+// tidyProcess prepares this process for what it starts.
+func tidyProcess() error {
+	// A container that ends at once must not be reparented to the service manager before that knows it: it stays our zombie until then. The
+	// attribute survives execve.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become a subreaper: %w", err)
 	}
@@ -164,8 +192,7 @@ func become(config *LaunchConfig) error {
 	if err := os.Chdir("/"); err != nil {
 		return fmt.Errorf("cannot change directory: %w", err)
 	}
-	err := unix.Exec(config.Argv[0], config.Argv, config.Env)
-	return fmt.Errorf("cannot execute the OCI runtime %s: %w", config.Argv[0], err)
+	return nil
 }
 
 // complain writes one line to stderr and, when there is one, one entry to the log, in crun's and runc's JSON format.

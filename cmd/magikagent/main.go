@@ -1,5 +1,5 @@
 // Command magikagent is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
-// file systems and becomes the OCI runtime. It is started by systemd, not by people.
+// file systems and has the OCI runtime start it. It is started by systemd, not by people.
 package main
 
 import (

@@ -24,10 +24,18 @@ type app struct {
 	dbus        *dbus.Client
 }
 
+const rootLong = `magikpodctl runs Kubernetes pods on this host, without a cluster: every container is a systemd service in the slice of its pod. It talks to magikpodd(8) over D-Bus.
+
+A pod is named POD or NAMESPACE/POD. What a command made is printed on standard output, one name a line; messages for people go to standard error.
+
+Exit status: 0 success; 1 error; 2 wrong usage; 3 not found; 4 not permitted; 5 conflict, such as a name that is taken; 6 unavailable, also after a timeout; 7 invalid manifest; 130 interrupted. exec returns the status of its command.
+
+See also magikpodd(8), magikpod.yaml(5), org.magikpod1(5), systemctl(1), journalctl(1).`
+
 // newRoot makes the command with all verbs.
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
-		Use: "magikpodctl", Short: "Run Kubernetes pods as systemd units",
+		Use: "magikpodctl", Short: "Run Kubernetes pods as systemd units", Long: rootLong,
 		SilenceErrors: true, SilenceUsage: true, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()

@@ -14,6 +14,9 @@ func deleteCommand(a *app) *cobra.Command {
 	var grace time.Duration
 	cmd := &cobra.Command{
 		Use: "delete POD...|-f FILE|--all", Short: "Stop pods and remove everything of them", ValidArgsFunction: a.completePods,
+		Example: `  magikpodctl delete web
+  magikpodctl delete -f web.yaml
+  magikpodctl delete --all --grace 0s`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			g, err := graceFlag(cmd, grace)
 			if err != nil {

@@ -19,6 +19,9 @@ func execCommand(a *app) *cobra.Command {
 	var stdin, tty bool
 	cmd := &cobra.Command{
 		Use: "exec [-i] [-t] POD -- COMMAND [ARGUMENT...]", Short: "Run a command in a container; its exit status is returned",
+		Example: `  magikpodctl exec web -- cat /etc/hosts
+  magikpodctl exec -it -c server web -- sh
+  magikpodctl exec -i web -- sh -c "cat > /tmp/file" < file`,
 		Args: usageArgs(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tty && !isTerminal(os.Stdin) {

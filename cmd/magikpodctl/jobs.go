@@ -50,6 +50,8 @@ func stopCommand(a *app) *cobra.Command {
 	var grace time.Duration
 	cmd := &cobra.Command{
 		Use: "stop POD...", Short: "Stop pods; they stay and can be started again", Args: someArgs, ValidArgsFunction: a.completePods,
+		Example: `  magikpodctl stop web
+  magikpodctl stop --grace 2s web db`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			g, err := graceFlag(cmd, grace)
 			if err != nil {

@@ -15,6 +15,8 @@ func listCommand(a *app) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ps"}, Short: "List pods", Args: noArgs,
+		Example: `  magikpodctl list
+  magikpodctl list --all-namespaces -o wide`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {

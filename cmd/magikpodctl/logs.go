@@ -16,6 +16,10 @@ func logsCommand(a *app) *cobra.Command {
 	var since string
 	cmd := &cobra.Command{
 		Use: "logs POD", Short: "Print the log of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
+		Example: `  magikpodctl logs -f web
+  magikpodctl logs -c server --tail 20 --timestamps web
+  magikpodctl logs -c server --previous web
+  journalctl MAGIKPOD_POD=web MAGIKPOD_CONTAINER=server`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Tail < -1 {
 				return usagef("--tail %d: no number of lines", o.Tail)

@@ -17,11 +17,17 @@ func createCommand(a *app) *cobra.Command {
 }
 
 func manifestCommand(a *app, name, short string, noStart bool) *cobra.Command {
+	example := `  magikpodctl create -f web.yaml && magikpodctl start web`
+	if !noStart {
+		example = `  magikpodctl run -f web.yaml
+  magikpodctl run -f web.yaml --wait ready --timeout 30s
+  generate-manifest | magikpodctl run -n production -f - --replace`
+	}
 	var file, wait string
 	var o pod.RunOptions
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: name + " -f FILE|-", Short: short, Args: noArgs,
+		Use: name + " -f FILE|-", Short: short, Args: noArgs, Example: example,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
 				return usagef("which manifest? (usage: magikpodctl %s -f FILE|-)", name)

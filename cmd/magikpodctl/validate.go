@@ -14,6 +14,7 @@ func validateCommand(a *app) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line", Args: noArgs,
+		Example: `  magikpodctl validate -f web.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
 				return usagef("which manifest? (usage: magikpodctl validate -f FILE|-)")

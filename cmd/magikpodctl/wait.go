@@ -16,6 +16,8 @@ func waitCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "wait POD --for ready|completed|deleted", Short: "Wait until a pod is ready, has completed or is gone", Args: oneArg,
 		ValidArgsFunction: a.completePods,
+		Example: `  magikpodctl wait web --for ready --timeout 30s
+  magikpodctl wait batch --for completed`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch until {
 			case "ready", "completed", "deleted":
