@@ -69,7 +69,7 @@ func (h *journalHost) add(name string, entries ...string) {
 		if e[0] < 'a' {
 			b.WriteString("CONTAINER_PARTIAL_MESSAGE=true\n")
 		}
-		if strings.ContainsAny(e, "\x00\xff\n") {
+		if strings.Contains(e, "\x00") {
 			b.WriteString("MESSAGE\n")
 			b.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(e)-2)))
 			b.WriteString(e[2:] + "\n\n")

@@ -13,7 +13,7 @@ import (
 func validateCommand(a *app) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line", Args: noArgs,
+		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line; no daemon is needed", Args: noArgs,
 		Example: `  magikpodctl validate -f web.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
@@ -23,14 +23,7 @@ func validateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			problems, err := c.Validate(cmd.Context(), text)
-			if err != nil {
-				return err
-			}
+			problems := check(text, a.namespace)
 			wrong := false
 			for _, p := range problems {
 				wrong = wrong || p.Severity == "error"
@@ -48,6 +41,21 @@ func validateCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&file, "filename", "f", "", "the manifest; - is standard input")
 	return cmd
+}
+
+// check returns every problem of a manifest. It needs no daemon, so it does not know what this host can do and has.
+func check(text []byte, namespace string) []pod.Problem {
+	m, err := pod.Parse(text)
+	if err == nil {
+		err = m.SetNamespace(namespace)
+	}
+	if err != nil {
+		return pod.ProblemsOf(err)
+	}
+	for _, p := range m.Pods {
+		pod.Default(p)
+	}
+	return pod.Problems(pod.Validate(&m))
 }
 
 // podNames returns the pods of a manifest as NAMESPACE/NAME. Only names matter here: the pod may have been made from an older manifest.
