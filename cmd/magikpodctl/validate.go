@@ -11,7 +11,7 @@ import (
 func validateCommand(a *app) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line", Args: noArgs,
+		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line; no daemon is needed", Args: noArgs,
 		Example: `  magikpodctl validate -f web.yaml`,
 		RunE: func(*cobra.Command, []string) error {
 			if file == "" {
@@ -22,7 +22,7 @@ func validateCommand(a *app) *cobra.Command {
 				return err
 			}
 			wrong := false
-			for _, p := range problems(text, a.namespace) {
+			for _, p := range check(text, a.namespace) {
 				wrong = wrong || p.Severity == pod.SeverityError
 				line := p.Severity + ": "
 				if p.Path != "" {
@@ -42,9 +42,9 @@ func validateCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// problems does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host's runtime classes cannot do, nor
+// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host's runtime classes cannot do, nor
 // which names are taken.
-func problems(text []byte, namespace string) []pod.Problem {
+func check(text []byte, namespace string) []pod.Problem {
 	m, err := pod.Parse(text)
 	if err == nil {
 		err = m.SetNamespace(namespace)
