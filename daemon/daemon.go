@@ -337,19 +337,12 @@ func (d *Daemon) hostIP() string {
 	return ""
 }
 
-// hostnameOf is the pod's host name: at most 63 characters, as the kubelet cuts it.
-func (d *Daemon) hostnameOf(p *corev1.Pod) string {
-	switch {
-	case p.Spec.HostNetwork:
-		return d.host.Hostname
-	case p.Spec.Hostname != "":
-		return p.Spec.Hostname
+// hostnameOf is what the pod calls itself, and its name in DNS if it has a subdomain.
+func (d *Daemon) hostnameOf(p *corev1.Pod) (hostname, fqdn string, err error) {
+	if p.Spec.HostNetwork {
+		return d.host.Hostname, "", nil
 	}
-	name := p.Name
-	if len(name) > 63 {
-		name = strings.TrimRight(name[:63], "-.")
-	}
-	return name
+	return pod.Hostname(p)
 }
 
 // containersOf lists all containers of a pod: init containers and sidecars, then containers.

@@ -166,13 +166,17 @@ func (w *worker) createSandbox(s pod.Step) func(context.Context) func() error {
 }
 
 func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (*sandbox, []string, error) {
+	hostname, _, err := w.d.hostnameOf(p)
+	if err != nil {
+		return nil, nil, err
+	}
 	prepared, err := w.d.volumes.Prepare(ctx, p, w.d.volumeSources(p))
 	if err != nil {
 		return nil, nil, err
 	}
 	config := runtime.SandboxConfig{
 		Pod: p, SharedTmpfs: prepared.Tmpfs(),
-		Network: runtime.Network{Host: p.Spec.HostNetwork, Hostname: w.d.hostnameOf(p)},
+		Network: runtime.Network{Host: p.Spec.HostNetwork, Hostname: hostname},
 		LogDir:  w.d.podLogDir(w.ref),
 	}
 	if p.Spec.HostNetwork {
@@ -236,10 +240,9 @@ func (w *worker) etcFiles(p *corev1.Pod, ips []string) ([]runtime.Mount, error) 
 			addrs = append(addrs, a)
 		}
 	}
-	hostname := w.d.hostnameOf(p)
-	fqdn := hostname
-	if p.Spec.Subdomain != "" {
-		fqdn = fmt.Sprintf("%s.%s.%s.svc.cluster.local", hostname, p.Spec.Subdomain, p.Namespace)
+	hostname, fqdn, err := w.d.hostnameOf(p)
+	if err != nil {
+		return nil, err
 	}
 	var base []byte
 	if p.Spec.HostNetwork {
