@@ -254,19 +254,22 @@ func (r *runJob) releaseUnadmitted() error {
 
 // start waits until each pod is as far as was asked for, and commits them.
 func (r *runJob) start(ctx context.Context, job *job) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	waitCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
+	var first error // what made the others give up
+	var once sync.Once
 	for _, w := range r.workers {
 		wg.Go(func() {
-			if err := r.startOne(ctx, job, w); err != nil {
+			if err := r.startOne(waitCtx, job, w); err != nil {
+				once.Do(func() { first = err })
 				cancel(err)
 			}
 		})
 	}
 	wg.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
+	if first != nil {
+		return first
 	}
 	for _, w := range r.workers {
 		if err := w.commitAndWait(ctx); err != nil {

@@ -118,15 +118,14 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 		d.metrics.observeJob(kind, result, took)
 		d.touch()
 	}}
-	d.logs = newLogReader(logReaderConfig{Driver: o.Config.LogDriver, Dir: o.Config.LogDir})
+	d.logs = newLogReader(logReaderConfig{Driver: o.Config.LogDriver, Dir: o.Config.LogDir, RunDir: o.Config.RunDir})
 	for _, class := range d.registry.Classes() {
 		if manager, err := d.registry.Get(class.Name); err == nil {
 			manager.OnChange(d.changed)
 		}
 	}
 	if err := d.recover(ctx); err != nil {
-		d.cancel(err)
-		d.wg.Wait()
+		d.Close()
 		return nil, err
 	}
 	return d, nil
@@ -194,6 +193,7 @@ func (d *Daemon) Close() {
 	cause := pod.Errorf(pod.Unavailable, "the daemon is ending")
 	d.cancel(cause)
 	d.jobs.close(cause)
+	d.logs.Close()
 	d.wg.Wait()
 }
 

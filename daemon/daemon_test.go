@@ -139,7 +139,7 @@ func TestRunIsAtomic(t *testing.T) {
 				w.fake.Behave("prepare", runtimetest.Behavior{Runs: time.Second})
 				failed := false
 				w.fake.Fault = func(c runtimetest.Call) error {
-					if c.Done && fault == c.Method+" "+c.Container {
+					if c.Done == (c.Method == "CreateSandbox") && fault == c.Method+" "+c.Container {
 						failed = true
 						return pod.WithKind(pod.Unavailable, broken)
 					}
@@ -208,8 +208,6 @@ func TestBackoff(t *testing.T) {
 
 func TestLivenessRestarts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		healthy := true
-		_ = healthy
 		ref := w.mustRun(manifest("sick", "terminationGracePeriodSeconds: 3",
 			"containers: [{name: main, image: 'localhost/app:1', livenessProbe: {exec: {command: ['false']}, periodSeconds: 5}}]"))
 		d := w.until(ref, "restarted", func(d pod.Detail) bool { return d.Restarts == 1 })

@@ -105,3 +105,45 @@ func (w *worker) endMessage(name string, o *pod.ContainerObservation) string {
 	}
 	return text
 }
+
+// lastWords is the end of an attempt's log, which stands in for its termination message.
+type lastWords struct {
+	container string
+	attempt   int
+	text      string
+}
+
+// askLog reads the end of the log of an attempt that has failed without a message, if the manifest asks for that; the worker is woken with it.
+func (w *worker) askLog(name string, o *pod.ContainerObservation) {
+	c := containerOf(w.record.Pod, name)
+	if c == nil || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || o.Message != "" || o.ExitCode == 0 || o.Reason == pod.ReasonUnknown {
+		return
+	}
+	attempt, ended := o.Attempt, o.FinishedAt
+	w.d.wg.Go(func() {
+		text := w.d.endLog(w.d.ctx, w.ref, name, attempt, ended)
+		if text == "" {
+			return
+		}
+		w.mu.Lock()
+		w.lastSaid = append(w.lastSaid, lastWords{container: name, attempt: attempt, text: text})
+		w.mu.Unlock()
+		w.nudge()
+	})
+}
+
+// foldLastWords makes the end of the log the message of the attempt.
+func (w *worker) foldLastWords(said lastWords) {
+	o := w.record.Containers[said.container]
+	switch {
+	case o.Attempt == said.attempt && o.Stage == pod.ContainerExited && o.Message == "":
+		o.Message = said.text
+	case o.Last != nil && o.Last.Attempt == said.attempt && o.Last.Message == "":
+		last := *o.Last
+		last.Message = said.text
+		o.Last = &last
+	default:
+		return
+	}
+	w.setContainer(said.container, o)
+}

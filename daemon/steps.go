@@ -297,10 +297,14 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 			if cutShort(ctx, err) {
 				return err
 			}
+			o := w.record.Containers[c.Name]
+			if err != nil && o.Attempt == s.Attempt && o.Stage == pod.ContainerRunning {
+				w.log.Warn("the container runs, although its start ended with an error", "MAGIKPOD_CONTAINER", c.Name, "error", err)
+				err = nil
+			}
 			if err != nil {
 				return w.startFailed(s, before, err)
 			}
-			o := w.record.Containers[c.Name]
 			o.Waiting, o.Image, o.ImageID = nil, img.Reference, img.ID
 			w.setContainer(c.Name, o)
 			why := ""

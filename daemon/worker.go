@@ -67,6 +67,7 @@ type worker struct {
 	orders   int // given so far
 	commit   bool
 	probed   []probeResult
+	lastSaid []lastWords
 	cut      context.CancelCauseFunc // ends the steps under way
 	watchers chan struct{}           // closed at the next snapshot
 
@@ -278,9 +279,12 @@ func (w *worker) observe(ctx context.Context) {
 		w.fold(state)
 	}
 	w.mu.Lock()
-	probed := w.probed
-	w.probed = nil
+	probed, said := w.probed, w.lastSaid
+	w.probed, w.lastSaid = nil, nil
 	w.mu.Unlock()
+	for _, s := range said {
+		w.foldLastWords(s)
+	}
 	for _, result := range probed {
 		w.foldProbe(result)
 	}
@@ -298,6 +302,7 @@ func (w *worker) fold(state pod.RuntimeState) {
 				o.Message = w.endMessage(name, &o)
 				next[name] = o
 			}
+			w.askLog(name, &o)
 			w.tellEnd(name, &o)
 		}
 	}
