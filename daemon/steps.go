@@ -103,6 +103,7 @@ func (w *worker) together(ctx context.Context, steps []pod.Step) (ok bool) {
 			}
 		case <-watch:
 			woken = true
+			w.takeCommit()
 			w.observe(ctx)
 			w.refresh(time.Now())
 			w.save()

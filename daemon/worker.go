@@ -223,20 +223,28 @@ func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
 // takeOrder makes the newest order the pod's wish.
 func (w *worker) takeOrder() {
 	w.mu.Lock()
-	o, n, commit := w.newest, w.orders, w.commit
+	o, n := w.newest, w.orders
 	w.newest = nil
 	w.mu.Unlock()
 	w.taken = n
 	r := w.record
-	if commit && !r.Committed && w.commitErr == nil {
-		w.commitErr = w.commitNow()
-	}
+	w.takeCommit()
 	if o != nil {
 		w.obey(o)
 	}
 	if r.Wish == pod.WishStop && r.ThenRun && w.atRest() {
 		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishRun, time.Now(), nil, false
 		pod.Restart(&r.Finished, r.Containers)
+	}
+}
+
+// takeCommit makes the pod one that stays, if that was asked for.
+func (w *worker) takeCommit() {
+	w.mu.Lock()
+	commit := w.commit
+	w.mu.Unlock()
+	if commit && !w.record.Committed && w.commitErr == nil {
+		w.commitErr = w.commitNow()
 	}
 }
 
