@@ -195,11 +195,15 @@ func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
 	if err == nil {
 		err = r.admit()
 	}
+	began := time.Now()
 	if err == nil {
 		err = r.start(ctx, job)
 	}
 	if err != nil {
 		return nil, r.rollBack(err)
+	}
+	if !r.options.NoStart && r.options.Wait == waitStarted {
+		r.d.metrics.observeStart(time.Since(began))
 	}
 	if r.options.Wait == waitCompleted && !r.options.NoStart {
 		err = r.waitCompleted(ctx, job)
@@ -443,4 +447,6 @@ func className(p *corev1.Pod) string {
 }
 
 // managerOf returns the class of a stored pod, which may not be usable any more.
-func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) { return d.registry.Get(className(p)) }
+func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
+	return d.registry.Get(className(p))
+}

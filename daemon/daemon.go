@@ -3,16 +3,17 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"io"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -373,6 +374,27 @@ func containerOf(p *corev1.Pod, name string) *corev1.Container {
 		}
 	}
 	return nil
+}
+
+// ControlHandler answers on the control socket: health, metrics and version in plain HTTP.
+func (d *Daemon) ControlHandler() http.Handler {
+	return newControlHandler(d.Check, d.metrics.WritePrometheus, d.Info)
+}
+
+// Stats reads what the pod and its containers use from their cgroups. Conflict: the pod does not run.
+func (d *Daemon) Stats(_ context.Context, ref pod.Ref) (pod.Stats, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return pod.Stats{}, err
+	}
+	slice := units.SlicePath(d.sliceOf(w.ref))
+	containers := make(map[string]string)
+	for name, o := range w.snapshot().seen.Containers {
+		if o.Stage.Live() {
+			containers[name] = path.Join(slice, units.ContainerService(w.ref.Namespace, w.ref.Name, name))
+		}
+	}
+	return statsOf(d.host.CgroupRoot, slice, containers)
 }
 
 // Check says whether the daemon is healthy: it can lock what it must lock, and its state directory can be read.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,23 +138,23 @@ func TestRunIsAtomic(t *testing.T) {
 		t.Run(fault, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				w.fake.Behave("prepare", runtimetest.Behavior{Runs: time.Second})
-				failed := false
+				var failed atomic.Bool
 				w.fake.Fault = func(c runtimetest.Call) error {
 					if c.Done == (c.Method == "CreateSandbox") && fault == c.Method+" "+c.Container {
-						failed = true
+						failed.Store(true)
 						return pod.WithKind(pod.Unavailable, broken)
 					}
 					return nil
 				}
 				w.net.fault = func(step string) error {
 					if step == fault {
-						failed = true
+						failed.Store(true)
 						return pod.WithKind(pod.Unavailable, broken)
 					}
 					return nil
 				}
 				if fault == "commit" {
-					failed = true
+					failed.Store(true)
 					w.fake.Behave("main", runtimetest.Behavior{StartDelay: time.Minute})
 					go func() {
 						time.Sleep(30 * time.Second)
@@ -161,8 +162,8 @@ func TestRunIsAtomic(t *testing.T) {
 					}()
 				}
 				_, err := w.run(text, pod.RunOptions{})
-				if err == nil || !failed {
-					t.Fatalf("the run has not failed (%v), or not by this fault (%t)", err, failed)
+				if err == nil || !failed.Load() {
+					t.Fatalf("the run has not failed (%v), or not by this fault (%t)", err, failed.Load())
 				}
 				if fault != "commit" && !strings.Contains(err.Error(), broken.Error()) {
 					t.Errorf("the error does not say why: %v", err)

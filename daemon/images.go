@@ -135,9 +135,7 @@ func (d *Daemon) containerImage(ctx context.Context, c *corev1.Container) (img r
 			pod.Errorf(pod.NotFound, "container image %q is not present, and localhost is no registry (magikpodctl image load brings it)", c.Image)}
 	}
 	img, err = d.pulls.pull(ctx, name, nil)
-	if d.metrics != nil {
-		d.metrics.observePull(err == nil)
-	}
+	d.metrics.observePull(err == nil)
 	if err != nil {
 		return runtime.Image{}, false, &imageError{pod.ReasonErrImagePull, err}
 	}
@@ -166,9 +164,7 @@ func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOption
 				job.progress("pulling "+name, min(float64(at.Done)/float64(at.Total), 1))
 			}
 		})
-		if d.metrics != nil {
-			d.metrics.observePull(err == nil)
-		}
+		d.metrics.observePull(err == nil)
 		if err != nil {
 			return nil, err
 		}

@@ -32,7 +32,9 @@ type journalHandler struct {
 }
 
 // Enabled implements slog.Handler.
-func (h *journalHandler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level.Level() }
+func (h *journalHandler) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= h.level.Level()
+}
 
 // Handle implements slog.Handler.
 func (h *journalHandler) Handle(_ context.Context, r slog.Record) error {

@@ -56,7 +56,9 @@ func hasLog(s *snapshot, container string) bool {
 }
 
 // mayStart says whether the pod is on its way up.
-func mayStart(s *snapshot) bool { return s.seen.Wish == pod.WishRun && !s.seen.Finished && startFailure(s) == nil }
+func mayStart(s *snapshot) bool {
+	return s.seen.Wish == pod.WishRun && !s.seen.Finished && startFailure(s) == nil
+}
 
 func waitingFor(o pod.ContainerObservation) string {
 	if o.Waiting == nil {

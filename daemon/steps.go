@@ -308,11 +308,10 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 			}
 			o.Waiting, o.Image, o.ImageID = nil, img.Reference, img.ID
 			w.setContainer(c.Name, o)
-			why := ""
-			if s.Why != "" {
-				why = ": " + s.Why
+			if s.Attempt > 0 {
+				w.d.metrics.observeRestart()
 			}
-			w.event(corev1.EventTypeNormal, "Started", c.Name, "Started container "+c.Name+why)
+			w.event(corev1.EventTypeNormal, "Started", c.Name, "Started container "+c.Name+because(s.Why))
 			return nil
 		}
 	}
@@ -450,7 +449,9 @@ func (w *worker) deleteSandbox(s pod.Step) func(context.Context) func() error {
 			netErr = w.d.networks.Teardown(context.WithoutCancel(ctx), w.ref.UID)
 		}
 		return func() error {
-			w.fold(state)
+			if err == nil {
+				w.fold(state)
+			}
 			if err := errors.Join(err, netErr); err != nil {
 				if !cutShort(ctx, err) {
 					w.failed(s)

@@ -74,16 +74,16 @@ type worker struct {
 	picture atomic.Pointer[snapshot]
 
 	// Only the worker's goroutine touches what follows.
-	record    *record
-	taken     int // orders taken
-	sandbox   *sandbox
-	held      map[holdKey]*hold
+	record     *record
+	taken      int // orders taken
+	sandbox    *sandbox
+	held       map[holdKey]*hold
 	sandboxErr error // sandboxErr of the next snapshot
-	prober    *prober
-	saved     *record // as last saved
-	removed   bool
-	saveFault bool  // the last save failed
-	commitErr error // why the pod could not be committed
+	prober     *prober
+	saved      *record // as last saved
+	removed    bool
+	saveFault  bool  // the last save failed
+	commitErr  error // why the pod could not be committed
 }
 
 // hold keeps a step that failed from being tried again at once.
