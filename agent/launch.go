@@ -181,11 +181,6 @@ func become(config *LaunchConfig) error {
 
 // tidyProcess prepares this process for what it starts.
 func tidyProcess() error {
-	// A container that ends at once must not be reparented to the service manager before that knows it: it stays our zombie until then. The
-	// attribute survives execve.
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("cannot become a subreaper: %w", err)
-	}
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("cannot close descriptors: %w", err)
 	}

@@ -14,8 +14,11 @@ import (
 )
 
 // StatusStarted is the status text (sd_notify(3), STATUS=) of a unit whose container was started; a unit that has ended without it never ran
-// anything of the container.
+// anything of the container. It is set before the start, and taken back when that fails: a container that fails at once has systemd kill launch.
 const StatusStarted = "started"
+
+// statusNotStarted takes it back.
+const statusNotStarted = "not started"
 
 // barrierTimeout is how long the service manager may take to deal with a notification.
 const barrierTimeout = 60 * time.Second
@@ -23,8 +26,10 @@ const barrierTimeout = 60 * time.Second
 // createAndStart makes the OCI runtime create the container, tells the service manager its first process, starts it, and reports it ready.
 //
 // The order is what counts. systemd refuses a main process that has ended already, and the exit status of a process that it does not know is
-// lost: so it must have accepted the process while that still waits for its start. And as the container's first process stays our child until
-// we exit, its end cannot overtake READY=1. Errors: an [*exec.ExitError] is that of the OCI runtime.
+// lost: so it must have accepted the process while that still waits for its start. And the process must be systemd's own child by then, as it is when the
+// OCI runtime has exited and nobody between is a subreaper: of another's child systemd asks at READY=1 whether it is alive, and if it has ended
+// the unit is "exited" without an exit status. (Measured with a subreaper: 50 of 200 that ended at once;
+// without: none, on systemd 252 and 257.) Errors: an [*exec.ExitError] is that of the OCI runtime.
 func createAndStart(config *LaunchConfig, manager *notifier) error {
 	defer manager.close()
 	if !filepath.IsAbs(config.Start[0]) || !filepath.IsAbs(config.PIDFile) {
@@ -44,7 +49,7 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		return err
 	}
 	defer unix.Close(first.pidfd)
-	err = manager.send("MAINPID=" + strconv.Itoa(first.pid))
+	err = manager.send("MAINPID=" + strconv.Itoa(first.pid) + "\nSTATUS=" + StatusStarted)
 	if err == nil {
 		err = manager.barrier(barrierTimeout)
 	}
@@ -52,9 +57,10 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		err = runOCI(config, config.Start)
 	}
 	if err == nil {
-		err = manager.send("READY=1\nSTATUS=" + StatusStarted)
+		err = manager.send("READY=1")
 	}
 	if err != nil {
+		_ = manager.send("STATUS=" + statusNotStarted)
 		_ = unix.PidfdSendSignal(first.pidfd, unix.SIGKILL, nil, 0) // it may have ended by itself
 	}
 	return err
@@ -75,7 +81,7 @@ func runOCI(config *LaunchConfig, argv []string) error {
 // process is a process that cannot become another one.
 type process struct{ pid, pidfd int }
 
-// openFirst opens the process that a PID file names. It is a child of ours, so its number cannot be taken by another process.
+// openFirst opens the process that a PID file names, which waits for its start.
 func openFirst(pidFile string) (process, error) {
 	data, err := os.ReadFile(pidFile)
 	if err != nil {

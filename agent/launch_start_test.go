@@ -139,6 +139,12 @@ func killFirst(t *testing.T, pidFile string) {
 	}
 }
 
+// mainPID reads MAINPID=N,STATUS=started.
+func mainPID(notified string) (int, error) {
+	pid, _, _ := strings.Cut(strings.TrimPrefix(notified, "MAINPID="), ",")
+	return strconv.Atoi(pid)
+}
+
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
 
 func TestLaunchStart(t *testing.T) {
@@ -157,7 +163,7 @@ func TestLaunchStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"MAINPID=" + strings.TrimSpace(string(pid)), "BARRIER=1", "READY=1,STATUS=started"}
+	want := []string{"MAINPID=" + strings.TrimSpace(string(pid)) + ",STATUS=started", "BARRIER=1", "READY=1"}
 	if got := m.all(); !slices.Equal(got, want) {
 		t.Errorf("notified %q, want %q", got, want)
 	}
@@ -182,7 +188,7 @@ func TestLaunchStartFailures(t *testing.T) {
 		{"no PID file", "exit 0", "", 1, 0, "cannot read the PID file of the OCI runtime"},
 		{"bad PID file", "echo 1 > $2; exit 0", "", 1, 0, `cannot parse the PID file of the OCI runtime: "1\n"`},
 		{"process gone", "echo 4194000 > $2; exit 0", "", 1, 0, "cannot open the container's first process"},
-		{"start fails", "", "exit 4", 4, 2, ""},
+		{"start fails", "", "exit 4", 4, 3, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noted := filepath.Join(t.TempDir(), "noted")
@@ -199,8 +205,11 @@ func TestLaunchStartFailures(t *testing.T) {
 			if len(got) == 0 {
 				return
 			}
+			if got[2] != "STATUS=not started" {
+				t.Errorf("notified %q", got)
+			}
 			// What was created and cannot be started must not stay.
-			pid, err := strconv.Atoi(strings.TrimPrefix(got[0], "MAINPID="))
+			pid, err := mainPID(got[0])
 			for deadline := time.Now().Add(10 * time.Second); err == nil && alive(pid); time.Sleep(10 * time.Millisecond) {
 				if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(state), ") Z ") {
 					break // this machine's PID 1 takes its time
@@ -269,10 +278,10 @@ func TestLaunchStartCrun(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "output")
 	output, status := runStartTo(t, config, m, log)
 	got := m.all()
-	if status != 0 || len(got) != 3 || got[2] != "READY=1,STATUS=started" {
+	if status != 0 || len(got) != 3 || got[2] != "READY=1" {
 		t.Fatalf("status %d, notified %q, output %q", status, got, output)
 	}
-	pid, err := strconv.Atoi(strings.TrimPrefix(got[0], "MAINPID="))
+	pid, err := mainPID(got[0])
 	if err != nil {
 		t.Fatal(err)
 	}

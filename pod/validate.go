@@ -120,7 +120,7 @@ func (c *checker) all(path *field.Path, value string, details []string) {
 		if i, j := strings.Index(d, ", regex used for validation is "), strings.LastIndex(d, "')"); i >= 0 && j > i {
 			d = d[:i] + d[j+1:]
 		}
-		c.invalid(path, value, d)
+		c.invalid(path, value, strings.ReplaceAll(d, "  ", " "))
 	}
 }
 
