@@ -13,18 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// StatusStarted is the status text (sd_notify(3), STATUS=) of a unit whose container was started; a unit that has ended without it never ran
-// anything of the container.
-const StatusStarted = "started"
+// The status texts (sd_notify(3), STATUS=) of a container's unit. A unit that has ended with neither of them never had a container as its main
+// process. With StatusCreated it may have ended before the second one was sent, or because the container could not be started: then the OCI
+// runtime's log tells why.
+const (
+	StatusCreated = "created"
+	StatusStarted = "started"
+)
 
 // barrierTimeout is how long the service manager may take to deal with a notification.
 const barrierTimeout = 60 * time.Second
 
-// createAndStart makes the OCI runtime create the container, tells the service manager its first process, starts it, and reports it ready.
+// createAndStart makes the OCI runtime create the container, tells the service manager its first process, and starts it.
 //
 // The order is what counts. systemd refuses a main process that has ended already, and the exit status of a process that it does not know is
-// lost: so it must have accepted the process while that still waits for its start. And as the container's first process stays our child until
-// we exit, its end cannot overtake READY=1. Errors: an [*exec.ExitError] is that of the OCI runtime.
+// lost: so it must have accepted the process while that still waits for its start. It must also have seen READY=1 by then, or an end at once
+// would be a failed start. And the first process must be systemd's child, not ours, or systemd would not wait for its end when it stops the unit: so this process is no
+// subreaper here. Errors: an [*exec.ExitError] is that of the OCI runtime.
 func createAndStart(config *LaunchConfig, manager *notifier) error {
 	defer manager.close()
 	if !filepath.IsAbs(config.Start[0]) || !filepath.IsAbs(config.PIDFile) {
@@ -44,7 +49,7 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		return err
 	}
 	defer unix.Close(first.pidfd)
-	err = manager.send("MAINPID=" + strconv.Itoa(first.pid))
+	err = manager.send("MAINPID=" + strconv.Itoa(first.pid) + "\nREADY=1\nSTATUS=" + StatusCreated)
 	if err == nil {
 		err = manager.barrier(barrierTimeout)
 	}
@@ -52,7 +57,7 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		err = runOCI(config, config.Start)
 	}
 	if err == nil {
-		err = manager.send("READY=1\nSTATUS=" + StatusStarted)
+		err = manager.send("STATUS=" + StatusStarted)
 	}
 	if err != nil {
 		_ = unix.PidfdSendSignal(first.pidfd, unix.SIGKILL, nil, 0) // it may have ended by itself
@@ -75,7 +80,7 @@ func runOCI(config *LaunchConfig, argv []string) error {
 // process is a process that cannot become another one.
 type process struct{ pid, pidfd int }
 
-// openFirst opens the process that a PID file names. It is a child of ours, so its number cannot be taken by another process.
+// openFirst opens the process that the OCI runtime's PID file names, which waits for its start.
 func openFirst(pidFile string) (process, error) {
 	data, err := os.ReadFile(pidFile)
 	if err != nil {
