@@ -66,8 +66,8 @@ e2e: deps staged ## end-to-end tests on the machine's own root file system
 e2e-trixie: deps staged root-trixie ## end-to-end tests on Debian 13
 	MAGIKPOD_E2E=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
-bench: deps staged root-trixie ## measure against podman, on a Debian 13 host
-	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench/...
+bench: deps staged root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md
+	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
 demo: deps ## show it all, on this machine or on a disposable host
 	scripts/demo

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // maxDocuments bounds the documents of one manifest, the items of Lists included.
@@ -15,11 +16,13 @@ type Manifest struct {
 	Pods       []*corev1.Pod
 	ConfigMaps []*corev1.ConfigMap
 	Secrets    []*corev1.Secret // stringData folded into data
-	Warnings   []Problem        // what Parse saw and will be ignored; [Validate] returns them too
+
+	// ignored are the fields that Parse took out, by object; [Validate] warns about them.
+	ignored map[*metav1.ObjectMeta][]string
 }
 
 // Parse reads one or several YAML or JSON documents, strictly: a field that v1 does not have, a field that is given twice and a value of the
-// wrong type are errors. Documents without content are skipped. Defaults are not filled in and nothing is validated: see
+// wrong type are errors. Documents without content are skipped. What a cluster wrote into an object (its status, UID, owners, ...) is taken out. Defaults are not filled in and nothing is validated: see
 // [Manifest.SetNamespace], [Default] and [Validate], to be called in this order.
 //
 // The error has the kind Invalid; [ProblemsOf] lists everything it found.
@@ -135,10 +138,13 @@ func (p *parser) typed(kind string, fields map[string]any, prefix, at string) bo
 	}
 	switch o := target.(type) {
 	case *corev1.Pod:
+		p.takeOut(&o.ObjectMeta, &o.Status)
 		p.manifest.Pods = append(p.manifest.Pods, o)
 	case *corev1.ConfigMap:
+		p.takeOut(&o.ObjectMeta, nil)
 		p.manifest.ConfigMaps = append(p.manifest.ConfigMaps, o)
 	case *corev1.Secret:
+		p.takeOut(&o.ObjectMeta, nil)
 		foldStringData(o)
 		p.manifest.Secrets = append(p.manifest.Secrets, o)
 	}

@@ -306,6 +306,9 @@ func (c *typeChecker) integer(v any, t reflect.Type, path, want string) {
 	}
 }
 
+// quantityExponent finds the digits of a decimal exponent, without leading zeros.
+var quantityExponent = regexp.MustCompile(`[eE][+-]?0*([0-9]+)$`)
+
 func (c *typeChecker) quantity(v any, path string) {
 	text := ""
 	switch v := v.(type) {
@@ -317,8 +320,8 @@ func (c *typeChecker) quantity(v any, path string) {
 		c.wrong(v, path, "a quantity such as 500m or 128Mi")
 		return
 	}
-	// Exponents are bounded by the length: the library computes with arbitrary precision.
-	if len(text) > 64 {
+	// The library computes with arbitrary precision: some digits of an exponent would keep it busy for hours.
+	if m := quantityExponent.FindStringSubmatch(text); len(text) > 64 || m != nil && len(m[1]) > 2 {
 		c.add(path, "must be a quantity such as 500m or 128Mi, not %s", shown(text))
 		return
 	}

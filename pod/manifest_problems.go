@@ -49,13 +49,17 @@ func (p Problem) String() string {
 	return text
 }
 
-// Problems puts errors and warnings together: first the errors, in the order of the list, then the warnings.
-func Problems(errs field.ErrorList, warnings []Problem) []Problem {
+// Problems puts the errors and warnings of [Validate] together: first the errors, then the warnings, each in the order of the list. Of a warning only
+// the detail is shown: its type says nothing.
+func Problems(errs, warnings field.ErrorList) []Problem {
 	list := make([]Problem, 0, len(errs)+len(warnings))
 	for _, e := range errs {
 		list = append(list, Problem{Severity: SeverityError, Path: cleanPath(e.Field), Message: shown(e.ErrorBody())})
 	}
-	return append(list, warnings...)
+	for _, w := range warnings {
+		list = append(list, Problem{Severity: SeverityWarning, Path: cleanPath(w.Field), Message: shown(w.Detail)})
+	}
+	return list
 }
 
 // ProblemsOf lists the problems that err carries: those of a manifest that [Parse] or [InvalidError] refused, else err itself as one. Nil has none.

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"sync"
 	"syscall"
@@ -91,9 +92,31 @@ type Network struct {
 
 // Tmpfs is one in-memory file system of a pod.
 type Tmpfs struct {
-	Name      string // of the volume
-	SizeBytes int64  // 0: the kernel's default (half of the memory)
-	Mode      os.FileMode
+	Name      string      // of the volume
+	SizeBytes int64       // 0: the kernel's default (half of the memory)
+	Mode      os.FileMode // of its root directory, [os.ModeSticky] and [os.ModeSetgid] included
+	GID       int64       // group that owns its root directory: the pod's fsGroup; 0: root
+}
+
+// Options returns the mount options that make t: size, mode and gid, as tmpfs(5) wants them.
+func (t Tmpfs) Options() string {
+	mode := uint32(t.Mode.Perm())
+	for _, bit := range []struct {
+		mode os.FileMode
+		bit  uint32
+	}{{os.ModeSticky, 0o1000}, {os.ModeSetgid, 0o2000}, {os.ModeSetuid, 0o4000}} {
+		if t.Mode&bit.mode != 0 {
+			mode |= bit.bit
+		}
+	}
+	options := fmt.Sprintf("mode=%04o", mode)
+	if t.SizeBytes > 0 {
+		options += fmt.Sprintf(",size=%d", t.SizeBytes)
+	}
+	if t.GID != 0 {
+		options += fmt.Sprintf(",gid=%d", t.GID)
+	}
+	return options
 }
 
 // ContainerConfig is what one attempt at a container is made from.

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/magikrun/magikpod/pod"
 )
@@ -13,9 +11,9 @@ import (
 func validateCommand(a *app) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line", Args: noArgs,
+		Use: "validate -f FILE|-", Short: "Print every problem of a manifest, one a line; no daemon is needed", Args: noArgs,
 		Example: `  magikpodctl validate -f web.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			if file == "" {
 				return usagef("which manifest? (usage: magikpodctl validate -f FILE|-)")
 			}
@@ -23,22 +21,16 @@ func validateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			problems, err := c.Validate(cmd.Context(), text)
-			if err != nil {
-				return err
-			}
 			wrong := false
-			for _, p := range problems {
-				wrong = wrong || p.Severity == "error"
+			for _, p := range check(text, a.namespace) {
+				wrong = wrong || p.Severity == pod.SeverityError
 				line := p.Severity + ": "
 				if p.Path != "" {
 					line += p.Path + ": "
 				}
-				_, _ = fmt.Fprintln(a.out, line+oneLine(p.Message))
+				if _, err := fmt.Fprintln(a.out, line+oneLine(p.Message)); err != nil {
+					return err
+				}
 			}
 			if wrong {
 				return exitStatus(exitInvalid)
@@ -50,31 +42,38 @@ func validateCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// podNames returns the pods of a manifest as NAMESPACE/NAME. Only names matter here: the pod may have been made from an older manifest.
+// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host's runtime classes cannot do, nor
+// which names are taken.
+func check(text []byte, namespace string) []pod.Problem {
+	m, err := pod.Parse(text)
+	if err == nil {
+		err = m.SetNamespace(namespace)
+	}
+	if err != nil {
+		return pod.ProblemsOf(err)
+	}
+	for _, p := range m.Pods {
+		pod.Default(p)
+	}
+	return pod.Problems(pod.Validate(&m))
+}
+
+// podNames returns the pods of a manifest as NAMESPACE/NAME. Only names matter here: the pod may have been made from an older manifest, or may be
+// one that this version would not accept any more.
 func podNames(text []byte, namespace string) ([]string, error) {
+	m, err := pod.Parse(text)
+	if err == nil {
+		err = m.SetNamespace(namespace)
+	}
+	if err != nil {
+		return nil, err
+	}
 	var names []string
-	for _, doc := range bytes.Split(append([]byte("\n"), text...), []byte("\n---")) {
-		var head struct {
-			Kind     string `json:"kind"`
-			Metadata struct {
-				Name      string `json:"name"`
-				Namespace string `json:"namespace"`
-			} `json:"metadata"`
+	for _, p := range m.Pods {
+		if err := pod.ValidateName(p.Name); err != nil {
+			return nil, err
 		}
-		if err := yaml.Unmarshal(doc, &head); err != nil {
-			return nil, pod.Errorf(pod.Invalid, "cannot read the manifest: %s", oneLine(err.Error()))
-		}
-		if head.Kind != "Pod" {
-			continue
-		}
-		ns := head.Metadata.Namespace
-		if ns == "" {
-			ns = namespace
-		}
-		if ns == "" {
-			ns = pod.DefaultNamespace
-		}
-		names = append(names, ns+"/"+head.Metadata.Name)
+		names = append(names, p.Namespace+"/"+p.Name)
 	}
 	if len(names) == 0 {
 		return nil, pod.Errorf(pod.Invalid, "cannot delete: there is no pod in the manifest")

@@ -2,6 +2,8 @@ package oci
 
 import (
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // The OOM scores of the kubelet (pkg/kubelet/qos/policy.go).
@@ -20,7 +22,7 @@ func oomScoreAdj(in Input) *int {
 }
 
 func oomScore(in Input) int {
-	switch qosClass(in.Pod) {
+	switch pod.QOSClass(in.Pod) {
 	case corev1.PodQOSGuaranteed:
 		return guaranteedOOMScore
 	case corev1.PodQOSBestEffort:
@@ -38,33 +40,4 @@ func oomScore(in Input) int {
 	score := 1000 - int(1000*share)
 	// Burstable containers stay above the guaranteed and below the best-effort ones.
 	return min(max(score, 1000+guaranteedOOMScore), bestEffortOOMScore-1)
-}
-
-// qosClass is the class in the pod's status, else what Kubernetes' rules make of its requests and limits.
-func qosClass(p *corev1.Pod) corev1.PodQOSClass {
-	if p.Status.QOSClass != "" {
-		return p.Status.QOSClass
-	}
-	guaranteed, some := true, false
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			r := list[i].Resources
-			for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-				limit, hasLimit := r.Limits[name]
-				request, hasRequest := r.Requests[name]
-				hasLimit, hasRequest = hasLimit && !limit.IsZero(), hasRequest && !request.IsZero()
-				some = some || hasLimit || hasRequest
-				if !hasLimit || (hasRequest && request.Cmp(limit) != 0) {
-					guaranteed = false
-				}
-			}
-		}
-	}
-	switch {
-	case !some:
-		return corev1.PodQOSBestEffort
-	case guaranteed:
-		return corev1.PodQOSGuaranteed
-	}
-	return corev1.PodQOSBurstable
 }

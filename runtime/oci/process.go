@@ -21,10 +21,16 @@ func args(in Input) ([]string, error) {
 		value, ok := vars[name]
 		return value, ok
 	}
+	total := 0
 	expandAll := func(list []string) []string {
 		var out []string
 		for _, s := range list {
-			out = append(out, expand(s, lookup))
+			if total > pod.MaxExecBytes {
+				return out
+			}
+			s = pod.Expand(s, lookup)
+			total += len(s) + 1
+			out = append(out, s)
 		}
 		return out
 	}
@@ -36,6 +42,9 @@ func args(in Input) ([]string, error) {
 		argv = append(append(argv, in.Image.Config.Entrypoint...), args...)
 	default:
 		argv = append(append(argv, in.Image.Config.Entrypoint...), in.Image.Config.Cmd...)
+	}
+	if total > pod.MaxExecBytes {
+		return nil, pod.Errorf(pod.Invalid, "cannot run container %q: its arguments have more than %d bytes", in.Container.Name, pod.MaxExecBytes)
 	}
 	if len(argv) == 0 || argv[0] == "" {
 		return nil, pod.Errorf(pod.Invalid, "cannot run container %q: no command specified, neither in the manifest nor in image %s", in.Container.Name, in.Image.Reference)
@@ -99,40 +108,4 @@ func workingDir(in Input) string {
 		dir = in.Image.Config.WorkingDir
 	}
 	return path.Clean("/" + dir)
-}
-
-// expand replaces $(NAME) by its value. $$ is a $; a name that lookup does not know and an unclosed reference stay as they are (Kubernetes'
-// rules for command, args and env).
-func expand(s string, lookup func(name string) (string, bool)) string {
-	var out strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] != '$' || i+1 == len(s) {
-			out.WriteByte(s[i])
-			continue
-		}
-		switch s[i+1] {
-		case '$':
-			out.WriteByte('$')
-			i++
-		case '(':
-			end := strings.IndexByte(s[i+2:], ')')
-			if end < 0 {
-				out.WriteString("$(")
-				i++
-				continue
-			}
-			name := s[i+2 : i+2+end]
-			if value, ok := lookup(name); ok {
-				out.WriteString(value)
-			} else {
-				out.WriteString("$(" + name + ")")
-			}
-			i += 2 + end
-		default:
-			// Kubernetes keeps both characters, so that the second one is not looked at again.
-			out.WriteString(s[i : i+2])
-			i++
-		}
-	}
-	return out.String()
 }

@@ -253,15 +253,18 @@ func TestOOMScore(t *testing.T) {
 	}
 }
 
-// TestExpand has the cases of Kubernetes' documentation of $(VAR).
-func TestExpand(t *testing.T) {
-	vars := map[string]string{"A": "1", "B": "$(A)", "EMPTY": ""}
-	for in, want := range map[string]string{
-		"": "", "$": "$", "$A": "$A", "$(A)": "1", "$$(A)": "$(A)", "$$$(A)": "$1", "$$$$(A)": "$$(A)", "$(B)": "$(A)", "$(X)": "$(X)", "$(A": "$(A",
-		"$()": "$()", "x$(EMPTY)y": "xy", "$(A)$(A)": "11", "a$": "a$", "$(A)$$": "1$", "$($(A))": "$($(A))", "é$(A)é": "é1é",
-	} {
-		if got := expand(in, func(n string) (string, bool) { v, ok := vars[n]; return v, ok }); got != want {
-			t.Errorf("expand(%q) = %q, want %q", in, got, want)
-		}
+// TestArgsBounded: what references to references make is no bigger than any process could be given.
+func TestArgsBounded(t *testing.T) {
+	in := input()
+	in.Env = []runtime.EnvVar{{Name: "A", Value: strings.Repeat("x", 1<<20)}}
+	for range 1000 {
+		in.Container.Args = append(in.Container.Args, "$(A)")
+	}
+	if _, err := args(in); pod.KindOf(err) != pod.Invalid {
+		t.Errorf("1000 arguments of 1 MiB: %v", err)
+	}
+	in.Container.Args = []string{strings.Repeat("$(A)", 10_000)}
+	if list, err := args(in); err == nil && len(list[len(list)-1]) > pod.MaxExecBytes+4*10_000 {
+		t.Errorf("an argument of %d bytes: %v", len(list[len(list)-1]), err)
 	}
 }

@@ -1,4 +1,4 @@
-// Package runtimetest has one conformance suite for every runtime.PodManager, and a fake one that behaves.
+// Package runtimetest has a fake runtime.PodManager that behaves: [Fake].
 //
 // It is imported by tests only. Layer: it may import pod and runtime.
 package runtimetest

@@ -1,0 +1,293 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+const (
+	// logBlock is how much of a file is read at a time; a longer line than that is none of ours.
+	logBlock = 64 << 10
+	// maxLogFiles bounds the number of rotated files that are looked at.
+	maxLogFiles = 1000
+	// logRescan is how often a file is looked at although inotify said nothing.
+	logRescan = time.Second
+)
+
+// logFiles reads the CRI log format: NAMESPACE_NAME_UID/CONTAINER/ATTEMPT.log; older parts of it are ATTEMPT.log.1 (the newest of them) and so on.
+type logFiles struct{ dir string }
+
+func (d logFiles) copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error {
+	dir := filepath.Join(d.dir, q.Ref.Namespace+"_"+q.Ref.Name+"_"+string(q.Ref.UID), q.Container)
+	chain := &logChain{path: filepath.Join(dir, strconv.Itoa(q.Attempt)+".log"), since: q.Options.Since, buffer: make([]byte, logBlock)}
+	defer chain.close()
+	var watch *logWatch
+	if over != nil {
+		watch = newLogWatch(dir)
+		defer watch.close()
+	}
+	if q.Options.Tail >= 0 {
+		if err := chain.seekTail(q.Options.Tail); err != nil {
+			return err
+		}
+	}
+	for ended := over == nil; ; {
+		if err := chain.read(ctx, out); err != nil {
+			return err
+		}
+		moved, err := chain.advance()
+		if err != nil {
+			return err
+		}
+		if moved {
+			continue
+		}
+		if ended {
+			return chain.finish(out)
+		}
+		if err := out.flush(); err != nil {
+			return err
+		}
+		if ended, err = watch.wait(ctx, over); err != nil {
+			return err
+		}
+	}
+}
+
+// logChain reads the files of one attempt, the oldest first, while they are being rotated.
+type logChain struct {
+	path   string
+	since  time.Time
+	file   *os.File // nil: none was there yet
+	id     logFileID
+	offset int64 // of the first line that was not read
+	skip   bool  // the rest of a line that is too long
+	// again is set when the file was found rotated, and so complete: it has to be read once more to its end before the next one.
+	again  bool
+	buffer []byte
+}
+
+// logFileID tells files apart.
+type logFileID struct{ dev, ino uint64 }
+
+// logFile is one file of a chain.
+type logFile struct {
+	index int // 0: the one that is written to
+	id    logFileID
+	mtime time.Time
+}
+
+func logFileOf(index int, info fs.FileInfo) logFile {
+	f := logFile{index: index, mtime: info.ModTime()}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		f.id = logFileID{dev: uint64(st.Dev), ino: st.Ino}
+	}
+	return f
+}
+
+func (c *logChain) name(index int) string {
+	if index == 0 {
+		return c.path
+	}
+	return c.path + "." + strconv.Itoa(index)
+}
+
+// list returns the files that are there, the newest first. One number may be missing: a rotation is on its way.
+func (c *logChain) list() ([]logFile, error) {
+	var files []logFile
+	for index, missing := 0, 0; index <= maxLogFiles && missing < 2; index++ {
+		info, err := os.Lstat(c.name(index))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			missing++
+		case err != nil:
+			return nil, pod.Errorf(pod.Internal, "cannot read the log: %w", err)
+		case !info.Mode().IsRegular():
+			return nil, pod.Errorf(pod.Internal, "cannot read the log %s: not a regular file", c.name(index))
+		default:
+			missing = 0
+			files = append(files, logFileOf(index, info))
+		}
+	}
+	return files, nil
+}
+
+// openAll opens files of one moment: choose gets the list, the newest first, and returns the ones to open.
+func (c *logChain) openAll(choose func(files []logFile) []logFile) ([]logFile, []*os.File, error) {
+	for end, pause := time.Now().Add(logSettleTime), time.Millisecond; time.Now().Before(end); pause = min(2*pause, 20*time.Millisecond) {
+		before, err := c.list()
+		if err != nil {
+			return nil, nil, err
+		}
+		chosen := choose(before)
+		files, ok := c.openThese(chosen)
+		if ok {
+			after, err := c.list()
+			if err == nil && slices.EqualFunc(before, after, func(a, b logFile) bool { return a.index == b.index && a.id == b.id }) {
+				return chosen, files, nil
+			}
+		}
+		closeLogFiles(files, nil)
+		time.Sleep(pause) // a rotation takes less than a millisecond
+	}
+	return nil, nil, pod.Errorf(pod.Unavailable, "cannot read the log: its files are rotated too fast")
+}
+
+func (c *logChain) openThese(chosen []logFile) ([]*os.File, bool) {
+	var files []*os.File
+	for _, want := range chosen {
+		f, err := os.OpenFile(c.name(want.index), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+		if err != nil {
+			return files, false
+		}
+		files = append(files, f)
+		if info, err := f.Stat(); err != nil || logFileOf(want.index, info).id != want.id {
+			return files, false
+		}
+	}
+	return files, true
+}
+
+// closeLogFiles closes all but keep.
+func closeLogFiles(files []*os.File, keep *os.File) {
+	for _, f := range files {
+		if f != keep {
+			f.Close()
+		}
+	}
+}
+
+func (c *logChain) use(f *os.File, id logFileID, offset int64) {
+	c.close()
+	c.file, c.id, c.offset, c.skip, c.again = f, id, offset, false, false
+}
+
+func (c *logChain) close() {
+	if c.file != nil {
+		c.file.Close()
+		c.file = nil
+	}
+}
+
+// advance goes on to the next newer file, or to the first one. It returns false when there is none yet, true when there is something to read again.
+func (c *logChain) advance() (bool, error) {
+	rotated := false
+	chosen, files, err := c.openAll(func(files []logFile) []logFile {
+		next := c.next(files)
+		rotated = next != nil
+		if next == nil || c.file != nil && !c.again {
+			return nil
+		}
+		return []logFile{*next}
+	})
+	if err != nil {
+		return false, err
+	}
+	if len(files) == 1 {
+		c.use(files[0], chosen[0].id, 0)
+		return true, nil
+	}
+	if rotated {
+		c.again = true
+	}
+	return rotated, nil
+}
+
+// next returns the file to read after the present one; nil: there is none.
+func (c *logChain) next(files []logFile) *logFile {
+	at := len(files) // a file that is not there any more is older than all
+	if c.file != nil {
+		if i := slices.IndexFunc(files, func(f logFile) bool { return f.id == c.id }); i >= 0 {
+			at = i
+		}
+	}
+	for at--; at >= 0; at-- {
+		// To begin with, files without a line of the wanted time are passed over.
+		if c.file != nil || at == 0 || c.since.IsZero() || !files[at].mtime.Before(c.since) {
+			return &files[at]
+		}
+	}
+	return nil
+}
+
+// read writes what is in the file from the offset on, but no unfinished line.
+func (c *logChain) read(ctx context.Context, out *logWriter) error {
+	for c.file != nil && ctx.Err() == nil {
+		n, err := c.file.ReadAt(c.buffer, c.offset)
+		if err != nil && err != io.EOF {
+			return pod.Errorf(pod.Internal, "cannot read the log: %w", err)
+		}
+		data := c.buffer[:n]
+		used := bytes.LastIndexByte(data, '\n') + 1
+		switch {
+		case used > 0:
+			if err := c.lines(data[:used], out); err != nil {
+				return err
+			}
+		case n == len(c.buffer):
+			used, c.skip = n, true
+		case n == 0:
+			if info, err := c.file.Stat(); err == nil && info.Size() < c.offset {
+				c.offset = 0 // somebody has emptied the file
+			}
+			return nil
+		default:
+			return nil
+		}
+		c.offset += int64(used)
+	}
+	return ctx.Err()
+}
+
+// lines writes whole lines.
+func (c *logChain) lines(data []byte, out *logWriter) error {
+	for len(data) > 0 {
+		line, rest, _ := bytes.Cut(data, []byte{'\n'})
+		data = rest
+		if c.skip {
+			c.skip = false
+			continue
+		}
+		if err := c.line(line, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *logChain) line(line []byte, out *logWriter) error {
+	stamp, stream, partial, text, ok := parseLogLine(line)
+	if !ok {
+		return nil
+	}
+	if !out.since.IsZero() {
+		if at, err := time.Parse(time.RFC3339Nano, string(stamp)); err != nil || at.Before(out.since) {
+			return nil
+		}
+	}
+	return out.entry(stream, stamp, text, partial)
+}
+
+// finish writes an unfinished last line: nothing will be added to it.
+func (c *logChain) finish(out *logWriter) error {
+	if c.file != nil && !c.skip {
+		n, _ := c.file.ReadAt(c.buffer, c.offset)
+		if n > 0 && !bytes.Contains(c.buffer[:n], []byte{'\n'}) {
+			if err := c.line(c.buffer[:n], out); err != nil {
+				return err
+			}
+		}
+	}
+	return out.finish()
+}

@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+const (
+	// logSyncTime bounds the wait for the journal to take in what was sent to it.
+	logSyncTime = 5 * time.Second
+	// maxJournalField bounds a field of an entry, in bytes: the relay splits longer messages.
+	maxJournalField = 4 << 20
+)
+
+// logJournal reads the journal with journalctl, which knows its files, their compression and their rotation.
+type logJournal struct{ program string }
+
+func (d logJournal) copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error {
+	c := &journalCopy{program: d.program, q: q, out: out}
+	if q.Options.Tail == 0 { // what comes from now on
+		if over == nil {
+			return nil
+		}
+		c.q.Options.Tail = -1
+		if now := time.Now(); now.After(q.Options.Since) {
+			c.q.Options.Since, out.since = now, now
+		}
+	}
+	if over == nil {
+		if !q.Ended.IsZero() && time.Since(q.Ended) < logFresh {
+			c.sync(ctx)
+		}
+		return errors.Join(c.run(ctx, false), out.finish())
+	}
+	// journalctl --follow never ends by itself: when the log is complete, it is stopped, and a last one reads what may be left.
+	following, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		select {
+		case <-over:
+		case <-following.Done():
+		}
+		cancel()
+	}()
+	err := c.run(following, true)
+	ended := following.Err() != nil
+	cancel()
+	<-stopped
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && !ended:
+		return err
+	case out.flush() != nil:
+		return out.flush() // nobody reads
+	case !ended:
+		return pod.Errorf(pod.Unavailable, "cannot follow the log: journalctl has ended")
+	}
+	c.sync(ctx)
+	return errors.Join(c.run(ctx, false), out.finish())
+}
+
+// journalCopy is the copying of one attempt's lines, in one or more runs of journalctl.
+type journalCopy struct {
+	program string
+	q       logRequest
+	out     *logWriter
+	cursor  string // of the last entry
+}
+
+// sync waits until the journal has taken in what was sent to it before. It is an improvement only: without it some last lines may be missing.
+func (c *journalCopy) sync(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, logSyncTime)
+	defer cancel()
+	_ = c.command(ctx, "--sync").Run()
+}
+
+func (c *journalCopy) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, c.program, args...)
+	cmd.WaitDelay = 2 * time.Second
+	cmd.Env = []string{"LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	return cmd
+}
+
+// args is the command line. Only the relay's lines are wanted, which is root's: anybody can send entries with these fields to the journal.
+func (c *journalCopy) args(follow bool) []string {
+	o := c.q.Options
+	args := []string{"--quiet", "--no-pager", "--system", "--output=export",
+		"--output-fields=MESSAGE,MAGIKPOD_STREAM,CONTAINER_PARTIAL_MESSAGE"}
+	if follow {
+		args = append(args, "--follow")
+	}
+	switch {
+	case c.cursor != "":
+		args = append(args, "--after-cursor="+c.cursor)
+	case !o.Since.IsZero():
+		args = append(args, fmt.Sprintf("--since=@%d.%06d", o.Since.Unix(), o.Since.Nanosecond()/1000))
+	}
+	if o.Tail < 0 || c.cursor != "" {
+		args = append(args, "--lines=all")
+	} else {
+		args = append(args, "--lines="+strconv.Itoa(o.Tail))
+	}
+	return append(args, "_UID=0", "MAGIKPOD_POD_UID="+string(c.q.Ref.UID), "MAGIKPOD_CONTAINER="+c.q.Container,
+		"MAGIKPOD_RESTART="+strconv.Itoa(c.q.Attempt), "MAGIKPOD_STREAM=stdout", "MAGIKPOD_STREAM=stderr")
+}
+
+// run copies what one run of journalctl gives.
+func (c *journalCopy) run(ctx context.Context, follow bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := c.command(ctx, c.args(follow)...)
+	var complaint logHead
+	cmd.Stderr = &complaint
+	pipe, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return pod.Errorf(pod.Unavailable, "cannot read the journal: %w", err)
+	}
+	readErr := c.read(bufio.NewReaderSize(pipe, 64<<10))
+	if readErr != nil {
+		cancel() // nobody reads any more, or it is not to be understood
+	}
+	err = cmd.Wait()
+	switch {
+	case readErr != nil:
+		return readErr
+	case err != nil && ctx.Err() == nil:
+		text := strings.TrimSpace(string(complaint.kept))
+		if text == "" {
+			text = err.Error()
+		}
+		return pod.Errorf(pod.Unavailable, "cannot read the journal: journalctl: %s", text)
+	}
+	return nil
+}
+
+// read copies entries until the end.
+func (c *journalCopy) read(r *bufio.Reader) error {
+	for {
+		e, err := readJournalEntry(r)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		at := time.UnixMicro(e.micros).UTC()
+		if e.stream != "" && !at.Before(c.out.since) {
+			var stamp [len(logStampFormat)]byte
+			if err := c.out.entry(e.stream, at.AppendFormat(stamp[:0], logStampFormat), e.message, e.partial); err != nil {
+				return err
+			}
+		}
+		c.cursor = e.cursor
+		if r.Buffered() == 0 {
+			if err := c.out.flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// journalEntry is what is wanted of an entry.
+type journalEntry struct {
+	cursor  string
+	micros  int64 // since 1970
+	stream  string
+	message []byte
+	partial bool
+}
+
+// readJournalEntry reads one entry of the Journal Export Format (systemd.io/JOURNAL_EXPORT_FORMATS): KEY=VALUE lines, or KEY, a length of 8 bytes,
+// little endian, and the value; an empty line ends the entry. io.EOF: there are no more; an entry that is cut off counts as none.
+func readJournalEntry(r *bufio.Reader) (journalEntry, error) {
+	var e journalEntry
+	for {
+		key, value, err := readJournalField(r)
+		if err != nil {
+			return e, err
+		}
+		switch key {
+		case "":
+			if e.cursor != "" {
+				return e, nil
+			}
+		case "__CURSOR":
+			e.cursor = string(value)
+		case "__REALTIME_TIMESTAMP":
+			if e.micros, err = strconv.ParseInt(string(value), 10, 64); err != nil {
+				return e, pod.Errorf(pod.Internal, "cannot read the journal: a time-stamp is %q", value)
+			}
+		case "MAGIKPOD_STREAM":
+			e.stream = string(value)
+		case "CONTAINER_PARTIAL_MESSAGE":
+			e.partial = string(value) == "true"
+		case "MESSAGE":
+			e.message = value
+		}
+	}
+}
+
+// readJournalField reads one field; an empty key is the end of the entry.
+func readJournalField(r *bufio.Reader) (key string, value []byte, err error) {
+	line, err := readJournalLine(r)
+	if err != nil || len(line) == 0 {
+		return "", nil, err
+	}
+	if name, text, ok := bytes.Cut(line, []byte{'='}); ok {
+		return string(name), text, nil
+	}
+	var size uint64
+	for shift := 0; shift < 64; shift += 8 {
+		b, err := r.ReadByte()
+		if err != nil {
+			return "", nil, err
+		}
+		size |= uint64(b) << shift
+	}
+	if size > maxJournalField {
+		return "", nil, pod.Errorf(pod.Internal, "cannot read the journal: a field has %d bytes", size)
+	}
+	value = make([]byte, size+1)
+	if _, err := io.ReadFull(r, value); err != nil {
+		return "", nil, io.EOF
+	}
+	if value[size] != '\n' {
+		return "", nil, pod.Errorf(pod.Internal, "cannot read the journal: a field does not end where it should")
+	}
+	return string(line), value[:size], nil
+}
+
+// readJournalLine reads a line without its newline.
+func readJournalLine(r *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		line = append(line, part...)
+		switch {
+		case len(line) > maxJournalField:
+			return nil, pod.Errorf(pod.Internal, "cannot read the journal: a field has more than %d bytes", maxJournalField)
+		case err == nil:
+			return line[:len(line)-1], nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
+	}
+}
+
+// logHead keeps the first 4 KiB that are written to it.
+type logHead struct{ kept []byte }
+
+func (h *logHead) Write(b []byte) (int, error) {
+	h.kept = append(h.kept, b[:min(len(b), 4096-len(h.kept))]...)
+	return len(b), nil
+}

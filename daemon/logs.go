@@ -1,0 +1,231 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+)
+
+const (
+	// maxLogReaders is how many logs can be read at a time.
+	maxLogReaders = 256
+	// logSettleTime bounds the wait for the last lines of a container that has ended.
+	logSettleTime = 3 * time.Second
+	// logFresh is how long after the end of an attempt its last lines may still be on their way.
+	logFresh = 10 * time.Second
+	// logReaderCheck is how often it is looked whether somebody still reads a log without new lines.
+	logReaderCheck = time.Second
+	// logStampFormat is that of the CRI log format and of kubectl logs --timestamps.
+	logStampFormat = "2006-01-02T15:04:05.000000000Z07:00"
+)
+
+// logReaderConfig says where the logs are.
+type logReaderConfig struct {
+	Driver agent.LogDriver // empty: the journal
+	Dir    string          // driver file: the directory of the pods' directories NAMESPACE_NAME_UID
+	RunDir string          // pods/UID/log in it has the log pipes; empty: the end of a log is not waited for
+	// Journalctl is the program or its path; empty: journalctl.
+	Journalctl string
+}
+
+// logRequest names a log.
+type logRequest struct {
+	Ref       pod.Ref
+	Container string
+	// Attempt is the one to read, or to begin with when Options.Follow is set. Options.Previous and Options.Container are not looked at.
+	Attempt int
+	// Ended is when the attempt has ended; zero while it runs.
+	Ended   time.Time
+	Options pod.LogOptions
+	// More, for Options.Follow, waits until the attempt has ended and it is known what comes after it: true, a later attempt; false, none ever. For an
+	// attempt that is not the latest it returns true at once. When ctx ends, it returns soon.
+	More func(ctx context.Context, attempt int) bool
+}
+
+// logDriver reads what one log driver has written.
+type logDriver interface {
+	// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over is closed; nothing is added
+	// to the log after that.
+	copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error
+}
+
+// logReader reads the logs of containers.
+type logReader struct {
+	config logReaderConfig
+	driver logDriver
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu   sync.Mutex
+	open int
+	wg   sync.WaitGroup
+}
+
+func newLogReader(config logReaderConfig) *logReader {
+	r := &logReader{config: config}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	if config.Driver == agent.LogFile {
+		r.driver = logFiles{dir: config.Dir}
+		return r
+	}
+	if r.config.Journalctl == "" {
+		r.config.Journalctl = "journalctl"
+	}
+	r.driver = logJournal{program: r.config.Journalctl}
+	return r
+}
+
+// Close ends all reading and waits for that. Open refuses afterwards.
+func (r *logReader) Close() {
+	r.mu.Lock()
+	r.cancel()
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+// Open returns the read end of a pipe that gets the lines of the log, each ended by a newline; lines that were split are joined. The writer ends when all
+// were written, when nobody reads any more, and with ctx. What goes wrong later than the call is told as the last line.
+//
+// Exhausted: too many logs are being read; Unavailable: the reader was closed.
+func (r *logReader) Open(ctx context.Context, q logRequest) (*os.File, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.ctx.Err() != nil:
+		return nil, pod.Errorf(pod.Unavailable, "cannot read logs: magikpodd is going down")
+	case r.open >= maxLogReaders:
+		return nil, pod.Errorf(pod.Exhausted, "cannot read logs: %d are being read already", r.open)
+	}
+	// Only our end does not block: nobody knows what the other side makes of EAGAIN.
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot make a pipe for the log: %w", err)
+	}
+	if err := unix.SetNonblock(fds[1], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, pod.Errorf(pod.Internal, "cannot make a pipe for the log: %w", err)
+	}
+	read, write := os.NewFile(uintptr(fds[0]), "log"), os.NewFile(uintptr(fds[1]), "log")
+	r.open++
+	r.wg.Go(func() {
+		r.serve(ctx, q, write)
+		r.mu.Lock()
+		r.open--
+		r.mu.Unlock()
+	})
+	return read, nil
+}
+
+// serve writes the log to w and closes it.
+func (r *logReader) serve(ctx context.Context, q logRequest, w *os.File) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer w.Close()
+	defer context.AfterFunc(r.ctx, cancel)()
+	stopWrites := context.AfterFunc(ctx, func() { _ = w.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stopWrites()
+	var wg sync.WaitGroup
+	wg.Go(func() { logWatchReader(ctx, w, cancel) })
+	defer wg.Wait()
+	defer cancel()
+
+	out := newLogWriter(w, q.Options)
+	err := r.copyAll(ctx, q, out)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.EPIPE) {
+		out.text(err.Error())
+	}
+	_ = out.flush()
+}
+
+// copyAll writes one attempt after the other.
+func (r *logReader) copyAll(ctx context.Context, q logRequest, out *logWriter) error {
+	if !q.Options.Follow || q.More == nil {
+		if !q.Ended.IsZero() && time.Since(q.Ended) < logFresh {
+			r.settle(ctx, q)
+		}
+		return r.driver.copy(ctx, q, out, nil)
+	}
+	for {
+		more, err := r.follow(ctx, q, out)
+		if err != nil || !more || ctx.Err() != nil {
+			return err
+		}
+		q.Attempt++
+		q.Ended, q.Options.Tail = time.Time{}, -1
+	}
+}
+
+// follow writes one attempt to its end, and says whether there is a later one.
+func (r *logReader) follow(ctx context.Context, q logRequest, out *logWriter) (more bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(over)
+		more = q.More(ctx, q.Attempt)
+		r.settle(ctx, q)
+	})
+	err = r.driver.copy(ctx, q, out, over)
+	cancel()
+	wg.Wait()
+	return more, err
+}
+
+// settle waits until all that an ended attempt has written is in its log: its pipes are gone then.
+func (r *logReader) settle(ctx context.Context, q logRequest) {
+	if r.config.RunDir == "" {
+		return
+	}
+	base := filepath.Join(r.config.RunDir, "pods", string(q.Ref.UID), "log", q.Container+"."+strconv.Itoa(q.Attempt))
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(logSettleTime); time.Now().Before(end); {
+		there := false
+		for _, kind := range []string{".stdout", ".stderr", ".end"} {
+			_, err := os.Lstat(base + kind)
+			there = there || err == nil
+		}
+		if !there {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// logWatchReader calls gone when nobody has the other end of the pipe open any more; it returns then or when ctx ends.
+func logWatchReader(ctx context.Context, w *os.File, gone func()) {
+	tick := time.NewTicker(logReaderCheck)
+	defer tick.Stop()
+	conn, err := w.SyscallConn()
+	for err == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		left := false
+		err = conn.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd)}}
+			n, err := unix.Poll(fds, 0)
+			left = err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0
+		})
+		if left {
+			gone()
+			return
+		}
+	}
+}

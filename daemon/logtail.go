@@ -1,0 +1,184 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// seekTail begins at the last n lines.
+func (c *logChain) seekTail(n int) error {
+	chosen, files, err := c.openAll(func(files []logFile) []logFile { return files })
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	counter := logTailCounter{left: n, first: true}
+	for i, f := range files {
+		offset, found, err := counter.search(f)
+		if err != nil {
+			closeLogFiles(files, nil)
+			return pod.Errorf(pod.Internal, "cannot read the log: %w", err)
+		}
+		if found || i == len(files)-1 {
+			closeLogFiles(files, f)
+			c.use(f, chosen[i].id, offset)
+			return nil
+		}
+	}
+	return nil
+}
+
+// logTailCounter looks for the beginning of the last lines, from the end backwards. A line that was split counts once, at its last part.
+type logTailCounter struct {
+	left  int  // how many lines are still to be passed
+	first bool // nothing was seen yet
+}
+
+// search returns the offset where the wanted lines begin, or false and 0 when they begin in an older file.
+func (t *logTailCounter) search(f *os.File) (int64, bool, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, false, err
+	}
+	var carry []byte // the end of a line whose beginning is in the block before
+	unfinished := true
+	for end := info.Size(); end > 0; {
+		begin := max(end-logBlock, 0)
+		block := make([]byte, int(end-begin), int(end-begin)+len(carry))
+		if _, err := f.ReadAt(block, begin); err != nil && err != io.EOF {
+			return 0, false, err
+		}
+		block = append(block, carry...)
+		for {
+			newline := bytes.LastIndexByte(block, '\n')
+			if newline < 0 && begin > 0 {
+				break
+			}
+			line := block[newline+1:]
+			if !unfinished || len(line) > 0 { // what follows the last newline is a line only if there is something
+				if t.enough(line, unfinished) {
+					return begin + int64(newline+1+len(line)) + logNewline(unfinished), true, nil
+				}
+			}
+			unfinished = false
+			if newline < 0 {
+				break
+			}
+			block = block[:newline]
+		}
+		carry, end = block, begin
+		if len(carry) > 2*logBlock {
+			carry = carry[:logBlock] // not a line of ours: what matters is its beginning
+		}
+	}
+	return 0, false, nil
+}
+
+func logNewline(unfinished bool) int64 {
+	if unfinished {
+		return 0
+	}
+	return 1
+}
+
+// enough takes one more line, and says whether it is the one before the wanted ones.
+func (t *logTailCounter) enough(line []byte, unfinished bool) bool {
+	_, _, partial, _, ok := parseLogLine(line)
+	if !ok || len(line) > logBlock { // it is not shown either
+		return false
+	}
+	counts := !partial || t.first || unfinished
+	t.first = false
+	if !counts {
+		return false
+	}
+	if t.left == 0 {
+		return true
+	}
+	t.left--
+	return false
+}
+
+// logWatch tells when something happens in a directory, which need not exist yet. It works without inotify too, only later.
+type logWatch struct {
+	dir     string
+	inotify *os.File // nil: none is to be had
+	added   bool
+	changed chan struct{}
+	done    chan struct{}
+}
+
+func newLogWatch(dir string) *logWatch {
+	w := &logWatch{dir: dir, changed: make(chan struct{}, 1), done: make(chan struct{})}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		close(w.done)
+		return w
+	}
+	w.inotify = os.NewFile(uintptr(fd), "inotify")
+	w.add()
+	go w.run()
+	return w
+}
+
+// add watches the directory if it is there.
+func (w *logWatch) add() {
+	conn, err := w.inotify.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = conn.Control(func(fd uintptr) {
+		_, err := unix.InotifyAddWatch(int(fd), w.dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
+		w.added = err == nil
+	})
+}
+
+// run turns events into one signal; what they say does not matter.
+func (w *logWatch) run() {
+	defer close(w.done)
+	buffer := make([]byte, 4096)
+	for {
+		if _, err := w.inotify.Read(buffer); err != nil {
+			return
+		}
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (w *logWatch) close() {
+	if w.inotify != nil {
+		w.inotify.Close()
+	}
+	<-w.done
+}
+
+// wait returns when there may be something new, and whether that is the end.
+func (w *logWatch) wait(ctx context.Context, over <-chan struct{}) (ended bool, err error) {
+	pause := logRescan
+	if !w.added {
+		pause = 100 * time.Millisecond
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-over:
+		return true, nil
+	case <-w.changed:
+	case <-timer.C:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	if !w.added && w.inotify != nil {
+		w.add()
+	}
+	return false, nil
+}

@@ -1,0 +1,191 @@
+package daemon
+
+import (
+	"context"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// defaultProbeTimeout is timeoutSeconds when the manifest has none.
+const defaultProbeTimeout = time.Second
+
+// prober runs the probes of one pod, each in a goroutine of its own at the times that [pod.ProbeState.NextAt] gives.
+type prober struct {
+	run    func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error)
+	report func(ref pod.ProbeRef, ok bool, message string)
+	// errored, when not nil, is told of a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
+	// It is set before the first Set.
+	errored func(ref pod.ProbeRef, err error)
+
+	wg      sync.WaitGroup
+	mu      sync.Mutex
+	pod     *corev1.Pod
+	ips     []string
+	closed  bool
+	running map[pod.ProbeRef]context.CancelFunc
+}
+
+// newProber makes a prober without probes. run executes a process in a container; report is told each result, from any goroutine, and must not
+// call the prober. The message of a failure is the kubelet's.
+func newProber(run func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error),
+	report func(ref pod.ProbeRef, ok bool, message string)) *prober {
+	return &prober{run: run, report: report, running: map[pod.ProbeRef]context.CancelFunc{}}
+}
+
+// Set makes the probes of refs the ones that run, and no others. Those that run already go on. lookup is asked once for each new one, during the
+// call: what the probe has found so far, and when its container started. ips are the pod's addresses, the first one is probed.
+//
+// A result of a probe that Set has ended is not reported unless report was being called already.
+func (b *prober) Set(p *corev1.Pod, ips []string, refs []pod.ProbeRef, lookup func(ref pod.ProbeRef) (state pod.ProbeState, started time.Time)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
+	b.pod, b.ips = p, ips
+	wanted := make(map[pod.ProbeRef]bool, len(refs))
+	for _, ref := range refs {
+		wanted[ref] = true
+	}
+	for ref, cancel := range b.running {
+		if !wanted[ref] {
+			cancel()
+			delete(b.running, ref)
+		}
+	}
+	for _, ref := range refs {
+		container, probe := probeOf(p, ref)
+		if b.running[ref] != nil || probe == nil || probe.GRPC != nil {
+			continue
+		}
+		state, started := lookup(ref)
+		if state.Attempt != ref.Attempt {
+			state = pod.ProbeState{Attempt: ref.Attempt}
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		b.running[ref] = cancel
+		b.wg.Go(func() { b.repeat(ctx, ref, container, probe, state, started) })
+	}
+}
+
+// Close ends all probes and waits for them. Set does nothing afterwards.
+func (b *prober) Close() {
+	b.mu.Lock()
+	b.closed = true
+	for _, cancel := range b.running {
+		cancel()
+	}
+	clear(b.running)
+	b.mu.Unlock()
+	b.wg.Wait()
+}
+
+// probeOf finds the probe; nil when the pod has no such one.
+func probeOf(p *corev1.Pod, ref pod.ProbeRef) (*corev1.Container, *corev1.Probe) {
+	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
+		for i := range list {
+			c := &list[i]
+			if c.Name != ref.Container {
+				continue
+			}
+			switch ref.Kind {
+			case pod.ProbeStartup:
+				return c, c.StartupProbe
+			case pod.ProbeLiveness:
+				return c, c.LivenessProbe
+			case pod.ProbeReadiness:
+				return c, c.ReadinessProbe
+			}
+		}
+	}
+	return nil, nil
+}
+
+// repeat runs one probe until ctx ends.
+func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Container, probe *corev1.Probe, state pod.ProbeState, started time.Time) {
+	at := state.NextAt(probe, started)
+	if period := state.NextAt(probe, time.Time{}).Sub(state.LastAt); !state.LastAt.IsZero() && time.Since(at) > period {
+		// A whole turn was missed: the daemon has just started. Not all the probes of the host at once.
+		at = time.Now().Add(rand.N(max(period, 1)))
+	}
+	timer := time.NewTimer(time.Until(at))
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		ok, message, err := b.probe(ctx, c, probe)
+		if ctx.Err() != nil {
+			return
+		}
+		now := time.Now()
+		state = state.Record(probe, ok, "", now)
+		switch {
+		case err == nil:
+			b.report(ref, ok, message)
+		case b.errored != nil:
+			b.errored(ref, err)
+		}
+		timer.Reset(time.Until(state.NextAt(probe, started)))
+	}
+}
+
+// probe runs a probe once. An error means that nothing was learned.
+func (b *prober) probe(ctx context.Context, c *corev1.Container, probe *corev1.Probe) (ok bool, message string, err error) {
+	timeout := time.Duration(probe.TimeoutSeconds) * time.Second
+	if timeout <= 0 {
+		timeout = defaultProbeTimeout
+	}
+	b.mu.Lock()
+	p, ips := b.pod, b.ips
+	b.mu.Unlock()
+	host := ""
+	switch {
+	case len(ips) > 0:
+		host = ips[0]
+	case p.Spec.HostNetwork:
+		host = "127.0.0.1"
+	}
+	switch {
+	case probe.Exec != nil:
+		return b.probeExec(ctx, pod.RefOf(p), c, probe.Exec, timeout)
+	case probe.HTTPGet != nil:
+		return probeHTTP(ctx, c, probe.HTTPGet, host, timeout)
+	case probe.TCPSocket != nil:
+		return probeTCP(ctx, c, probe.TCPSocket, host, timeout)
+	}
+	return false, "", pod.Errorf(pod.Invalid, "cannot probe container %q: the probe has no handler", c.Name)
+}
+
+// probeExec runs a command: exit code 0 is success.
+func (b *prober) probeExec(ctx context.Context, ref pod.Ref, c *corev1.Container, action *corev1.ExecAction, timeout time.Duration) (bool, string, error) {
+	out, err := newProbeOutput()
+	if err != nil {
+		return false, "", err
+	}
+	defer out.close()
+	begin := time.Now()
+	status, err := b.run(ctx, ref, c.Name, runtime.Process{Args: action.Command, Stdout: out.w, Stderr: out.w, Timeout: timeout})
+	text := out.end()
+	switch {
+	case err != nil:
+		return false, "", err
+	case status.Code == 0:
+		return true, "", nil
+	case status.Signal != 0 && time.Since(begin) >= timeout:
+		return false, "command \"" + strings.Join(action.Command, " ") + "\" timed out", nil
+	case strings.TrimSpace(text) == "":
+		return false, "command \"" + strings.Join(action.Command, " ") + "\" exited with code " + strconv.Itoa(status.Code), nil
+	}
+	return false, text, nil
+}

@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/runtimetest"
+)
+
+// probeLog collects results as lines: seconds since the start, probe, outcome.
+type probeLog struct {
+	mu    sync.Mutex
+	begin time.Time
+	lines []string
+}
+
+func (l *probeLog) report(ref pod.ProbeRef, ok bool, message string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	outcome := "ok"
+	if !ok {
+		outcome = "failed: " + message
+	}
+	l.lines = append(l.lines, fmt.Sprintf("%gs %s/%d %s %s", time.Since(l.begin).Seconds(), ref.Container, ref.Attempt, ref.Kind, outcome))
+}
+
+func (l *probeLog) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lines := l.lines
+	l.lines = nil
+	return lines
+}
+
+func (l *probeLog) want(t *testing.T, want ...string) {
+	t.Helper()
+	got := l.take()
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("results (-want +got):\n%s", diff)
+	}
+}
+
+func execProbe(command string, delay, period, timeout int32) *corev1.Probe {
+	return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: strings.Fields(command)}},
+		InitialDelaySeconds: delay, PeriodSeconds: period, TimeoutSeconds: timeout}
+}
+
+// probedPod is a pod on a fake runtime whose container "a" runs, with one more that has not been started.
+func probedPod(t *testing.T, a corev1.Container) (*runtimetest.Fake, *corev1.Pod) {
+	t.Helper()
+	a.Name = "a"
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", UID: "u1"}}
+	p.Spec.Containers = []corev1.Container{a, {Name: "down", LivenessProbe: execProbe("true", 0, 5, 1)}}
+	f := runtimetest.New()
+	if err := f.CreateSandbox(t.Context(), runtime.SandboxConfig{Pod: p}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.RunContainer(t.Context(), runtime.ContainerConfig{Pod: p, Container: &p.Spec.Containers[0]}); err != nil {
+		t.Fatal(err)
+	}
+	return f, p
+}
+
+func TestProbeTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, p := probedPod(t, corev1.Container{
+			StartupProbe:   execProbe("false", 3, 2, 1),
+			LivenessProbe:  execProbe("sleep 9", 0, 0, 2), // the default period: 10 s, counted from the end
+			ReadinessProbe: execProbe("true", 1, 7, 0),
+		})
+		log := &probeLog{begin: time.Now()}
+		b := newProber(f.Exec, log.report)
+		defer b.Close()
+		started := time.Now()
+		asked := 0
+		lookup := func(pod.ProbeRef) (pod.ProbeState, time.Time) { asked++; return pod.ProbeState{}, started }
+		refs := []pod.ProbeRef{{Container: "a", Kind: pod.ProbeStartup}, {Container: "a", Kind: pod.ProbeLiveness}, {Container: "a", Kind: pod.ProbeReadiness}}
+		b.Set(p, nil, refs, lookup)
+		time.Sleep(8500 * time.Millisecond)
+		b.Set(p, nil, refs, lookup) // changes nothing
+		log.want(t, "1s a/0 readiness ok", `2s a/0 liveness failed: command "sleep 9" timed out`,
+			`3s a/0 startup failed: command "false" exited with code 1`, `5s a/0 startup failed: command "false" exited with code 1`,
+			`7s a/0 startup failed: command "false" exited with code 1`, "8s a/0 readiness ok")
+		b.Set(p, nil, refs[1:2], lookup)
+		time.Sleep(10 * time.Second)
+		log.want(t, `14s a/0 liveness failed: command "sleep 9" timed out`)
+		if asked != 3 {
+			t.Errorf("lookup was asked %d times", asked)
+		}
+		b.Set(p, nil, nil, lookup)
+		time.Sleep(time.Hour)
+		log.want(t)
+	})
+}
+
+// Close ends a probe that runs, and its result is nobody's.
+func TestProbeClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, p := probedPod(t, corev1.Container{LivenessProbe: execProbe("sleep 50", 0, 1, 100)})
+		log := &probeLog{begin: time.Now()}
+		b := newProber(f.Exec, log.report)
+		b.errored = func(ref pod.ProbeRef, err error) { t.Errorf("%v: %v", ref, err) }
+		refs := []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness}}
+		now := func(pod.ProbeRef) (pod.ProbeState, time.Time) { return pod.ProbeState{}, time.Now() }
+		b.Set(p, nil, refs, now)
+		time.Sleep(10 * time.Second)
+		begin := time.Now()
+		b.Close()
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
+		b.Set(p, nil, refs, now)
+		b.Close()
+		time.Sleep(time.Hour)
+		log.want(t)
+	})
+}
+
+// A probe goes on where the daemon before this one was, a missed turn is made up for within a period, and another attempt's results count for nothing.
+func TestProbeResume(t *testing.T) {
+	tests := []struct {
+		name    string
+		attempt int
+		ago     time.Duration // the last run
+		min     time.Duration
+		max     time.Duration
+	}{
+		{"in time", 0, 4 * time.Second, 6 * time.Second, 6 * time.Second},
+		{"due", 0, 12 * time.Second, 0, 0},
+		{"missed", 0, time.Hour, 0, 10 * time.Second},
+		{"other attempt", 1, 4 * time.Second, 0, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, p := probedPod(t, corev1.Container{LivenessProbe: execProbe("true", 0, 10, 1)})
+				begin := time.Now()
+				ran := make(chan time.Duration, 10)
+				b := newProber(func(context.Context, pod.Ref, string, runtime.Process) (runtime.ExitStatus, error) {
+					ran <- time.Since(begin)
+					return runtime.ExitStatus{}, nil
+				}, func(pod.ProbeRef, bool, string) {})
+				defer b.Close()
+				b.Set(p, nil, []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness, Attempt: tt.attempt}}, func(pod.ProbeRef) (pod.ProbeState, time.Time) {
+					return pod.ProbeState{LastAt: begin.Add(-tt.ago)}, begin.Add(-2 * time.Hour)
+				})
+				first := <-ran
+				if first < tt.min || first > tt.max {
+					t.Errorf("the first run was after %v, want %v to %v", first, tt.min, tt.max)
+				}
+				if second := <-ran; second-first != 10*time.Second {
+					t.Errorf("the second run was %v after the first", second-first)
+				}
+			})
+		})
+	}
+}
+
+// What could not be tried is neither a success nor a failure.
+func TestProbeErrored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, p := probedPod(t, corev1.Container{LivenessProbe: &corev1.Probe{}})
+		log := &probeLog{begin: time.Now()}
+		b := newProber(f.Exec, log.report)
+		defer b.Close()
+		var mu sync.Mutex
+		kinds := map[string]pod.Kind{}
+		b.errored = func(ref pod.ProbeRef, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			kinds[ref.Container] = pod.KindOf(err)
+		}
+		refs := []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness}, {Container: "down", Kind: pod.ProbeLiveness},
+			{Container: "a", Kind: pod.ProbeReadiness}, {Container: "unknown", Kind: pod.ProbeLiveness}}
+		b.Set(p, nil, refs, func(pod.ProbeRef) (pod.ProbeState, time.Time) { return pod.ProbeState{}, time.Now() })
+		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if diff := cmp.Diff(map[string]pod.Kind{"a": pod.Invalid, "down": pod.NotFound}, kinds); diff != "" {
+			t.Error(diff)
+		}
+		log.want(t)
+	})
+}
+
+func TestProbeExecOutput(t *testing.T) {
+	tests := []struct {
+		name  string
+		do    func(p runtime.Process) runtime.ExitStatus
+		check func(ok bool, message string) bool
+	}{
+		{"success is silent", func(p runtime.Process) runtime.ExitStatus { p.Stdout.WriteString("fine"); return runtime.ExitStatus{} },
+			func(ok bool, m string) bool { return ok && m == "" }},
+		{"both streams", func(p runtime.Process) runtime.ExitStatus {
+			p.Stdout.WriteString("one ")
+			p.Stderr.WriteString("two")
+			return runtime.ExitStatus{Code: 3}
+		}, func(ok bool, m string) bool { return !ok && m == "one two" }},
+		{"a flood", func(p runtime.Process) runtime.ExitStatus {
+			for range 1000 {
+				p.Stdout.WriteString(strings.Repeat("x", 1024))
+			}
+			return runtime.ExitStatus{Code: 3}
+		}, func(ok bool, m string) bool { return !ok && m == strings.Repeat("x", maxProbeOutput) }},
+		{"bytes", func(p runtime.Process) runtime.ExitStatus {
+			p.Stdout.WriteString("a\xff\x00b")
+			return runtime.ExitStatus{Code: 3}
+		}, func(ok bool, m string) bool { return !ok && m == "a\uFFFD\x00b" }},
+		{"killed", func(runtime.Process) runtime.ExitStatus { return runtime.ExitStatus{Code: 137, Signal: 9} },
+			func(ok bool, m string) bool { return !ok && m == `command "probe" exited with code 137` }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := &corev1.Pod{}
+			p.Spec.Containers = []corev1.Container{{Name: "a", LivenessProbe: execProbe("probe", 0, 3600, 60)}}
+			type result struct {
+				ok      bool
+				message string
+			}
+			results := make(chan result, 1)
+			b := newProber(func(_ context.Context, _ pod.Ref, _ string, p runtime.Process) (runtime.ExitStatus, error) {
+				return tt.do(p), nil
+			},
+				func(_ pod.ProbeRef, ok bool, message string) { results <- result{ok, message} })
+			defer b.Close()
+			b.Set(p, nil, []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness}}, func(pod.ProbeRef) (pod.ProbeState, time.Time) {
+				return pod.ProbeState{}, time.Now()
+			})
+			if r := <-results; !tt.check(r.ok, r.message) {
+				t.Errorf("%v, message of %d bytes: %.100q", r.ok, len(r.message), r.message)
+			}
+		})
+	}
+}
+
+// The address that is probed is the newest first one of the pod.
+func TestProbeAddress(t *testing.T) {
+	p := &corev1.Pod{}
+	c := &corev1.Container{Name: "a"}
+	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(closedPort(t)))}}, TimeoutSeconds: 60}
+	b := newProber(nil, nil)
+	defer b.Close()
+	check := func(ips []string, want string) {
+		t.Helper()
+		b.Set(p, ips, nil, nil)
+		if _, message, _ := b.probe(t.Context(), c, probe); !strings.HasPrefix(message, want) {
+			t.Errorf("with %q: message %q, want %q", ips, message, want)
+		}
+	}
+	check(nil, "the pod has no IP address")
+	check([]string{"127.0.0.1", "192.0.2.1"}, "dial tcp 127.0.0.1:")
+	check([]string{"127.0.0.2"}, "dial tcp 127.0.0.2:")
+	p.Spec.HostNetwork = true
+	check(nil, "dial tcp 127.0.0.1:")
+}

@@ -1,0 +1,105 @@
+package image
+
+import (
+	"cmp"
+	"encoding/json"
+	"maps"
+	"slices"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// configFile is what of an image config (OCI image-spec, config.md) is used here. docker's form is the same.
+type configFile struct {
+	Created      string `json:"created,omitempty"`
+	Architecture string `json:"architecture"`
+	OS           string `json:"os"`
+	Variant      string `json:"variant,omitempty"`
+	Config       struct {
+		User         string
+		Env          []string
+		Entrypoint   []string
+		Cmd          []string
+		WorkingDir   string
+		StopSignal   string
+		Volumes      map[string]struct{}
+		Labels       map[string]string
+		ExposedPorts map[string]struct{} `json:",omitempty"`
+	} `json:"config"`
+	RootFS struct {
+		Type    string    `json:"type"`
+		DiffIDs []v1.Hash `json:"diff_ids"`
+	} `json:"rootfs"`
+}
+
+func parseConfig(data []byte) (*configFile, error) {
+	var c configFile
+	if err := json.Unmarshal(data, &c); err != nil {
+		return nil, invalid("the image config: %w", err)
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		if d.Algorithm != "sha256" {
+			return nil, pod.Errorf(pod.Unsupported, "the image config has a %s digest, and only sha256 is supported", d.Algorithm)
+		}
+	}
+	return &c, nil
+}
+
+// check refuses an image that cannot run on the wanted platform.
+func (c *configFile) check(want platform) error {
+	have := platform{os: cmp.Or(c.OS, want.os), arch: cmp.Or(c.Architecture, want.arch), variant: want.variant}
+	if want.rank(have) > 0 {
+		return nil
+	}
+	have.variant = c.Variant
+	return pod.Errorf(pod.Unsupported, "the image is for %s and not for %s", have, want)
+}
+
+func (c *configFile) created() time.Time {
+	t, err := time.Parse(time.RFC3339Nano, c.Created)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+func (c *configFile) image() runtime.ImageConfig {
+	return runtime.ImageConfig{
+		User: c.Config.User, Env: c.Config.Env, Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, WorkingDir: c.Config.WorkingDir,
+		StopSignal: c.Config.StopSignal, Volumes: slices.Sorted(maps.Keys(c.Config.Volumes)), Labels: c.Config.Labels,
+		Architecture: c.Architecture, OS: c.OS,
+	}
+}
+
+// parseManifest reads an image manifest of OCI or docker form.
+func parseManifest(data []byte, limits Limits) (*v1.Manifest, error) {
+	var m v1.Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, invalid("the manifest: %w", err)
+	}
+	switch {
+	case m.SchemaVersion != 2:
+		return nil, pod.Errorf(pod.Unsupported, "the manifest has the schema version %d, and only 2 is supported", m.SchemaVersion)
+	case len(m.Layers) > limits.MaxLayers:
+		return nil, pod.Errorf(pod.Exhausted, "the image has %d layers, and %d are the limit", len(m.Layers), limits.MaxLayers)
+	case m.Config.Size > limits.MaxManifestBytes:
+		return nil, pod.Errorf(pod.Exhausted, "the image config has %d bytes, and %d are the limit", m.Config.Size, limits.MaxManifestBytes)
+	}
+	left := limits.MaxImageBytes
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		switch {
+		case d.Digest.Algorithm != "sha256":
+			return nil, pod.Errorf(pod.Unsupported, "the manifest has a %q digest, and only sha256 is supported", d.Digest.Algorithm)
+		case d.Size < 0:
+			return nil, invalid("the manifest has the size %d", d.Size)
+		case d.Size > left:
+			return nil, pod.Errorf(pod.Exhausted, "the image is larger than %d bytes, the limit", limits.MaxImageBytes)
+		}
+		left -= d.Size
+	}
+	return &m, nil
+}

@@ -1,0 +1,232 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// parallelBlobs is how many blobs of one image are fetched at once.
+const parallelBlobs = 4
+
+// candidate is an image that is to be taken into the store.
+type candidate struct {
+	manifest []byte // nil: it is made from config and layers
+	kind     types.MediaType
+	source   string // digest of the index that the manifest was picked from, or ""
+	config   []byte
+	layers   []blobSource
+	packed   []types.MediaType // of the layers, when the manifest is made
+	refs     []string          // normalised
+	want     platform
+}
+
+// prepare stores everything of a candidate, and returns the image that it is. Everything is pinned by l, and removed with it unless the image
+// is published before.
+func (s *Store) prepare(ctx context.Context, l *lease, c candidate) (*entry, error) {
+	config, err := parseConfig(c.config)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.check(config, s.limits); err != nil {
+		return nil, err
+	}
+	chains := chainIDs(config.RootFS.DiffIDs)
+	for i, chain := range chains {
+		l.pin(layerPin(chain))
+		if d := c.layers[i].digest; d.Hex != "" {
+			l.pin(d.String())
+		}
+	}
+	stored, err := s.storeLayers(ctx, l, c, config.RootFS.DiffIDs, chains)
+	if err != nil {
+		return nil, err
+	}
+	configDigest, err := s.putBytes(l, c.config)
+	if err != nil {
+		return nil, err
+	}
+	if c.manifest == nil {
+		if c.manifest, err = makeManifest(configDigest, int64(len(c.config)), stored); err != nil {
+			return nil, err
+		}
+		c.kind = types.OCIManifestSchema1
+	}
+	digest, err := s.putBytes(l, c.manifest)
+	if err != nil {
+		return nil, err
+	}
+	return s.newEntry(v1.Descriptor{MediaType: c.kind, Digest: digest, Size: int64(len(c.manifest))}, c.source, c.manifest, config)
+}
+
+func (c candidate) check(config *configFile, limits Limits) error {
+	switch {
+	case len(config.RootFS.DiffIDs) != len(c.layers):
+		return invalid("the config names %d layers and the manifest %d", len(config.RootFS.DiffIDs), len(c.layers))
+	case len(c.layers) > limits.MaxLayers:
+		return pod.Errorf(pod.Exhausted, "the image has %d layers, and %d are the limit", len(c.layers), limits.MaxLayers)
+	case len(c.config) > int(limits.MaxManifestBytes), len(c.manifest) > int(limits.MaxManifestBytes):
+		return pod.Errorf(pod.Exhausted, "the manifest or config is larger than %d bytes, the limit", limits.MaxManifestBytes)
+	}
+	return config.check(c.want)
+}
+
+// storeLayers stores the blobs, several at once, and unpacks each layer as soon as its blob and the layers below are there.
+func (s *Store) storeLayers(ctx context.Context, l *lease, c candidate, diffIDs []v1.Hash, chains []string) ([]v1.Descriptor, error) {
+	stored := make([]v1.Descriptor, len(c.layers))
+	ready := make([]chan struct{}, len(c.layers))
+	g, ctx := errgroup.WithContext(ctx)
+	slots := make(chan struct{}, parallelBlobs)
+	for i := range c.layers {
+		ready[i] = make(chan struct{})
+	}
+	g.Go(func() error {
+		for i, b := range c.layers {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			g.Go(func() error {
+				defer func() { <-slots }()
+				digest, size, err := s.putBlob(ctx, l, b)
+				if err != nil {
+					return fmt.Errorf("layer %d of %d: %w", i+1, len(c.layers), err)
+				}
+				stored[i] = v1.Descriptor{Digest: digest, Size: size}
+				if c.packed != nil {
+					stored[i].MediaType = c.packed[i]
+				}
+				close(ready[i])
+				return nil
+			})
+		}
+		return nil
+	})
+	g.Go(func() error { return s.unpackLayers(ctx, diffIDs, chains, stored, ready) })
+	return stored, g.Wait()
+}
+
+func (s *Store) unpackLayers(ctx context.Context, diffIDs []v1.Hash, chains []string, stored []v1.Descriptor, ready []chan struct{}) error {
+	var parents []string
+	left := s.limits.MaxImageBytes
+	for i := range chains {
+		select {
+		case <-ready[i]:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		unpacked, err := s.ensureLayer(ctx, unpackJob{chain: chains[i], diffID: diffIDs[i], blob: stored[i].Digest, parents: parents})
+		if err != nil {
+			return fmt.Errorf("layer %d of %d: %w", i+1, len(chains), err)
+		}
+		if left -= unpacked.Bytes; left < 0 {
+			return pod.Errorf(pod.Exhausted, "the image is larger than %d bytes, the limit", s.limits.MaxImageBytes)
+		}
+		parents = slices.Insert(parents, 0, unpacked.name)
+	}
+	return nil
+}
+
+func makeManifest(config v1.Hash, size int64, layers []v1.Descriptor) ([]byte, error) {
+	return json.Marshal(v1.Manifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
+		Config: v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: config, Size: size}, Layers: layers,
+	})
+}
+
+// newEntry makes the image whose manifest, config and layers are in the store.
+func (s *Store) newEntry(desc v1.Descriptor, source string, manifest []byte, config *configFile) (*entry, error) {
+	m, err := parseManifest(manifest, s.limits)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{
+		desc: desc, source: source, manifest: m, chains: chainIDs(config.RootFS.DiffIDs), id: m.Config.Digest.String(), created: config.created(),
+	}
+	names := []string{}
+	s.change.Lock()
+	for _, chain := range e.chains {
+		l := s.layers[chain]
+		if l == nil {
+			s.change.Unlock()
+			return nil, pod.Errorf(pod.Internal, "the layer %s is gone", chain)
+		}
+		if l.opaque {
+			names = names[:0] // nothing below shows
+		}
+		names = append(names, l.name)
+		e.size += l.Bytes
+	}
+	s.change.Unlock()
+	if len(names) == 0 {
+		names = []string{emptyLayer}
+	}
+	e.image = runtime.Image{ID: e.id, Config: config.image(), Rootfs: runtime.Rootfs{Dir: s.path(layersDir), Layers: names}}
+	var t tree
+	for _, name := range slices.Backward(names) {
+		t.layers = append(t.layers, s.path(layersDir, name))
+	}
+	if e.image.Passwd, err = t.readFile("/etc/passwd", maxUserFile); err != nil {
+		return nil, err
+	}
+	e.image.Group, err = t.readFile("/etc/group", maxUserFile)
+	return e, err
+}
+
+// prepared is an image that can be published, and the names it gets.
+type prepared struct {
+	entry *entry
+	refs  []string
+}
+
+// commit publishes images, all or none.
+func (s *Store) commit(list []prepared) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	x := s.index.Load().clone()
+	for _, p := range list {
+		digest := p.entry.desc.Digest.String()
+		if old := x.images[digest]; old != nil && p.entry.source == "" {
+			p.entry.source = old.source
+		}
+		x.images[digest] = p.entry
+		for _, ref := range p.refs {
+			x.refs[ref] = digest
+		}
+	}
+	return s.publish(x)
+}
+
+// takeIn stores candidates and publishes them as one. It returns them in order.
+func (s *Store) takeIn(ctx context.Context, candidates []candidate) ([]*entry, error) {
+	l := s.lease()
+	defer l.release()
+	var list []prepared
+	var entries []*entry
+	for _, c := range candidates {
+		e, err := s.prepare(ctx, l, c)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, prepared{entry: e, refs: c.refs})
+		entries = append(entries, e)
+	}
+	return entries, s.commit(list)
+}
+
+// manifestType is what a manifest without a word about its type is.
+func manifestType(m *v1.Manifest) types.MediaType {
+	if m.MediaType != "" {
+		return m.MediaType
+	}
+	return types.OCIManifestSchema1
+}

@@ -1,0 +1,145 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"slices"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// LoadOptions are how an archive is loaded.
+type LoadOptions struct {
+	Tag      string // the image's name instead of the archive's; a root file system needs it
+	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's
+}
+
+// Load takes in the images of an archive: an OCI archive, a docker archive (both of which may hold several images) or a plain tar of a root
+// file system, each as it is or compressed with gzip or zstd. It reads r to its end, from where it stands, and returns the references of
+// the images, and the ID of an image without one. All images are loaded or none. Invalid: the archive is damaged, hostile or no image;
+// Unsupported: it has no image for the platform.
+func (s *Store) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]string, error) {
+	ctx, end, err := s.begin(ctx)
+	if err != nil {
+		return nil, s.fail(err, "cannot load archive")
+	}
+	defer end()
+	refs, err := s.load(ctx, r, o)
+	return refs, s.fail(err, "cannot load archive")
+}
+
+func (s *Store) load(ctx context.Context, r io.Reader, o LoadOptions) ([]string, error) {
+	want, err := parsePlatform(o.Platform)
+	if err != nil {
+		return nil, err
+	}
+	tag := ""
+	if o.Tag != "" {
+		parsed, err := parseReference(o.Tag)
+		if err != nil {
+			return nil, err
+		}
+		if parsed.digest != "" {
+			return nil, invalid("the name %s has a digest, and an archive cannot be given one", parsed)
+		}
+		tag = parsed.String()
+	}
+	a, err := s.openArchive(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	l := s.lease()
+	defer l.release()
+	candidates, err := s.candidates(ctx, l, a, tag, want)
+	if err != nil {
+		return nil, err
+	}
+	if tag != "" {
+		if len(candidates) != 1 {
+			return nil, invalid("the archive has %d images, and one name was given", len(candidates))
+		}
+		candidates[0].refs = []string{tag}
+	}
+	entries, err := s.takeIn(ctx, candidates)
+	if err != nil {
+		return nil, err
+	}
+	return loaded(candidates, entries), nil
+}
+
+// candidates finds out what the archive is.
+func (s *Store) candidates(ctx context.Context, l *lease, a *archiveFile, tag string, want platform) ([]candidate, error) {
+	switch {
+	case a.has("oci-layout") && a.has("index.json"):
+		return s.ociCandidates(ctx, a, want)
+	case a.has("manifest.json"):
+		return s.dockerCandidates(ctx, a, want)
+	case a.has("oci-layout"):
+		return nil, invalid("it is an OCI archive without index.json")
+	case tag == "":
+		return nil, invalid("it is neither an OCI nor a docker archive; a root file system needs a name to be loaded by (--tag)")
+	}
+	c, err := s.rootCandidate(ctx, l, a, want)
+	return []candidate{c}, err
+}
+
+// loaded is what Load returns: each name once, and the ID of what has none.
+func loaded(candidates []candidate, entries []*entry) []string {
+	refs := []string{}
+	add := func(ref string) {
+		if !slices.Contains(refs, ref) {
+			refs = append(refs, ref)
+		}
+	}
+	for i, e := range entries {
+		for _, ref := range candidates[i].refs {
+			add(ref)
+		}
+		if len(candidates[i].refs) == 0 {
+			add(e.id)
+		}
+	}
+	return refs
+}
+
+// rootCandidate makes an image of a root file system: one layer, and a config that says no more than what it is for. The same archive makes
+// the same image.
+func (s *Store) rootCandidate(ctx context.Context, l *lease, a *archiveFile, want platform) (candidate, error) {
+	if !a.ended {
+		return candidate{}, invalid("the archive is cut off: it has no end mark")
+	}
+	hash := sha256.New()
+	size, err := io.Copy(hash, limitReader(ctx, io.NewSectionReader(a.r, 0, a.size), s.limits.MaxLayerBytes, "the root file system"))
+	if err != nil {
+		return candidate{}, err
+	}
+	digest := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
+	l.pin(digest.String())
+	if a.spool != nil && !s.hasBlob(digest, size) {
+		if err := s.adoptBlob(a.spool, digest); err != nil {
+			return candidate{}, err
+		}
+	}
+	var config configFile
+	config.Architecture, config.OS, config.Variant = want.arch, want.os, want.variant
+	config.RootFS.Type, config.RootFS.DiffIDs = "layers", []v1.Hash{digest}
+	if a.newest.Unix() > 0 && a.newest.Year() < 10000 {
+		config.Created = a.newest.UTC().Format(time.RFC3339)
+	}
+	data, err := json.Marshal(config)
+	if err != nil {
+		return candidate{}, err
+	}
+	return candidate{
+		config: data, want: want, packed: []types.MediaType{types.OCIUncompressedLayer},
+		layers: []blobSource{{digest: digest, size: size, open: func(context.Context) (io.ReadCloser, error) {
+			return io.NopCloser(io.NewSectionReader(a.r, 0, a.size)), nil
+		}}},
+	}, nil
+}

@@ -1,0 +1,92 @@
+package image
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// Info is what List and Inspect say about an image.
+type Info struct {
+	ID         string    // sha256:... of the config
+	References []string  // normalised names, sorted; empty when a newer image took the last one
+	Digest     string    // sha256:... of what a registry has under the name: the multi-platform index if it was pulled from one, else the manifest
+	Size       int64     // of the unpacked files, bytes; layers that images share count for each
+	Created    time.Time // by whom built it; zero when the image doesn't say
+}
+
+// Resolve returns the image with the name (which is normalised), or with the whole ID (sha256:...). It does no IO. The parts of the value are
+// shared: read only. NotFound: the store has none.
+func (s *Store) Resolve(ref string) (runtime.Image, error) {
+	x := s.index.Load()
+	if digestPattern.MatchString(ref) {
+		if found := x.byID(ref); len(found) > 0 {
+			return resolved(found[0], ref), nil
+		}
+		return runtime.Image{}, pod.Errorf(pod.NotFound, "cannot find image %s: it is not in the store", ref)
+	}
+	r, err := parseReference(ref)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	e := x.byName(r)
+	if e == nil {
+		return runtime.Image{}, pod.Errorf(pod.NotFound, "cannot find image %s: it is not in the store", r)
+	}
+	return resolved(e, r.String()), nil
+}
+
+func resolved(e *entry, ref string) runtime.Image {
+	image := e.image
+	image.Reference = ref
+	return image
+}
+
+// List returns all images, sorted by their first reference; those without one come last, sorted by ID.
+func (s *Store) List() []Info {
+	x := s.index.Load()
+	byDigest := map[string][]string{}
+	for ref, digest := range x.refs {
+		byDigest[digest] = append(byDigest[digest], ref)
+	}
+	infos := make([]Info, 0, len(x.images))
+	for digest, e := range x.images {
+		refs := byDigest[digest]
+		slices.Sort(refs)
+		infos = append(infos, e.info(refs))
+	}
+	slices.SortFunc(infos, func(a, b Info) int { return strings.Compare(sortKey(a), sortKey(b)) })
+	return infos
+}
+
+func sortKey(i Info) string {
+	if len(i.References) > 0 {
+		return i.References[0]
+	}
+	return "~" + i.ID + i.Digest
+}
+
+func (e *entry) info(refs []string) Info {
+	if refs == nil {
+		refs = []string{}
+	}
+	return Info{ID: e.id, References: refs, Digest: e.digest(), Size: e.size, Created: e.created}
+}
+
+// Inspect returns an image by name, ID or the beginning of an ID (4 digits or more), and its config as the image has it, in JSON.
+func (s *Store) Inspect(ref string) (Info, []byte, error) {
+	x := s.index.Load()
+	_, found, err := x.find(ref)
+	if err != nil {
+		return Info{}, nil, s.fail(err, "cannot inspect image %.300s", ref)
+	}
+	e := found[0]
+	config, err := s.readBlob(e.manifest.Config.Digest)
+	if err != nil {
+		return Info{}, nil, s.fail(err, "cannot inspect image %.300s", ref)
+	}
+	return e.info(x.references(e)), config, nil
+}

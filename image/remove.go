@@ -1,0 +1,125 @@
+package image
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// Tag gives the image ref (name, ID or the beginning of an ID) one more name; another image that had this name loses it.
+func (s *Store) Tag(ref, newRef string) error {
+	r, err := parseReference(newRef)
+	if err != nil {
+		return err
+	}
+	if r.digest != "" {
+		return invalid("cannot tag image %.300s: a name with a digest cannot be given", ref)
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	x := s.index.Load().clone()
+	_, found, err := x.find(ref)
+	if err != nil {
+		return s.fail(err, "cannot tag image %.300s", ref)
+	}
+	x.refs[r.String()] = found[0].desc.Digest.String()
+	return s.fail(s.publish(x), "cannot tag image %.300s", ref)
+}
+
+// Remove takes a name from its image, and with the last one the image and all blobs and layers that no other image uses. An ID, or the
+// beginning of one, removes the image with all its names. inUse returns who uses the image with an ID; nil: nobody does. An image in use
+// is not removed: Conflict. It may lose a name when it has another.
+func (s *Store) Remove(ctx context.Context, ref string, inUse func(id string) []string) error {
+	ctx, end, err := s.begin(ctx)
+	if err != nil {
+		return s.fail(err, "cannot remove image %.300s", ref)
+	}
+	defer end()
+	if ctx.Err() != nil {
+		return s.fail(context.Cause(ctx), "cannot remove image %.300s", ref)
+	}
+	trash, err := s.remove(ref, inUse)
+	s.empty(trash)
+	return s.fail(err, "cannot remove image %.300s", ref)
+}
+
+func (s *Store) remove(ref string, inUse func(id string) []string) (trash []string, err error) {
+	s.change.Lock()
+	defer s.change.Unlock()
+	x := s.index.Load().clone()
+	name, found, err := x.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := x.refs[name]; ok && len(x.references(found[0])) > 1 {
+		delete(x.refs, name)
+		return nil, s.publish(x)
+	}
+	if inUse != nil {
+		if users := inUse(found[0].id); len(users) > 0 {
+			return nil, pod.Errorf(pod.Conflict, "it is used by %s", someOf(users))
+		}
+	}
+	return s.drop(x, found)
+}
+
+// drop removes images from x, publishes it, and takes away what nobody needs any more. s.change is held.
+func (s *Store) drop(x *index, found []*entry) (trash []string, err error) {
+	var candidates []string
+	for _, e := range found {
+		digest := e.desc.Digest.String()
+		delete(x.images, digest)
+		maps.DeleteFunc(x.refs, func(_, d string) bool { return d == digest })
+		candidates = append(candidates, e.pins()...)
+	}
+	if err := s.publish(x); err != nil {
+		return nil, err
+	}
+	return s.collect(candidates), nil
+}
+
+// Prune removes the images that have no name any more and that nobody uses, and returns their IDs.
+func (s *Store) Prune(ctx context.Context, inUse func(id string) []string) ([]string, error) {
+	_, end, err := s.begin(ctx)
+	if err != nil {
+		return nil, s.fail(err, "cannot prune images")
+	}
+	defer end()
+	s.change.Lock()
+	x := s.index.Load().clone()
+	named := map[string]bool{}
+	for _, digest := range x.refs {
+		named[digest] = true
+	}
+	ids := []string{}
+	var unused []*entry
+	for _, digest := range slices.Sorted(maps.Keys(x.images)) {
+		e := x.images[digest]
+		if !named[digest] && (inUse == nil || len(inUse(e.id)) == 0) {
+			unused = append(unused, e)
+			ids = append(ids, e.id)
+		}
+	}
+	var trash []string
+	if len(unused) > 0 {
+		trash, err = s.drop(x, unused)
+	}
+	s.change.Unlock()
+	s.empty(trash)
+	if err != nil {
+		return nil, s.fail(err, "cannot prune images")
+	}
+	return ids, nil
+}
+
+// someOf lists names, but not hundreds of them.
+func someOf(names []string) string {
+	const most = 5
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + " and others"
+	}
+	return strings.Join(names, ", ")
+}

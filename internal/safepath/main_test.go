@@ -1,0 +1,9 @@
+package safepath
+
+import (
+	"testing"
+
+	"github.com/magikrun/magikpod/internal/testns"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }

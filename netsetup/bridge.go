@@ -1,0 +1,239 @@
+package netsetup
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// alias marks the bridge and, followed by a UID, the links as ours.
+const alias = "magikpod"
+
+// defaultLike is the prefix length below which a route counts as a part of a default route: VPNs route 0.0.0.0/1 and 128.0.0.0/1.
+const defaultLike = 8
+
+// bridge is the link that the pods of a host share.
+type bridge struct {
+	cfg  *Config
+	nl   *netlink.Handle
+	ipv6 bool
+	link *netlink.Bridge // nil when it is not known to exist
+}
+
+// up makes the bridge, with the first address of each subnet, or takes the one that is there. made says that there was none.
+func (b *bridge) up(ctx context.Context) (made bool, err error) {
+	if err := b.cfg.step(ctx, "bridge"); err != nil {
+		return false, err
+	}
+	if made, err = b.ensureLink(); err != nil {
+		return false, pod.Errorf(kindOf(err), "cannot make bridge %s: %w", b.cfg.Bridge, err)
+	}
+	defer func() {
+		if err != nil && made {
+			err = errors.Join(err, b.down())
+		}
+	}()
+	if err := b.cfg.step(ctx, "bridge-sysctl"); err != nil {
+		return made, err
+	}
+	if err := b.configure(); err != nil {
+		return made, err
+	}
+	if err := b.cfg.step(ctx, "bridge-address"); err != nil {
+		return made, err
+	}
+	if err := b.address(); err != nil {
+		return made, pod.Errorf(kindOf(err), "cannot set up bridge %s: %w", b.cfg.Bridge, err)
+	}
+	return made, nil
+}
+
+func (b *bridge) ensureLink() (made bool, err error) {
+	if found, err := b.find(); err != nil || found {
+		return false, err
+	}
+	if err := b.checkRoutes(); err != nil {
+		return false, err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = b.cfg.Bridge
+	attrs.MTU = b.uplinkMTU()
+	attrs.HardwareAddr = hardwareAddr(b.gateway4())
+	snooping := false
+	link := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
+	if err := b.nl.LinkAdd(link); err != nil {
+		return false, err
+	}
+	if err := b.nl.LinkSetAlias(link, alias); err != nil {
+		return false, errors.Join(err, b.nl.LinkDel(link))
+	}
+	b.link = link
+	return true, nil
+}
+
+// find looks for our bridge; another's link of that name is a [pod.Conflict].
+func (b *bridge) find() (bool, error) {
+	link, err := b.nl.LinkByName(b.cfg.Bridge)
+	if isNoLink(err) {
+		b.link = nil
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	br, ok := link.(*netlink.Bridge)
+	if !ok || br.Alias != alias {
+		return false, pod.Errorf(pod.Conflict, "the host has a link of that name that is not magikpod's")
+	}
+	b.link = br
+	return true, nil
+}
+
+func (b *bridge) configure() error {
+	if err := enableForwarding(b.ipv6); err != nil {
+		return err
+	}
+	if !b.ipv6 {
+		return nil
+	}
+	conf := ipv6Conf + "/" + b.cfg.Bridge
+	for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+		if err := writeSysctl(conf+"/"+s[0], s[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bridge) address() error {
+	for _, p := range b.subnets() {
+		if err := b.nl.AddrReplace(b.link, &netlink.Addr{IPNet: ipNet(addrAt(p, 1), p.Bits()), Flags: addrFlags(p)}); err != nil {
+			return err
+		}
+	}
+	return b.nl.LinkSetUp(b.link)
+}
+
+// routeLocalnet lets connections that the host makes to 127.0.0.1 leave by the bridge; the table keeps pods from using it the other way round.
+func (b *bridge) routeLocalnet() error {
+	return writeSysctl(ipv4Conf+"/"+b.cfg.Bridge+"/route_localnet", "1")
+}
+
+// down removes the bridge. It may be gone.
+func (b *bridge) down() error {
+	found, err := b.find()
+	if err == nil && found {
+		err = b.nl.LinkDel(b.link)
+	}
+	if err != nil && !isNoLink(err) {
+		return pod.Errorf(kindOf(err), "cannot remove bridge %s: %w", b.cfg.Bridge, err)
+	}
+	b.link = nil
+	return nil
+}
+
+// checkRoutes refuses subnets that the host already has a route to: the bridge would hide a part of the host's network.
+func (b *bridge) checkRoutes() error {
+	for _, p := range b.subnets() {
+		family := netlink.FAMILY_V4
+		if p.Addr().Is6() {
+			family = netlink.FAMILY_V6
+		}
+		routes, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, family) })
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if dst, ok := prefixOf(r.Dst); ok && dst.Bits() >= defaultLike && dst.Overlaps(p) {
+				return pod.Errorf(pod.Conflict, "subnet %s overlaps the host's route %s via %s: configure another subnet", p, dst, b.linkName(r.LinkIndex))
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bridge) linkName(index int) string {
+	link, err := b.nl.LinkByIndex(index)
+	if err != nil {
+		return "an unknown link"
+	}
+	return link.Attrs().Name
+}
+
+// uplinkMTU is the MTU of the link that the host's default route uses; 0, the kernel's default, when there is none.
+func (b *bridge) uplinkMTU() int {
+	routes, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return 0
+	}
+	mtu := 0
+	for _, r := range routes {
+		if dst, ok := prefixOf(r.Dst); ok && dst.Bits() > 0 || r.LinkIndex == 0 {
+			continue
+		}
+		if link, err := b.nl.LinkByIndex(r.LinkIndex); err == nil && (mtu == 0 || link.Attrs().MTU < mtu) {
+			mtu = link.Attrs().MTU
+		}
+	}
+	return mtu
+}
+
+func (b *bridge) gateway4() netip.Addr { return addrAt(b.cfg.IPv4, 1) }
+
+// subnets are those of the families that the host has.
+func (b *bridge) subnets() []netip.Prefix {
+	if b.ipv6 {
+		return []netip.Prefix{b.cfg.IPv4, b.cfg.IPv6}
+	}
+	return []netip.Prefix{b.cfg.IPv4}
+}
+
+// hardwareAddr is derived from the IPv4 address: an address that is given out again has the hardware address that neighbours remember.
+func hardwareAddr(a netip.Addr) net.HardwareAddr {
+	ip := a.As4()
+	return net.HardwareAddr{0x02, 0x6d, ip[0], ip[1], ip[2], ip[3]} // locally administered
+}
+
+func ipNet(a netip.Addr, bits int) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
+}
+
+// prefixOf reads a route's destination; false for the default route that has none.
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), ones), ok
+}
+
+// addrFlags switches off duplicate address detection, for which IPv6 would wait a second: the addresses are ours to give out.
+func addrFlags(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return unix.IFA_F_NODAD
+	}
+	return 0
+}
+
+// dump repeats a listing that a change of the listed things has interrupted.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	const tries = 10
+	for i := 1; ; i++ {
+		items, err := list()
+		if i == tries || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return items, err
+		}
+	}
+}
+
+func isNoLink(err error) bool {
+	_, ok := errors.AsType[netlink.LinkNotFoundError](err)
+	return ok || errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist)
+}

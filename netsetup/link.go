@@ -1,0 +1,215 @@
+package netsetup
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// podLink is the name of a pod's link in its own namespace, linkPrefix begins that of the host's end.
+const (
+	podLink    = "eth0"
+	linkPrefix = "mpod"
+)
+
+// linkName is the name of the host's end.
+func linkName(index int) string { return linkPrefix + strconv.Itoa(index) }
+
+// connect makes the pod's link: the pair, the host's end on the bridge, the pod's end in ns with the addresses and routes. What is there of an
+// earlier attempt is replaced, unless it is whole. On an error nothing is left.
+func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File, again bool) (err error) {
+	if err := m.cfg.step(ctx, "link"); err != nil {
+		return err
+	}
+	if again {
+		whole, err := m.clear(r, br, ns)
+		if err != nil || whole {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.disconnect(r.index))
+		}
+	}()
+	if err := m.makeLink(ctx, r, br, ns); err != nil {
+		return pod.Errorf(kindOf(err), "cannot make link %s: %w", linkName(r.index), err)
+	}
+	return inNetns(ns, func() error { return m.configure(ctx, r) })
+}
+
+// clear removes the link of an earlier Setup. whole says that it did not: the link leads to the addresses in ns and is up.
+func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole bool, err error) {
+	link, err := m.nl.LinkByName(linkName(r.index))
+	if err != nil && !isNoLink(err) {
+		return false, err
+	}
+	if err == nil && link.Attrs().MasterIndex == br.Index {
+		if err := inNetns(ns, func() error { whole, err = m.isWhole(r, link.Attrs().ParentIndex); return err }); err != nil || whole {
+			return whole, err
+		}
+	}
+	return false, m.disconnect(r.index)
+}
+
+// isWhole says whether the pod's end, with the given index, is in the thread's namespace, up, and has its first address.
+func (m *Manager) isWhole(r *record, index int) (bool, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return false, err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(podLink)
+	if isNoLink(err) {
+		return false, nil
+	}
+	if err != nil || link.Attrs().Index != index || link.Attrs().RawFlags&unix.IFF_UP == 0 {
+		return false, err
+	}
+	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_V4) })
+	if err != nil {
+		return false, err
+	}
+	for _, a := range addrs {
+		if addrOf(a.IP) == m.addrs(r.index)[0] {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// makeLink makes the pair. A link of ours that has the name already is a leftover.
+func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = linkName(r.index), br.MTU, br.Index
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podLink, PeerHardwareAddr: hardwareAddr(addrAt(m.cfg.IPv4, r.index))}
+	err := m.addPair(veth, ns)
+	if errors.Is(err, unix.EEXIST) {
+		if err := m.disconnect(r.index); err != nil {
+			return err
+		}
+		err = m.addPair(veth, ns)
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.cfg.step(ctx, "link-up"); err != nil {
+		return err
+	}
+	if err := m.nl.LinkSetAlias(veth, alias+" "+string(r.uid)); err != nil {
+		return err
+	}
+	if len(r.ports) > 0 {
+		// Where bridged packets pass the firewall (br_netfilter) what a pod sends to its own published port goes back by its own link.
+		if err := m.nl.LinkSetHairpin(veth, true); err != nil {
+			return err
+		}
+	}
+	return m.nl.LinkSetUp(veth)
+}
+
+func (m *Manager) addPair(veth *netlink.Veth, ns *os.File) error {
+	conn, err := ns.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var lerr error
+	if err := conn.Control(func(fd uintptr) {
+		veth.PeerNamespace = netlink.NsFd(fd)
+		lerr = m.nl.LinkAdd(veth)
+	}); err != nil {
+		return err
+	}
+	return lerr
+}
+
+// configure sets up the pod's end. It runs in the pod's namespace.
+func (m *Manager) configure(ctx context.Context, r *record) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := m.cfg.step(ctx, "pod-link"); err != nil {
+		return err
+	}
+	link, err := h.LinkByName(podLink)
+	if err != nil {
+		return pod.Errorf(kindOf(err), "cannot find the pod's %s: %w", podLink, err)
+	}
+	if m.bridge.ipv6 {
+		// Neighbours in the bridge are no routers, and link-local addresses need not wait.
+		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+			if err := writeSysctl(ipv6Conf+"/"+podLink+"/"+s[0], s[1]); err != nil {
+				return err
+			}
+		}
+	}
+	if err := setLoopbackUp(h); err != nil {
+		return err
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return pod.Errorf(kindOf(err), "cannot bring up the pod's %s: %w", podLink, err)
+	}
+	if err := m.cfg.step(ctx, "pod-address"); err != nil {
+		return err
+	}
+	for _, p := range m.bridge.subnets() {
+		if err := addressAndRoute(h, link, p, r.index); err != nil {
+			return pod.Errorf(kindOf(err), "cannot set address %s of the pod: %w", addrAt(p, r.index), err)
+		}
+	}
+	return m.cfg.step(ctx, "pod-done")
+}
+
+func addressAndRoute(h *netlink.Handle, link netlink.Link, p netip.Prefix, index int) error {
+	addr := &netlink.Addr{IPNet: ipNet(addrAt(p, index), p.Bits()), Flags: addrFlags(p)}
+	if err := h.AddrAdd(link, addr); err != nil {
+		return err
+	}
+	return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: addrAt(p, 1).AsSlice()})
+}
+
+// disconnect removes the link of an index, which may have gone with the pod's namespace. It takes some 20 ms, while the kernel waits until
+// nobody uses the link.
+func (m *Manager) disconnect(index int) error {
+	link, err := m.nl.LinkByName(linkName(index))
+	if err == nil {
+		if _, _, ok := ours(link); !ok {
+			return nil // another's link
+		}
+		err = m.nl.LinkDel(link)
+	}
+	if err != nil && !isNoLink(err) {
+		return pod.Errorf(kindOf(err), "cannot remove link %s: %w", linkName(index), err)
+	}
+	return nil
+}
+
+// ours reads a link's name and alias. One without alias comes from a Setup that was cut off.
+func ours(link netlink.Link) (index int, uid types.UID, ok bool) {
+	digits, named := strings.CutPrefix(link.Attrs().Name, linkPrefix)
+	index, err := strconv.Atoi(digits)
+	if !named || err != nil || linkName(index) != link.Attrs().Name || link.Type() != "veth" {
+		return 0, "", false
+	}
+	id, marked := strings.CutPrefix(link.Attrs().Alias, alias+" ")
+	return index, types.UID(id), marked || link.Attrs().Alias == ""
+}
+
+// addrs are the addresses of a pod, IPv4 first.
+func (m *Manager) addrs(index int) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range m.bridge.subnets() {
+		out = append(out, addrAt(p, index))
+	}
+	return out
+}

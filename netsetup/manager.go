@@ -1,0 +1,257 @@
+package netsetup
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Manager sets up the networks of the pods of one host. Its methods may be called concurrently.
+//
+// Locks are taken in the order record.busy, hostMu, mu. mu is never held while the kernel works.
+type Manager struct {
+	cfg Config
+	nl  *netlink.Handle
+	fw  *firewall
+
+	hostMu sync.Mutex // guards what pods share in the kernel
+	bridge *bridge
+	up     bool // bridge and table are there, and as they should be
+	// present says that there may be something of bridge and table
+	present bool
+
+	saveMu  sync.Mutex // held while the state file is written
+	written uint64     // the change that the file has
+
+	mu       sync.Mutex // guards what follows
+	loaded   bool
+	warnings []string
+	ipam     *ipam
+	pods     map[types.UID]*record
+	change   uint64        // counts the changes of pods
+	removals int           // links that are being removed
+	drained  chan struct{} // closed when removals is 0
+	stuck    []int         // indexes whose link could not be removed
+	idle     *time.Timer   // runs when there are no pods
+	closed   bool
+}
+
+// record is what the Manager knows about a pod. uid, name and index never change; mu guards the rest.
+type record struct {
+	busy  sync.Mutex // held by the Setup or Teardown of the pod
+	uid   types.UID
+	name  string
+	index int
+	ports []Port
+	held  sockets
+}
+
+// Result is what a pod has on the network. IPv4 comes first.
+type Result struct {
+	IPs, Gateways []netip.Addr
+}
+
+// New returns a Manager for the network namespace of the caller. It changes nothing: bridge and table are made with the first pod.
+// [Manager.Restore] comes before the first Setup. Errors: [pod.Invalid] for a configuration that cannot work.
+func New(cfg Config) (*Manager, error) {
+	cfg.setDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, pod.Errorf(kindOf(err), "cannot speak to the kernel's network: %w", err)
+	}
+	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}}
+	ipv6 := hasIPv6()
+	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: ipv6}
+	m.fw = &firewall{cfg: &m.cfg, ipv6: ipv6}
+	return m, nil
+}
+
+// Lookup is what the pod has on the network; false when it has no Setup.
+func (m *Manager) Lookup(uid types.UID) (Result, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.pods[uid]
+	if r == nil {
+		return Result{}, false
+	}
+	return m.result(r), true
+}
+
+func (m *Manager) result(r *record) Result {
+	return Result{IPs: m.addrs(r.index), Gateways: m.addrs(1)}
+}
+
+// Warnings are what a person should know about the state that was found, one line each.
+func (m *Manager) Warnings() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.warnings)
+}
+
+// ensureHost makes what pods share: bridge and table. A removal that runs is waited for, and one that comes later finds the pod and does nothing.
+func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
+	m.hostMu.Lock()
+	defer m.hostMu.Unlock()
+	if m.up {
+		return m.bridge.link, nil
+	}
+	m.present = true
+	made, err := m.bridge.up(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = m.cfg.step(ctx, "table")
+	if err == nil {
+		err = m.fw.rebuild(ctx, m.elements)
+	}
+	if err != nil {
+		if made {
+			err = errors.Join(err, m.bridge.down())
+		}
+		return nil, err
+	}
+	m.up = true
+	return m.bridge.link, nil
+}
+
+// removeHost removes what pods share unless there is a pod or a link of one.
+func (m *Manager) removeHost(ctx context.Context) error {
+	m.hostMu.Lock()
+	defer m.hostMu.Unlock()
+	m.mu.Lock()
+	busy := len(m.pods) > 0 || m.removals > 0
+	m.mu.Unlock()
+	if busy || !m.present {
+		return nil
+	}
+	m.up = false
+	if err := errors.Join(m.fw.remove(ctx), m.bridge.down()); err != nil {
+		return err
+	}
+	m.present = false
+	return nil
+}
+
+// elements are those of all pods.
+func (m *Manager) elements() elements {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := elements{}
+	for _, r := range m.pods {
+		if len(r.ports) == 0 {
+			continue
+		}
+		addrs := append(m.addrs(r.index), netip.Addr{})
+		for _, p := range r.ports {
+			e.add(p, addrs[0], addrs[1])
+		}
+	}
+	return e
+}
+
+// save writes the state file. Callers that come while it is written share the next writing.
+func (m *Manager) save() error {
+	m.mu.Lock()
+	mine := m.change
+	m.mu.Unlock()
+	m.saveMu.Lock()
+	defer m.saveMu.Unlock()
+	if m.written >= mine {
+		return nil
+	}
+	m.mu.Lock()
+	now := m.change
+	s := state{Version: stateVersion, IPv4: m.cfg.IPv4, IPv6: m.cfg.IPv6}
+	for _, uid := range slices.Sorted(maps.Keys(m.pods)) {
+		r := m.pods[uid]
+		s.Pods = append(s.Pods, saved{UID: r.uid, Name: r.name, Index: r.index, Ports: r.ports})
+	}
+	m.mu.Unlock()
+	if err := s.write(m.cfg.StateFile); err != nil {
+		return err
+	}
+	m.written = now
+	return nil
+}
+
+// Sweep waits until the links of pods that are gone have been removed, and removes bridge and table if there is no pod. It tries again what could
+// not be removed before.
+func (m *Manager) Sweep(ctx context.Context) error {
+	m.mu.Lock()
+	stuck := m.stuck
+	m.stuck = nil
+	for _, index := range stuck {
+		m.remove(&record{index: index})
+	}
+	drained := m.drained
+	m.mu.Unlock()
+	if drained != nil {
+		select {
+		case <-drained:
+		case <-ctx.Done():
+			return pod.Errorf(pod.Unavailable, "cannot wait for links to go: %w", context.Cause(ctx))
+		}
+	}
+	m.mu.Lock()
+	left := len(m.stuck)
+	m.mu.Unlock()
+	if left > 0 {
+		return pod.Errorf(pod.Unavailable, "cannot remove the links of %d pods that are gone", left)
+	}
+	return m.removeHost(ctx)
+}
+
+// Close waits for what runs in the background, removes bridge and table if there is no pod, and lets go of the ports. The networks of pods that
+// are there stay. No Setup may run, and none may follow.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	if m.idle != nil {
+		m.idle.Stop()
+	}
+	m.mu.Unlock()
+	err := m.Sweep(context.Background())
+	m.mu.Lock()
+	for _, r := range m.pods {
+		r.held.close()
+		r.held = nil
+	}
+	m.mu.Unlock()
+	m.hostMu.Lock() // an idle timer that has fired may still be at work
+	defer m.hostMu.Unlock()
+	m.present = false
+	m.nl.Close()
+	return err
+}
+
+// fileOK refuses a namespace that is not the pod's own.
+func fileOK(ns *os.File) error {
+	if ns == nil {
+		return pod.Errorf(pod.Invalid, "cannot use no network namespace")
+	}
+	same, err := sameNetns(ns)
+	if err != nil {
+		return pod.Errorf(kindOf(err), "cannot read the network namespace: %w", err)
+	}
+	if same {
+		return pod.Errorf(pod.Invalid, "cannot set up a pod's network in the host's namespace")
+	}
+	return nil
+}

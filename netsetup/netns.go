@@ -1,0 +1,144 @@
+package netsetup
+
+import (
+	"errors"
+	"os"
+	"runtime"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const threadNS = "/proc/thread-self/ns/net"
+
+// NewNamespace makes a network namespace whose loopback is up and returns the open file that keeps it alive. The caller closes it.
+// Errors: [pod.Denied] without CAP_SYS_ADMIN, [pod.Exhausted] when the host has too many.
+func NewNamespace() (*os.File, error) {
+	var file *os.File
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		f, err := os.Open(threadNS)
+		if err != nil {
+			return err
+		}
+		if err := loopbackUp(); err != nil {
+			f.Close()
+			return err
+		}
+		file = f
+		return nil
+	})
+	if err != nil {
+		return nil, pod.Errorf(kindOf(err), "cannot make a network namespace: %w", err)
+	}
+	return file, nil
+}
+
+func loopbackUp() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return setLoopbackUp(h)
+}
+
+// setLoopbackUp needs no look-up: the loopback is the first link of each namespace.
+func setLoopbackUp(h *netlink.Handle) error {
+	lo := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}
+	if err := h.LinkSetUp(lo); err != nil {
+		return pod.Errorf(kindOf(err), "cannot bring up lo: %w", err)
+	}
+	return nil
+}
+
+// onThread runs fn in a goroutine of its own whose thread ends with it, so that fn may do to the thread what it likes. It never runs on the
+// process's main thread, which does not end and is what /proc/self shows. fn may not start goroutines.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and no unlock: the thread ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			done <- onThread(fn) // while we occupy the main thread the other goroutine cannot get it
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// inNetns runs fn with its thread in the network namespace ns. It is the only function that enters one. fn may not start goroutines.
+// When the way back fails the thread is not used again.
+func inNetns(ns *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		back, err := os.Open(threadNS)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		defer back.Close()
+		if err := setns(ns); err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		err = fn()
+		if back := setns(back); back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// setns does not use ns.Fd(), which would make the file blocking.
+func setns(ns *os.File) error {
+	conn, err := ns.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := conn.Control(func(fd uintptr) { serr = unix.Setns(int(fd), unix.CLONE_NEWNET) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setns", serr)
+}
+
+// sameNetns says whether ns is the namespace of the calling thread.
+func sameNetns(ns *os.File) (bool, error) {
+	theirs, err := ns.Stat()
+	if err != nil {
+		return false, err
+	}
+	ours, err := os.Stat(threadNS)
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(theirs, ours), nil
+}
+
+// kindOf is the kind of a kernel's refusal.
+func kindOf(err error) pod.Kind {
+	for _, k := range []struct {
+		kind   pod.Kind
+		errnos []unix.Errno
+	}{
+		{pod.Denied, []unix.Errno{unix.EPERM, unix.EACCES}},
+		{pod.Exhausted, []unix.Errno{unix.ENOSPC, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EXFULL, unix.EUSERS}},
+		{pod.Unsupported, []unix.Errno{unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.ENOSYS}},
+	} {
+		for _, errno := range k.errnos {
+			if errors.Is(err, errno) {
+				return k.kind
+			}
+		}
+	}
+	return pod.KindOf(err)
+}

@@ -1,0 +1,89 @@
+package netsetup
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/pod"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	stateVersion = 1
+	stateMax     = 16 << 20 // bytes
+	statePerm    = 0o600
+)
+
+// state is the content of the state file.
+type state struct {
+	Version    int
+	IPv4, IPv6 netip.Prefix // the subnets that the indexes belong to
+	Pods       []saved
+}
+
+type saved struct {
+	UID   types.UID
+	Name  string
+	Index int
+	Ports []Port `json:",omitempty"`
+}
+
+// readState reads the file; a file that is not there is an empty state. A file that cannot be understood is renamed to NAME.corrupt, and
+// warning says so.
+func readState(path string) (s state, warning string, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state{}, "", nil
+	}
+	if err != nil {
+		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, stateMax+1))
+	if err != nil {
+		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
+	}
+	err = json.Unmarshal(data, &s)
+	switch {
+	case len(data) > stateMax:
+		err = fmt.Errorf("it is longer than %d bytes", stateMax)
+	case err == nil && s.Version != stateVersion:
+		err = fmt.Errorf("it has version %d, not %d", s.Version, stateVersion)
+	}
+	if err == nil {
+		return s, "", nil
+	}
+	aside := path + ".corrupt"
+	if rerr := os.Rename(path, aside); rerr != nil {
+		return state{}, "", pod.Errorf(kindOf(rerr), "cannot set aside the network state: %w", rerr)
+	}
+	return state{}, fmt.Sprintf("the network state %s cannot be read and is now %s: %v", path, aside, err), nil
+}
+
+// write replaces the file, or removes it when there is nothing to remember.
+func (s state) write(path string) error {
+	if len(s.Pods) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return pod.Errorf(kindOf(err), "cannot remove the network state: %w", err)
+		}
+		return nil
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return pod.Errorf(kindOf(err), "cannot write the network state: %w", err)
+	}
+	if err := atomicfile.WriteNoSync(path, data, statePerm); err != nil {
+		return pod.Errorf(kindOf(err), "cannot write the network state: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,156 @@
+package pod
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// podManifest is a manifest of one pod with more in its spec and its container.
+func podManifest(spec, container string) string {
+	return "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n" + spec + "  containers:\n  - name: nginx\n    image: nginx\n" + container
+}
+
+// repeat makes n list items from a format with one %d.
+func repeat(n int, format string) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
+}
+
+// TestLimits checks each limit on both of its sides.
+func TestLimits(t *testing.T) {
+	const variable = "    - {name: V%d, value: x}\n"
+	const volume = "  - {name: v%d, emptyDir: {}}\n"
+	const init = "  - {name: i%d, image: a}\n"
+	for _, c := range []struct{ name, manifest, want string }{
+		{"256 variables", podManifest("", "    env:\n"+repeat(256, variable)), ""},
+		{"257 variables", podManifest("", "    env:\n"+repeat(257, variable)), "spec.containers[0].env: Too many"},
+		{"300 variables", podManifest("", "    env:\n"+repeat(300, variable)), "spec.containers[0].env: Too many"},
+		{"64 volumes", podManifest("  volumes:\n"+repeat(64, volume), ""), ""},
+		{"65 volumes", podManifest("  volumes:\n"+repeat(65, volume), ""), "spec.volumes: Too many"},
+		{"16 containers", podManifest("  initContainers:\n"+repeat(15, init), ""), ""},
+		{"17 containers", podManifest("  initContainers:\n"+repeat(16, init), ""), "spec.containers: Too many"},
+		{"grace 300", podManifest("  terminationGracePeriodSeconds: 300\n", ""), ""},
+		{"grace 301", podManifest("  terminationGracePeriodSeconds: 301\n", ""), "spec.terminationGracePeriodSeconds: Invalid value: 301: must be between 0 and 300"},
+		{"grace -1", podManifest("  terminationGracePeriodSeconds: -1\n", ""), "spec.terminationGracePeriodSeconds: Invalid value: -1: must be between 0 and 300"},
+		{"1 MiB", podManifest("", "    args: ['"+strings.Repeat("x", MaxManifestBytes-200)+"']\n"), ""},
+		{"2 MiB", podManifest("", "    args: ['"+strings.Repeat("x", 2*MaxManifestBytes)+"']\n"), "it is larger than 1048576 bytes (1 MiB)"},
+		{"name of 253", strings.Replace(podManifest("", ""), "name: web", "name: "+strings.Repeat("a", 253), 1), ""},
+		{"name of 254", strings.Replace(podManifest("", ""), "name: web", "name: "+strings.Repeat("a", 254), 1), "metadata.name: Invalid value"},
+		{"nesting", "apiVersion: " + strings.Repeat("[", 100_000), "is not valid YAML"},
+		{"quantity exponent", podManifest("", "    resources: {limits: {cpu: 1e1000000000}}\n"), "must be a quantity"},
+		{"negative quantity exponent", podManifest("", "    resources: {limits: {cpu: '1e-2147483647'}}\n"), "must be a quantity"},
+		{"long quantity", podManifest("", "    resources: {limits: {cpu: '"+strings.Repeat("9", 65)+"'}}\n"), "must be a quantity"},
+		{"huge quantity", podManifest("", "    resources: {limits: {memory: 99999999999999999999999}}\n"), "must not be more than 1Ei"},
+		{"negative quantity", podManifest("", "    resources: {limits: {memory: -1Mi}}\n"), "must not be negative"},
+		{"huge port", podManifest("", "    ports: [{containerPort: 2147483647}]\n"), "must be between 1 and 65535"},
+		{"ConfigMap of 1 MiB", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nbinaryData: {a: &a " + strings.Repeat("QUFB", 100_000) + ", b: *a, c: *a, d: *a}\n",
+			"data: Too long"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			problems, _ := process([]byte(c.manifest), "")
+			text := ""
+			for _, p := range problems {
+				if p.Severity == SeverityError {
+					text += p.String() + "\n"
+				}
+				if strings.ContainsAny(p.String(), "\r\n") || len(p.String()) > 2000 {
+					t.Errorf("a problem is not one short line: %q", p)
+				}
+			}
+			if !strings.Contains(text, c.want) || (c.want == "") != (text == "") {
+				t.Errorf("got %q, want %q in it", text, c.want)
+			}
+		})
+	}
+}
+
+// TestProblemsAreBounded: a hostile manifest does not make an answer of many times its size.
+func TestProblemsAreBounded(t *testing.T) {
+	problems, _ := process([]byte(podManifest("", "    env:\n"+repeat(5000, "    - {name: '=%d'}\n"))), "")
+	if len(problems) > maxProblems+2 || !strings.HasPrefix(problems[len(problems)-1].Message, "Forbidden: and ") {
+		t.Errorf("got %d problems, the last one %q", len(problems), problems[len(problems)-1])
+	}
+}
+
+// TestValidateUnprepared: Validate does not depend on Parse and Default having been called.
+func TestValidateUnprepared(t *testing.T) {
+	m := Manifest{Pods: []*corev1.Pod{{}}, ConfigMaps: []*corev1.ConfigMap{{}}, Secrets: []*corev1.Secret{{}}}
+	m.Pods[0].Spec.Containers = []corev1.Container{{Lifecycle: &corev1.Lifecycle{}, LivenessProbe: &corev1.Probe{}}}
+	errs, warnings := Validate(&m)
+	if len(errs) == 0 || InvalidError(errs) == nil || KindOf(InvalidError(errs)) != Invalid {
+		t.Errorf("accepted an empty pod: %v, %v", errs, warnings)
+	}
+}
+
+func TestInvalidError(t *testing.T) {
+	one := field.ErrorList{field.Required(field.NewPath("spec", "containers"), "")}
+	two := append(one, field.Invalid(field.NewPath("metadata", "name"), "A\nB", "is bad"))
+	for want, errs := range map[string]field.ErrorList{
+		"cannot accept the manifest: spec.containers: Required value":                                                               one,
+		"cannot accept the manifest: 2 problems:\nspec.containers: Required value\nmetadata.name: Invalid value: \"A\\nB\": is bad": two,
+	} {
+		err := InvalidError(errs)
+		if err == nil || err.Error() != want || KindOf(err) != Invalid || len(ProblemsOf(fmt.Errorf("wrapped: %w", err))) != len(errs) {
+			t.Errorf("got %q of kind %s, want %q", err, KindOf(err), want)
+		}
+	}
+	if err := InvalidError(nil); err != nil {
+		t.Errorf("an error without problems: %v", err)
+	}
+	if got := ProblemsOf(Errorf(NotFound, "cannot find it")); len(got) != 1 || got[0].Severity != SeverityError || got[0].Message != "cannot find it" {
+		t.Errorf("problems of another error: %+v", got)
+	}
+}
+
+func TestDefaultPullPolicy(t *testing.T) {
+	for image, want := range map[string]corev1.PullPolicy{
+		"nginx":                          corev1.PullAlways,
+		"nginx:latest":                   corev1.PullAlways,
+		"nginx:1":                        corev1.PullIfNotPresent,
+		"registry:5000/nginx":            corev1.PullAlways,
+		"registry:5000/a/nginx:1.2":      corev1.PullIfNotPresent,
+		"nginx@sha256:aaaa":              corev1.PullIfNotPresent,
+		"registry:5000/nginx@sha256:aaa": corev1.PullIfNotPresent,
+		"nginx:1@sha256:aaaa":            corev1.PullIfNotPresent,
+	} {
+		if got := defaultPullPolicy(image); got != want {
+			t.Errorf("%s: got %s, want %s", image, got, want)
+		}
+	}
+}
+
+func TestHostname(t *testing.T) {
+	long := strings.Repeat("a", 62) + ".b"
+	yes, override := true, "other.example.com"
+	for _, c := range []struct {
+		name, host, fqdn string
+		spec             corev1.PodSpec
+		podName          string
+		fails            bool
+	}{
+		{name: "name", podName: "web", host: "web"},
+		{name: "long name", podName: long, host: strings.Repeat("a", 62)},
+		{name: "hostname", podName: "web", spec: corev1.PodSpec{Hostname: "front"}, host: "front"},
+		{name: "subdomain", podName: "web", spec: corev1.PodSpec{Subdomain: "sub"}, host: "web", fqdn: "web.sub.default.svc.cluster.local"},
+		{name: "as fqdn", podName: "web", spec: corev1.PodSpec{Subdomain: "sub", SetHostnameAsFQDN: &yes},
+			host: "web.sub.default.svc.cluster.local", fqdn: "web.sub.default.svc.cluster.local"},
+		{name: "fqdn too long", podName: long, spec: corev1.PodSpec{Subdomain: "sub", SetHostnameAsFQDN: &yes}, fails: true},
+		{name: "override", podName: "web", spec: corev1.PodSpec{HostnameOverride: &override, Subdomain: "sub"}, host: override},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: c.podName}, Spec: c.spec}
+			host, fqdn, err := Hostname(p)
+			if host != c.host || fqdn != c.fqdn || (err != nil) != c.fails {
+				t.Errorf("got %q, %q, %v", host, fqdn, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,24 @@
+// Package e2e tests the whole of magikpod, as users see it, on a real systemd: what `make install` installs, on a disposable host (tests/host).
+//
+// The test binary boots one host and runs itself again inside it; the scripts in testdata run there, next to the daemon. Those directly in
+// testdata run at the same time and keep to their own namespace ($NS, the script's name), which the harness empties in the end; those in
+// testdata/alone change the daemon's configuration, kill it or count what it has, so nothing runs beside them. After each script the harness
+// looks for what it has left in systemd, in the kernel and on disk.
+//
+// Beside testscript's own commands there are (commands_test.go):
+//
+//	ctl ARGS...              magikpodctl -n $NS ARGS...
+//	status N CMD ARGS...     run a command that must exit with status N
+//	until TIME CMD ARGS...   run a command again and again until it succeeds
+//	field POD PATH REGEXP    a value in `get POD -o json`, such as status.containerStatuses[main].restartCount; <none> when it is missing
+//	await POD PATH REGEXP    the same, as soon as it is so
+//	oneline REGEXP           standard error of the last command is one line, and matches
+//	let NAME                 keep standard output of the last command in $NAME
+//	http SOCKET PATH         what a server on a unix socket answers
+//	udp ADDRESS TEXT         what a server answers to a datagram
+//	configure FILE           give the daemon a configuration until the script ends, and restart it (alone only)
+//	crash                    kill -9 the daemon and wait for its next start (alone only)
+//	leaves-nothing           look for leftovers now (alone only)
+//
+// Layer: none. Nothing that is shipped imports this package.
+package e2e

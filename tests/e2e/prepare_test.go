@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/magikrun/magikpod/tests/testimage"
+)
+
+const (
+	configFile = "/etc/magikpod/magikpod.yaml"
+	// images holds image archives for the scripts, as $IMAGES.
+	images = "/run/e2e"
+	// busybox is the image that all scripts can use.
+	busybox = "localhost/busybox:1"
+)
+
+// baseConfig is the daemon's configuration where a script gives no other: backoff that a test can wait for, and a daemon that stays.
+const baseConfig = `backoffInitial: 500ms
+backoffMax: 4s
+backoffReset: 10m
+idleTimeout: 1h
+`
+
+// registryAddress is the address of the tests' own registry, as $REGISTRY.
+var registryAddress string
+
+// prepare gives the host a configuration and an image.
+func prepare(ctx context.Context) error {
+	if err := os.WriteFile(configFile, []byte(baseConfig), 0o600); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		return err
+	}
+	archive := filepath.Join(images, "busybox.tar")
+	if err := writeFile(archive, func(f *os.File) error { return testimage.Busybox(f) }); err != nil {
+		return err
+	}
+	if err := writeArchives(archive); err != nil {
+		return err
+	}
+	var err error
+	if registryAddress, err = serveRegistry(archive); err != nil {
+		return err
+	}
+	if err := exec.CommandContext(ctx, "cp", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", filepath.Join(images, "helper")).Run(); err != nil {
+		return fmt.Errorf("cannot copy the helper: %w", err)
+	}
+	manifest := filepath.Join(images, "first.yaml")
+	if err := os.WriteFile(manifest, []byte(firstPod), 0o600); err != nil {
+		return err
+	}
+	// The first pod makes directories that stay, so it must come before the first look for leftovers.
+	for _, args := range [][]string{
+		{"image", "load", "--tag", busybox, archive}, {"run", "-f", manifest, "--wait", "completed"}, {"delete", "-f", manifest},
+	} {
+		if out, err := exec.CommandContext(ctx, "magikpodctl", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("magikpodctl %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+const firstPod = `{apiVersion: v1, kind: Pod, metadata: {name: first}, spec: {restartPolicy: Never, containers: [{name: main, image: "localhost/busybox:1", command: ["true"]}]}}
+`
+
+func writeFile(path string, write func(*os.File) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
+}

@@ -1,0 +1,208 @@
+package units
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+)
+
+// The names of a pod's units, by example (namespace default, pod web, container nginx):
+//
+//	magikpod.slice                                  everything of magikpod
+//	magikpod-default.slice                          the namespace
+//	magikpod-default-web.slice                      the pod
+//	magikpod-default-web-pause.service              the pause unit
+//	magikpod-default-web-vm.service                 the VMM of a microVM pod
+//	magikpod-default-web-nginx.service              a container
+//	magikpod-default-web-order\x2dproxy.slice       an ordering point, see [OrderSlice]
+//
+// Each name is escaped on its own, so that a "-" stands between names only: in slices because systemd nests a slice by its dashes, in services
+// because the pod a-b with the container c is not the pod a with the container b-c.
+//
+//   - "-" becomes \x2d, as systemd-escape(1) does it.
+//   - A container that is called pause or vm gets its first letter escaped too (\x70ause, \x76m): the plain words are the pod's own units.
+//   - A name that would make the unit longer than 255 bytes is cut, and gets "_" and a hash of the whole name. "_" is in no Kubernetes name, so a cut
+//     name is never the same as one that was not cut.
+const (
+	rootSlice = "magikpod.slice"
+	prefix    = "magikpod-"
+
+	pauseWord = "pause"
+	vmWord    = "vm"
+	// orderWord and the escaped dash begin the last part of an ordering slice.
+	orderWord = `order\x2d`
+
+	escapedDash = `\x2d`
+)
+
+// What a part of a name may have after it was escaped, in bytes. The longest name, an ordering slice, has 9+63+1+101+1+9+63+6 = 253; systemd's limit is 255.
+const (
+	maxNamespacePart = 63
+	maxPodPart       = 101
+	maxContainerPart = 63
+	// hashLen is the length of the hash of a cut name, in hexadecimal digits: 96 bits.
+	hashLen = 24
+)
+
+// PodNames are the units that a pod has, its containers' left out.
+type PodNames struct {
+	// NamespaceSlice is the slice of the Kubernetes namespace, the parent of Slice.
+	NamespaceSlice string
+	// Slice is the slice of the pod.
+	Slice string
+	// Pause is the service that holds the pod's namespaces.
+	Pause string
+	// VM is the service of the VMM, for pods of the class pod-microvm-containers.
+	VM string
+}
+
+// Names returns the names of a pod's units.
+func Names(namespace, name string) PodNames {
+	ns := prefix + part(namespace, maxNamespacePart)
+	base := ns + "-" + part(name, maxPodPart)
+	return PodNames{
+		NamespaceSlice: ns + ".slice",
+		Slice:          base + ".slice",
+		Pause:          base + "-" + pauseWord + ".service",
+		VM:             base + "-" + vmWord + ".service",
+	}
+}
+
+// ContainerService returns the name of a container's service.
+func ContainerService(namespace, name, container string) string {
+	return podBase(namespace, name) + "-" + containerPart(container) + ".service"
+}
+
+// OrderSlice returns the name of the slice that stands between a sidecar and what starts after it; see [PodSlices].
+func OrderSlice(namespace, name, sidecar string) string {
+	return podBase(namespace, name) + "-" + orderWord + part(sidecar, maxContainerPart) + ".slice"
+}
+
+func podBase(namespace, name string) string {
+	return strings.TrimSuffix(Names(namespace, name).Slice, ".slice")
+}
+
+func containerPart(container string) string {
+	switch container {
+	case pauseWord:
+		return `\x70` + pauseWord[1:]
+	case vmWord:
+		return `\x76` + vmWord[1:]
+	}
+	return part(container, maxContainerPart)
+}
+
+// part escapes one name and cuts it to limit bytes.
+func part(name string, limit int) string {
+	escaped := strings.ReplaceAll(name, "-", escapedDash)
+	if len(escaped) <= limit {
+		return escaped
+	}
+	sum := sha256.Sum256([]byte(name))
+	cut := escaped[:limit-hashLen-1]
+	// Not in the middle of an escape sequence.
+	if i := strings.LastIndexByte(cut, '\\'); i >= 0 && len(cut)-i < len(escapedDash) {
+		cut = cut[:i]
+	}
+	return cut + "_" + hex.EncodeToString(sum[:])[:hashLen]
+}
+
+// UnitKind says what a unit of magikpod is.
+type UnitKind string
+
+// The kinds of units.
+const (
+	KindNamespaceSlice UnitKind = "namespace"
+	KindPodSlice       UnitKind = "pod"
+	KindPause          UnitKind = "pause"
+	KindVM             UnitKind = "vm"
+	KindContainer      UnitKind = "container"
+	KindOrder          UnitKind = "order"
+)
+
+// Parsed is what a unit's name tells. A name that was cut is given as it stands in the unit's name, "_" and hash included: show it, but never look
+// anything up by it.
+type Parsed struct {
+	Kind      UnitKind
+	Namespace string
+	// Pod is empty for the slice of a namespace.
+	Pod string
+	// Container is the container of a container's service, and the sidecar of an ordering slice.
+	Container string
+}
+
+// ParseName reads the name of a unit; false when it is none that this package makes. magikpod.slice is none.
+func ParseName(unit string) (Parsed, bool) {
+	rest, ok := strings.CutPrefix(unit, prefix)
+	if !ok {
+		return Parsed{}, false
+	}
+	base, isSlice := strings.CutSuffix(rest, ".slice")
+	if !isSlice {
+		if base, ok = strings.CutSuffix(rest, ".service"); !ok {
+			return Parsed{}, false
+		}
+	}
+	parts := strings.Split(base, "-")
+	p := Parsed{Namespace: unescape(parts[0])}
+	if len(parts) > 1 {
+		p.Pod = unescape(parts[1])
+	}
+	for _, s := range parts {
+		if s == "" {
+			return Parsed{}, false
+		}
+	}
+	switch {
+	case isSlice && len(parts) == 1:
+		p.Kind = KindNamespaceSlice
+	case isSlice && len(parts) == 2:
+		p.Kind = KindPodSlice
+	case isSlice && len(parts) == 3 && strings.HasPrefix(parts[2], orderWord):
+		p.Kind, p.Container = KindOrder, unescape(parts[2][len(orderWord):])
+	case isSlice || len(parts) != 3:
+		return Parsed{}, false
+	case parts[2] == pauseWord:
+		p.Kind = KindPause
+	case parts[2] == vmWord:
+		p.Kind = KindVM
+	default:
+		p.Kind, p.Container = KindContainer, unescape(parts[2])
+	}
+	return p, true
+}
+
+// unescape is the inverse of part, for names that were not cut.
+func unescape(s string) string {
+	if !strings.Contains(s, `\x`) {
+		return s
+	}
+	return strings.NewReplacer(escapedDash, "-", `\x70`, "p", `\x76`, "v").Replace(s)
+}
+
+// SlicePath returns the path of a slice's cgroup, relative to the root of the cgroup tree and without a leading slash:
+// magikpod.slice/magikpod-default.slice/magikpod-default-web.slice.
+func SlicePath(slice string) string {
+	base := strings.TrimSuffix(slice, ".slice")
+	var path strings.Builder
+	for i := range len(base) {
+		if base[i] == '-' {
+			path.WriteString(base[:i] + ".slice/")
+		}
+	}
+	path.WriteString(base + ".slice")
+	return path.String()
+}
+
+// sliceOf returns the slice that a unit with a name of this package lies in; "" when it cannot be told.
+func sliceOf(unit string) string {
+	base, isSlice := strings.CutSuffix(unit, ".slice")
+	if !isSlice {
+		base = strings.TrimSuffix(unit, ".service")
+	}
+	i := strings.LastIndexByte(base, '-')
+	if i < 0 {
+		return ""
+	}
+	return base[:i] + ".slice"
+}

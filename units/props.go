@@ -1,0 +1,331 @@
+package units
+
+import (
+	"os"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Property is a property of a transient unit, by its name on D-Bus (times are Name=USec there).
+type Property = sd.Property
+
+func prop(name string, value any) Property {
+	return Property{Name: name, Value: dbus.MakeVariant(value)}
+}
+
+// usec is a duration as systemd wants it. Zero means "infinity" in most places: callers take care of it.
+func usec(d time.Duration) uint64 { return uint64(max(d, 0) / time.Microsecond) }
+
+// infinity is systemd's word for no limit at all.
+const infinity = ^uint64(0)
+
+// Props returns the properties of the limits that are set.
+func (l Limits) Props() []Property {
+	var props []Property
+	if l.MemoryMax > 0 {
+		props = append(props, prop("MemoryMax", l.MemoryMax), prop("MemorySwapMax", uint64(0)))
+	}
+	if l.MemoryLow > 0 {
+		props = append(props, prop("MemoryLow", l.MemoryLow))
+	}
+	if l.CPUQuota > 0 {
+		props = append(props, prop("CPUQuotaPerSecUSec", usec(l.CPUQuota)), prop("CPUQuotaPeriodUSec", usec(cpuPeriod)))
+	}
+	if l.CPUWeight > 0 {
+		props = append(props, prop("CPUWeight", l.CPUWeight))
+	}
+	if l.TasksMax > 0 {
+		props = append(props, prop("TasksMax", l.TasksMax))
+	}
+	return props
+}
+
+// UpdateProps returns the properties for [Manager.SetProperties]: those of the limits that are not set are there too, and take a former limit away.
+func (l Limits) UpdateProps() []Property {
+	or := func(v, unset uint64) uint64 {
+		if v > 0 {
+			return v
+		}
+		return unset
+	}
+	swap := infinity
+	if l.MemoryMax > 0 {
+		swap = 0
+	}
+	return []Property{
+		prop("MemoryMax", or(l.MemoryMax, infinity)),
+		prop("MemorySwapMax", swap),
+		prop("MemoryLow", l.MemoryLow),
+		prop("CPUQuotaPerSecUSec", or(usec(l.CPUQuota), infinity)),
+		prop("CPUQuotaPeriodUSec", usec(cpuPeriod)),
+		prop("CPUWeight", or(l.CPUWeight, infinity)),
+		prop("TasksMax", or(l.TasksMax, infinity)),
+	}
+}
+
+// SliceProps returns the properties of a pod's slice, with the limits of [PodLimits].
+func SliceProps(p *corev1.Pod) []Property { return SlicePropsWith(p, PodLimits(p)) }
+
+// SlicePropsWith is [SliceProps] with other limits.
+func SlicePropsWith(p *corev1.Pod, l Limits) []Property {
+	props := []Property{
+		prop("Description", "pod "+p.Namespace+"/"+p.Name),
+		prop("MemoryAccounting", true),
+		prop("TasksAccounting", true),
+		prop("IOAccounting", true),
+	}
+	return append(props, l.Props()...)
+}
+
+// PodSlices returns the slices that go along with the pause unit (auxiliary units of its StartTransient): the pod's own, with SliceProps, and one
+// ordering slice for each sidecar.
+//
+// A sidecar must stop after the containers that came after it, also on a host shutdown or systemctl stop, when nobody but systemd is there to see
+// to it. systemd stops units in the reverse order of After=. But a unit that another one names stays loaded as long as that one, and a loaded
+// unit cannot be started anew: with After= between containers none could be restarted alone. So an empty slice stands between them. It is never
+// restarted; the sidecar is Before= it, everything after the sidecar is After= it, and it stops together with the pod.
+func PodSlices(p *corev1.Pod) []Aux {
+	names := Names(p.Namespace, p.Name)
+	aux := []Aux{{Name: names.Slice, Props: SliceProps(p)}}
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		if !isSidecar(c) {
+			continue
+		}
+		aux = append(aux, Aux{Name: OrderSlice(p.Namespace, p.Name, c.Name), Props: []Property{
+			prop("Description", "pod "+p.Namespace+"/"+p.Name+": stop "+c.Name+" after this"),
+			prop("PartOf", []string{names.Pause}),
+		}})
+	}
+	return aux
+}
+
+// orderSlices are the ordering slices of the sidecars that start before the named container; all of them for "".
+func orderSlices(p *corev1.Pod, container string) []string {
+	var slices []string
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		if c.Name == container {
+			break
+		}
+		if isSidecar(c) {
+			slices = append(slices, OrderSlice(p.Namespace, p.Name, c.Name))
+		}
+	}
+	return slices
+}
+
+// PauseUnit is what the properties of a pause unit are made from.
+type PauseUnit struct {
+	Pod   *corev1.Pod
+	Names PodNames
+	// Argv is the command; Argv[0] is an absolute path.
+	Argv []string
+	// SharePID says that the command holds the pod's PID namespace, and tells when it is there (READY=1).
+	SharePID bool
+}
+
+// PauseProps returns the properties of a pause unit. Nothing waits for it but containers that share its PID namespace: it is Type=simple otherwise.
+func PauseProps(u PauseUnit) []Property {
+	kind, access := "simple", "none"
+	if u.SharePID {
+		kind, access = "notify", "main"
+	}
+	props := []Property{
+		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": pause"),
+		prop("Slice", u.Names.Slice),
+		prop("Type", kind),
+		prop("NotifyAccess", access),
+		sd.PropExecStart(u.Argv, false),
+		prop("Restart", "no"),
+		prop("CollectMode", "inactive"),
+		prop("KillMode", "mixed"),
+		prop("TimeoutStartUSec", usec(startTimeout)),
+		prop("TimeoutStopUSec", usec(pauseStopTimeout)),
+		prop("StandardInput", "null"),
+		prop("StandardOutput", "journal"),
+		prop("StandardError", "journal"),
+		prop("SyslogIdentifier", "magikpod-pause"),
+		// It writes every line of every container.
+		prop("LogRateLimitIntervalUSec", uint64(0)),
+		prop("TasksMax", infinity),
+		// As the kubelet's pause: the last process of the pod to be killed when memory is short.
+		prop("OOMScoreAdjust", int32(-998)),
+		prop("OOMPolicy", "continue"),
+	}
+	if slices := orderSlices(u.Pod, ""); len(slices) > 0 {
+		props = append(props, prop("Wants", slices))
+	}
+	return props
+}
+
+const (
+	// startTimeout bounds how long a container may need from launch to running (the kubelet's runtime request timeout).
+	startTimeout     = 2 * time.Minute
+	pauseStopTimeout = 10 * time.Second
+	// killTimeout is for processes that were sent SIGKILL and do not go, because they hang in the kernel.
+	killTimeout = 10 * time.Second
+)
+
+// Device is a device that a container may use beside the usual ones.
+type Device struct {
+	// Path is a node in /dev, or a group of devices as "char-alsa".
+	Path string
+	// Access is made of r, w and m (mknod).
+	Access string
+}
+
+// Rlimit is a resource limit of setrlimit(2).
+type Rlimit struct {
+	// Name is the name of the resource in capital letters and without RLIMIT_: NOFILE.
+	Name string
+	// Soft and Hard: ^uint64(0) is no limit.
+	Soft, Hard uint64
+}
+
+// defaultRlimits are what containers get: many open files for servers, but not so many that programs which close "all" of them take seconds.
+var defaultRlimits = []Rlimit{
+	{Name: "NOFILE", Soft: 65536, Hard: 1048576},
+	{Name: "NPROC", Soft: infinity, Hard: infinity},
+}
+
+// standardDevices may be used by every container, as the OCI runtime specification has it; mknod of any device is allowed, its use is not.
+var standardDevices = []Device{
+	{"/dev/null", "rwm"}, {"/dev/zero", "rwm"}, {"/dev/full", "rwm"}, {"/dev/random", "rwm"}, {"/dev/urandom", "rwm"},
+	{"/dev/tty", "rwm"}, {"/dev/ptmx", "rwm"}, {"char-pts", "rwm"}, {"char-*", "m"}, {"block-*", "m"},
+}
+
+// ContainerUnit is what the properties of a container's unit are made from.
+type ContainerUnit struct {
+	Pod       *corev1.Pod
+	Container *corev1.Container
+	Names     PodNames
+	// Argv is the command that launches the container; Argv[0] is an absolute path.
+	Argv []string
+	// Stdout and Stderr become the container's; they must stay open until StartTransient has returned. nil: /dev/null.
+	Stdout, Stderr *os.File
+	// StopSignal is SIGTERM when 0.
+	StopSignal syscall.Signal
+	// Grace is the time between the stop signal and SIGKILL; 0: SIGKILL at once.
+	Grace time.Duration
+	// StopAfter names the containers that end before this one when all are stopped at once. The order between them follows from the
+	// pod, see [PodSlices]; here it only counts whether there are any.
+	StopAfter []string
+	// Delegate gives the unit's cgroup to the OCI runtime.
+	Delegate bool
+	// Devices are allowed beside the usual ones. A privileged container may use all devices.
+	Devices []Device
+	// Rlimits replace the defaults of the same name.
+	Rlimits []Rlimit
+}
+
+// ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
+func ContainerProps(u ContainerUnit) []Property {
+	props := []Property{
+		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
+		prop("Slice", u.Names.Slice),
+		prop("Requires", []string{u.Names.Pause}),
+		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
+		prop("After", append([]string{u.Names.Pause, "network.target", "remote-fs.target"}, orderSlices(u.Pod, u.Container.Name)...)),
+	}
+	if len(u.StopAfter) > 0 {
+		props = append(props, prop("Before", []string{OrderSlice(u.Pod.Namespace, u.Pod.Name, u.Container.Name)}))
+	}
+	props = append(props,
+		prop("Type", "notify"),
+		// MAINPID= comes from the command, whose place as the main process the container takes.
+		prop("NotifyAccess", "all"),
+		// A container that has ended well stays active (exited), so that its exit code can be read, also by a daemon that was not there.
+		prop("RemainAfterExit", true),
+		sd.PropExecStart(u.Argv, false),
+		prop("Restart", "no"),
+		prop("CollectMode", "inactive"),
+		prop("TimeoutStartUSec", usec(startTimeout)),
+	)
+	props = append(props, stopProps(u)...)
+	props = append(props, processProps(u)...)
+	props = append(props, deviceProps(u)...)
+	props = append(props,
+		prop("MemoryAccounting", true),
+		prop("TasksAccounting", true),
+		prop("IOAccounting", true),
+		// One process out of memory takes the whole container along, as Kubernetes does it on cgroup v2 (memory.oom.group).
+		prop("OOMPolicy", "kill"),
+	)
+	limits := ContainerLimits(u.Container)
+	// The pod's limit counts, not systemd's default for a service.
+	limits.TasksMax = infinity
+	props = append(props, limits.Props()...)
+	if u.Delegate {
+		props = append(props, prop("Delegate", true))
+	}
+	return props
+}
+
+func stopProps(u ContainerUnit) []Property {
+	sig, timeout := u.StopSignal, u.Grace
+	if sig == 0 {
+		sig = syscall.SIGTERM
+	}
+	if u.Grace <= 0 {
+		// TimeoutStopUSec=0 would be forever.
+		sig, timeout = syscall.SIGKILL, killTimeout
+	}
+	return []Property{
+		prop("KillMode", "mixed"),
+		prop("KillSignal", int32(sig)),
+		prop("SendSIGKILL", true),
+		prop("TimeoutStopUSec", usec(timeout)),
+	}
+}
+
+func processProps(u ContainerUnit) []Property {
+	props := []Property{
+		prop("StandardInput", "null"),
+		stdProp("StandardOutput", u.Stdout),
+		stdProp("StandardError", u.Stderr),
+		prop("SyslogIdentifier", u.Container.Name),
+		prop("LogRateLimitIntervalUSec", uint64(0)),
+		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect the default.
+		prop("IgnoreSIGPIPE", false),
+	}
+	given := map[string]bool{}
+	for _, r := range u.Rlimits {
+		given[r.Name] = true
+	}
+	rlimits := u.Rlimits
+	for _, r := range defaultRlimits {
+		if !given[r.Name] {
+			rlimits = append(rlimits[:len(rlimits):len(rlimits)], r)
+		}
+	}
+	for _, r := range rlimits {
+		props = append(props, prop("Limit"+r.Name, r.Hard), prop("Limit"+r.Name+"Soft", r.Soft))
+	}
+	return props
+}
+
+// stdProp passes f as it is. Its descriptor is read without File.Fd, which would make it blocking.
+func stdProp(name string, f *os.File) Property {
+	if f != nil {
+		if conn, err := f.SyscallConn(); err == nil {
+			fd := -1
+			if err := conn.Control(func(n uintptr) { fd = int(n) }); err == nil {
+				return prop(name+"FileDescriptor", dbus.UnixFD(fd))
+			}
+		}
+	}
+	return prop(name, "null")
+}
+
+func deviceProps(u ContainerUnit) []Property {
+	if s := u.Container.SecurityContext; s != nil && s.Privileged != nil && *s.Privileged {
+		return []Property{prop("DevicePolicy", "auto")}
+	}
+	allow := append(standardDevices[:len(standardDevices):len(standardDevices)], u.Devices...)
+	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", allow)}
+}

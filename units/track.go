@@ -1,0 +1,174 @@
+package units
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit it is never older than what State told before. A unit
+// that is not loaded has Load "not-found", and is no error.
+func (m *Manager) Refresh(ctx context.Context, unit string) (State, error) {
+	props, seq, err := m.read(ctx, unit)
+	if err != nil {
+		return State{}, translate(err, "cannot read the state of unit %s", unit)
+	}
+	asked := State{ControlGroup: cgroupOf(unit)}
+	asked.apply(props)
+	ok := m.do(func() {
+		m.mu.Lock()
+		r := m.units[unit]
+		m.mu.Unlock()
+		if r == nil || r.pending || seq <= r.born {
+			return
+		}
+		next := r.state
+		if seq > r.seq {
+			next.apply(props)
+		} else {
+			next.Load, next.ControlGroup, next.InvocationID = asked.Load, asked.ControlGroup, asked.InvocationID
+		}
+		m.set(unit, r, next, max(seq, r.seq))
+		asked = next
+	})
+	if !ok {
+		return State{}, pod.Errorf(pod.Unavailable, "cannot read the state of unit %s: the connection to systemd is lost", unit)
+	}
+	return asked, nil
+}
+
+// read gets all properties of a unit. The errors are the bus's.
+func (m *Manager) read(ctx context.Context, unit string) (map[string]dbus.Variant, dbus.Sequence, error) {
+	call := m.conn.Object(busName, unitPath(unit)).CallWithContext(ctx, propsIface+".GetAll", 0, "")
+	var props map[string]dbus.Variant
+	err := call.Store(&props)
+	return props, call.ResponseSequence, err
+}
+
+// Track follows a unit that exists, as one that an earlier daemon has started, and keeps it loaded until Release. NotFound: it is not loaded. A unit that is
+// tracked already is read again.
+func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
+	records, err := m.claim([]string{unit})
+	if err != nil {
+		return m.Refresh(ctx, unit)
+	}
+	err = m.object.CallWithContext(ctx, managerIface+".RefUnit", 0, unit).Err
+	var props map[string]dbus.Variant
+	var seq dbus.Sequence
+	if err == nil {
+		props, seq, err = m.read(ctx, unit)
+	}
+	if err != nil {
+		m.unclaim(records)
+		return State{}, translate(err, "cannot track unit %s", unit)
+	}
+	s := State{ControlGroup: cgroupOf(unit)}
+	s.apply(props)
+	if s.Load == "not-found" {
+		m.unclaim(records)
+		err := m.unref(ctx, unit)
+		return State{}, errors.Join(pod.Errorf(pod.NotFound, "cannot track unit %s: there is none", unit), err)
+	}
+	ok := m.do(func() {
+		r := records[unit]
+		m.mu.Lock()
+		r.live(seq, s)
+		m.mu.Unlock()
+		m.replay(unit, r)
+		s = r.state
+	})
+	if !ok {
+		return State{}, pod.Errorf(pod.Unavailable, "cannot track unit %s: the connection to systemd is lost", unit)
+	}
+	return s, nil
+}
+
+// Release forgets a unit: systemd unloads it as soon as it is dead. Stop it before, if it runs: what runs goes on. With the slice of a pod its ordering slices
+// are forgotten too, and the slice of the namespace and magikpod.slice are stopped when nothing is left in them. Releasing a unit that does
+// not exist or is not tracked does no harm.
+func (m *Manager) Release(ctx context.Context, unit string) error {
+	if err := m.systemd.ResetFailedUnitContext(ctx, unit); err != nil && !isError(err, errNoSuchUnit) {
+		return translate(err, "cannot release unit %s", unit)
+	}
+	if err := m.unref(ctx, unit); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	for name := range m.units {
+		if p, _ := ParseName(name); name == unit || p.Kind == KindOrder && sliceOf(name) == unit {
+			delete(m.units, name)
+			delete(m.paths, unitPath(name))
+		}
+	}
+	m.mu.Unlock()
+	if p, _ := ParseName(unit); p.Kind == KindPodSlice {
+		return m.stopIdle(ctx, sliceOf(unit), rootSlice)
+	}
+	return nil
+}
+
+func (m *Manager) unref(ctx context.Context, unit string) error {
+	err := m.object.CallWithContext(ctx, managerIface+".UnrefUnit", 0, unit).Err
+	if isError(err, errNoSuchUnit) || isError(err, errNotReferenced) {
+		return nil
+	}
+	return translate(err, "cannot release unit %s", unit)
+}
+
+// stopIdle stops slices, the innermost first, while nothing is left in them: systemd keeps a slice active that it has once started. No unit is
+// started meanwhile.
+func (m *Manager) stopIdle(ctx context.Context, idle ...string) error {
+	for _, slice := range idle {
+		if m.inUse(slice) {
+			return nil
+		}
+		m.releasing.Lock()
+		stopped, err := m.stopSlice(ctx, slice)
+		m.releasing.Unlock()
+		if err != nil || !stopped {
+			return err
+		}
+	}
+	return nil
+}
+
+// inUse tells whether a tracked unit lies below a slice.
+func (m *Manager) inUse(slice string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	base := strings.TrimSuffix(slice, ".slice") + "-"
+	for name, r := range m.units {
+		if strings.HasPrefix(name, base) && (r.pending || !r.state.Ended()) {
+			return true
+		}
+	}
+	return false
+}
+
+// stopSlice stops a slice, unless something in it runs; whoever has put it there.
+func (m *Manager) stopSlice(ctx context.Context, slice string) (bool, error) {
+	if m.inUse(slice) {
+		return false, nil
+	}
+	members, err := m.systemd.GetUnitPropertyContext(ctx, slice, "RequiredBy")
+	if err != nil {
+		return false, translate(err, "cannot read what is in %s", slice)
+	}
+	names, _ := members.Value.Value().([]string)
+	names = slices.DeleteFunc(names, func(n string) bool { return n == slice })
+	if len(names) > 0 {
+		if dead, err := m.dead(ctx, names...); err != nil || !dead {
+			return false, translate(err, "cannot read what is in %s", slice)
+		}
+	}
+	job, err := m.Stop(ctx, slice)
+	if err != nil {
+		return false, err
+	}
+	return true, job.Wait(ctx)
+}

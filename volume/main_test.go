@@ -1,0 +1,9 @@
+package volume
+
+import (
+	"testing"
+
+	"github.com/magikrun/magikpod/internal/testns"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }
