@@ -185,10 +185,9 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		switch {
 		case state.StatusText == agent.StatusStarted:
 			return nil
+		case state.StatusText == agent.StatusNotStarted:
+			return errors.New("the OCI runtime did not start it")
 		case over(state):
-			if reason := lastLogError(filepath.Join(a.bundle, runtimeLog)); reason != "" {
-				return errors.New(reason)
-			}
 			return nil // it ended so soon that launch could not tell
 		}
 		select {

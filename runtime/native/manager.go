@@ -189,7 +189,7 @@ func (m *Manager) afterEnd(s *sandbox, record attemptRecord) {
 		_ = m.units.Kill(ctx, s.unit(record.Container), "all", unixKILL) // most often nothing is left
 	}
 	m.endLog(s, record)
-	if state, ok := m.units.State(s.unit(record.Container)); ok && state.StatusText == agent.StatusCreated {
+	if state, ok := m.units.State(s.unit(record.Container)); ok && state.StatusText == agent.StatusNotStarted {
 		m.noteStartError(s, record)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
@@ -130,7 +129,7 @@ func ended(c *container, state pod.ContainerState, unit units.State) pod.Contain
 	if c.starting && unit.StatusText != agent.StatusStarted {
 		return pod.ContainerState{Stage: pod.ContainerStarting, Attempt: state.Attempt, ID: state.ID}
 	}
-	if unit.StatusText == "" { // the main process was launch
+	if unit.StatusText == "" || unit.StatusText == agent.StatusNotStarted { // without a text the main process was launch
 		state.ExitCode, state.Reason, state.Message = startErrorCode, pod.ReasonStartError, "the container could not be started ("+unit.Result+")"
 		return state
 	}
@@ -219,22 +218,19 @@ func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
 		if end := s.noteEnd(m.units, unit); end != nil {
 			m.background.Go(func() { m.afterEnd(s, *end) })
 		}
-		if state, ok := m.units.State(unit); ok && state.StatusText != agent.StatusStarted && record.Failed == nil {
-			m.noteStartError(s, *record)
-		}
+		m.noteStartError(s, *record)
 	}
 	return nil
 }
 
-// noteStartError finds out whether an attempt that has ended could not be started, while nobody waited for its start: then the OCI runtime's log
-// has an error.
+// noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.
 func (m *Manager) noteStartError(s *sandbox, record attemptRecord) {
 	state := m.containerState(s, record.Container)
 	text := lastLogError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))
-	if text == "" || state.Stage != pod.ContainerExited || state.Attempt != record.Attempt {
+	if text == "" || state.Reason != pod.ReasonStartError || state.Attempt != record.Attempt {
 		return
 	}
-	state.ExitCode, state.Signal, state.Reason, state.Message, state.StartedAt = startErrorCode, 0, pod.ReasonStartError, text, time.Time{}
+	state.Message = text
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.containers[record.Container]; c.record != nil && c.record.ID == record.ID && !c.starting {
