@@ -20,6 +20,9 @@ const (
 	linkPrefix = "mpod"
 )
 
+// addrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+const addrGenNone = 1
+
 // linkName is the name of the host's end.
 func linkName(index int) string { return linkPrefix + strconv.Itoa(index) }
 
@@ -37,7 +40,7 @@ func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.disconnect(r.index))
+			err = join(err, m.disconnect(r.index))
 		}
 	}()
 	if err := m.makeLink(ctx, r, br, ns); err != nil {
@@ -110,6 +113,12 @@ func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, n
 	if len(r.ports) > 0 {
 		// Where bridged packets pass the firewall (br_netfilter) what a pod sends to its own published port goes back by its own link.
 		if err := m.nl.LinkSetHairpin(veth, true); err != nil {
+			return err
+		}
+	}
+	if m.bridge.ipv6 {
+		// The bridge's end needs no address; it would announce one in the pod's network.
+		if err := m.nl.LinkSetIP6AddrGenMode(veth, addrGenNone); err != nil {
 			return err
 		}
 	}

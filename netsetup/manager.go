@@ -2,7 +2,6 @@ package netsetup
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"net/netip"
 	"os"
@@ -108,23 +107,25 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	if m.up {
 		return m.bridge.link, nil
 	}
-	m.present = true
+	was := m.present
 	made, err := m.bridge.up(ctx)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = m.cfg.step(ctx, "table")
 	}
-	err = m.cfg.step(ctx, "table")
 	if err == nil {
 		err = m.fw.rebuild(ctx, m.elements)
 	}
-	if err != nil {
-		if made {
-			err = errors.Join(err, m.bridge.down())
-		}
-		return nil, err
+	if err == nil {
+		m.up, m.present = true, true
+		return m.bridge.link, nil
 	}
-	m.up = true
-	return m.bridge.link, nil
+	if made {
+		derr := m.bridge.down()
+		// An nft that was stopped may have done its work.
+		m.present = was || derr != nil || pod.KindOf(err) == pod.Unavailable
+		err = join(err, derr)
+	}
+	return nil, err
 }
 
 // removeHost removes what pods share unless there is a pod or a link of one.
@@ -138,7 +139,7 @@ func (m *Manager) removeHost(ctx context.Context) error {
 		return nil
 	}
 	m.up = false
-	if err := errors.Join(m.fw.remove(ctx), m.bridge.down()); err != nil {
+	if err := join(m.fw.remove(ctx), m.bridge.down()); err != nil {
 		return err
 	}
 	m.present = false

@@ -2,7 +2,6 @@ package netsetup
 
 import (
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"time"
@@ -34,7 +33,7 @@ func (m *Manager) Setup(ctx context.Context, p PodNetwork, ns *os.File) (Result,
 	}
 	defer r.busy.Unlock()
 	if err := m.build(ctx, r, ports, ns, again); err != nil {
-		return Result{}, errors.Join(err, m.undo(r))
+		return Result{}, join(err, m.undo(r))
 	}
 	return m.result(r), nil
 }
@@ -144,7 +143,7 @@ func (m *Manager) build(ctx context.Context, r *record, ports []Port, ns *os.Fil
 	if err = m.connect(ctx, r, br, ns, again); err != nil {
 		m.doubtHost()
 	}
-	if err := errors.Join(err, <-opened); err != nil {
+	if err := join(err, <-opened); err != nil {
 		return err
 	}
 	if err := m.cfg.step(ctx, "state"); err != nil {
@@ -227,9 +226,9 @@ func (m *Manager) undo(r *record) error {
 	m.mu.Unlock()
 	held.close()
 	err := m.finish(ctx, r)
-	err = errors.Join(err, m.save())
+	err = join(err, m.save())
 	if last {
-		err = errors.Join(err, m.removeHost(ctx))
+		err = join(err, m.removeHost(ctx))
 	}
 	return err
 }

@@ -2,7 +2,6 @@ package netsetup
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
@@ -73,9 +72,9 @@ func (m *Manager) finish(ctx context.Context, r *record) error {
 	err := m.disconnect(r.index)
 	if len(r.ports) > 0 {
 		if m.isUp() {
-			err = errors.Join(err, m.fw.sync(ctx, m.elements))
+			err = join(err, m.fw.sync(ctx, m.elements))
 		}
-		err = errors.Join(err, dropFlows(r.ports, m.addrs(r.index)))
+		err = join(err, dropFlows(r.ports, m.addrs(r.index)))
 	}
 	if err == nil {
 		m.mu.Lock()

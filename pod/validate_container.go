@@ -171,15 +171,15 @@ func (k *containerChecker) mounts() {
 }
 
 func (k *containerChecker) mountPath(at *field.Path, dest string, seen map[string]bool) {
-	clean := path.Clean(dest)
+	clean := path.Clean("/" + dest) // a relative path starts at the root, as in Kubernetes
 	switch {
 	case dest == "":
 		k.required(at, "")
 	case !k.noControl(at, dest):
 	case len(dest) > maxPath:
 		k.add(field.TooLong(at, "", maxPath))
-	case !path.IsAbs(dest) || slices.Contains(strings.Split(dest, "/"), ".."):
-		k.invalid(at, dest, "must be an absolute path without ..")
+	case slices.Contains(strings.Split(dest, "/"), ".."):
+		k.invalid(at, dest, "must be a path without ..")
 	case clean == "/":
 		k.invalid(at, dest, "must not be the container's root")
 	case seen[clean]:
