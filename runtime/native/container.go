@@ -337,7 +337,8 @@ func (m *Manager) removeFiles(s *sandbox, record attemptRecord) error {
 		m.stateDirOf(record), filepath.Join(s.dir, containersName, record.Container), filepath.Join(m.layersDir(s.ref.UID), record.Container))
 }
 
-// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt.
+// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt. All processes of the container are gone with its unit, and so
+// are its cgroup and its mounts: removing the directory is all that is left for `delete` to do.
 func (m *Manager) stateDirOf(record attemptRecord) string {
 	return filepath.Join(m.config.RunDir, "runtime", record.Runtime, record.ID)
 }

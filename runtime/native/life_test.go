@@ -32,3 +32,24 @@ func TestLife(t *testing.T) {
 		}
 	})
 }
+
+// TestShortContainers runs containers that end at once: the exit code of each must be known.
+func TestShortContainers(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, w *world) {
+		attempts := 150
+		if testing.Short() {
+			attempts = 10
+		}
+		p := w.pod("short", "exit 7", "true")
+		w.create(p)
+		for attempt := range attempts {
+			for name, code := range map[string]int{"a": 7, "b": 0} {
+				w.run(p, name, attempt)
+				c := w.await(p, name, pod.ContainerExited)
+				if c.ExitCode != code || c.Signal != 0 || c.Attempt != attempt || c.StoppedByAdmin || c.FinishedAt.IsZero() {
+					t.Fatalf("attempt %d: %+v, want exit code %d", attempt, c, code)
+				}
+			}
+		}
+	})
+}

@@ -136,10 +136,6 @@ func (r *ociRuntime) execArgv(log, process, pidFile, cgroup, id string) []string
 	return r.argv(log, append(rest, id)...)
 }
 
-// stateDir is what the OCI runtime remembers of a container. All processes of the container are gone with its unit, and so are its cgroup and
-// its mounts: removing the directory is all that `delete` would do.
-func (r *ociRuntime) stateDir(id string) string { return filepath.Join(r.root, id) }
-
 // cgroupsPath is linux.cgroupsPath of a container whose unit has this cgroup (relative, without a leading slash).
 func (r *ociRuntime) cgroupsPath(unitCgroup string) string {
 	if r.subCgroup == "" {
