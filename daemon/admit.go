@@ -45,9 +45,10 @@ func (d *Daemon) read(manifest []byte, namespace string) (*pod.Manifest, field.E
 	errs, warnings := pod.Validate(&m)
 	for _, p := range m.Pods {
 		if manager, err := d.registry.Get(className(p)); err != nil {
-			errs = append(errs, field.NotSupported(field.NewPath("spec", "runtimeClassName"), className(p), d.usableClasses()))
+			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), className(p), d.usableClasses())
+			errs = append(errs, m.Of(p, field.ErrorList{unusable})...)
 		} else {
-			errs = append(errs, manager.Validate(p)...)
+			errs = append(errs, m.Of(p, manager.Validate(p))...)
 		}
 	}
 	if len(errs) > 0 {
