@@ -54,8 +54,7 @@ func bounded(list field.ErrorList) field.ErrorList {
 	if len(list) <= maxProblems {
 		return list
 	}
-	rest := len(list) - maxProblems
-	return append(list[:maxProblems:maxProblems], &field.Error{Type: field.ErrorTypeForbidden, Detail: fmt.Sprintf("and %d more", rest)})
+	return append(list[:maxProblems:maxProblems], &field.Error{Type: field.ErrorTypeForbidden, Detail: fmt.Sprintf("there are more problems than these %d", maxProblems)})
 }
 
 // manifestValidator is what the objects of one manifest share.
