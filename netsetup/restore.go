@@ -2,7 +2,6 @@ package netsetup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -151,7 +150,7 @@ func (m *Manager) reattach(r *record) error {
 	br := m.bridge.link
 	m.hostMu.Unlock()
 	if err == nil && link.Attrs().MasterIndex != br.Index {
-		err = errors.Join(m.nl.LinkSetMasterByIndex(link, br.Index), m.nl.LinkSetUp(link))
+		err = join(m.nl.LinkSetMasterByIndex(link, br.Index), m.nl.LinkSetUp(link))
 	}
 	if err != nil {
 		return pod.Errorf(kindOf(err), "cannot put link %s back on the bridge: %w", linkName(r.index), err)
