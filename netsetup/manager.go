@@ -38,10 +38,11 @@ type Manager struct {
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
-	removals int           // links that are being removed
-	drained  chan struct{} // closed when removals is 0
-	stuck    []int         // indexes whose link could not be removed
-	idle     *time.Timer   // runs when there are no pods
+	dead     []*record     // dropped, and waiting for the reaper or with it
+	drained  chan struct{} // closed when dead is empty; nil when the reaper does not run
+	stuck    []*record     // what the reaper could not remove
+	stuckWhy error
+	idle     *time.Timer // runs when there are no pods
 	closed   bool
 }
 
@@ -133,7 +134,7 @@ func (m *Manager) removeHost(ctx context.Context) error {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
 	m.mu.Lock()
-	busy := len(m.pods) > 0 || m.removals > 0
+	busy := len(m.pods) > 0 || len(m.dead) > 0
 	m.mu.Unlock()
 	if busy || !m.present {
 		return nil
@@ -194,25 +195,36 @@ func (m *Manager) Sweep(ctx context.Context) error {
 	m.mu.Lock()
 	stuck := m.stuck
 	m.stuck = nil
-	for _, index := range stuck {
-		m.remove(&record{index: index})
+	for _, r := range stuck {
+		m.remove(r)
 	}
-	drained := m.drained
 	m.mu.Unlock()
-	if drained != nil {
-		select {
-		case <-drained:
-		case <-ctx.Done():
-			return pod.Errorf(pod.Unavailable, "cannot wait for links to go: %w", context.Cause(ctx))
-		}
+	if err := m.waitDrained(ctx); err != nil {
+		return err
 	}
 	m.mu.Lock()
-	left := len(m.stuck)
+	left, why := len(m.stuck), m.stuckWhy
 	m.mu.Unlock()
 	if left > 0 {
-		return pod.Errorf(pod.Unavailable, "cannot remove the links of %d pods that are gone", left)
+		return pod.Errorf(pod.KindOf(why), "cannot remove the networks of %d pods that are gone: %w", left, why)
 	}
 	return m.removeHost(ctx)
+}
+
+// waitDrained waits until the reaper has nothing to do.
+func (m *Manager) waitDrained(ctx context.Context) error {
+	m.mu.Lock()
+	drained := m.drained
+	m.mu.Unlock()
+	if drained == nil {
+		return nil
+	}
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+		return pod.Errorf(pod.Unavailable, "cannot wait for links to go: %w", context.Cause(ctx))
+	}
 }
 
 // Close waits for what runs in the background, removes bridge and table if there is no pod, and lets go of the ports. The networks of pods that
