@@ -36,6 +36,14 @@ func (x *execution) terminal(cmd *exec.Cmd) (finish func(), err error) {
 		slave.Close()
 		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
 	}
+	// What comes before the OCI runtime has made it raw, too, is for the other terminal: echo, signals and ^D are made there.
+	if err := makeRaw(master); err != nil {
+		unix.Close(wake[0])
+		unix.Close(wake[1])
+		unix.Close(master)
+		slave.Close()
+		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
 	x.applySize(master)
@@ -83,6 +91,20 @@ func openPTY() (master int, slave *os.File, err error) {
 	}
 	unix.Close(master)
 	return -1, nil, err
+}
+
+// makeRaw makes a terminal pass everything on as it is (termios(3), "Raw mode").
+func makeRaw(fd int) error {
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+	t.Oflag &^= unix.OPOST
+	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	return unix.IoctlSetTermios(fd, unix.TCSETS, t)
 }
 
 // applySize sets the first size, when it is known already.
