@@ -172,6 +172,11 @@ func enterSubCgroup(name string) error {
 
 // become replaces this process by the OCI runtime, which gets stdin, stdout and stderr and no other descriptor.
 func become(config *LaunchConfig) error {
+	// A container that ends at once must not be reparented to the service manager while the OCI runtime, the main process of the unit until it
+	// has written the PID file, still works: it stays our zombie until then. The attribute survives execve.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("cannot become a subreaper: %w", err)
+	}
 	if err := tidyProcess(); err != nil {
 		return err
 	}

@@ -13,23 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// StatusStarted is the status text (sd_notify(3), STATUS=) of a unit whose container was started; a unit that has ended without it never ran
-// anything of the container. It is set before the start, and taken back when that fails: a container that fails at once has systemd kill launch.
-const StatusStarted = "started"
-
-// statusNotStarted takes it back.
-const statusNotStarted = "not started"
+// The status texts (sd_notify(3), STATUS=) of a container's unit. A unit that has ended without one never had a container as its main process. One that
+// has ended with StatusCreated was started: systemd kills launch when the container fails at once.
+const (
+	StatusCreated    = "created"
+	StatusStarted    = "started"
+	StatusNotStarted = "not started" // the OCI runtime could not, and its log tells why
+)
 
 // barrierTimeout is how long the service manager may take to deal with a notification.
 const barrierTimeout = 60 * time.Second
 
-// createAndStart makes the OCI runtime create the container, tells the service manager its first process, starts it, and reports it ready.
+// createAndStart makes the OCI runtime create the container, tells the service manager its first process, and starts it.
 //
 // The order is what counts. systemd refuses a main process that has ended already, and the exit status of a process that it does not know is
-// lost: so it must have accepted the process while that still waits for its start. And the process must be systemd's own child by then, as it is when the
-// OCI runtime has exited and nobody between is a subreaper: of another's child systemd asks at READY=1 whether it is alive, and if it has ended
-// the unit is "exited" without an exit status. (Measured with a subreaper: 50 of 200 that ended at once;
-// without: none, on systemd 252 and 257.) Errors: an [*exec.ExitError] is that of the OCI runtime.
+// lost: so it must have accepted the process while that still waits for its start. It must also have seen READY=1 by then, or an end at once
+// would be a failed start (result "protocol"). And the process must be systemd's own child, as it is when the OCI runtime has exited and nobody between is
+// a subreaper: of another's child systemd asks at READY=1 whether it is alive, and if it has ended the unit is "exited" without an exit
+// status; nor does it wait for one when it stops the unit, but kills it at once. Errors: an [*exec.ExitError] is that of the OCI runtime.
 func createAndStart(config *LaunchConfig, manager *notifier) error {
 	defer manager.close()
 	if !filepath.IsAbs(config.Start[0]) || !filepath.IsAbs(config.PIDFile) {
@@ -49,7 +50,7 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		return err
 	}
 	defer unix.Close(first.pidfd)
-	err = manager.send("MAINPID=" + strconv.Itoa(first.pid) + "\nSTATUS=" + StatusStarted)
+	err = manager.send("MAINPID=" + strconv.Itoa(first.pid) + "\nREADY=1\nSTATUS=" + StatusCreated)
 	if err == nil {
 		err = manager.barrier(barrierTimeout)
 	}
@@ -57,10 +58,10 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		err = runOCI(config, config.Start)
 	}
 	if err == nil {
-		err = manager.send("READY=1")
+		err = manager.send("STATUS=" + StatusStarted)
 	}
 	if err != nil {
-		_ = manager.send("STATUS=" + statusNotStarted)
+		_ = manager.send("STATUS=" + StatusNotStarted)
 		_ = unix.PidfdSendSignal(first.pidfd, unix.SIGKILL, nil, 0) // it may have ended by itself
 	}
 	return err
@@ -81,7 +82,7 @@ func runOCI(config *LaunchConfig, argv []string) error {
 // process is a process that cannot become another one.
 type process struct{ pid, pidfd int }
 
-// openFirst opens the process that a PID file names, which waits for its start.
+// openFirst opens the process that the OCI runtime's PID file names, which waits for its start.
 func openFirst(pidFile string) (process, error) {
 	data, err := os.ReadFile(pidFile)
 	if err != nil {

@@ -139,10 +139,10 @@ func killFirst(t *testing.T, pidFile string) {
 	}
 }
 
-// mainPID reads MAINPID=N,STATUS=started.
-func mainPID(notified string) (int, error) {
-	pid, _, _ := strings.Cut(strings.TrimPrefix(notified, "MAINPID="), ",")
-	return strconv.Atoi(pid)
+// announced is the PID in a first notification.
+func announced(text string) string {
+	pid, _, _ := strings.Cut(strings.TrimPrefix(text, "MAINPID="), ",")
+	return pid
 }
 
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
@@ -163,7 +163,7 @@ func TestLaunchStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"MAINPID=" + strings.TrimSpace(string(pid)) + ",STATUS=started", "BARRIER=1", "READY=1"}
+	want := []string{"MAINPID=" + strings.TrimSpace(string(pid)) + ",READY=1,STATUS=created", "BARRIER=1", "STATUS=started"}
 	if got := m.all(); !slices.Equal(got, want) {
 		t.Errorf("notified %q, want %q", got, want)
 	}
@@ -209,7 +209,7 @@ func TestLaunchStartFailures(t *testing.T) {
 				t.Errorf("notified %q", got)
 			}
 			// What was created and cannot be started must not stay.
-			pid, err := mainPID(got[0])
+			pid, err := strconv.Atoi(announced(got[0]))
 			for deadline := time.Now().Add(10 * time.Second); err == nil && alive(pid); time.Sleep(10 * time.Millisecond) {
 				if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(state), ") Z ") {
 					break // this machine's PID 1 takes its time
@@ -278,10 +278,10 @@ func TestLaunchStartCrun(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "output")
 	output, status := runStartTo(t, config, m, log)
 	got := m.all()
-	if status != 0 || len(got) != 3 || got[2] != "READY=1" {
+	if status != 0 || len(got) != 3 || got[2] != "STATUS=started" {
 		t.Fatalf("status %d, notified %q, output %q", status, got, output)
 	}
-	pid, err := mainPID(got[0])
+	pid, err := strconv.Atoi(announced(got[0]))
 	if err != nil {
 		t.Fatal(err)
 	}

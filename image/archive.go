@@ -2,6 +2,8 @@ package image
 
 import (
 	"archive/tar"
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -86,6 +88,11 @@ func (s *Store) spoolArchive(ctx context.Context, r io.Reader) (*archiveFile, er
 	a := &archiveFile{r: f, spool: f}
 	content, _, err := decompress(source)
 	if err == nil {
+		if content, err = startsAsTar(content); err != nil {
+			content.Close()
+		}
+	}
+	if err == nil {
 		a.size, err = io.Copy(onlyWriter{f}, limitReader(ctx, content, s.limits.MaxImageBytes, "the archive"))
 		err = errors.Join(err, content.Close())
 	}
@@ -101,6 +108,23 @@ func (s *Store) spoolArchive(ctx context.Context, r io.Reader) (*archiveFile, er
 	}
 	a.close()
 	return nil, err
+}
+
+// startsAsTar refuses what is no archive before gigabytes of it are copied.
+func startsAsTar(content io.ReadCloser) (io.ReadCloser, error) {
+	b := bufio.NewReaderSize(content, 128<<10)
+	again := struct {
+		io.Reader
+		io.Closer
+	}{b, content}
+	first, err := b.Peek(512)
+	if err != nil && err != io.EOF {
+		return again, err
+	}
+	if _, err := tar.NewReader(bytes.NewReader(first)).Next(); len(first) < 512 || errors.Is(err, tar.ErrHeader) || err == io.EOF {
+		return again, invalid("it is empty or no archive")
+	}
+	return again, nil
 }
 
 // onlyWriter hides the other methods of a file, so that io.Copy makes large writes out of what a decompressor gives.
@@ -174,7 +198,7 @@ func (a *archiveFile) has(name string) bool {
 	return ok
 }
 
-// member finds a regular file, through the archive's own links, which are never those of the host.
+// open finds a regular file, through the archive's own links, which are never those of the host.
 func (a *archiveFile) open(name string) (*io.SectionReader, error) {
 	at := cleanName(name)
 	for range maxArchiveLinks {

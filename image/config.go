@@ -77,11 +77,16 @@ func (c *configFile) image() runtime.ImageConfig {
 
 // parseManifest reads an image manifest of OCI or docker form.
 func parseManifest(data []byte, limits Limits) (*v1.Manifest, error) {
-	var m v1.Manifest
+	var m struct {
+		v1.Manifest
+		Manifests json.RawMessage `json:"manifests"`
+	}
 	if err := json.Unmarshal(data, &m); err != nil {
 		return nil, invalid("the manifest: %w", err)
 	}
 	switch {
+	case m.Manifests != nil: // two readers could see two different things in it
+		return nil, invalid("the manifest is one of an image and of an index at once")
 	case m.SchemaVersion != 2:
 		return nil, pod.Errorf(pod.Unsupported, "the manifest has the schema version %d, and only 2 is supported", m.SchemaVersion)
 	case len(m.Layers) > limits.MaxLayers:
@@ -101,5 +106,5 @@ func parseManifest(data []byte, limits Limits) (*v1.Manifest, error) {
 		}
 		left -= d.Size
 	}
-	return &m, nil
+	return &m.Manifest, nil
 }

@@ -58,12 +58,13 @@ func (e *entry) pins() []string {
 type index struct {
 	images map[string]*entry // by the digest of the manifest
 	refs   map[string]string // normalised reference: digest of the manifest
+	kept   []v1.Descriptor   // what Open could not read for a reason that may pass, for the next Open
 }
 
 func newIndex() *index { return &index{images: map[string]*entry{}, refs: map[string]string{}} }
 
 func (x *index) clone() *index {
-	return &index{images: maps.Clone(x.images), refs: maps.Clone(x.refs)}
+	return &index{images: maps.Clone(x.images), refs: maps.Clone(x.refs), kept: x.kept}
 }
 
 // references of an image, sorted.
@@ -147,6 +148,13 @@ func (x *index) encode() ([]byte, error) {
 	for _, digest := range slices.Sorted(maps.Keys(x.images)) {
 		if !named[digest] {
 			m.Manifests = append(m.Manifests, x.images[digest].descriptor(""))
+		}
+	}
+	for _, d := range x.kept {
+		ref := d.Annotations[annotationName]
+		_, taken := x.refs[ref]
+		if x.images[d.Digest.String()] == nil && !taken {
+			m.Manifests = append(m.Manifests, d)
 		}
 	}
 	return json.MarshalIndent(m, "", "  ")

@@ -164,14 +164,21 @@ func (s *Store) archiveBlob(ctx context.Context, a *archiveFile, d v1.Descriptor
 }
 
 func parseIndex(data []byte) (*v1.IndexManifest, error) {
-	var x v1.IndexManifest
+	var x struct {
+		v1.IndexManifest
+		Layers json.RawMessage `json:"layers"`
+		Config json.RawMessage `json:"config"`
+	}
 	if err := json.Unmarshal(data, &x); err != nil {
 		return nil, invalid("the index: %w", err)
+	}
+	if x.Layers != nil || x.Config != nil {
+		return nil, invalid("the index is one of an image and of an index at once")
 	}
 	for i, d := range x.Manifests {
 		if d.MediaType == "" {
 			x.Manifests[i].MediaType = types.OCIManifestSchema1
 		}
 	}
-	return &x, nil
+	return &x.IndexManifest, nil
 }

@@ -61,6 +61,9 @@ func tarOf(tb testing.TB, files ...file) []byte {
 	for _, f := range files {
 		h := &tar.Header{Typeflag: f.kind, Name: f.name, Linkname: f.link, Mode: f.mode, Uid: f.uid, Gid: f.gid, PAXRecords: f.pax,
 			Size: int64(len(f.content)), Devmajor: f.major, Devminor: f.minor, Format: tar.FormatPAX}
+		if f.minor > 1<<20 {
+			h.Format = tar.FormatGNU
+		}
 		if h.Typeflag == 0 {
 			if h.Typeflag = tar.TypeReg; strings.HasSuffix(f.name, "/") {
 				h.Typeflag = tar.TypeDir

@@ -2,15 +2,16 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/pod"
@@ -136,7 +137,7 @@ func (s *Store) newPuller(r reference, o PullOptions) (*puller, error) {
 	}
 	keychain := o.Keychain
 	if keychain == nil {
-		keychain = authn.DefaultKeychain
+		keychain = defaultKeychain
 	}
 	rp, err := remote.NewPuller(
 		remote.WithTransport(&guard{next: transport, insecure: o.Insecure, limit: s.limits.MaxManifestBytes}),
@@ -155,7 +156,7 @@ func (p *puller) manifest(ctx context.Context, r reference, want platform) (d *r
 		ref = p.repo.Digest(r.digest)
 	}
 	for range maxIndexDepth {
-		if d, err = p.remote.Get(ctx, ref); err != nil {
+		if d, err = p.get(ctx, ref); err != nil {
 			return nil, "", err
 		}
 		switch {
@@ -178,6 +179,29 @@ func (p *puller) manifest(ctx context.Context, r reference, want platform) (d *r
 		ref = p.repo.Digest(child.Digest.String())
 	}
 	return nil, "", invalid("the indexes are nested more than %d deep", maxIndexDepth)
+}
+
+// get fetches one manifest or index.
+func (p *puller) get(ctx context.Context, ref name.Reference) (*remote.Descriptor, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*p.s.network.stall, errStall)
+	defer cancel()
+	d, err := p.remote.Get(ctx, ref)
+	if err != nil {
+		if context.Cause(ctx) == errStall {
+			return nil, errStall
+		}
+		return nil, err
+	}
+	if !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+		// Some registries say application/json, but most manifests say themselves what they are.
+		var m struct {
+			MediaType types.MediaType `json:"mediaType"`
+		}
+		if json.Unmarshal(d.Manifest, &m) == nil && m.MediaType != "" {
+			d.MediaType = m.MediaType
+		}
+	}
+	return d, nil
 }
 
 // config fetches the image's config, into memory.
@@ -243,32 +267,4 @@ func (p *puller) source(d v1.Descriptor, m *meter) blobSource {
 			}
 		},
 	}
-}
-
-// meter adds up progress and tells of it.
-type meter struct {
-	mu   sync.Mutex
-	tell func(Progress)
-	now  Progress
-	last time.Time
-}
-
-func newMeter(tell func(Progress)) *meter { return &meter{tell: tell} }
-
-func (m *meter) total(n int64) { m.now.Total += n }
-
-func (m *meter) add(n int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.now.Done += n
-	if m.tell != nil && (m.now.Done == m.now.Total || time.Since(m.last) >= progressInterval) {
-		m.last = time.Now()
-		m.tell(m.now)
-	}
-}
-
-func (m *meter) stop() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.tell = nil
 }

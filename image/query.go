@@ -1,6 +1,8 @@
 package image
 
 import (
+	"errors"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -85,6 +87,9 @@ func (s *Store) Inspect(ref string) (Info, []byte, error) {
 	}
 	e := found[0]
 	config, err := s.readBlob(e.manifest.Config.Digest)
+	if errors.Is(err, os.ErrNotExist) { // it was removed meanwhile
+		err = pod.Errorf(pod.NotFound, "there is no image %.300s any more", ref)
+	}
 	if err != nil {
 		return Info{}, nil, s.fail(err, "cannot inspect image %.300s", ref)
 	}

@@ -18,6 +18,11 @@ func (s *Store) Tag(ref, newRef string) error {
 	if r.digest != "" {
 		return invalid("cannot tag image %.300s: a name with a digest cannot be given", ref)
 	}
+	_, end, err := s.begin(context.Background())
+	if err != nil {
+		return s.fail(err, "cannot tag image %.300s", ref)
+	}
+	defer end()
 	s.change.Lock()
 	defer s.change.Unlock()
 	x := s.index.Load().clone()

@@ -182,6 +182,7 @@ func (k *keyLocks) lock(ctx context.Context, key string) (unlock func(), err err
 // newTransport makes a transport like ggcr's own; insecure accepts any certificate.
 func newTransport(insecure bool) *http.Transport {
 	t := remote.DefaultTransport.(*http.Transport).Clone()
+	t.ResponseHeaderTimeout = pullStall
 	if insecure {
 		t.TLSClientConfig = insecureTLS()
 	}

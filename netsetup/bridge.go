@@ -26,7 +26,8 @@ type bridge struct {
 	link *netlink.Bridge // nil when it is not known to exist
 }
 
-// up makes the bridge, with the first address of each subnet, or takes the one that is there. made says that there was none.
+// up makes the bridge, with the first address of each subnet, or takes the one that is there. made says that there was none,
+// also with an error.
 func (b *bridge) up(ctx context.Context) (made bool, err error) {
 	if err := b.cfg.step(ctx, "bridge"); err != nil {
 		return false, err
@@ -34,11 +35,6 @@ func (b *bridge) up(ctx context.Context) (made bool, err error) {
 	if made, err = b.ensureLink(); err != nil {
 		return false, pod.Errorf(kindOf(err), "cannot make bridge %s: %w", b.cfg.Bridge, err)
 	}
-	defer func() {
-		if err != nil && made {
-			err = errors.Join(err, b.down())
-		}
-	}()
 	if err := b.cfg.step(ctx, "bridge-sysctl"); err != nil {
 		return made, err
 	}
@@ -55,8 +51,12 @@ func (b *bridge) up(ctx context.Context) (made bool, err error) {
 }
 
 func (b *bridge) ensureLink() (made bool, err error) {
-	if found, err := b.find(); err != nil || found {
+	found, err := b.find()
+	if err != nil || found {
 		return false, err
+	}
+	if _, err := b.nl.LinkByName(b.cfg.Bridge); !isNoLink(err) {
+		return false, pod.Errorf(pod.Conflict, "the host has a link of that name that is not magikpod's")
 	}
 	if err := b.checkRoutes(); err != nil {
 		return false, err
@@ -71,28 +71,26 @@ func (b *bridge) ensureLink() (made bool, err error) {
 		return false, err
 	}
 	if err := b.nl.LinkSetAlias(link, alias); err != nil {
-		return false, errors.Join(err, b.nl.LinkDel(link))
+		return false, join(err, b.nl.LinkDel(link))
 	}
 	b.link = link
 	return true, nil
 }
 
-// find looks for our bridge; another's link of that name is a [pod.Conflict].
+// find looks for our bridge. Another's link of that name does not count.
 func (b *bridge) find() (bool, error) {
+	b.link = nil
 	link, err := b.nl.LinkByName(b.cfg.Bridge)
 	if isNoLink(err) {
-		b.link = nil
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	br, ok := link.(*netlink.Bridge)
-	if !ok || br.Alias != alias {
-		return false, pod.Errorf(pod.Conflict, "the host has a link of that name that is not magikpod's")
+	if br, ok := link.(*netlink.Bridge); ok && br.Alias == alias {
+		b.link = br
 	}
-	b.link = br
-	return true, nil
+	return b.link != nil, nil
 }
 
 func (b *bridge) configure() error {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
@@ -84,7 +85,7 @@ func newManager(t testing.TB, change ...func(*Config)) *Manager {
 			t.Error(err)
 		}
 		if after := snapshot(t); after != before {
-			t.Errorf("the host was\n%s\nand is\n%s", before, after)
+			t.Errorf("the host is not as it was: %s", cmp.Diff(before, after))
 		}
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			t.Errorf("%d files left: %s", len(left), left[0].Name())
@@ -108,6 +109,9 @@ func snapshot(t testing.TB) string {
 			t.Fatal(err)
 		}
 		for _, a := range addrs {
+			if a.IP.IsLinkLocalUnicast() {
+				continue // the kernel adds it when it sees fit
+			}
 			lines = append(lines, "address "+a.IPNet.String())
 		}
 	}
@@ -117,6 +121,9 @@ func snapshot(t testing.TB) string {
 			t.Fatal(err)
 		}
 		for _, r := range routes {
+			if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() {
+				continue
+			}
 			lines = append(lines, fmt.Sprintf("route %v %v", r.Dst, r.Gw))
 		}
 	}

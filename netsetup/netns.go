@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"runtime"
@@ -141,4 +142,12 @@ func kindOf(err error) pod.Kind {
 		}
 	}
 	return pod.KindOf(err)
+}
+
+// join adds what went wrong on the way back to what went wrong first, in one line and with the first's kind.
+func join(err, more error) error {
+	if err == nil || more == nil {
+		return cmp.Or(err, more)
+	}
+	return pod.Errorf(pod.KindOf(err), "%w; and %w", err, more)
 }

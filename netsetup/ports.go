@@ -14,10 +14,11 @@ import (
 // Port is one published port: what arrives for HostPort at HostIP goes to the pod's Port.
 type Port struct {
 	// HostIP is the host's address; the zero value is all addresses of both families, 0.0.0.0 and :: all of one family.
-	HostIP         netip.Addr `json:"hostIP,omitzero"`
-	HostPort, Port uint16
+	HostIP   netip.Addr `json:"hostIP,omitzero"`
+	HostPort uint16     `json:"hostPort"`
+	Port     uint16     `json:"port"`
 	// Protocol is TCP (also when empty), UDP or SCTP.
-	Protocol corev1.Protocol `json:",omitempty"`
+	Protocol corev1.Protocol `json:"protocol,omitempty"`
 }
 
 // PodNetwork is what a pod wants of the network.

@@ -2,7 +2,6 @@ package netsetup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -151,7 +150,7 @@ func (m *Manager) reattach(r *record) error {
 	br := m.bridge.link
 	m.hostMu.Unlock()
 	if err == nil && link.Attrs().MasterIndex != br.Index {
-		err = errors.Join(m.nl.LinkSetMasterByIndex(link, br.Index), m.nl.LinkSetUp(link))
+		err = join(m.nl.LinkSetMasterByIndex(link, br.Index), m.nl.LinkSetUp(link))
 	}
 	if err != nil {
 		return pod.Errorf(kindOf(err), "cannot put link %s back on the bridge: %w", linkName(r.index), err)
@@ -165,8 +164,13 @@ func (m *Manager) records() []*record {
 	return slices.Collect(maps.Values(m.pods))
 }
 
+// maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
+const maxWarnings = 100
+
 func (m *Manager) warn(format string, args ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.warnings = append(m.warnings, fmt.Sprintf(format, args...))
+	if w := fmt.Sprintf(format, args...); len(m.warnings) < maxWarnings && !slices.Contains(m.warnings, w) {
+		m.warnings = append(m.warnings, w)
+	}
 }

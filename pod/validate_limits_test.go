@@ -45,6 +45,16 @@ func TestLimits(t *testing.T) {
 		{"name of 253", strings.Replace(podManifest("", ""), "name: web", "name: "+strings.Repeat("a", 253), 1), ""},
 		{"name of 254", strings.Replace(podManifest("", ""), "name: web", "name: "+strings.Repeat("a", 254), 1), "metadata.name: Invalid value"},
 		{"nesting", "apiVersion: " + strings.Repeat("[", 100_000), "is not valid YAML"},
+		{"nested lists", "apiVersion: " + strings.Repeat("[", 200) + strings.Repeat("]", 200), "is nested more than 100 levels deep"},
+		{"a long text, many times", "a: &a '" + strings.Repeat("x", 100_000) + "'\nb: [" + strings.Repeat("*a, ", 100) + "]\n", "is too large when its aliases are written out"},
+		{"5000 documents", strings.Repeat("--- {a: b}\n", 5000), "more than 4096 documents"},
+		{"5000 items", "apiVersion: v1\nkind: List\nitems:\n" + repeat(5000, "- {apiVersion: v1, kind: ConfigMap, metadata: {name: c%d}}\n"), "too many objects: the limit is 4096"},
+		{"annotations", strings.Replace(podManifest("", ""), "name: web", "name: web, annotations: {a: '"+strings.Repeat("x", 300_000)+"'}", 1), "metadata.annotations: Too long"},
+		{"image", podManifest("", "") + "  - {name: b, image: " + strings.Repeat("a", 1025) + "}\n", "spec.containers[1].image: Too long"},
+		{"mountPath", podManifest("", "    volumeMounts: [{name: a, mountPath: /"+strings.Repeat("a", 4095)+", subPath: "+strings.Repeat("a", 4096)+"}]\n"), "mountPath: Too long"},
+		{"hostPath", podManifest("  volumes: [{name: a, hostPath: {path: /"+strings.Repeat("a", 4095)+"}}]\n", ""), "path: Too long"},
+		{"257 host aliases", podManifest("  hostAliases:\n"+repeat(257, "  - {ip: 192.0.2.1, hostnames: [h%d]}\n"), ""), "spec.hostAliases: Too many"},
+		{"searches", podManifest("  dnsConfig:\n    searches:\n"+repeat(33, "    - "+strings.Repeat("a", 63)+".h%d\n"), ""), "must have at most 2048 characters together"},
 		{"quantity exponent", podManifest("", "    resources: {limits: {cpu: 1e1000000000}}\n"), "must be a quantity"},
 		{"negative quantity exponent", podManifest("", "    resources: {limits: {cpu: '1e-2147483647'}}\n"), "must be a quantity"},
 		{"long quantity", podManifest("", "    resources: {limits: {cpu: '"+strings.Repeat("9", 65)+"'}}\n"), "must be a quantity"},
@@ -75,7 +85,7 @@ func TestLimits(t *testing.T) {
 // TestProblemsAreBounded: a hostile manifest does not make an answer of many times its size.
 func TestProblemsAreBounded(t *testing.T) {
 	problems, _ := process([]byte(podManifest("", "    env:\n"+repeat(5000, "    - {name: '=%d'}\n"))), "")
-	if len(problems) > maxProblems+2 || !strings.HasPrefix(problems[len(problems)-1].Message, "Forbidden: and ") {
+	if len(problems) > maxProblems+2 || !strings.HasPrefix(problems[len(problems)-1].Message, "Forbidden: there are more") {
 		t.Errorf("got %d problems, the last one %q", len(problems), problems[len(problems)-1])
 	}
 }

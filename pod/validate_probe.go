@@ -58,7 +58,7 @@ func (k *containerChecker) handler(at *field.Path, h *corev1.ProbeHandler) {
 	}
 	switch {
 	case handlers == 0:
-		k.required(at, "a probe needs a handler: exec, httpGet, tcpSocket or grpc")
+		k.required(at, "a probe needs a handler: exec, httpGet or tcpSocket")
 	case h.Exec != nil:
 		if len(h.Exec.Command) == 0 {
 			k.required(at.Child("exec", "command"), "")
@@ -70,7 +70,7 @@ func (k *containerChecker) handler(at *field.Path, h *corev1.ProbeHandler) {
 		k.port(at.Child("tcpSocket", "port"), h.TCPSocket.Port)
 		k.word(at.Child("tcpSocket", "host"), h.TCPSocket.Host)
 	case h.GRPC != nil:
-		k.grpc(at.Child("grpc"), h.GRPC)
+		k.refuse(at.Child("grpc"), "gRPC probes are not supported; use exec, httpGet or tcpSocket")
 	}
 }
 
@@ -108,14 +108,4 @@ func (k *containerChecker) port(at *field.Path, port intstr.IntOrString) {
 		}
 	}
 	k.invalid(at, port.StrVal, "must be a number, or the name of a port of this container")
-}
-
-func (k *containerChecker) grpc(at *field.Path, g *corev1.GRPCAction) {
-	k.between(at.Child("port"), int64(g.Port), 1, maxPort)
-	if g.Service != nil {
-		k.noControl(at.Child("service"), *g.Service)
-	}
-	if g.Mode != nil && *g.Mode != corev1.GRPCProbeModePlaintext {
-		k.refuse(at.Child("mode"), "only Plaintext is supported")
-	}
 }

@@ -88,8 +88,14 @@ func (c *checker) quantityUpTo(at *field.Path, q, limit resource.Quantity) bool 
 	return false
 }
 
-// podResources checks the resources of the whole pod, and that those of the containers fit into them.
+// podResources checks the resources of the whole pod, what the runtime class needs on top, and that those of the containers fit into them.
 func (c *checker) podResources(s *corev1.PodSpec, at *field.Path) {
+	for _, name := range resourceNames(s.Overhead) {
+		overhead := at.Root().Child("overhead").Key(clip(string(name)))
+		if c.quantity(overhead, name, s.Overhead[name]) && name == corev1.ResourceEphemeralStorage {
+			c.warn(overhead, noScheduler)
+		}
+	}
 	if s.Resources == nil {
 		return
 	}

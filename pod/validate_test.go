@@ -103,3 +103,20 @@ func toYAML(t *testing.T, objects []any) []byte {
 	}
 	return out
 }
+
+// TestExamples: the examples are accepted, and nothing in them is ignored.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("../examples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("found no examples: %v", err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if problems, _ := process(data, ""); len(problems) > 0 {
+			t.Errorf("%s: %v", file, problems)
+		}
+	}
+}

@@ -24,7 +24,6 @@ var (
 		"tolerations":               noScheduler,
 		"topologySpreadConstraints": noScheduler,
 		"schedulingGroup":           noScheduler,
-		"overhead":                  noScheduler,
 		"priorityClassName":         noPriority,
 		"priority":                  noPriority,
 		"preemptionPolicy":          noPriority,

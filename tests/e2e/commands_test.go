@@ -33,6 +33,7 @@ func commands() map[string]command {
 		"oneline": oneline,
 		"let":     let,
 		"http":    httpGet,
+		"udp":     udp,
 	}
 }
 

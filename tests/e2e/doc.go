@@ -15,6 +15,7 @@
 //	oneline REGEXP           standard error of the last command is one line, and matches
 //	let NAME                 keep standard output of the last command in $NAME
 //	http SOCKET PATH         what a server on a unix socket answers
+//	udp ADDRESS TEXT         what a server answers to a datagram
 //	configure FILE           give the daemon a configuration until the script ends, and restart it (alone only)
 //	crash                    kill -9 the daemon and wait for its next start (alone only)
 //	leaves-nothing           look for leftovers now (alone only)

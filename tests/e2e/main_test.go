@@ -10,7 +10,10 @@ import (
 // envE2E switches the tests on.
 const envE2E = "MAGIKPOD_E2E"
 
-func TestMain(m *testing.M) { host.Inside(m, envE2E, prepare) }
+func TestMain(m *testing.M) {
+	runHelper()
+	host.Inside(m, envE2E, prepare)
+}
 
 // inside skips a test that does not run in the host.
 func inside(t *testing.T) {

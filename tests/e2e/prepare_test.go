@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/magikrun/magikpod/tests/testimage"
@@ -48,6 +49,9 @@ func prepare(ctx context.Context) error {
 	var err error
 	if registryAddress, err = serveRegistry(archive); err != nil {
 		return err
+	}
+	if err := exec.CommandContext(ctx, "cp", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", filepath.Join(images, "helper")).Run(); err != nil {
+		return fmt.Errorf("cannot copy the helper: %w", err)
 	}
 	manifest := filepath.Join(images, "first.yaml")
 	if err := os.WriteFile(manifest, []byte(firstPod), 0o600); err != nil {

@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/containerd/cgroups/v3/cgroup2"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// statsOf reads what a pod and its containers use. root is where cgroup version 2 is mounted (/sys/fs/cgroup), slice the pod's cgroup and containers
+// those of its running containers by name, as systemd's ControlGroup gives them, relative to root. A controller that is not enabled gives zeros, and
+// so does a pod whose cgroup does not exist; a container whose cgroup does not exist is left out.
+//
+// Memory is the working set, as kubectl top shows it: what is in use without the page cache that was not used lately.
+func statsOf(root, slice string, containers map[string]string) (pod.Stats, error) {
+	s := pod.Stats{Time: time.Now(), Containers: make(map[string]pod.ResourceUse, len(containers))}
+	use, _, err := statsRead(root, slice)
+	if err != nil {
+		return pod.Stats{}, err
+	}
+	s.Pod = use
+	for name, group := range containers {
+		use, ok, err := statsRead(root, group)
+		if err != nil {
+			return pod.Stats{}, err
+		}
+		if ok {
+			s.Containers[name] = use
+		}
+	}
+	return s, nil
+}
+
+// statsRead reads one cgroup; false: it does not exist.
+func statsRead(root, group string) (pod.ResourceUse, bool, error) {
+	group = filepath.Clean("/" + group)
+	if group == "/" { // of a unit that has ended: that of the whole host is not meant
+		return pod.ResourceUse{}, false, nil
+	}
+	fail := func(err error) error {
+		return pod.Errorf(pod.Internal, "cannot read the cgroup %s: %w", group, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, group)); errors.Is(err, fs.ErrNotExist) {
+		return pod.ResourceUse{}, false, nil
+	}
+	manager, err := cgroup2.Load(group, cgroup2.WithMountpoint(root))
+	if err != nil {
+		return pod.ResourceUse{}, false, fail(err)
+	}
+	m, err := manager.StatFiltered(cgroup2.StatPids | cgroup2.StatCPU | cgroup2.StatMemory)
+	switch {
+	case errors.Is(err, syscall.ENODEV): // it went away while it was being read
+		return pod.ResourceUse{}, false, nil
+	case err != nil:
+		return pod.ResourceUse{}, false, fail(err)
+	}
+	use := pod.ResourceUse{
+		CPUNanos:         m.GetCPU().GetUsageUsec() * 1000,
+		MemoryBytes:      m.GetMemory().GetUsage(),
+		MemoryLimitBytes: m.GetMemory().GetUsageLimit(),
+		Processes:        m.GetPids().GetCurrent(),
+	}
+	use.MemoryBytes -= min(m.GetMemory().GetInactiveFile(), use.MemoryBytes)
+	if use.MemoryLimitBytes == math.MaxUint64 {
+		use.MemoryLimitBytes = 0
+	}
+	return use, true, nil
+}

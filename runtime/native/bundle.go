@@ -1,0 +1,201 @@
+package native
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/units"
+)
+
+// specVersion is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
+const specVersion = "1.0.2"
+
+// attempt is one attempt at a container before it runs: all that is decided, nothing that is done.
+type attempt struct {
+	config runtime.ContainerConfig
+	record attemptRecord
+	bundle string // directory
+	spec   *specs.Spec
+	launch agent.LaunchConfig
+}
+
+// prepare decides everything about an attempt, and changes nothing. Errors are Invalid or Unsupported when the manifest, the image or the host is to
+// blame; Unavailable when the pause process is not up.
+func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
+	pid, err := m.podPID(ctx, s)
+	if err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
+	}
+	name := config.Container.Name
+	a := &attempt{
+		config: config,
+		bundle: filepath.Join(s.dir, containersName, name),
+		record: attemptRecord{
+			Container: name, Attempt: config.Attempt, ID: newID(), Runtime: m.oci.name, Grace: grace(config.Pod),
+			Signal: int(stopSignal(config.Container, config.Image.Config)), StopAfter: config.StopAfter,
+			OwnPID: pid == nil && !config.Pod.Spec.HostPID,
+		},
+	}
+	mounts, binds := stageMounts(s.dir, a.bundle, config.Mounts)
+	s.mu.Lock()
+	ns, sandbox := s.ns, s.record
+	s.mu.Unlock()
+	if ns == nil {
+		return nil, pod.Errorf(pod.Conflict, "cannot run container %q: its sandbox is gone", name)
+	}
+	in := oci.Input{
+		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
+		Rootfs: filepath.Join(a.bundle, rootfsName), ShmDir: filepath.Join(s.dir, shmName), Hostname: sandbox.Hostname,
+		Namespaces:  oci.Namespaces{Network: nsPath(ns.net), IPC: nsPath(ns.ipc), UTS: nsPath(ns.uts), PID: nsPath(pid)},
+		CgroupsPath: m.oci.cgroupsPath(units.SlicePath(s.names.Slice) + "/" + s.unit(name)),
+		Host:        m.facts,
+	}
+	if sandbox.Host.IPC {
+		in.ShmDir = "/dev/shm"
+	}
+	if sc := config.Container.SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
+		in.Host.Devices = hostDevices("/dev")
+	}
+	if a.spec, err = oci.Spec(in); err != nil {
+		return nil, err
+	}
+	a.spec.Version = specVersion
+	a.launch = m.launchConfig(s, a, nsPath(ns.mnt), binds)
+	return a, nil
+}
+
+// launchConfig is what magikagent launch reads.
+func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []agent.Bind) agent.LaunchConfig {
+	log, layers := filepath.Join(a.bundle, runtimeLog), filepath.Join(m.layersDir(s.ref.UID), a.record.Container)
+	pidFile := filepath.Join(a.bundle, pidName)
+	return agent.LaunchConfig{
+		Owner: m.owner, MountNS: mountNS, Binds: binds, SubCgroup: m.oci.subCgroup, Env: m.oci.env(), Log: log, PIDFile: pidFile,
+		Rootfs: agent.OverlayConfig{
+			LayersDir: a.config.Image.Rootfs.Dir, Lower: a.config.Image.Rootfs.Layers,
+			Upper: filepath.Join(layers, "upper"), Work: filepath.Join(layers, "work"), Target: filepath.Join(a.bundle, rootfsName),
+		},
+		Argv:  m.oci.createArgv(log, a.bundle, pidFile, a.record.ID),
+		Start: m.oci.startArgv(log, a.record.ID),
+	}
+}
+
+// stageMounts gives each volume a place below the bundle that launch binds it to: the OCI runtime sees nothing but such places, so nothing in a
+// volume leads it astray. A tmpfs of the container's own stays as it is.
+func stageMounts(dir, bundle string, mounts []runtime.Mount) ([]runtime.Mount, []agent.Bind) {
+	staged := make([]runtime.Mount, 0, len(mounts))
+	var binds []agent.Bind
+	for _, mount := range mounts {
+		if mount.SharedTmpfs != "" {
+			mount.Source = filepath.Join(dir, tmpfsName, mount.SharedTmpfs)
+		}
+		if mount.Source != "" {
+			target := filepath.Join(bundle, mountsName, strconv.Itoa(len(binds)))
+			binds = append(binds, agent.Bind{Source: mount.Source, SubPath: mount.SubPath, Target: target, ReadOnly: mount.ReadOnly})
+			mount.Source, mount.SubPath, mount.SharedTmpfs = target, "", ""
+		}
+		staged = append(staged, mount)
+	}
+	return staged, binds
+}
+
+// writeBundle writes the files of an attempt.
+func (m *Manager) writeBundle(s *sandbox, a *attempt) error {
+	if err := m.fault("write bundle"); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(a.bundle, 0o700); err != nil {
+		return pod.WithKind(pod.Internal, err)
+	}
+	spec, err := json.Marshal(a.spec)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(a.bundle, "config.json"), spec, 0o600)
+	}
+	if err == nil {
+		err = saveRecord(filepath.Join(a.bundle, launchName), a.launch)
+	}
+	if err == nil {
+		s.mu.Lock()
+		record := *s.containers[a.record.Container].record
+		s.mu.Unlock()
+		err = saveRecord(filepath.Join(a.bundle, attemptName), record)
+	}
+	if err != nil {
+		return pod.Errorf(pod.Internal, "cannot write bundle: %w", err)
+	}
+	return nil
+}
+
+// lastLogError is the message of the last error in an OCI runtime's JSON log; empty when there is none. crun and runc write msg, youki fields.message.
+func lastLogError(path string) string {
+	data, err := readBounded(path)
+	if err != nil {
+		return ""
+	}
+	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
+	for i := len(lines) - 1; i >= 0; i-- {
+		var entry struct {
+			Level, Msg string
+			Fields     struct{ Message string }
+		}
+		if json.Unmarshal(lines[i], &entry) != nil || !strings.EqualFold(entry.Level, "error") {
+			continue
+		}
+		if text := strings.TrimSpace(firstNonEmpty(entry.Msg, entry.Fields.Message)); text != "" {
+			return text
+		}
+	}
+	return ""
+}
+
+// grace is the pod's termination grace period; Kubernetes' default is 30 s.
+func grace(p *corev1.Pod) time.Duration {
+	if p.Spec.TerminationGracePeriodSeconds == nil {
+		return 30 * time.Second
+	}
+	return time.Duration(max(*p.Spec.TerminationGracePeriodSeconds, 0)) * time.Second
+}
+
+// parseSignal reads SIGTERM, TERM, RTMIN+3 or 15; 0 when it is none.
+func parseSignal(text string) syscall.Signal {
+	text = strings.ToUpper(strings.TrimSpace(text))
+	if number, err := strconv.Atoi(text); err == nil {
+		if number < 1 || number > 64 {
+			return 0
+		}
+		return syscall.Signal(number)
+	}
+	name := "SIG" + strings.TrimPrefix(text, "SIG")
+	for prefix, base := range map[string]int{"SIGRTMIN": 34, "SIGRTMAX": 64} {
+		rest, ok := strings.CutPrefix(name, prefix)
+		if !ok {
+			continue
+		}
+		offset := 0
+		if rest != "" {
+			var err error
+			if offset, err = strconv.Atoi(rest); err != nil {
+				return 0
+			}
+		}
+		if number := base + offset; number >= 34 && number <= 64 {
+			return syscall.Signal(number)
+		}
+		return 0
+	}
+	return unix.SignalNum(name)
+}

@@ -1,0 +1,371 @@
+package native
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
+)
+
+const unixKILL = syscall.SIGKILL
+
+// startErrorCode is the exit code of a container that could not be started, as in containerd.
+const startErrorCode = 128
+
+// container is what is known of the latest attempt at one container. The sandbox's lock guards it.
+type container struct {
+	record *attemptRecord // nil: no attempt was made
+	// starting is true while RunContainer works on the attempt, stopping while StopContainer does.
+	starting, stopping bool
+	// noted is true once the end of the attempt was noted.
+	noted bool
+	// final is how the last attempt ended, kept while its unit makes way for the next one.
+	final *pod.ContainerState
+}
+
+// attemptRecord (attempt.json) is what a later daemon must know of an attempt.
+type attemptRecord struct {
+	Container string        `json:"container"`
+	Attempt   int           `json:"attempt"`
+	ID        string        `json:"id"`
+	Runtime   string        `json:"runtime"` // name of the OCI runtime
+	Grace     time.Duration `json:"grace"`   // that the unit has
+	Signal    int           `json:"signal"`  // to stop it
+	StopAfter []string      `json:"stopAfter,omitempty"`
+	OwnPID    bool          `json:"ownPID,omitempty"` // it has a PID namespace of its own
+	// Failed is the observation of an attempt that could not be started.
+	Failed *pod.ContainerState `json:"failed,omitempty"`
+	// Previous is how the attempt before it ended, for the case that this one turns out never to have begun.
+	Previous *pod.ContainerState `json:"previous,omitempty"`
+}
+
+// RunContainer implements [runtime.PodManager].
+func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConfig) error {
+	ref, name := pod.RefOf(config.Pod), config.Container.Name
+	s := m.find(ref)
+	if s == nil {
+		return pod.Errorf(pod.Conflict, "cannot run container %q of pod %s: it has no sandbox", name, ref)
+	}
+	if s.made(name, config.Attempt) {
+		return m.awaitMade(ctx, s, name)
+	}
+	a, err := m.prepare(ctx, s, config)
+	if err != nil {
+		return err
+	}
+	if err := m.clear(ctx, s, name); err != nil {
+		return pod.Errorf(kindOr(err, pod.Internal), "cannot run container %q: cannot clear its last attempt: %w", name, err)
+	}
+	s.begin(a.record)
+	err = m.start(ctx, s, a)
+	if err == nil {
+		s.started(name)
+		return nil
+	}
+	return m.startFailed(ctx, s, a, err)
+}
+
+// made says whether an attempt was made already.
+func (s *sandbox) made(name string, number int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[name]
+	return c != nil && c.record != nil && c.record.Attempt == number && !c.starting
+}
+
+// awaitMade returns how an attempt that an earlier call has made was started.
+func (m *Manager) awaitMade(ctx context.Context, s *sandbox, name string) error {
+	for {
+		changed := s.watch()
+		state := m.containerState(s, name)
+		switch {
+		case state.Reason == pod.ReasonStartError:
+			return pod.Errorf(pod.Internal, "cannot start container %q: %s", name, state.Message)
+		case state.Stage != pod.ContainerStarting:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, context.Cause(ctx))
+		case <-changed:
+		}
+	}
+}
+
+// begin makes an attempt the container's latest.
+func (s *sandbox) begin(record attemptRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[record.Container]
+	if c == nil {
+		c = &container{}
+		s.containers[record.Container] = c
+	}
+	record.Previous = c.final
+	c.record, c.starting, c.stopping, c.noted, c.final = &record, true, false, false, nil
+}
+
+func (s *sandbox) started(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.containers[name].starting = false
+}
+
+// start carries out a prepared attempt.
+func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
+	if err := m.writeBundle(s, a); err != nil {
+		return err
+	}
+	if err := m.fault("make log pipes"); err != nil {
+		return err
+	}
+	stdout, stderr, err := agent.MakeLogFIFOs(filepath.Join(s.dir, logName), a.record.Container, a.record.Attempt)
+	if err != nil {
+		return pod.WithKind(pod.Internal, err)
+	}
+	err = m.startUnit(ctx, s, a, stdout, stderr)
+	// They stay open until the pause process has them open too, or until the attempt has failed.
+	release := m.ctx
+	if err != nil {
+		var cancel context.CancelFunc
+		release, cancel = context.WithTimeout(m.ctx, 5*time.Second)
+		m.background.Go(func() { defer cancel(); agent.ReleaseLogFIFOs(release, stdout, stderr) })
+		return err
+	}
+	m.background.Go(func() { agent.ReleaseLogFIFOs(release, stdout, stderr) })
+	return nil
+}
+
+// startUnit makes the unit and waits until the container runs.
+func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout, stderr *os.File) error {
+	if err := m.fault("start container unit"); err != nil {
+		return err
+	}
+	unit := s.unit(a.record.Container)
+	m.rememberUnit(unit, s)
+	job, err := m.units.StartTransient(ctx, unit, units.ContainerProps(units.ContainerUnit{
+		Pod: a.config.Pod, Container: a.config.Container, Names: s.names,
+		Argv:   []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)},
+		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
+		Delegate: m.oci.subCgroup != "",
+	}))
+	if err != nil {
+		return err
+	}
+	if err := m.fault("wait for container"); err != nil {
+		return err
+	}
+	if err := job.Wait(ctx); err != nil {
+		return err
+	}
+	return m.awaitStarted(ctx, s, a)
+}
+
+// awaitStarted waits until the OCI runtime has started the container, or has told that it cannot. The unit is up already.
+func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) error {
+	unit, launch := s.unit(a.record.Container), filepath.Join(a.bundle, launchName)
+	check := time.NewTicker(time.Second)
+	defer check.Stop()
+	for {
+		changed := s.watch()
+		state, _ := m.units.State(unit)
+		switch {
+		case state.StatusText == agent.StatusStarted:
+			return nil
+		case state.StatusText == agent.StatusNotStarted:
+			return errors.New("the OCI runtime did not start it")
+		case over(state):
+			return nil // it ended so soon that launch could not tell
+		}
+		select {
+		case <-changed:
+		case <-check.C:
+			if !launching(cgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
+				return pod.Errorf(pod.Internal, "magikagent launch was killed")
+			}
+		case <-ctx.Done():
+			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+		}
+	}
+}
+
+// startedOrEnded asks systemd.
+func (m *Manager) startedOrEnded(ctx context.Context, unit string) bool {
+	state, err := m.units.Refresh(ctx, unit)
+	return err != nil || state.StatusText == agent.StatusStarted || over(state)
+}
+
+// launching says whether magikagent launch with this configuration runs in a cgroup, or in a child of it.
+func launching(cgroup, config string) bool {
+	lists, _ := filepath.Glob(cgroup + "/*/cgroup.procs") // the pattern is fine
+	for _, list := range append(lists, cgroup+"/cgroup.procs") {
+		data, _ := os.ReadFile(list)
+		for pid := range strings.FieldsSeq(string(data)) {
+			line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			if strings.Contains(string(line), "\x00"+config+"\x00") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// errNeverStarted is a start that failed because the namespaces' holder was gone.
+var errNeverStarted = errors.New("the pod's namespaces are gone")
+
+// startFailed undoes a failed start. What is left is the observation of a StartError, or, when the OCI runtime was never asked, nothing.
+func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err error) error {
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	name := a.record.Container
+	state, known := m.units.State(s.unit(name))
+	reason := lastLogError(filepath.Join(a.bundle, runtimeLog))
+	switch {
+	case known && state.ExecMainStatus == agent.ExitTempFail:
+		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errNeverStarted)
+	case reason != "":
+		err = pod.Errorf(pod.Internal, "cannot start container %q: %s", name, reason)
+	default:
+		err = pod.Errorf(kindOr(err, pod.Internal), "cannot start container %q: %w", name, err)
+	}
+	cleanErr := m.removeAttempt(cleanup, s, a.record)
+	var failed *pod.ContainerState
+	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && known {
+		now := time.Now()
+		failed = &pod.ContainerState{
+			Stage: pod.ContainerExited, Attempt: a.record.Attempt, ID: a.record.ID, FinishedAt: now, ExitCode: startErrorCode,
+			Reason: pod.ReasonStartError, Message: firstNonEmpty(reason, err.Error()),
+		}
+	}
+	return errors.Join(err, cleanErr, m.settleFailed(s, a, failed))
+}
+
+// settleFailed records how a failed attempt is to be observed.
+func (m *Manager) settleFailed(s *sandbox, a *attempt, failed *pod.ContainerState) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[a.record.Container]
+	c.starting, c.noted = false, true
+	if failed == nil {
+		c.final = c.record.Previous
+		c.record = nil
+		return nil
+	}
+	record := *c.record
+	record.Failed = failed
+	c.record = &record
+	if err := os.MkdirAll(a.bundle, 0o700); err != nil {
+		return err
+	}
+	return saveRecord(filepath.Join(a.bundle, attemptName), record)
+}
+
+// clear makes room for the next attempt: it removes what the last one has left, of which only the observation stays.
+func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
+	if err := m.fault("clear last attempt"); err != nil {
+		return err
+	}
+	state := m.containerState(s, name)
+	s.mu.Lock()
+	c := s.containers[name]
+	if c == nil || c.record == nil {
+		s.mu.Unlock()
+		return removeAll(filepath.Join(s.dir, containersName, name), filepath.Join(m.layersDir(s.ref.UID), name))
+	}
+	record := *c.record
+	c.final = &state
+	s.mu.Unlock()
+	return m.removeAttempt(ctx, s, record)
+}
+
+// removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime remembers of it, its log pipes (after what is
+// in them was read), its bundle and its writable layer.
+func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
+	unit := s.unit(record.Container)
+	var errs []error
+	if state, ok := m.units.State(unit); ok {
+		if !state.Ended() || state.Active == "active" {
+			m.units.ExpectStop(unit)
+			if !state.MainEnded() {
+				_ = m.units.Kill(ctx, unit, "all", unixKILL) // it may have just ended
+			}
+			job, err := m.units.Stop(ctx, unit)
+			if err == nil {
+				err = job.Wait(ctx)
+			}
+			errs = append(errs, err)
+		}
+		m.noteEndOf(s, record)
+		errs = append(errs, m.units.Release(ctx, unit))
+	} else {
+		m.noteEndOf(s, record)
+	}
+	errs = append(errs, m.removeFiles(s, record))
+	return errors.Join(errs...)
+}
+
+// noteEndOf ends the log of an attempt, unless that was done.
+func (m *Manager) noteEndOf(s *sandbox, record attemptRecord) {
+	s.mu.Lock()
+	c := s.containers[record.Container]
+	done := c != nil && c.noted
+	if c != nil {
+		c.noted = true
+	}
+	s.mu.Unlock()
+	if !done {
+		m.endLog(s, record)
+	}
+}
+
+// removeFiles removes what an attempt has below RunDir and StateDir.
+func (m *Manager) removeFiles(s *sandbox, record attemptRecord) error {
+	return removeAll(
+		m.stateDirOf(record), filepath.Join(s.dir, containersName, record.Container), filepath.Join(m.layersDir(s.ref.UID), record.Container))
+}
+
+// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt. All processes of the container are gone with its unit, and so
+// are its cgroup and its mounts: removing the directory is all that is left for `delete` to do.
+func (m *Manager) stateDirOf(record attemptRecord) string {
+	return filepath.Join(m.config.RunDir, "runtime", record.Runtime, record.ID)
+}
+
+// newID is a container ID as other CRI runtimes make them: 64 hexadecimal digits.
+func newID() string {
+	var data [32]byte
+	_, _ = rand.Read(data[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(data[:])
+}
+
+// stopSignal is the container's lifecycle.stopSignal, else the image's, else SIGTERM.
+func stopSignal(c *corev1.Container, image runtime.ImageConfig) syscall.Signal {
+	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {
+		if sig := parseSignal(string(*c.Lifecycle.StopSignal)); sig != 0 {
+			return sig
+		}
+	}
+	if sig := parseSignal(image.StopSignal); sig != 0 {
+		return sig
+	}
+	return unix.SIGTERM
+}
+
+func firstNonEmpty(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,219 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// execution is one process that is run in a container.
+type execution struct {
+	m      *Manager
+	s      *sandbox
+	record attemptRecord
+	kind   *ociRuntime
+	p      runtime.Process
+	dir    string // its files, below the bundle
+	cgroup string // its own, a child of the container's
+	score  int    // oom_score_adj
+}
+
+// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime cannot start it (no such command, user or directory).
+func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.Process) (runtime.ExitStatus, error) {
+	fail := func(err error) error {
+		return pod.Errorf(pod.KindOf(err), "cannot run a process in container %q of pod %s: %w", name, ref, err)
+	}
+	s, record, err := m.running(ref, name)
+	if err != nil {
+		return runtime.ExitStatus{}, fail(err)
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
+	}
+	if m.oci == nil || m.oci.name != record.Runtime {
+		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unavailable, "it was started by %s, which is not in use any more", record.Runtime))
+	}
+	if p.TTY && !m.oci.rawTerminal {
+		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "%s cannot give it a terminal", m.oci.name))
+	}
+	x := &execution{m: m, s: s, record: record, kind: m.oci, p: p}
+	status, err := x.run(ctx)
+	if err != nil {
+		err = fail(err)
+	}
+	return status, err
+}
+
+// run makes what the process needs, runs it, and removes everything again.
+func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err error) {
+	state, _ := x.m.units.State(x.s.unit(x.record.Container))
+	bundle := filepath.Join(x.s.dir, containersName, x.record.Container)
+	id := "exec-" + newID()[:16]
+	x.dir = filepath.Join(bundle, id)
+	x.cgroup = filepath.Join(cgroupRoot(), state.ControlGroup, id)
+	if x.kind.subCgroup != "" {
+		x.cgroup = filepath.Join(cgroupRoot(), state.ControlGroup, containerCgroup, id)
+	}
+	process, err := x.process(bundle, state.MainPID)
+	if err != nil {
+		return status, err
+	}
+	if err := os.Mkdir(x.dir, 0o700); err != nil {
+		return status, pod.WithKind(pod.Internal, err)
+	}
+	defer os.RemoveAll(x.dir)
+	if err := saveRecord(x.path("process.json"), process); err != nil {
+		return status, pod.WithKind(pod.Internal, err)
+	}
+	if err := os.Mkdir(x.cgroup, 0o755); err != nil {
+		return status, pod.Errorf(pod.Internal, "cannot make cgroup: %w", err)
+	}
+	defer func() { _ = unix.Rmdir(x.cgroup) }() // processes that it left behind stay in it until the container ends
+	if x.p.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, x.p.Timeout, errTimeout(x.p.Timeout))
+		defer cancel()
+	}
+	return x.supervise(ctx)
+}
+
+// errTimeout is the cause of an exec that took too long.
+type errTimeout time.Duration
+
+func (e errTimeout) Error() string { return "it did not end within " + time.Duration(e).String() }
+
+func (x *execution) path(name string) string { return filepath.Join(x.dir, name) }
+
+// supervise runs the OCI runtime, in the cgroup of the process, and waits for both.
+func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
+	group, err := os.Open(x.cgroup)
+	if err != nil {
+		return runtime.ExitStatus{}, pod.WithKind(pod.Internal, err)
+	}
+	defer group.Close()
+	if ctx.Err() != nil {
+		return runtime.ExitStatus{}, pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	}
+	argv := x.withScore(x.kind.execArgv(x.path("log"), x.path("process.json"), x.path(pidName), filepath.Base(x.cgroup), x.record.ID))
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env, cmd.Dir = x.kind.env(), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	finish := func() {}
+	if x.p.TTY {
+		if finish, err = x.terminal(cmd); err != nil {
+			return runtime.ExitStatus{}, err
+		}
+	} else {
+		handOver(cmd, x.p)
+	}
+	if err = cmd.Start(); err == nil {
+		stop := context.AfterFunc(ctx, x.kill)
+		err = cmd.Wait()
+		stop()
+	}
+	finish()
+	return x.status(ctx, cmd, err)
+}
+
+// handOver gives cmd the process's files; os/exec takes /dev/null for those that are nil.
+func handOver(cmd *exec.Cmd, p runtime.Process) {
+	if p.Stdin != nil {
+		cmd.Stdin = p.Stdin
+	}
+	if p.Stdout != nil {
+		cmd.Stdout = p.Stdout
+	}
+	if p.Stderr != nil {
+		cmd.Stderr = p.Stderr
+	}
+}
+
+// withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the
+// daemon wants to be spared. Only the process itself can set it before it is more than one.
+func (x *execution) withScore(argv []string) []string {
+	if x.score == ownScore() {
+		return argv
+	}
+	script := "echo " + strconv.Itoa(x.score) + ` > /proc/self/oom_score_adj; exec "$@"`
+	return append([]string{"/bin/sh", "-c", script, "sh"}, argv...)
+}
+
+// ownScore is this process's oom_score_adj.
+func ownScore() int {
+	data, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0
+	}
+	score, _ := strconv.Atoi(strings.TrimSpace(string(data))) // the kernel's own format
+	return score
+}
+
+// kill ends all processes of this exec: what it has started, and the OCI runtime that waits for it.
+func (x *execution) kill() {
+	if err := os.WriteFile(filepath.Join(x.cgroup, "cgroup.kill"), []byte("1"), 0); err == nil && x.kind.ownGroup {
+		return
+	}
+	// A kernel before 5.14 or an OCI runtime that puts the process elsewhere: one by one, until none is left.
+	pids := []int{}
+	if data, err := os.ReadFile(x.path(pidName)); err == nil {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && pid > 1 {
+			pids = append(pids, pid)
+		}
+	}
+	for range 100 {
+		data, err := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
+		for field := range strings.FieldsSeq(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				pids = append(pids, pid)
+			}
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have just ended
+		}
+		if err != nil || len(pids) == 0 {
+			return
+		}
+		pids = pids[:0]
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// status translates how the OCI runtime has ended: with the status of the process, or with an error of its own.
+func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runtime.ExitStatus, error) {
+	if ctx.Err() != nil {
+		killed := runtime.ExitStatus{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)}
+		if _, ok := errors.AsType[errTimeout](context.Cause(ctx)); ok {
+			return killed, nil
+		}
+		return killed, pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	}
+	if err == nil {
+		return runtime.ExitStatus{}, nil
+	}
+	if _, ok := errors.AsType[*exec.ExitError](err); !ok {
+		return runtime.ExitStatus{}, pod.Errorf(pod.Internal, "cannot run %s: %w", x.kind.path, err)
+	}
+	if reason := lastLogError(x.path("log")); reason != "" {
+		return runtime.ExitStatus{}, pod.Errorf(pod.Invalid, "%s", reason)
+	}
+	how := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if how.Signaled() {
+		return runtime.ExitStatus{Code: 128 + int(how.Signal()), Signal: int(how.Signal())}, nil
+	}
+	status := runtime.ExitStatus{Code: how.ExitStatus()}
+	if status.Code > 128 && status.Code <= 128+64 {
+		status.Signal = status.Code - 128
+	}
+	return status, nil
+}

@@ -1,0 +1,204 @@
+package native
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/units"
+)
+
+// ClassName is the runtime class that a [Manager] implements.
+const ClassName = "pod-containers"
+
+// cleanupTimeout is how long it may take to undo what a failed or cancelled call has made.
+const cleanupTimeout = 60 * time.Second
+
+// Config is what a [Manager] is made from.
+type Config struct {
+	Units    *units.Manager
+	RunDir   string // /run/magikpod: what does not outlive the machine's boot
+	StateDir string // /var/lib/magikpod: the writable layers; not on an overlay
+	// AgentPath is the path of magikagent.
+	AgentPath string
+	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them that is installed.
+	Runtime string
+	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
+	PIDsLimit int64
+	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
+	Fault func(step string) error
+	// Log gets what goes wrong where no caller waits for it. Nil: nobody does.
+	Log *slog.Logger
+}
+
+// Manager runs pods as systemd units, by an OCI runtime. It implements [runtime.PodManager].
+type Manager struct {
+	config Config
+	units  *units.Manager
+	oci    *ociRuntime // nil: none was found, and class tells why
+	class  pod.ClassInfo
+	facts  oci.HostFacts
+	owner  agent.Owner
+
+	changed    atomic.Pointer[func(ref pod.Ref)]
+	background sync.WaitGroup
+	ctx        context.Context // of what goes on in the background
+	cancel     context.CancelFunc
+
+	mu        sync.Mutex
+	sandboxes map[types.UID]*sandbox
+	byUnit    map[string]*sandbox
+}
+
+var _ runtime.PodManager = (*Manager)(nil)
+
+// New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so. It takes over config.Units.OnChange.
+func New(ctx context.Context, config Config) (*Manager, error) {
+	for _, path := range []*string{&config.RunDir, &config.StateDir, &config.AgentPath} {
+		if !filepath.IsAbs(*path) {
+			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: the path %q is not absolute", ClassName, *path)
+		}
+		*path = filepath.Clean(*path)
+	}
+	if config.Log == nil {
+		config.Log = slog.New(slog.DiscardHandler)
+	}
+	start, err := agent.StartTime(os.Getpid())
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
+	}
+	m := &Manager{
+		config: config, units: config.Units, facts: hostFacts(),
+		owner:     agent.Owner{PID: os.Getpid(), StartTime: start},
+		class:     pod.ClassInfo{Name: ClassName},
+		sandboxes: map[types.UID]*sandbox{},
+		byUnit:    map[string]*sandbox{},
+	}
+	m.oci, err = findRuntime(ctx, config.Runtime, config.RunDir)
+	if err != nil {
+		m.class.Reason = err.Error()
+	} else {
+		m.class.Available, m.class.Reason = true, m.oci.name+" "+m.oci.version
+		if err := os.MkdirAll(m.oci.root, 0o700); err != nil {
+			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
+		}
+	}
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m.units.OnChange(m.unitChanged)
+	return m, nil
+}
+
+// Close ends what goes on in the background and forgets the namespaces. The pods go on; another manager can adopt them.
+func (m *Manager) Close() error {
+	m.cancel()
+	m.background.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for uid, s := range m.sandboxes {
+		s.ns.close()
+		delete(m.sandboxes, uid)
+	}
+	clear(m.byUnit)
+	return nil
+}
+
+// Class implements [runtime.PodManager].
+func (m *Manager) Class() pod.ClassInfo { return m.class }
+
+// OnChange implements [runtime.PodManager].
+func (m *Manager) OnChange(changed func(ref pod.Ref)) { m.changed.Store(&changed) }
+
+// fault gives a test the chance to make a step fail.
+func (m *Manager) fault(step string) error {
+	if m.config.Fault == nil {
+		return nil
+	}
+	return m.config.Fault(step)
+}
+
+// find returns the sandbox of a pod; nil when there is none that this manager knows.
+func (m *Manager) find(ref pod.Ref) *sandbox {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sandboxes[ref.UID]
+}
+
+// remember adds a sandbox and its pause unit.
+func (m *Manager) remember(s *sandbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sandboxes[s.ref.UID] = s
+	m.byUnit[s.names.Pause] = s
+}
+
+// rememberUnit adds the unit of a container.
+func (m *Manager) rememberUnit(unit string, s *sandbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byUnit[unit] = s
+}
+
+// forgetSandbox removes a sandbox and its units from the maps, and closes its namespaces.
+func (m *Manager) forgetSandbox(s *sandbox) {
+	m.mu.Lock()
+	delete(m.sandboxes, s.ref.UID)
+	for unit, other := range m.byUnit {
+		if other == s {
+			delete(m.byUnit, unit)
+		}
+	}
+	m.mu.Unlock()
+	s.mu.Lock()
+	ns := s.ns
+	s.ns = nil
+	s.mu.Unlock()
+	ns.close()
+}
+
+// unitChanged is told by systemd's signals that something about a unit has changed. It does not block.
+func (m *Manager) unitChanged(unit string) {
+	m.mu.Lock()
+	s := m.byUnit[unit]
+	m.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.wake()
+	if end := s.noteEnd(m.units, unit); end != nil {
+		m.background.Go(func() { m.afterEnd(s, *end) })
+	}
+	if changed := m.changed.Load(); changed != nil {
+		(*changed)(s.ref)
+	}
+}
+
+// afterEnd does what the end of a container's first process asks for. Processes that it leaves behind end with it, as in Kubernetes; where the
+// container has a PID namespace of its own, the kernel has done so.
+func (m *Manager) afterEnd(s *sandbox, record attemptRecord) {
+	if !record.OwnPID {
+		ctx, cancel := context.WithTimeout(m.ctx, cleanupTimeout)
+		defer cancel()
+		_ = m.units.Kill(ctx, s.unit(record.Container), "all", unixKILL) // most often nothing is left
+	}
+	m.endLog(s, record)
+	if state, ok := m.units.State(s.unit(record.Container)); ok && state.StatusText == agent.StatusNotStarted {
+		m.noteStartError(s, record)
+	}
+}
+
+// endLog lets the pause process finish the log of an attempt.
+func (m *Manager) endLog(s *sandbox, record attemptRecord) {
+	if err := agent.EndLog(filepath.Join(s.dir, logName), record.Container, record.Attempt); err != nil && m.find(s.ref) == s {
+		m.config.Log.Warn("cannot end the log of a container", "pod", s.ref.String(), "container", record.Container, "error", err)
+	}
+}

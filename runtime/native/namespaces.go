@@ -1,0 +1,194 @@
+package native
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// The main thread is kept for the main goroutine: a namespace that is unshared on it would become the process's.
+func init() { goruntime.LockOSThread() }
+
+// shmSize is the size of a pod's /dev/shm in bytes, as in all CRI runtimes.
+const shmSize = 64 << 20
+
+// namespaces are the open namespaces of a pod. A nil file: the pod is in the host's.
+type namespaces struct {
+	net, ipc, uts, mnt *os.File
+	// pid is the pod's PID namespace, which the pause process makes; nil while it is not known or when there is none.
+	pid *os.File
+}
+
+// namespacesWanted says what to make.
+type namespacesWanted struct {
+	hostIPC  bool
+	hostname string // set in a new UTS namespace; empty: stay in the host's
+	dir      string // of the pod below RunDir; shm and tmpfs/VOLUME lie in it
+	tmpfs    []runtime.Tmpfs
+}
+
+// makeNamespaces makes the pod's mount namespace with its shared file systems, and its IPC and UTS namespaces. On an error nothing is left.
+func makeNamespaces(want namespacesWanted) (*namespaces, error) {
+	type result struct {
+		ns  *namespaces
+		err error
+	}
+	made := make(chan result, 1)
+	go func() {
+		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its mounts with the namespace
+		ns := &namespaces{}
+		err := ns.make(want)
+		if err != nil {
+			ns.close()
+		}
+		made <- result{ns, err}
+	}()
+	r := <-made
+	if r.err != nil {
+		return nil, r.err
+	}
+	return r.ns, nil
+}
+
+// make is the work of makeNamespaces on the thrown-away thread.
+func (ns *namespaces) make(want namespacesWanted) error {
+	flags := unix.CLONE_FS | unix.CLONE_NEWNS
+	if !want.hostIPC {
+		flags |= unix.CLONE_NEWIPC
+	}
+	if want.hostname != "" {
+		flags |= unix.CLONE_NEWUTS
+	}
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if want.hostname != "" {
+		if err := unix.Sethostname([]byte(want.hostname)); err != nil {
+			return fmt.Errorf("set host name %q: %w", want.hostname, err)
+		}
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts slave: %w", err)
+	}
+	if err := mountShared(want); err != nil {
+		return err
+	}
+	var errs []error
+	open := func(name string) *os.File {
+		f, err := os.Open("/proc/thread-self/ns/" + name)
+		errs = append(errs, err)
+		return f
+	}
+	ns.mnt = open("mnt")
+	if flags&unix.CLONE_NEWIPC != 0 {
+		ns.ipc = open("ipc")
+	}
+	if flags&unix.CLONE_NEWUTS != 0 {
+		ns.uts = open("uts")
+	}
+	return errors.Join(errs...)
+}
+
+// mountShared mounts the file systems in memory that the pod's containers share.
+func mountShared(want namespacesWanted) error {
+	if !want.hostIPC {
+		shm := filepath.Join(want.dir, shmName)
+		if err := mountTmpfs(shm, unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, 0o777|os.ModeSticky, shmSize); err != nil {
+			return err
+		}
+	}
+	for _, t := range want.tmpfs {
+		mode := t.Mode
+		if mode == 0 {
+			mode = 0o777
+		}
+		if err := mountTmpfs(filepath.Join(want.dir, tmpfsName, t.Name), unix.MS_NOSUID|unix.MS_NODEV, mode, t.SizeBytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mountTmpfs(target string, flags uintptr, mode os.FileMode, size int64) error {
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return err
+	}
+	bits := uint32(mode.Perm())
+	if mode&os.ModeSticky != 0 {
+		bits |= unix.S_ISVTX
+	}
+	if mode&os.ModeSetgid != 0 {
+		bits |= unix.S_ISGID
+	}
+	options := "mode=" + strconv.FormatUint(uint64(bits), 8)
+	if size > 0 {
+		options += ",size=" + strconv.FormatInt(size, 10)
+	}
+	if err := unix.Mount("tmpfs", target, "tmpfs", flags, options); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", target, err)
+	}
+	return nil
+}
+
+// openNamespaces opens the namespaces of a process that is in those of the pod.
+func openNamespaces(pid int, host hostNamespaces) (*namespaces, error) {
+	ns := &namespaces{}
+	var errs []error
+	open := func(name string) *os.File {
+		f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", name))
+		errs = append(errs, err)
+		return f
+	}
+	ns.mnt = open("mnt")
+	if !host.Network {
+		ns.net = open("net")
+		ns.uts = open("uts")
+	}
+	if !host.IPC {
+		ns.ipc = open("ipc")
+	}
+	if err := errors.Join(errs...); err != nil {
+		ns.close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// path names an open namespace for other processes; empty for the host's.
+func nsPath(f *os.File) string {
+	if f == nil {
+		return ""
+	}
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
+}
+
+// close forgets the namespaces; they live on for as long as a process is in them. A nil receiver is fine.
+func (ns *namespaces) close() {
+	if ns == nil {
+		return
+	}
+	for _, f := range []*os.File{ns.net, ns.ipc, ns.uts, ns.mnt, ns.pid} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// dupFile duplicates f, close-on-exec. A nil f stays nil.
+func dupFile(f *os.File) (*os.File, error) {
+	if f == nil {
+		return nil, nil
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}

@@ -1,0 +1,241 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/units"
+)
+
+// Observe implements [runtime.PodManager]. It reads what systemd's signals have told already.
+func (m *Manager) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, error) {
+	state := pod.RuntimeState{Sandbox: pod.SandboxState{Stage: pod.SandboxAbsent}, Containers: map[string]pod.ContainerState{}}
+	s := m.find(ref)
+	if s == nil {
+		return state, nil
+	}
+	state.Sandbox = m.sandboxState(s)
+	for _, name := range s.containerNames() {
+		if c := m.containerState(s, name); c.Stage != pod.ContainerAbsent {
+			state.Containers[name] = c
+		}
+	}
+	return state, nil
+}
+
+func (s *sandbox) containerNames() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := make([]string, 0, len(s.containers))
+	for name := range s.containers {
+		names = append(names, name)
+	}
+	return names
+}
+
+// sandboxState is what the pause unit tells.
+func (m *Manager) sandboxState(s *sandbox) pod.SandboxState {
+	if job := s.job(); job != nil {
+		select {
+		case <-job.Done():
+		default:
+			return pod.SandboxState{Stage: pod.SandboxStarting}
+		}
+	}
+	state, ok := m.units.State(s.names.Pause)
+	if !ok {
+		return pod.SandboxState{Stage: pod.SandboxDead, Message: "the pause unit is gone"}
+	}
+	switch state.Active {
+	case "active", "reloading":
+		return pod.SandboxState{Stage: pod.SandboxReady}
+	case "activating":
+		return pod.SandboxState{Stage: pod.SandboxStarting}
+	}
+	dead := pod.SandboxState{Stage: pod.SandboxDead, StoppedByAdmin: state.StoppedByAdmin}
+	if !dead.StoppedByAdmin {
+		dead.Message = "the pause process has ended (" + state.Result + ")"
+	}
+	return dead
+}
+
+// containerState is what the latest attempt's unit tells.
+func (m *Manager) containerState(s *sandbox, name string) pod.ContainerState {
+	unit, known := m.units.State(s.unit(name))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[name]
+	switch {
+	case c == nil:
+		return pod.ContainerState{Stage: pod.ContainerAbsent}
+	case c.final != nil:
+		return *c.final
+	case c.record == nil:
+		return pod.ContainerState{Stage: pod.ContainerAbsent}
+	case c.record.Failed != nil:
+		return *c.record.Failed
+	}
+	return stateOf(c, unit, known)
+}
+
+// stateOf translates the state of a unit.
+func stateOf(c *container, unit units.State, known bool) pod.ContainerState {
+	state := pod.ContainerState{Attempt: c.record.Attempt, ID: c.record.ID}
+	switch {
+	case known && over(unit):
+		if neverStarted(unit) {
+			if c.record.Previous != nil {
+				return *c.record.Previous
+			}
+			return pod.ContainerState{Stage: pod.ContainerAbsent}
+		}
+		return ended(c, state, unit)
+	case c.starting, known && unit.Active == "activating":
+		state.Stage = pod.ContainerStarting
+	case !known, unit.Ended():
+		state.Stage, state.Reason, state.ExitCode = pod.ContainerExited, pod.ReasonUnknown, 255
+		state.Message = "the unit of the container is gone"
+		return state
+	case c.stopping, unit.Active == "deactivating":
+		state.Stage = pod.ContainerStopping
+	default:
+		state.Stage = pod.ContainerRunning
+	}
+	if state.Stage != pod.ContainerStarting {
+		state.PID, state.StartedAt = unit.MainPID, unit.ExecMainStart
+	}
+	return state
+}
+
+// over says that the unit had a main process, which has ended. While systemd starts a unit it tells for a moment that it has a main process and is
+// inactive.
+func over(unit units.State) bool {
+	return (unit.MainEnded() || unit.Ended()) && unit.ExecMainCode != 0 && unit.MainPID == 0
+}
+
+// neverStarted says that launch found the pod's namespaces gone: the container is not to blame, and the attempt does not count.
+func neverStarted(unit units.State) bool {
+	return unit.StatusText == "" && unit.ExecMainStatus == agent.ExitTempFail
+}
+
+// ended is the state of an attempt whose first process has ended.
+func ended(c *container, state pod.ContainerState, unit units.State) pod.ContainerState {
+	state.Stage, state.FinishedAt = pod.ContainerExited, unit.ExecMainExit
+	state.StoppedByAdmin = unit.StoppedByAdmin
+	if c.starting && unit.StatusText != agent.StatusStarted {
+		return pod.ContainerState{Stage: pod.ContainerStarting, Attempt: state.Attempt, ID: state.ID}
+	}
+	if unit.StatusText == "" || unit.StatusText == agent.StatusNotStarted { // without a text the main process was launch
+		state.ExitCode, state.Reason, state.Message = startErrorCode, pod.ReasonStartError, "the container could not be started ("+unit.Result+")"
+		return state
+	}
+	state.StartedAt = unit.ExecMainStart
+	state.ExitCode, state.Signal = unit.ExitCode()
+	switch {
+	case unit.Result == "oom-kill":
+		state.Reason = pod.ReasonOOMKilled
+	case state.ExitCode == 0:
+		state.Reason = pod.ReasonCompleted
+	default:
+		state.Reason = pod.ReasonError
+	}
+	return state
+}
+
+// noteEnd returns the attempt of a unit whose container has just been found to have ended; nil when there is none, or its end was noted before.
+func (s *sandbox) noteEnd(manager *units.Manager, unit string) *attemptRecord {
+	state, ok := manager.State(unit)
+	if !ok || !over(state) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, c := range s.containers {
+		if c.record != nil && !c.noted && s.unit(name) == unit {
+			c.noted = true
+			record := *c.record
+			return &record
+		}
+	}
+	return nil
+}
+
+// Adopt implements [runtime.PodManager]. A pod of which nothing runs is known afterwards as one without a sandbox, unless records of it are left.
+func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
+	s := m.newSandbox(ref)
+	err := loadRecord(filepath.Join(s.dir, sandboxName), &s.record)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return pod.Errorf(pod.Internal, "cannot adopt pod %s: %w", ref, err)
+	}
+	m.remember(s)
+	pause, err := m.units.Track(ctx, s.names.Pause)
+	switch {
+	case pod.KindOf(err) == pod.NotFound:
+	case err != nil:
+		m.forgetSandbox(s)
+		return pod.Errorf(pod.KindOf(err), "cannot adopt pod %s: %w", ref, err)
+	case pause.MainPID > 0:
+		// When pause has just died, the sandbox is dead, and no namespace is needed any more.
+		s.ns, _ = openNamespaces(pause.MainPID, s.record.Host)
+	}
+	if err := m.adoptContainers(ctx, s); err != nil {
+		m.forgetSandbox(s)
+		return pod.Errorf(kindOr(err, pod.Internal), "cannot adopt pod %s: %w", ref, err)
+	}
+	return nil
+}
+
+func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
+	entries, err := os.ReadDir(filepath.Join(s.dir, containersName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, entry := range entries {
+		name, bundle := entry.Name(), filepath.Join(s.dir, containersName, entry.Name())
+		record := &attemptRecord{}
+		err := loadRecord(filepath.Join(bundle, attemptName), record)
+		if errors.Is(err, os.ErrNotExist) || err == nil && record.Container != name {
+			continue // it never got as far as to have a unit
+		}
+		if err != nil {
+			return err
+		}
+		unit := s.unit(name)
+		s.mu.Lock()
+		s.containers[name] = &container{record: record}
+		s.mu.Unlock()
+		m.rememberUnit(unit, s)
+		if _, err := m.units.Track(ctx, unit); err != nil && pod.KindOf(err) != pod.NotFound {
+			return err
+		}
+		if end := s.noteEnd(m.units, unit); end != nil {
+			m.background.Go(func() { m.afterEnd(s, *end) })
+		}
+		m.noteStartError(s, *record)
+	}
+	return nil
+}
+
+// noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.
+func (m *Manager) noteStartError(s *sandbox, record attemptRecord) {
+	state := m.containerState(s, record.Container)
+	text := lastLogError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))
+	if text == "" || state.Reason != pod.ReasonStartError || state.Attempt != record.Attempt {
+		return
+	}
+	state.Message = text
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[record.Container]; c.record != nil && c.record.ID == record.ID && !c.starting {
+		failed := *c.record
+		failed.Failed = &state
+		c.record = &failed
+	}
+}

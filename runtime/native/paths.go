@@ -1,0 +1,89 @@
+package native
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/internal/safepath"
+)
+
+// The names below RunDir/pods/UID and, for one container, RunDir/pods/UID/c/NAME.
+const (
+	pauseName      = "pause.json"
+	sandboxName    = "sandbox.json"
+	shmName        = "shm"
+	tmpfsName      = "tmpfs"
+	logName        = "log"
+	containersName = "c"
+	pidnsName      = "pidns.pid"
+
+	launchName  = "launch.json"
+	attemptName = "attempt.json"
+	runtimeLog  = "runtime.log"
+	pidName     = "pid"
+	rootfsName  = "rootfs"
+	mountsName  = "mnt"
+)
+
+// maxRecordBytes bounds the records and logs that are read back.
+const maxRecordBytes = 4 << 20
+
+func (m *Manager) runDir(uid types.UID) string {
+	return filepath.Join(m.config.RunDir, "pods", string(uid))
+}
+
+// layersDir is where a pod's writable layers are.
+func (m *Manager) layersDir(uid types.UID) string {
+	return filepath.Join(m.config.StateDir, "pods", string(uid), "containers")
+}
+
+// saveRecord writes v as JSON, atomically but not durably: what it tells does not outlive the machine's boot either.
+func saveRecord(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	return atomicfile.WriteNoSync(path, data, 0o600)
+}
+
+// loadRecord reads what saveRecord has written.
+func loadRecord(path string, v any) error {
+	data, err := readBounded(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	return nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+	if err == nil && len(data) > maxRecordBytes {
+		err = fmt.Errorf("cannot read %s: it has more than %d bytes", path, maxRecordBytes)
+	}
+	return data, err
+}
+
+// removeAll removes the paths, and goes on after an error. Writable layers hold whatever a container has made: trees of any depth, immutable files.
+func removeAll(paths ...string) error {
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, safepath.RemoveAll(context.Background(), path))
+	}
+	return errors.Join(errs...)
+}

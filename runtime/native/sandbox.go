@@ -1,0 +1,252 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
+)
+
+// sandbox is what is known of one pod's sandbox.
+type sandbox struct {
+	ref   pod.Ref
+	names units.PodNames
+	dir   string // RunDir/pods/UID
+
+	// mu guards what follows. It is never held while something is waited for.
+	mu         sync.Mutex
+	record     sandboxRecord
+	ns         *namespaces
+	pauseJob   *units.Job // of this daemon's CreateSandbox; nil after a restart of the daemon
+	containers map[string]*container
+	changed    chan struct{} // closed at the next change of one of its units
+}
+
+// watch returns a channel that is closed at the next change of one of the sandbox's units.
+func (s *sandbox) watch() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// job is the start job of the pause unit, when this manager has made it.
+func (s *sandbox) job() *units.Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pauseJob
+}
+
+// wake closes what watch has returned.
+func (s *sandbox) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// sandboxRecord (sandbox.json) is what a later daemon must know of a sandbox.
+type sandboxRecord struct {
+	Hostname string         `json:"hostname"`
+	Host     hostNamespaces `json:"host"`
+	SharePID bool           `json:"sharePID,omitempty"`
+}
+
+// hostNamespaces are the namespaces that the pod shares with the host. With the network goes the host's name.
+type hostNamespaces struct {
+	Network bool `json:"network,omitempty"`
+	IPC     bool `json:"ipc,omitempty"`
+}
+
+func (m *Manager) newSandbox(ref pod.Ref) *sandbox {
+	return &sandbox{ref: ref, names: units.Names(ref.Namespace, ref.Name), dir: m.runDir(ref.UID), containers: map[string]*container{}, changed: make(chan struct{})}
+}
+
+// unit is the name of a container's unit.
+func (s *sandbox) unit(container string) string {
+	return units.ContainerService(s.ref.Namespace, s.ref.Name, container)
+}
+
+// CreateSandbox implements [runtime.PodManager]. It does not wait for the pause process: the namespaces are made here.
+func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfig) error {
+	ref := pod.RefOf(config.Pod)
+	if !m.class.Available {
+		return pod.Errorf(pod.Unsupported, "cannot create sandbox of pod %s: %s", ref, m.class.Reason)
+	}
+	if m.find(ref) == nil {
+		// A daemon before this one may have got half way.
+		if err := m.Adopt(ctx, ref); err != nil {
+			return err
+		}
+	}
+	if s := m.find(ref); s != nil {
+		switch state := m.sandboxState(s); state.Stage {
+		case pod.SandboxReady, pod.SandboxStarting:
+			return nil
+		}
+		if _, err := m.DeleteSandbox(ctx, ref, 0); err != nil {
+			return err
+		}
+	}
+	s := m.newSandbox(ref)
+	s.record = sandboxRecord{
+		Hostname: config.Network.Hostname,
+		Host:     hostNamespaces{Network: config.Network.Host, IPC: config.Pod.Spec.HostIPC},
+		SharePID: sharePID(config.Pod),
+	}
+	if err := m.createSandbox(ctx, s, config); err != nil {
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		return errors.Join(pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err), m.dismantle(cleanup, s))
+	}
+	return nil
+}
+
+func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.SandboxConfig) error {
+	if err := m.fault("make sandbox directories"); err != nil {
+		return err
+	}
+	if err := removeAll(s.files()...); err != nil {
+		return err
+	}
+	for _, name := range []string{logName, containersName} {
+		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := m.fault("make namespaces"); err != nil {
+		return err
+	}
+	want := namespacesWanted{hostIPC: s.record.Host.IPC, dir: s.dir, tmpfs: config.SharedTmpfs}
+	if !s.record.Host.Network {
+		want.hostname = s.record.Hostname
+	}
+	ns, err := makeNamespaces(want)
+	if err != nil {
+		return pod.Errorf(pod.Internal, "cannot make namespaces: %w", err)
+	}
+	s.ns = ns
+	if !s.record.Host.Network {
+		if ns.net, err = dupFile(config.Network.NetNS); err != nil {
+			return pod.Errorf(pod.Internal, "cannot keep the network namespace: %w", err)
+		}
+	}
+	if err := m.fault("write sandbox records"); err != nil {
+		return err
+	}
+	if err := saveRecord(filepath.Join(s.dir, sandboxName), s.record); err != nil {
+		return err
+	}
+	if err := saveRecord(filepath.Join(s.dir, pauseName), m.pauseConfig(s, config)); err != nil {
+		return err
+	}
+	return m.startPause(ctx, s, config.Pod)
+}
+
+// startPause queues the slice and the pause unit.
+func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) error {
+	if err := m.fault("start pause unit"); err != nil {
+		return err
+	}
+	props := units.PauseProps(units.PauseUnit{
+		Pod: p, Names: s.names, SharePID: s.record.SharePID,
+		Argv: []string{m.config.AgentPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
+	})
+	m.remember(s)
+	limits := units.PodLimits(p)
+	if m.config.PIDsLimit > 0 {
+		limits.TasksMax = uint64(m.config.PIDsLimit)
+	}
+	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p, limits)...)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.pauseJob = job
+	s.mu.Unlock()
+	return m.fault("after pause unit")
+}
+
+// pauseConfig is what the pause process reads.
+func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) agent.PauseConfig {
+	c := agent.PauseConfig{
+		Owner: m.owner, NetNS: nsPath(s.ns.net), IPCNS: nsPath(s.ns.ipc), UTSNS: nsPath(s.ns.uts), MountNS: nsPath(s.ns.mnt),
+		SharePID: s.record.SharePID, FIFODir: filepath.Join(s.dir, logName),
+		Namespace: s.ref.Namespace, Pod: s.ref.Name, UID: string(s.ref.UID), Units: map[string]string{},
+	}
+	if c.SharePID {
+		c.PIDFile = filepath.Join(s.dir, pidnsName)
+	}
+	if config.LogDir != "" {
+		c.Driver, c.LogDir = agent.LogFile, config.LogDir
+	}
+	for _, list := range [][]corev1.Container{config.Pod.Spec.InitContainers, config.Pod.Spec.Containers} {
+		for i := range list {
+			c.Units[list[i].Name] = s.unit(list[i].Name)
+		}
+	}
+	return c
+}
+
+// podPID returns the pod's PID namespace, which pause has made when its unit is up. Nil: every container has its own.
+func (m *Manager) podPID(ctx context.Context, s *sandbox) (*os.File, error) {
+	s.mu.Lock()
+	ns, job, shared := s.ns, s.pauseJob, s.record.SharePID
+	s.mu.Unlock()
+	if !shared || ns == nil {
+		return nil, nil
+	}
+	if job != nil {
+		if err := job.Wait(ctx); err != nil {
+			return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ns.pid != nil {
+		return ns.pid, nil
+	}
+	data, err := readBounded(filepath.Join(s.dir, pidnsName))
+	if err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || pid <= 1 {
+		return nil, pod.Errorf(pod.Internal, "cannot use the pod's PID namespace: bad PID %q", data)
+	}
+	if ns.pid, err = os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid")); err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
+	}
+	return ns.pid, nil
+}
+
+// sharePID says whether the pod's containers see each other's processes, in a PID namespace of the pod.
+func sharePID(p *corev1.Pod) bool {
+	return p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace && !p.Spec.HostPID
+}
+
+// files are what CreateSandbox makes below RunDir.
+func (s *sandbox) files() []string {
+	var paths []string
+	for _, name := range []string{containersName, logName, pauseName, sandboxName, pidnsName, shmName, tmpfsName} {
+		paths = append(paths, filepath.Join(s.dir, name))
+	}
+	return paths
+}
+
+// kindOr is the kind of err, or fallback when it has none of its own.
+func kindOr(err error, fallback pod.Kind) pod.Kind {
+	if kind := pod.KindOf(err); kind != pod.Internal {
+		return kind
+	}
+	return fallback
+}

@@ -1,0 +1,260 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// SignalContainer implements [runtime.PodManager].
+func (m *Manager) SignalContainer(ctx context.Context, ref pod.Ref, name string, sig syscall.Signal) error {
+	s, _, err := m.running(ref, name)
+	if err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot signal container %q of pod %s: %w", name, ref, err)
+	}
+	if err := m.units.Kill(ctx, s.unit(name), "main", sig); err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot signal container %q of pod %s: %w", name, ref, err)
+	}
+	return nil
+}
+
+// running finds a container that runs, and its latest attempt. NotFound: there is none of that name; Conflict: it does not run.
+func (m *Manager) running(ref pod.Ref, name string) (*sandbox, attemptRecord, error) {
+	s := m.find(ref)
+	if s == nil {
+		return nil, attemptRecord{}, pod.Errorf(pod.NotFound, "it does not exist")
+	}
+	state := m.containerState(s, name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[name]
+	switch {
+	case c == nil || c.record == nil:
+		return nil, attemptRecord{}, pod.Errorf(pod.NotFound, "it does not exist")
+	case state.Stage != pod.ContainerRunning && state.Stage != pod.ContainerStopping:
+		return nil, attemptRecord{}, pod.Errorf(pod.Conflict, "it does not run (%s)", state.Stage)
+	}
+	return s, *c.record, nil
+}
+
+// StopContainer implements [runtime.PodManager].
+func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, grace time.Duration) error {
+	s := m.find(ref)
+	if s == nil || !m.live(s, name) {
+		return nil
+	}
+	s.setStopping(name, true)
+	defer s.setStopping(name, false)
+	unit := s.unit(name)
+	m.units.ExpectStop(unit)
+	if record := s.recordOf(name); record.Grace != grace {
+		// A unit's TimeoutStopSec= cannot be changed while it runs: with another grace period the signals are ours.
+		if err := m.endByHand(ctx, s, record, grace); err != nil {
+			return pod.Errorf(kindOr(err, pod.Internal), "cannot stop container %q of pod %s: %w", name, ref, err)
+		}
+	}
+	job, err := m.units.Stop(ctx, unit)
+	if err == nil {
+		err = job.Wait(ctx)
+	}
+	if err != nil && m.live(s, name) {
+		return pod.Errorf(kindOr(err, pod.Internal), "cannot stop container %q of pod %s: %w", name, ref, err)
+	}
+	return nil
+}
+
+// live says whether something of the latest attempt may still run.
+func (m *Manager) live(s *sandbox, name string) bool { return m.containerState(s, name).Stage.Live() }
+
+func (s *sandbox) setStopping(name string, stopping bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[name]; c != nil {
+		c.stopping = stopping
+	}
+}
+
+// recordOf is the latest attempt at a container that has one.
+func (s *sandbox) recordOf(name string) attemptRecord {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[name]; c != nil && c.record != nil {
+		return *c.record
+	}
+	return attemptRecord{}
+}
+
+// endByHand sends the stop signal, waits for at most grace, and sends SIGKILL to all that is left.
+func (m *Manager) endByHand(ctx context.Context, s *sandbox, record attemptRecord, grace time.Duration) error {
+	unit := s.unit(record.Container)
+	if grace > 0 {
+		if err := m.units.Kill(ctx, unit, "main", syscall.Signal(record.Signal)); err != nil && !m.mainEnded(unit) {
+			return err
+		}
+		deadline, cancel := context.WithTimeout(ctx, grace)
+		m.awaitMainEnd(deadline, s, unit)
+		cancel()
+	}
+	if err := ctx.Err(); err != nil {
+		return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	}
+	if err := m.units.Kill(ctx, unit, "all", unixKILL); err != nil && !m.mainEnded(unit) {
+		return err
+	}
+	return nil
+}
+
+func (m *Manager) mainEnded(unit string) bool {
+	state, ok := m.units.State(unit)
+	return !ok || (state.MainEnded() || state.Ended()) && state.MainPID == 0
+}
+
+// awaitMainEnd waits until the first process of a unit has ended, or ctx.
+func (m *Manager) awaitMainEnd(ctx context.Context, s *sandbox, unit string) {
+	for {
+		changed := s.watch()
+		if m.mainEnded(unit) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// DeleteSandbox implements [runtime.PodManager].
+func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Duration) (pod.RuntimeState, error) {
+	absent := pod.RuntimeState{Sandbox: pod.SandboxState{Stage: pod.SandboxAbsent}, Containers: map[string]pod.ContainerState{}}
+	s := m.find(ref)
+	if s == nil {
+		// Also of a pod that this manager has not been told of nothing is left.
+		if err := m.Adopt(ctx, ref); err != nil {
+			return absent, err
+		}
+		if s = m.find(ref); s == nil {
+			s = m.newSandbox(ref)
+		}
+	}
+	if err := m.stopAll(ctx, s, grace); err != nil {
+		return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
+	}
+	for _, name := range s.containerNames() {
+		if c := m.containerState(s, name); c.Stage != pod.ContainerAbsent {
+			absent.Containers[name] = c
+		}
+	}
+	if err := m.dismantle(ctx, s); err != nil {
+		return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
+	}
+	return absent, nil
+}
+
+// stopAll ends every container, in the order of StopAfter, and the pause process.
+func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) error {
+	if err := m.fault("stop pod"); err != nil {
+		return err
+	}
+	m.units.ExpectStop(s.names.Pause)
+	m.units.ExpectStop(s.names.Slice)
+	byHand := false
+	for _, name := range s.containerNames() {
+		m.units.ExpectStop(s.unit(name))
+		if m.live(s, name) {
+			s.setStopping(name, true)
+			byHand = byHand || s.recordOf(name).Grace != grace
+		}
+	}
+	if byHand {
+		m.endAllByHand(ctx, s, grace)
+		if err := ctx.Err(); err != nil {
+			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+		}
+	}
+	job, err := m.units.Stop(ctx, s.names.Slice)
+	if err != nil {
+		return err
+	}
+	return job.Wait(ctx)
+}
+
+// endAllByHand ends the containers within grace, all at once but for those that others must end before.
+func (m *Manager) endAllByHand(ctx context.Context, s *sandbox, grace time.Duration) {
+	deadline, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	var ending sync.WaitGroup
+	for _, name := range s.containerNames() {
+		ending.Go(func() {
+			record := s.recordOf(name)
+			for _, before := range record.StopAfter {
+				m.awaitMainEnd(deadline, s, s.unit(before))
+			}
+			if !m.live(s, name) {
+				return
+			}
+			end, _ := deadline.Deadline()
+			_ = m.endByHand(ctx, s, record, time.Until(end)) // the slice's stop ends what this has not
+		})
+	}
+	ending.Wait()
+}
+
+// dismantle removes a sandbox that was stopped, or that was not made completely: from systemd, from the kernel, and below RunDir. The writable
+// layers stay.
+func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
+	job, err := m.units.Stop(ctx, s.names.Slice)
+	if err == nil {
+		err = job.Wait(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.fault("release units"); err != nil {
+		return err
+	}
+	var errs []error
+	paths := s.files()
+	for _, name := range s.containerNames() {
+		errs = append(errs, m.units.Release(ctx, s.unit(name)))
+		if record := s.recordOf(name); record.ID != "" {
+			paths = append(paths, m.stateDirOf(record))
+		}
+	}
+	errs = append(errs, m.units.Release(ctx, s.names.Pause), m.units.Release(ctx, s.names.Slice))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := m.fault("remove sandbox files"); err != nil {
+		return err
+	}
+	m.forgetSandbox(s)
+	if err := removeAll(paths...); err != nil {
+		return pod.WithKind(pod.Internal, err)
+	}
+	_ = os.Remove(s.dir) // others have files in it
+	return nil
+}
+
+// Forget implements [runtime.PodManager].
+func (m *Manager) Forget(_ context.Context, ref pod.Ref) error {
+	if err := m.fault("remove layers"); err != nil {
+		return err
+	}
+	if m.find(ref) != nil {
+		return pod.Errorf(pod.Conflict, "cannot forget pod %s: its sandbox exists", ref)
+	}
+	layers := m.layersDir(ref.UID)
+	if err := removeAll(append(m.newSandbox(ref).files(), layers)...); err != nil {
+		return pod.Errorf(pod.Internal, "cannot forget pod %s: %w", ref, err)
+	}
+	_ = os.Remove(m.runDir(ref.UID)) // others may have files in them
+	_ = os.Remove(filepath.Dir(layers))
+	return nil
+}

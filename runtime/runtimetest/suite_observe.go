@@ -1,0 +1,119 @@
+package runtimetest
+
+import (
+	"reflect"
+	"syscall"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// checkObserveIsSteady: looking changes nothing, and what has not changed looks the same.
+func checkObserveIsSteady(h *suite) {
+	p := h.newPod(map[string]program{"runs": obeys, "ended": exits(7)})
+	p.create()
+	p.awaitReady()
+	p.runReady("runs", 0)
+	p.run("ended", 0)
+	p.awaitExit("ended")
+	first := p.observe()
+	for range 20 {
+		if again := p.observe(); !reflect.DeepEqual(first, again) {
+			h.Fatalf("first %+v, then %+v", first, again)
+		}
+	}
+	// The answer is the caller's own.
+	first.Containers["runs"] = pod.ContainerState{}
+	if state := p.state("runs"); state.Stage != pod.ContainerRunning {
+		h.Errorf("changing an answer changed the next one: %+v", state)
+	}
+}
+
+func checkOnChange(h *suite) {
+	p, other := h.newPod(map[string]program{"main": obeys}), h.newPod(map[string]program{"main": obeys})
+	other.create()
+	p.create()
+	p.awaitReady()
+	p.runReady("main", 0)
+	told := h.changesOf(p.ref)
+	if told == 0 {
+		h.Error("nothing was told about a sandbox and a container that were started")
+	}
+	h.none("SignalContainer", h.manager.SignalContainer(h.ctx, p.ref, "main", syscall.SIGTERM))
+	p.await("being told about the end", func() bool { return h.changesOf(p.ref) > told })
+	p.awaitExit("main")
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for ref := range h.changes {
+		if ref != p.ref && ref != other.ref {
+			h.Errorf("something was told about %+v, which is no pod", ref)
+		}
+	}
+}
+
+// restart goes on with the next manager, which adopts the pods.
+func (h *suite) restart() {
+	h.Helper()
+	if h.env.Restart == nil {
+		h.Skip("this Env cannot restart its manager")
+	}
+	h.use(h.env.Restart(h.t))
+	for _, p := range h.pods {
+		if err := h.manager.Adopt(h.ctx, p.ref); err != nil {
+			h.Fatalf("Adopt: %v", err)
+		}
+	}
+}
+
+// checkAdopt: a second manager sees what the first one has left running, what ended meanwhile, and can do all with it.
+func checkAdopt(h *suite) {
+	p := h.newPod(map[string]program{"runs": obeys, "stubborn": stubborn, "ended": exits(7)})
+	p.create()
+	p.awaitReady()
+	p.runReady("runs", 2)
+	p.runReady("stubborn", 0)
+	p.run("ended", 1)
+	p.awaitExit("ended")
+	before := p.observe()
+	h.restart()
+	p.await("the adopted sandbox", func() bool { return p.observe().Sandbox.Stage == pod.SandboxReady })
+	after := p.observe()
+	for name, want := range before.Containers {
+		got := after.Containers[name]
+		if !got.StartedAt.Equal(want.StartedAt) || !got.FinishedAt.Equal(want.FinishedAt) {
+			h.Errorf("%s was %+v and is adopted as %+v", name, want, got)
+		}
+		got.StartedAt, got.FinishedAt = want.StartedAt, want.FinishedAt // time.Time compares places too
+		if got != want {
+			h.Errorf("%s was %+v and is adopted as %+v", name, want, got)
+		}
+	}
+	p.create()
+	p.run("runs", 2)
+	if state := p.state("runs"); state.PID != before.Containers["runs"].PID {
+		h.Errorf("a repeated RunContainer of the adopted attempt started another process: %+v", state)
+	}
+	if status, err := p.manager.Exec(h.ctx, p.ref, "runs", trueProcess()); err != nil || status.Code != 0 {
+		h.Errorf("Exec: %+v, %v", status, err)
+	}
+	told := h.changesOf(p.ref)
+	h.none("SignalContainer", h.manager.SignalContainer(h.ctx, p.ref, "stubborn", syscall.SIGKILL))
+	p.exited(p.awaitExit("stubborn"), 0, 137)
+	p.await("being told about the end", func() bool { return h.changesOf(p.ref) > told })
+	h.none("StopContainer", h.manager.StopContainer(h.ctx, p.ref, "runs", longGrace))
+	p.exited(p.state("runs"), 2, 3)
+	p.runReady("runs", 3)
+	state, err := h.manager.DeleteSandbox(h.ctx, p.ref, longGrace)
+	h.none("DeleteSandbox", err)
+	p.exited(state.Containers["runs"], 3, 3)
+	p.exited(state.Containers["ended"], 1, 7)
+}
+
+func checkAdoptUnknownPod(h *suite) {
+	p := h.newPod(map[string]program{"main": obeys})
+	h.restart()
+	if state := p.observe(); state.Sandbox.Stage != pod.SandboxAbsent || len(state.Containers) != 0 {
+		h.Errorf("the state is %+v", state)
+	}
+	p.create()
+	p.runReady("main", 0)
+}

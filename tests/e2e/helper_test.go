@@ -1,0 +1,69 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// envHelper makes this test binary, which is static, a program for a container: what busybox lacks.
+const envHelper = "E2E_HELPER"
+
+// help is the helper: "udp-echo ADDRESS" sends every datagram back.
+func help(words []string) error {
+	if len(words) != 2 || words[0] != "udp-echo" {
+		return fmt.Errorf("unknown helper %q", words)
+	}
+	conn, err := net.ListenPacket("udp", words[1])
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		if _, err := conn.WriteTo(buf[:n], from); err != nil {
+			return err
+		}
+	}
+}
+
+// runHelper ends the process when it is to be the helper.
+func runHelper() {
+	words := strings.Fields(os.Getenv(envHelper))
+	if len(words) == 0 {
+		return
+	}
+	fmt.Fprintln(os.Stderr, help(words))
+	os.Exit(1)
+}
+
+// udp sends a datagram, again and again until an answer comes, which becomes standard output.
+func udp(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: udp ADDRESS TEXT")
+	}
+	conn, err := net.Dial("udp", args[0])
+	ts.Check(err)
+	defer conn.Close()
+	buf := make([]byte, 64<<10)
+	retry(ts, patience, func() string {
+		if _, err := conn.Write([]byte(args[1])); err != nil {
+			return err.Error()
+		}
+		ts.Check(conn.SetReadDeadline(time.Now().Add(time.Second)))
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err.Error()
+		}
+		_, err = fmt.Fprintf(ts.Stdout(), "%s\n", buf[:n])
+		ts.Check(err)
+		return ""
+	})
+}
