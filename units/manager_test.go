@@ -335,7 +335,7 @@ func TestRestartOfDaemon(t *testing.T) {
 	props := PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep")})
 	second := connect(t)
 	t.Cleanup(func() { s.Manager = second; s.remove(t) })
-	mustStart(t, first, s.names.Pause, props, PodSlices(p)...)
+	mustStart(t, first, s.names.Pause, props, PodSlices(p, PodLimits(p))...)
 	units := map[string]string{}
 	for name, script := range map[string]string{"main": "exec sleep 1000", "ok": "exit 0", "bad": "exit 5"} {
 		unit, _ := s.container(t, name, nil, "/bin/sh", "-c", script)
@@ -465,7 +465,7 @@ func TestConcurrent(t *testing.T) {
 // cycle starts a pod with a container that ends, and removes it.
 func (s *sandbox) cycle(t testing.TB) error {
 	ctx := context.Background()
-	pause, err := s.StartTransient(ctx, s.names.Pause, PauseProps(PauseUnit{Pod: s.pod, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(s.pod)...)
+	pause, err := s.StartTransient(ctx, s.names.Pause, PauseProps(PauseUnit{Pod: s.pod, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(s.pod, PodLimits(s.pod))...)
 	if err != nil {
 		return err
 	}
@@ -581,7 +581,7 @@ func TestWaitingStart(t *testing.T) {
 	t.Cleanup(func() { s.remove(t) })
 	// A pause unit that never gets ready.
 	pause := PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep"), SharePID: true})
-	first, err := m.StartTransient(t.Context(), s.names.Pause, pause, PodSlices(p)...)
+	first, err := m.StartTransient(t.Context(), s.names.Pause, pause, PodSlices(p, PodLimits(p))...)
 	if err != nil {
 		t.Fatal(err)
 	}
