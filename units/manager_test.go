@@ -44,16 +44,7 @@ func TestExitCodes(t *testing.T) {
 // restartable stops and releases a unit, so that it can be started anew.
 func (s *sandbox) restartable(t testing.TB, unit string) {
 	t.Helper()
-	job, err := s.Stop(t.Context(), unit)
-	if err == nil {
-		err = job.Wait(t.Context())
-	}
-	if err == nil {
-		err = s.Release(t.Context(), unit)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	stopAndRelease(t, s.Manager, unit)
 	if state, ok := s.State(unit); ok {
 		t.Fatalf("a released unit is tracked: %+v", state)
 	}

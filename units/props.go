@@ -17,6 +17,16 @@ func prop(name string, value any) Property {
 	return Property{Name: name, Value: dbus.MakeVariant(value)}
 }
 
+// execStart is the command of a service; its failure is the service's. argv[0] is an absolute path. The arguments are taken as they are, a "$" too.
+func execStart(argv ...string) Property {
+	type command struct {
+		Path  string
+		Argv  []string
+		Flags []string
+	}
+	return prop("ExecStartEx", []command{{argv[0], argv, []string{"no-env-expand"}}})
+}
+
 // usec is a duration as systemd wants it. Zero means "infinity" in most places: callers take care of it.
 func usec(d time.Duration) uint64 { return uint64(max(d, 0) / time.Microsecond) }
 
@@ -140,7 +150,7 @@ func PauseProps(u PauseUnit) []Property {
 		prop("Slice", u.Names.Slice),
 		prop("Type", kind),
 		prop("NotifyAccess", access),
-		sd.PropExecStart(u.Argv, false),
+		execStart(u.Argv...),
 		prop("Restart", "no"),
 		prop("CollectMode", "inactive"),
 		prop("KillMode", "mixed"),
@@ -241,7 +251,7 @@ func ContainerProps(u ContainerUnit) []Property {
 		prop("NotifyAccess", "all"),
 		// A container that has ended well stays active (exited), so that its exit code can be read, also by a daemon that was not there.
 		prop("RemainAfterExit", true),
-		sd.PropExecStart(u.Argv, false),
+		execStart(u.Argv...),
 		prop("Restart", "no"),
 		prop("CollectMode", "inactive"),
 		prop("TimeoutStartUSec", usec(startTimeout)),
