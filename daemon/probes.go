@@ -174,8 +174,10 @@ func (b *prober) probeExec(ctx context.Context, ref pod.Ref, c *corev1.Container
 		return false, "", err
 	}
 	defer out.close()
+	args := probeArgs(c, action.Command)
+	command := "command \"" + strings.Join(args, " ") + "\""
 	begin := time.Now()
-	status, err := b.run(ctx, ref, c.Name, runtime.Process{Args: action.Command, Stdout: out.w, Stderr: out.w, Timeout: timeout})
+	status, err := b.run(ctx, ref, c.Name, runtime.Process{Args: args, Stdout: out.w, Stderr: out.w, Timeout: timeout})
 	text := out.end()
 	switch {
 	case err != nil:
@@ -183,9 +185,25 @@ func (b *prober) probeExec(ctx context.Context, ref pod.Ref, c *corev1.Container
 	case status.Code == 0:
 		return true, "", nil
 	case status.Signal != 0 && time.Since(begin) >= timeout:
-		return false, "command \"" + strings.Join(action.Command, " ") + "\" timed out", nil
+		return false, command + " timed out", nil
 	case strings.TrimSpace(text) == "":
-		return false, "command \"" + strings.Join(action.Command, " ") + "\" exited with code " + strconv.Itoa(status.Code), nil
+		return false, command + " exited with code " + strconv.Itoa(status.Code), nil
 	}
 	return false, text, nil
+}
+
+// probeArgs replaces $(NAME) by the variables that the manifest gives values to; as in the kubelet, these values are taken as they are.
+func probeArgs(c *corev1.Container, command []string) []string {
+	args := make([]string, len(command))
+	for i, arg := range command {
+		args[i] = pod.Expand(arg, func(name string) (value string, ok bool) {
+			for _, e := range c.Env { // the last one wins
+				if e.Name == name && e.ValueFrom == nil {
+					value, ok = e.Value, true
+				}
+			}
+			return value, ok
+		})
+	}
+	return args
 }

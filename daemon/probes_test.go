@@ -268,3 +268,12 @@ func TestProbeAddress(t *testing.T) {
 	p.Spec.HostNetwork = true
 	check(nil, "dial tcp 127.0.0.1:")
 }
+
+func TestProbeArgs(t *testing.T) {
+	c := &corev1.Container{Env: []corev1.EnvVar{{Name: "A", Value: "old"}, {Name: "A", Value: "new"}, {Name: "B", Value: "$(A)"},
+		{Name: "C", ValueFrom: &corev1.EnvVarSource{}}}}
+	got := probeArgs(c, []string{"sh", "-c", "$(A) $(B) $(C) $(D) $$(A) $A"})
+	if diff := cmp.Diff([]string{"sh", "-c", "new $(A) $(C) $(D) $(A) $A"}, got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -93,7 +93,7 @@ func (s *Store) recoverLayers() error {
 			continue
 		case isRecord:
 			if _, err := os.Lstat(s.path(layersDir, name)); errors.Is(err, os.ErrNotExist) {
-				if err := os.Remove(s.path(layersDir, d.Name())); err != nil {
+				if err := os.Remove(s.path(layersDir, d.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 					return err
 				}
 			}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -89,13 +90,16 @@ func (m *Manager) isWhole(r *record, index int) (bool, error) {
 	return false, nil
 }
 
-// makeLink makes the pair. A link of ours that has the name already is a leftover.
+// makeLink makes the pair. A name may be taken by a leftover of ours, or in ns by a link that is being removed.
 func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = linkName(r.index), br.MTU, br.Index
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podLink, PeerHardwareAddr: hardwareAddr(addrAt(m.cfg.IPv4, r.index))}
 	err := m.addPair(veth, ns)
 	if errors.Is(err, unix.EEXIST) {
+		if err := m.waitDrained(ctx); err != nil {
+			return err
+		}
 		if err := m.disconnect(r.index); err != nil {
 			return err
 		}
@@ -187,20 +191,47 @@ func addressAndRoute(h *netlink.Handle, link netlink.Link, p netip.Prefix, index
 	return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: addrAt(p, 1).AsSlice()})
 }
 
-// disconnect removes the link of an index, which may have gone with the pod's namespace. It takes some 20 ms, while the kernel waits until
-// nobody uses the link.
-func (m *Manager) disconnect(index int) error {
-	link, err := m.nl.LinkByName(linkName(index))
-	if err == nil {
-		if _, _, ok := ours(link); !ok {
-			return nil // another's link
+// dying is the group of links that are about to be removed together. Its number spells "magk"; nobody else is expected to use it.
+const dying = 0x6d61676b
+
+// disconnect removes the links of indexes, which may have gone with their pods' namespaces, and which are left alone when they are another's.
+func (m *Manager) disconnect(indexes ...int) error {
+	var links []netlink.Link
+	for _, index := range indexes {
+		link, err := m.nl.LinkByName(linkName(index))
+		if err != nil && !isNoLink(err) {
+			return pod.Errorf(kindOf(err), "cannot find link %s: %w", linkName(index), err)
 		}
-		err = m.nl.LinkDel(link)
+		if err == nil {
+			if _, _, ok := ours(link); ok {
+				links = append(links, link)
+			}
+		}
 	}
-	if err != nil && !isNoLink(err) {
-		return pod.Errorf(kindOf(err), "cannot remove link %s: %w", linkName(index), err)
+	if len(links) > 1 && m.removeGroup(links) == nil {
+		return nil
+	}
+	for _, link := range links {
+		// By a socket of its own: requests by m.nl would wait until the link is gone.
+		if err := netlink.LinkDel(link); err != nil && !isNoLink(err) {
+			return pod.Errorf(kindOf(err), "cannot remove link %s: %w", link.Attrs().Name, err)
+		}
 	}
 	return nil
+}
+
+// removeGroup removes links by one request, for which the kernel waits once; by a socket of its own.
+func (m *Manager) removeGroup(links []netlink.Link) error {
+	for _, link := range links {
+		if err := m.nl.LinkSetGroup(link, dying); err != nil && !isNoLink(err) {
+			return err
+		}
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(dying)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 // ours reads a link's name and alias. One without alias comes from a Setup that was cut off.

@@ -28,6 +28,8 @@ type Manager struct {
 	up     bool // bridge and table are there, and as they should be
 	// present says that there may be something of bridge and table
 	present bool
+	watch   *watch // nil when the table is not there
+	watches sync.WaitGroup
 
 	saveMu  sync.Mutex // held while the state file is written
 	written uint64     // the change that the file has
@@ -38,10 +40,11 @@ type Manager struct {
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
-	removals int           // links that are being removed
-	drained  chan struct{} // closed when removals is 0
-	stuck    []int         // indexes whose link could not be removed
-	idle     *time.Timer   // runs when there are no pods
+	dead     []*record     // dropped, and waiting for the reaper or with it
+	drained  chan struct{} // closed when dead is empty; nil when the reaper does not run
+	stuck    []*record     // what the reaper could not remove
+	stuckWhy error
+	idle     *time.Timer // runs when there are no pods
 	closed   bool
 }
 
@@ -117,6 +120,7 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	}
 	if err == nil {
 		m.up, m.present = true, true
+		m.startWatch()
 		return m.bridge.link, nil
 	}
 	if made {
@@ -128,17 +132,28 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	return nil, err
 }
 
+// startWatch is called with hostMu held. Without the watch all but the repair of the table works.
+func (m *Manager) startWatch() {
+	m.watch.close()
+	var err error
+	if m.watch, err = watchTable(m.cfg.Table, &m.watches, m.tableLost); err != nil {
+		m.warn("cannot watch the host's nftables: %v", err)
+	}
+}
+
 // removeHost removes what pods share unless there is a pod or a link of one.
 func (m *Manager) removeHost(ctx context.Context) error {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
 	m.mu.Lock()
-	busy := len(m.pods) > 0 || m.removals > 0
+	busy := len(m.pods) > 0 || len(m.dead) > 0
 	m.mu.Unlock()
 	if busy || !m.present {
 		return nil
 	}
 	m.up = false
+	m.watch.close()
+	m.watch = nil
 	if err := join(m.fw.remove(ctx), m.bridge.down()); err != nil {
 		return err
 	}
@@ -194,25 +209,36 @@ func (m *Manager) Sweep(ctx context.Context) error {
 	m.mu.Lock()
 	stuck := m.stuck
 	m.stuck = nil
-	for _, index := range stuck {
-		m.remove(&record{index: index})
+	for _, r := range stuck {
+		m.remove(r)
 	}
-	drained := m.drained
 	m.mu.Unlock()
-	if drained != nil {
-		select {
-		case <-drained:
-		case <-ctx.Done():
-			return pod.Errorf(pod.Unavailable, "cannot wait for links to go: %w", context.Cause(ctx))
-		}
+	if err := m.waitDrained(ctx); err != nil {
+		return err
 	}
 	m.mu.Lock()
-	left := len(m.stuck)
+	left, why := len(m.stuck), m.stuckWhy
 	m.mu.Unlock()
 	if left > 0 {
-		return pod.Errorf(pod.Unavailable, "cannot remove the links of %d pods that are gone", left)
+		return pod.Errorf(pod.KindOf(why), "cannot remove the networks of %d pods that are gone: %w", left, why)
 	}
 	return m.removeHost(ctx)
+}
+
+// waitDrained waits until the reaper has nothing to do.
+func (m *Manager) waitDrained(ctx context.Context) error {
+	m.mu.Lock()
+	drained := m.drained
+	m.mu.Unlock()
+	if drained == nil {
+		return nil
+	}
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+		return pod.Errorf(pod.Unavailable, "cannot wait for links to go: %w", context.Cause(ctx))
+	}
 }
 
 // Close waits for what runs in the background, removes bridge and table if there is no pod, and lets go of the ports. The networks of pods that
@@ -236,9 +262,11 @@ func (m *Manager) Close() error {
 	}
 	m.mu.Unlock()
 	m.hostMu.Lock() // an idle timer that has fired may still be at work
-	defer m.hostMu.Unlock()
-	m.present = false
+	m.up, m.present = false, false
+	m.watch.close()
 	m.nl.Close()
+	m.hostMu.Unlock()
+	m.watches.Wait()
 	return err
 }
 

@@ -164,8 +164,13 @@ func (m *Manager) records() []*record {
 	return slices.Collect(maps.Values(m.pods))
 }
 
+// maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
+const maxWarnings = 100
+
 func (m *Manager) warn(format string, args ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.warnings = append(m.warnings, fmt.Sprintf(format, args...))
+	if w := fmt.Sprintf(format, args...); len(m.warnings) < maxWarnings && !slices.Contains(m.warnings, w) {
+		m.warnings = append(m.warnings, w)
+	}
 }

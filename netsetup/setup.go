@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"time"
@@ -38,6 +39,9 @@ func (m *Manager) Setup(ctx context.Context, p PodNetwork, ns *os.File) (Result,
 	return m.result(r), nil
 }
 
+// errFull says that all addresses are taken, but some will be free when the reaper has nothing to do any more.
+var errFull = errors.New("all addresses are taken")
+
 // admit gives the pod a record, which it returns locked, with an address and its ports. again says that it had one.
 func (m *Manager) admit(ctx context.Context, p PodNetwork, ports []Port) (r *record, again bool, err error) {
 	if p.UID == "" {
@@ -47,17 +51,15 @@ func (m *Manager) admit(ctx context.Context, p PodNetwork, ports []Port) (r *rec
 		return nil, false, err
 	}
 	for {
-		r, again, wait, err := m.tryAdmit(p, ports)
+		r, again, err := m.tryAdmit(p, ports)
 		switch {
+		case errors.Is(err, errFull): // but links are being removed
+			if err := m.waitDrained(ctx); err != nil {
+				return nil, false, err
+			}
+			continue
 		case err != nil:
 			return nil, false, err
-		case wait != nil: // all addresses are taken, but links are being removed
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return nil, false, pod.Errorf(pod.Unavailable, "cannot wait for a free address: %w", context.Cause(ctx))
-			}
 		case !again:
 			return r, false, nil // locked since it was made
 		}
@@ -69,27 +71,27 @@ func (m *Manager) admit(ctx context.Context, p PodNetwork, ports []Port) (r *rec
 	}
 }
 
-func (m *Manager) tryAdmit(p PodNetwork, ports []Port) (r *record, again bool, wait <-chan struct{}, err error) {
+func (m *Manager) tryAdmit(p PodNetwork, ports []Port) (r *record, again bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, false, nil, pod.Errorf(pod.Unavailable, "cannot set up a network: magikpod is stopping")
+		return nil, false, pod.Errorf(pod.Unavailable, "cannot set up a network: magikpod is stopping")
 	}
 	if err := m.load(nil); err != nil {
-		return nil, false, nil, err
+		return nil, false, err
 	}
 	if err := m.conflict(p.UID, ports); err != nil {
-		return nil, false, nil, err
+		return nil, false, err
 	}
 	if r := m.pods[p.UID]; r != nil {
-		return r, true, nil, nil
+		return r, true, nil
 	}
 	index, ok := m.ipam.take()
 	if !ok && m.drained != nil {
-		return nil, false, m.drained, nil
+		return nil, false, errFull
 	}
 	if !ok {
-		return nil, false, nil, pod.Errorf(pod.Exhausted, "cannot give the pod an address: all %d of %s are taken", m.ipam.last-firstIndex+1, m.cfg.IPv4)
+		return nil, false, pod.Errorf(pod.Exhausted, "cannot give the pod an address: all %d of %s are taken", m.ipam.last-firstIndex+1, m.cfg.IPv4)
 	}
 	r = &record{uid: p.UID, name: p.Name, index: index, ports: ports}
 	r.busy.Lock()
@@ -98,7 +100,7 @@ func (m *Manager) tryAdmit(p PodNetwork, ports []Port) (r *record, again bool, w
 	if m.idle != nil {
 		m.idle.Stop()
 	}
-	return r, false, nil, nil
+	return r, false, nil
 }
 
 // conflict is called with mu held.
@@ -225,7 +227,7 @@ func (m *Manager) undo(r *record) error {
 	last := len(m.pods) == 0
 	m.mu.Unlock()
 	held.close()
-	err := m.finish(ctx, r)
+	err := m.finish(ctx, []*record{r})
 	err = join(err, m.save())
 	if last {
 		err = join(err, m.removeHost(ctx))

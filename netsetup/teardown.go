@@ -2,6 +2,8 @@ package netsetup
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
@@ -45,43 +47,73 @@ func (m *Manager) drop(r *record) {
 	held.close()
 }
 
-// remove starts a goroutine that removes what a dropped record has in the kernel. It is called with mu held. Sweep and Close wait for it.
+// reapMax bounds the links that are removed at once: the kernel's network stands still meanwhile.
+const reapMax = 64
+
+// remove leaves what a dropped record has in the kernel to the reaper. It is called with mu held. Sweep and Close wait for it.
 func (m *Manager) remove(r *record) {
-	if m.removals++; m.removals == 1 {
+	m.dead = append(m.dead, r)
+	if m.drained == nil {
 		m.drained = make(chan struct{})
+		go m.reap()
 	}
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-		defer cancel()
-		err := m.finish(ctx, r)
+}
+
+// reap removes what dropped records have in the kernel, until there are none. All that have come meanwhile go together: the kernel waits some
+// 20 ms until nobody uses a link, and as long for many.
+func (m *Manager) reap() {
+	for {
 		m.mu.Lock()
-		defer m.mu.Unlock()
-		if err != nil {
-			m.stuck = append(m.stuck, r.index)
-		}
-		if m.removals--; m.removals == 0 {
+		batch := slices.Clone(m.dead[:min(len(m.dead), reapMax)])
+		if len(batch) == 0 {
 			close(m.drained)
 			m.drained = nil
 			m.armIdle()
+			m.mu.Unlock()
+			return
 		}
-	}()
+		m.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+		err := m.finish(ctx, batch)
+		cancel()
+		m.mu.Lock()
+		m.dead = m.dead[len(batch):]
+		if err != nil {
+			m.stuck = append(m.stuck, batch...)
+			m.stuckWhy = err
+		}
+		m.mu.Unlock()
+	}
 }
 
-// finish removes what a dropped record has in the kernel, and frees its address.
-func (m *Manager) finish(ctx context.Context, r *record) error {
-	err := m.disconnect(r.index)
-	if len(r.ports) > 0 {
+// finish removes what dropped records have in the kernel, and frees their addresses.
+func (m *Manager) finish(ctx context.Context, gone []*record) error {
+	indexes := make([]int, 0, len(gone))
+	var ports []Port
+	var addrs []netip.Addr
+	for _, r := range gone {
+		indexes = append(indexes, r.index)
+		if len(r.ports) > 0 {
+			ports = append(ports, r.ports...)
+			addrs = append(addrs, m.addrs(r.index)...)
+		}
+	}
+	err := m.disconnect(indexes...)
+	if len(ports) > 0 {
 		if m.isUp() {
 			err = join(err, m.fw.sync(ctx, m.elements))
 		}
-		err = join(err, dropFlows(r.ports, m.addrs(r.index)))
+		err = join(err, dropFlows(ports, addrs))
 	}
-	if err == nil {
-		m.mu.Lock()
-		m.ipam.release(r.index)
-		m.mu.Unlock()
+	if err != nil {
+		return err
 	}
-	return err
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, index := range indexes {
+		m.ipam.release(index)
+	}
+	return nil
 }
 
 func (m *Manager) isUp() bool {

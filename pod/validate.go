@@ -38,6 +38,18 @@ func Validate(m *Manifest) (errs, warnings field.ErrorList) {
 	return bounded(errs), bounded(warnings)
 }
 
+// Of puts before the paths of problems of p, a pod of m, what [Validate] puts there: NAMESPACE/NAME when m has several objects. It changes errs.
+func (m *Manifest) Of(p *corev1.Pod, errs field.ErrorList) field.ErrorList {
+	objects := m.objects()
+	prefix := ""
+	for _, o := range objects {
+		if len(objects) > 1 && o.meta == &p.ObjectMeta {
+			prefix = o.prefix()
+		}
+	}
+	return finish(errs, prefix)
+}
+
 // finish sorts the problems of one object, removes those that are there twice and puts prefix before their paths.
 func finish(list field.ErrorList, prefix string) field.ErrorList {
 	slices.SortStableFunc(list, func(a, b *field.Error) int {

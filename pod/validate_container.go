@@ -100,18 +100,13 @@ func (c *checker) noControl(at *field.Path, value string) bool {
 
 func (k *containerChecker) termination() {
 	c := k.c
-	k.noControl(k.path.Child("terminationMessagePath"), c.TerminationMessagePath)
-	if c.TerminationMessagePath != corev1.TerminationMessagePathDefault {
-		k.warn(k.path.Child("terminationMessagePath"), noMessage)
+	at := k.path.Child("terminationMessagePath")
+	k.noControl(at, c.TerminationMessagePath)
+	if p := c.TerminationMessagePath; p != "" && (!strings.HasPrefix(p, "/") || p == "/") {
+		k.invalid(at, p, "must be the absolute path of a file")
 	}
-	at := k.path.Child("terminationMessagePolicy")
-	oneOf(k.checker, at, c.TerminationMessagePolicy, corev1.TerminationMessageReadFile, corev1.TerminationMessageFallbackToLogsOnError)
-	if c.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
-		k.warn(at, noMessage)
-	}
+	oneOf(k.checker, k.path.Child("terminationMessagePolicy"), c.TerminationMessagePolicy, corev1.TerminationMessageReadFile, corev1.TerminationMessageFallbackToLogsOnError)
 }
-
-const noMessage = "is ignored: the status carries no message of the container; see its logs"
 
 // lifecycle: handlers run inside the container at moments that the runtime classes do not stop at.
 func (k *containerChecker) lifecycle() {

@@ -81,16 +81,16 @@ func SlicePropsWith(p *corev1.Pod, l Limits) []Property {
 	return append(props, l.Props()...)
 }
 
-// PodSlices returns the slices that go along with the pause unit (auxiliary units of its StartTransient): the pod's own, with SliceProps, and one
+// PodSlices returns the slices that go along with the pause unit (auxiliary units of its StartTransient): the pod's own, with the limits l, and one
 // ordering slice for each sidecar.
 //
 // A sidecar must stop after the containers that came after it, also on a host shutdown or systemctl stop, when nobody but systemd is there to see
 // to it. systemd stops units in the reverse order of After=. But a unit that another one names stays loaded as long as that one, and a loaded
 // unit cannot be started anew: with After= between containers none could be restarted alone. So an empty slice stands between them. It is never
 // restarted; the sidecar is Before= it, everything after the sidecar is After= it, and it stops together with the pod.
-func PodSlices(p *corev1.Pod) []Aux {
+func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	names := Names(p.Namespace, p.Name)
-	aux := []Aux{{Name: names.Slice, Props: SliceProps(p)}}
+	aux := []Aux{{Name: names.Slice, Props: SlicePropsWith(p, l)}}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		if !isSidecar(c) {

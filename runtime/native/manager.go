@@ -33,6 +33,8 @@ type Config struct {
 	AgentPath string
 	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them that is installed.
 	Runtime string
+	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
+	PIDsLimit int64
 	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
 	Fault func(step string) error
 	// Log gets what goes wrong where no caller waits for it. Nil: nobody does.

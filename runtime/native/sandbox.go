@@ -162,7 +162,11 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) err
 		Argv: []string{m.config.AgentPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
 	})
 	m.remember(s)
-	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p)...)
+	limits := units.PodLimits(p)
+	if m.config.PIDsLimit > 0 {
+		limits.TasksMax = uint64(m.config.PIDsLimit)
+	}
+	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p, limits)...)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/daemon"
+	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/image"
+	"github.com/magikrun/magikpod/netsetup"
+	"github.com/magikrun/magikpod/pod"
+	magikruntime "github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/native"
+	"github.com/magikrun/magikpod/units"
+	"github.com/magikrun/magikpod/volume"
+)
+
+// agentPath is where make install puts the helper; $MAGIKPOD_AGENT replaces it.
+const agentPath = "/usr/libexec/magikpod/magikagent"
+
+// networks joins the manager with the function that makes namespaces.
+type networks struct{ *netsetup.Manager }
+
+func (networks) NewNamespace() (*os.File, error) { return netsetup.NewNamespace() }
+
+// serve builds the adapters, runs the daemon and ends when ctx does, when the daemon has been idle for long enough, or when a connection is lost.
+func serve(ctx context.Context, configFile string, log *slog.Logger) (err error) {
+	config, err := daemon.LoadConfig(configFile)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(config)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Accepted from the first moment on: whoever connects early waits for the answer, not for the socket.
+	listener, err := controlListener()
+	if err != nil {
+		return err
+	}
+	systemd, err := units.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer systemd.Close()
+	images, err := image.Open(filepath.Join(config.StateDir, "images"), image.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	for _, warning := range images.Warnings() {
+		log.Warn(warning)
+	}
+	network, err := netsetup.New(netsetup.Config{
+		Bridge: config.Network.Bridge, IPv4: config.Network.IPv4, IPv6: config.Network.IPv6, StateFile: filepath.Join(config.RunDir, "network.json"),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, network.Close()) }()
+	volumes, err := volume.New(volume.Config{StateDir: config.StateDir, RunDir: config.RunDir})
+	if err != nil {
+		return err
+	}
+	containers, err := native.New(ctx, native.Config{
+		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, AgentPath: agent(), Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	var registry magikruntime.Registry
+	registry.Add(containers)
+	d, err := daemon.New(ctx, daemon.Options{
+		Config: config, Registry: &registry, Images: images, Networks: networks{network}, Volumes: volumes,
+		Host: daemon.ReadHost(version, systemd.Version()), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	server, err := dbus.Serve(ctx, d, dbus.ServerOptions{Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	if listener != nil {
+		wg.Go(func() {
+			if err := daemon.ServeControl(ctx, listener, d.ControlHandler()); err != nil {
+				log.Error("cannot serve the control socket", "error", err)
+			}
+		})
+	}
+	notify(log, sdnotify.SdNotifyReady)
+	defer notify(log, sdnotify.SdNotifyStopping)
+	log.Info("magikpodd is ready", "version", version, "pods", len(d.List()))
+	return wait(ctx, config, log, systemd, d, server)
+}
+
+func agent() string {
+	if path := os.Getenv("MAGIKPOD_AGENT"); path != "" {
+		return path
+	}
+	return agentPath
+}
+
+// lock makes the directories and keeps a second daemon out of them.
+func lock(config daemon.Config) (unlock func(), err error) {
+	for _, dir := range []string{config.StateDir, config.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, pod.Errorf(pod.Unavailable, "cannot make %s: %w", dir, err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(config.RunDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot lock %s: %w", config.RunDir, err)
+	}
+	// A daemon that is just ending gets the time to.
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if time.Since(began) > 5*time.Second {
+			f.Close()
+			return nil, pod.Errorf(pod.Unavailable, "cannot lock %s: another magikpodd uses it", config.RunDir)
+		}
+	}
+}
+
+// controlListener is the socket that systemd has passed (magikpodd.socket); nil when it has passed none.
+func controlListener() (net.Listener, error) {
+	listeners, err := activation.Listeners()
+	if err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot take the sockets that systemd has passed: %w", err)
+	}
+	var one net.Listener
+	for _, l := range listeners {
+		switch {
+		case l == nil:
+		case one == nil:
+			one = l
+		default:
+			return nil, fmt.Errorf("cannot use more than one socket: magikpodd.socket has too many")
+		}
+	}
+	return one, nil
+}
+
+func notify(log *slog.Logger, state string) {
+	if _, err := sdnotify.SdNotify(false, state); err != nil {
+		log.Warn("cannot notify systemd", "error", err)
+	}
+}
+
+// wait returns when the daemon shall end; meanwhile it feeds the watchdog as long as the daemon is healthy.
+func wait(ctx context.Context, config daemon.Config, log *slog.Logger, systemd *units.Manager, d *daemon.Daemon, server *dbus.Server) error {
+	interval, err := sdnotify.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("cannot use the watchdog", "error", err)
+	}
+	var feed <-chan time.Time
+	if interval > 0 {
+		ticker := time.NewTicker(interval / 3)
+		defer ticker.Stop()
+		feed = ticker.C
+	}
+	idle := time.NewTicker(min(max(config.IdleTimeout.Duration/4, 10*time.Millisecond), 10*time.Second))
+	defer idle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			log.Info("magikpodd ends; pods go on")
+			return nil
+		case <-systemd.Lost():
+			return pod.Errorf(pod.Unavailable, "cannot go on: the connection to systemd is lost")
+		case <-server.Lost():
+			return pod.Errorf(pod.Unavailable, "cannot go on: the connection to the bus is lost")
+		case <-feed:
+			if err := d.Check(); err != nil {
+				log.Error("the daemon is not healthy", "error", err)
+				continue
+			}
+			notify(log, sdnotify.SdNotifyWatchdog)
+		case <-idle.C:
+			if !isIdle(config.IdleTimeout.Duration, d, server) {
+				continue
+			}
+			// From here on systemd queues what comes, and starts the daemon again.
+			notify(log, sdnotify.SdNotifyStopping)
+			if server.Leave() {
+				log.Info("magikpodd leaves: it has had no pods and no clients for a while")
+				return nil
+			}
+			notify(log, sdnotify.SdNotifyReady)
+		}
+	}
+}
+
+// isIdle says whether neither a pod nor a client has needed the daemon for that long.
+func isIdle(timeout time.Duration, d *daemon.Daemon, server *dbus.Server) bool {
+	since, ok := d.Idle()
+	client, quiet := server.Idle()
+	return ok && quiet && time.Since(since) >= timeout && time.Since(client) >= timeout
+}

@@ -1,0 +1,241 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// Start starts a pod as a job, which ends when all its containers have been started.
+func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return 0, err
+	}
+	if w.snapshot().seen.Wish == pod.WishDelete {
+		return 0, pod.Errorf(pod.Conflict, "cannot start pod %s: it is being deleted", ref)
+	}
+	return d.jobs.start(d.ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
+		n := w.give(order{wish: pod.WishRun, fresh: true})
+		return w.waitStarted(ctx, job, n, "start")
+	})
+}
+
+// waitStarted waits until the order numbered n has been taken and the pod was started.
+func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) ([]string, error) {
+	var failure error
+	snap, err := w.wait(ctx, func(s *snapshot) bool {
+		if s.orders < n || s.thenRun {
+			return false
+		}
+		job.progress(s.detail.State, 0)
+		failure = nil
+		if s.seen.Wish == pod.WishRun {
+			failure = startFailure(s)
+		}
+		return s.seen.Wish != pod.WishRun || failure != nil || pod.Started(s.detail.Pod, s.seen)
+	})
+	switch {
+	case err != nil:
+		return nil, notYet(w, snap, waitStarted, err)
+	case snap.gone || snap.seen.Wish != pod.WishRun:
+		return nil, pod.Errorf(pod.Conflict, "cannot %s pod %s: somebody else has stopped or deleted it meanwhile", verb, w.ref)
+	case failure != nil:
+		return nil, failure
+	}
+	return []string{w.ref.String()}, nil
+}
+
+// Stop stops a pod as a job; it stays, and can be started again.
+func (d *Daemon) Stop(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return 0, err
+	}
+	return d.jobs.start(d.ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, _ *job) ([]string, error) {
+		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), force: o.Force})
+		snap, err := w.wait(ctx, func(s *snapshot) bool {
+			return s.orders >= n && (s.seen.Wish == pod.WishRun || stopped(s))
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case !snap.gone && snap.seen.Wish == pod.WishRun:
+			return nil, pod.Errorf(pod.Conflict, "cannot stop pod %s: somebody else has started it meanwhile", ref)
+		}
+		return []string{ref.String()}, nil
+	})
+}
+
+// stopped says whether nothing of the pod runs.
+func stopped(s *snapshot) bool {
+	return s.seen.Wish == pod.WishStop && !s.thenRun && (s.seen.Sandbox.Stage == pod.SandboxAbsent || s.seen.Sandbox.Stage == "")
+}
+
+// graceOf is the grace period that replaces the manifest's.
+func graceOf(o pod.StopOptions) *time.Duration {
+	if o.Force {
+		zero := time.Duration(0)
+		return &zero
+	}
+	return o.Grace
+}
+
+// Restart stops a pod and starts it again, as a job.
+func (d *Daemon) Restart(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return 0, err
+	}
+	if w.snapshot().seen.Wish == pod.WishDelete {
+		return 0, pod.Errorf(pod.Conflict, "cannot restart pod %s: it is being deleted", ref)
+	}
+	return d.jobs.start(d.ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
+		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), thenRun: true})
+		return w.waitStarted(ctx, job, n, "restart")
+	})
+}
+
+// Delete deletes a pod as a job, which ends when nothing is left of it.
+func (d *Daemon) Delete(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return 0, err
+	}
+	return d.jobs.start(d.ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, _ *job) ([]string, error) {
+		w.give(order{wish: pod.WishDelete, grace: graceOf(o), force: o.Force})
+		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.gone }); err != nil {
+			return nil, err
+		}
+		return []string{ref.String()}, nil
+	})
+}
+
+// Kill sends a signal to the first process of a container, or of every running container.
+func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig syscall.Signal) error {
+	w, err := d.find(ref)
+	if err != nil {
+		return err
+	}
+	snap := w.snapshot()
+	if container != "" {
+		if containerOf(snap.detail.Pod, container) == nil {
+			return noContainer(snap, container)
+		}
+		return w.manager.SignalContainer(ctx, w.ref, container, sig)
+	}
+	running := 0
+	var errs []error
+	for name, o := range snap.seen.Containers {
+		if o.Stage != pod.ContainerRunning && o.Stage != pod.ContainerStopping {
+			continue
+		}
+		running++
+		err := w.manager.SignalContainer(ctx, w.ref, name, sig)
+		if kind := pod.KindOf(err); kind != pod.Conflict && kind != pod.NotFound { // it has ended meanwhile
+			errs = append(errs, err)
+		}
+	}
+	if running == 0 {
+		return pod.Errorf(pod.Conflict, "cannot kill pod %s: no container of it runs", ref)
+	}
+	return errors.Join(errs...)
+}
+
+func noContainer(s *snapshot, name string) error {
+	return pod.Errorf(pod.NotFound, "cannot find container %q in pod %s: it has %s", name, s.detail.Ref, strings.Join(containerNames(s.detail.Pod), ", "))
+}
+
+// Exec runs a process in a container, the first one when container is "".
+func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return runtime.ExitStatus{}, err
+	}
+	snap := w.snapshot()
+	if container == "" {
+		container = defaultContainer(snap.detail.Pod)
+	}
+	if containerOf(snap.detail.Pod, container) == nil {
+		return runtime.ExitStatus{}, noContainer(snap, container)
+	}
+	return w.manager.Exec(ctx, w.ref, container, p)
+}
+
+// defaultContainer is the container that a command means which names none (kubectl.kubernetes.io/default-container, else the first).
+func defaultContainer(p *corev1.Pod) string {
+	if name := p.Annotations["kubectl.kubernetes.io/default-container"]; name != "" && containerOf(p, name) != nil {
+		return name
+	}
+	return p.Spec.Containers[0].Name
+}
+
+// Get returns everything about one pod.
+func (d *Daemon) Get(namespace, name string) (pod.Detail, error) {
+	w, err := d.find(pod.Ref{Namespace: namespace, Name: name})
+	if err != nil {
+		return pod.Detail{}, err
+	}
+	return w.snapshot().detail, nil
+}
+
+// GetByUID returns everything about one pod.
+func (d *Daemon) GetByUID(uid types.UID) (pod.Detail, error) {
+	d.mu.Lock()
+	w := d.byUID[uid]
+	d.mu.Unlock()
+	if w == nil {
+		return pod.Detail{}, pod.Errorf(pod.NotFound, "cannot find the pod with UID %s", uid)
+	}
+	return w.snapshot().detail, nil
+}
+
+// List returns all pods, sorted by namespace and name.
+func (d *Daemon) List() []pod.Summary {
+	workers := d.workers()
+	list := make([]pod.Summary, 0, len(workers))
+	for _, w := range workers {
+		list = append(list, w.snapshot().detail.Summary)
+	}
+	return list
+}
+
+// GetByPID returns the pod that a process belongs to: the one whose slice its cgroup lies in.
+func (d *Daemon) GetByPID(pid int) (pod.Ref, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot find the pod of process %d: there is no such process", pid)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot find the pod of process %d: it has ended", pid)
+	}
+	for line := range bytes.Lines(data) {
+		_, path, ok := strings.Cut(string(bytes.TrimSpace(line)), "::")
+		if !ok {
+			continue
+		}
+		for part := range strings.SplitSeq(path, "/") {
+			if w := d.bySlice(part); w != nil {
+				return w.ref, nil
+			}
+		}
+	}
+	return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot find the pod of process %d: it is in none", pid)
+}
+
+// Classes lists the runtime classes.
+func (d *Daemon) Classes() []pod.ClassInfo { return d.registry.Classes() }

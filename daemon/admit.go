@@ -1,0 +1,453 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// The ends of a run's waiting.
+const (
+	waitNone      = "none"
+	waitStarted   = "started"
+	waitReady     = "ready"
+	waitCompleted = "completed"
+)
+
+// rollbackTimeout bounds the removal of the pods of a run that failed.
+const rollbackTimeout = time.Minute
+
+// read turns a manifest into values: parsed, defaults filled in, validated, also by the runtime classes.
+func (d *Daemon) read(manifest []byte, namespace string) (*pod.Manifest, field.ErrorList, error) {
+	m, err := pod.Parse(manifest)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := m.SetNamespace(namespace); err != nil {
+		return nil, nil, err
+	}
+	for _, p := range m.Pods {
+		pod.Default(p)
+	}
+	errs, warnings := pod.Validate(&m)
+	for _, p := range m.Pods {
+		if manager, err := d.registry.Get(className(p)); err != nil {
+			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), className(p), d.usableClasses())
+			errs = append(errs, m.Of(p, field.ErrorList{unusable})...)
+		} else {
+			errs = append(errs, m.Of(p, manager.Validate(p))...)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, warnings, pod.InvalidError(errs)
+	}
+	return &m, warnings, nil
+}
+
+func (d *Daemon) usableClasses() []string {
+	var names []string
+	for _, c := range d.registry.Classes() {
+		if c.Available {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
+// Validate returns every problem of the manifest on this host.
+func (d *Daemon) Validate(manifest []byte) []pod.Problem {
+	_, warnings, err := d.read(manifest, "")
+	if err != nil {
+		return pod.ProblemsOf(err)
+	}
+	return pod.Problems(nil, warnings)
+}
+
+// Run admits the pods of a manifest and starts them as a job. When one of them cannot be started, or the job is cancelled or times out, all of
+// them are removed again.
+func (d *Daemon) Run(_ context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
+	m, _, err := d.read(manifest, o.Namespace)
+	if err != nil {
+		return 0, err
+	}
+	if o.Wait == "" {
+		o.Wait = waitStarted
+	}
+	if !slices.Contains([]string{waitNone, waitStarted, waitReady, waitCompleted}, o.Wait) {
+		return 0, pod.Errorf(pod.Invalid, "cannot wait for %q: it is none of none, started, ready, completed", o.Wait)
+	}
+	r := &runJob{d: d, options: o, objects: manifestObjects(m)}
+	for _, p := range m.Pods {
+		r.pods = append(r.pods, d.newPod(p))
+	}
+	if err := d.reserve(r); err != nil {
+		return 0, err
+	}
+	kind := "run"
+	if o.NoStart {
+		kind = "create"
+	}
+	id, err := d.jobs.start(d.ctx, kind, r.names(), r.timeout(), r.do)
+	if err != nil {
+		d.unreserve(r.names())
+	}
+	return id, err
+}
+
+// newPod gives an admitted pod its identity.
+func (d *Daemon) newPod(p *corev1.Pod) *corev1.Pod {
+	p.UID = newUID()
+	p.Generation = 1
+	p.CreationTimestamp = metav1.NewTime(time.Now().Truncate(time.Second))
+	p.DeletionTimestamp = nil
+	p.Spec.NodeName = d.host.Hostname
+	p.Status = corev1.PodStatus{HostIP: d.hostIP()}
+	if p.Status.HostIP != "" {
+		p.Status.HostIPs = []corev1.HostIP{{IP: p.Status.HostIP}}
+	}
+	return p
+}
+
+// newUID makes a random UUID (RFC 9562, version 4).
+func newUID() types.UID {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return types.UID(fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]))
+}
+
+// runJob is one RunPod or CreatePod.
+type runJob struct {
+	d       *Daemon
+	options pod.RunOptions
+	pods    []*corev1.Pod
+	objects map[objectKey]*object
+	old     []*worker // pods of the same names that go first
+	workers []*worker
+}
+
+func (r *runJob) names() []string {
+	names := make([]string, 0, len(r.pods))
+	for _, p := range r.pods {
+		names = append(names, pod.RefOf(p).String())
+	}
+	return names
+}
+
+func (r *runJob) timeout() time.Duration {
+	switch {
+	case r.options.Timeout > 0:
+		return r.options.Timeout
+	case r.options.Wait == waitCompleted:
+		return 0
+	}
+	return r.d.config.JobTimeout.Duration
+}
+
+// reserve takes the names of the pods. AlreadyExists: a name is taken; Exhausted: too many pods.
+func (d *Daemon) reserve(r *runJob) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range r.names() {
+		if d.reserved[name] {
+			return pod.Errorf(pod.AlreadyExists, "cannot run pod %s: it is being created by somebody else", name)
+		}
+		if w := d.byName[name]; w != nil {
+			if !r.options.Replace {
+				return pod.Errorf(pod.AlreadyExists, "cannot run pod %s: there is one of that name (delete it, or use --replace)", name)
+			}
+			r.old = append(r.old, w)
+		}
+	}
+	if have := len(d.byName) + len(d.reserved) - len(r.old); have+len(r.pods) > d.config.MaxPods {
+		return pod.Errorf(pod.Exhausted, "cannot run %d pods: the limit is %d pods on this host, and there are %d", len(r.pods), d.config.MaxPods, have)
+	}
+	for _, name := range r.names() {
+		d.reserved[name] = true
+	}
+	return nil
+}
+
+func (d *Daemon) unreserve(names []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range names {
+		delete(d.reserved, name)
+	}
+}
+
+// do is the job.
+func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
+	defer r.d.unreserve(r.names())
+	err := r.deleteOld(ctx)
+	if err == nil {
+		err = r.admit()
+	}
+	began := time.Now()
+	if err == nil {
+		err = r.start(ctx, job)
+	}
+	if err != nil {
+		return nil, r.rollBack(err)
+	}
+	if !r.options.NoStart && r.options.Wait == waitStarted {
+		r.d.metrics.observeStart(time.Since(began))
+	}
+	if r.options.Wait == waitCompleted && !r.options.NoStart {
+		err = r.waitCompleted(ctx, job)
+	}
+	return r.names(), err
+}
+
+// deleteOld deletes the pods that are replaced.
+func (r *runJob) deleteOld(ctx context.Context) error {
+	for _, w := range r.old {
+		w.give(order{wish: pod.WishDelete})
+	}
+	for _, w := range r.old {
+		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.gone }); err != nil {
+			return fmt.Errorf("cannot replace pod %s: %w", w.ref, err)
+		}
+	}
+	return nil
+}
+
+// admit stores the objects and makes the pods' workers.
+func (r *runJob) admit() error {
+	var uids []types.UID
+	for _, p := range r.pods {
+		uids = append(uids, p.UID)
+	}
+	if err := r.d.objects.add(r.objects, uids, r.options.Replace); err != nil {
+		return err
+	}
+	for _, p := range r.pods {
+		wish := pod.WishRun
+		if r.options.NoStart {
+			wish = pod.WishStop
+		}
+		w, err := r.d.admit(p, wish)
+		if err != nil {
+			return errors.Join(err, r.releaseUnadmitted())
+		}
+		r.workers = append(r.workers, w)
+	}
+	return nil
+}
+
+// releaseUnadmitted gives up the objects of the pods that have no worker.
+func (r *runJob) releaseUnadmitted() error {
+	var errs []error
+	for _, p := range r.pods[len(r.workers):] {
+		errs = append(errs, r.d.objects.release(p.UID))
+	}
+	return errors.Join(errs...)
+}
+
+// start waits until each pod is as far as was asked for, and commits them.
+func (r *runJob) start(ctx context.Context, job *job) error {
+	waitCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var first error // what made the others give up
+	var once sync.Once
+	for _, w := range r.workers {
+		wg.Go(func() {
+			if err := r.startOne(waitCtx, job, w); err != nil {
+				once.Do(func() { first = err })
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	if first != nil {
+		return first
+	}
+	for _, w := range r.workers {
+		if err := w.commitAndWait(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
+	if r.options.NoStart || r.options.Wait == waitNone {
+		return nil
+	}
+	var failure error
+	snap, err := w.wait(ctx, func(s *snapshot) bool {
+		job.progress(s.detail.State, 0)
+		failure = startFailure(s)
+		if failure != nil {
+			return true
+		}
+		if r.options.Wait == waitReady {
+			return pod.IsReady(s.detail.Pod, s.seen) || pod.IsFinished(s.seen) && pod.Started(s.detail.Pod, s.seen)
+		}
+		return pod.Started(s.detail.Pod, s.seen)
+	})
+	switch {
+	case err != nil:
+		return notYet(w, snap, r.options.Wait, err)
+	case snap.gone || snap.seen.Wish != pod.WishRun:
+		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has stopped or deleted it meanwhile", w.ref)
+	case failure != nil:
+		return failure
+	case r.options.Wait == waitReady && !pod.IsReady(snap.detail.Pod, snap.seen):
+		return pod.Errorf(pod.Unavailable, "cannot run pod %s: it ended before it was ready (phase %s)", w.ref, snap.detail.Phase)
+	}
+	return nil
+}
+
+// startFailure is why a pod cannot come up; nil while there is hope. A stop or delete by somebody else ends the waiting too.
+func startFailure(s *snapshot) error {
+	switch {
+	case s.gone || s.seen.Wish != pod.WishRun:
+		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has stopped or deleted it meanwhile", s.detail.Ref)
+	case s.sandboxErr != nil:
+		return pod.WithKind(pod.KindOf(s.sandboxErr), fmt.Errorf("cannot start pod %s: %w", s.detail.Ref, s.sandboxErr))
+	}
+	if err := pod.StartFailure(s.detail.Pod, s.seen); err != nil {
+		return pod.WithKind(pod.KindOf(err), fmt.Errorf("cannot run pod %s: %w", s.detail.Ref, err))
+	}
+	return nil
+}
+
+// notYet words a wait that was ended by a timeout or a cancel.
+func notYet(w *worker, s *snapshot, what string, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	var waiting []string
+	for _, cs := range slices.Concat(s.detail.Pod.Status.InitContainerStatuses, s.detail.Pod.Status.ContainerStatuses) {
+		switch {
+		case cs.State.Waiting != nil:
+			waiting = append(waiting, cs.Name+" is waiting ("+cs.State.Waiting.Reason+")")
+		case cs.State.Running != nil && !cs.Ready:
+			o := s.seen.Containers[cs.Name]
+			why := ""
+			for _, p := range []pod.ProbeState{o.Startup, o.Readiness} {
+				if p.Message != "" {
+					why = ": " + p.Message
+				}
+			}
+			waiting = append(waiting, cs.Name+" is not ready"+why)
+		}
+	}
+	detail := ""
+	if len(waiting) > 0 {
+		detail = ": " + strings.Join(waiting, ", ")
+	}
+	return pod.WithKind(pod.Unavailable, fmt.Errorf("cannot wait any longer for pod %s to be %s%s: %w", w.ref, what, detail, err))
+}
+
+// rollBack removes the pods of a run that failed.
+func (r *runJob) rollBack(cause error) error {
+	ctx, cancel := context.WithTimeout(r.d.ctx, rollbackTimeout)
+	defer cancel()
+	zero := time.Duration(0)
+	for _, w := range r.workers {
+		w.give(order{wish: pod.WishDelete, grace: &zero})
+	}
+	for _, w := range r.workers {
+		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.gone }); err != nil && r.d.ctx.Err() == nil {
+			return pod.WithKind(pod.KindOf(cause), fmt.Errorf("%w; pod %s is still being removed", cause, w.ref))
+		}
+	}
+	return cause
+}
+
+// waitCompleted waits until every pod has ended. Unavailable: one of them has failed.
+func (r *runJob) waitCompleted(ctx context.Context, job *job) error {
+	var errs []error
+	for _, w := range r.workers {
+		snap, err := w.wait(ctx, func(s *snapshot) bool {
+			job.progress(s.detail.State, 0)
+			return pod.IsFinished(s.seen)
+		})
+		switch {
+		case err != nil:
+			return notYet(w, snap, waitCompleted, err)
+		case snap.gone:
+			errs = append(errs, pod.Errorf(pod.Conflict, "cannot wait for pod %s to complete: it was deleted", w.ref))
+		case snap.detail.Phase != string(corev1.PodSucceeded):
+			errs = append(errs, pod.Errorf(pod.Unavailable, "pod %s has not succeeded: it is %s", w.ref, describeEnd(snap)))
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return firstKind(errors.Join(errs...), errs[0])
+}
+
+// describeEnd is how a pod failed.
+func describeEnd(s *snapshot) string {
+	text := s.detail.Phase
+	for _, cs := range slices.Concat(s.detail.Pod.Status.InitContainerStatuses, s.detail.Pod.Status.ContainerStatuses) {
+		if t := cs.State.Terminated; t != nil && t.ExitCode != 0 {
+			text += fmt.Sprintf(", container %s ended with exit code %d (%s)", cs.Name, t.ExitCode, t.Reason)
+		}
+	}
+	return text
+}
+
+// admit makes the worker of a new pod, whose name is reserved.
+func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
+	manager, err := d.registry.Get(className(p))
+	if err != nil {
+		return nil, err
+	}
+	w := d.newWorker(&record{Version: recordVersion, Pod: p, Wish: wish, WishedAt: time.Now(), BootID: d.host.BootID}, manager)
+	// Before anything of the pod exists: a daemon that comes after a crash must know of it.
+	r := *w.record
+	if err := w.write(&r, false); err != nil {
+		return nil, errors.Join(err, d.store.remove(p.UID))
+	}
+	d.add(w)
+	d.notices.tell(pod.Notice{Kind: pod.NoticePodNew, Ref: w.ref})
+	d.launch(w)
+	return w, nil
+}
+
+// commitAndWait makes the pod one that stays.
+func (w *worker) commitAndWait(ctx context.Context) error {
+	w.mu.Lock()
+	w.commit = true
+	w.mu.Unlock()
+	w.nudge()
+	snap, err := w.wait(ctx, func(s *snapshot) bool { return s.committed || s.commitErr != nil })
+	switch {
+	case err != nil:
+		return err
+	case snap.gone:
+		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has deleted it meanwhile", w.ref)
+	}
+	return snap.commitErr
+}
+
+// className is the runtime class of a pod.
+func className(p *corev1.Pod) string {
+	if p.Spec.RuntimeClassName == nil {
+		return pod.ClassContainers
+	}
+	return *p.Spec.RuntimeClassName
+}
+
+// managerOf returns the class of a stored pod, which may not be usable any more.
+func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
+	return d.registry.Get(className(p))
+}

@@ -1,0 +1,407 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/image"
+	"github.com/magikrun/magikpod/netsetup"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
+	"github.com/magikrun/magikpod/volume"
+)
+
+// maxStarts bounds the containers that are being started at once on the whole host.
+const maxStarts = 16
+
+// Images is what the daemon needs of package image ([image.Store]).
+type Images interface {
+	Resolve(reference string) (runtime.Image, error)
+	Pull(ctx context.Context, reference string, o image.PullOptions) (runtime.Image, error)
+	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]string, error)
+	Save(ctx context.Context, references []string, w io.Writer) error
+	List() []image.Info
+	Inspect(reference string) (image.Info, []byte, error)
+	Tag(reference, newReference string) error
+	Remove(ctx context.Context, reference string, inUse func(id string) []string) error
+}
+
+// Networks is what the daemon needs of package netsetup.
+type Networks interface {
+	// NewNamespace makes a network namespace that lives as long as the file, or a process in it, does.
+	NewNamespace() (*os.File, error)
+	Setup(ctx context.Context, n netsetup.PodNetwork, ns *os.File) (netsetup.Result, error)
+	Teardown(ctx context.Context, uid types.UID) error
+	Restore(ctx context.Context, keep func(uid types.UID) bool) error
+}
+
+// Volumes is what the daemon needs of package volume ([volume.Manager]).
+type Volumes interface {
+	Prepare(ctx context.Context, p *corev1.Pod, src volume.Sources) (*volume.Prepared, error)
+	EtcFiles(uid types.UID, hosts, hostname, resolv []byte) ([]runtime.Mount, error)
+	TerminationMessage(uid types.UID, container string, attempt int, path string) (runtime.Mount, error)
+	ReadTerminationMessage(uid types.UID, container string, attempt int) (string, error)
+	Remove(ctx context.Context, uid types.UID) error
+}
+
+// Options are what a daemon is made from. All fields are required but Log.
+type Options struct {
+	Config   Config
+	Registry *runtime.Registry
+	Images   Images
+	Networks Networks
+	Volumes  Volumes
+	Host     Host
+	Log      *slog.Logger
+}
+
+// Daemon is the orchestrator: it admits pods and runs a worker for each. It implements the backend of the bus server.
+type Daemon struct {
+	notices
+	config   Config
+	registry *runtime.Registry
+	images   Images
+	networks Networks
+	volumes  Volumes
+	host     Host
+	log      *slog.Logger
+	store    recordStore
+	objects  objects
+	jobs     jobs
+	pulls    *puller
+	metrics  *metricsSet
+	logs     *logReader
+	starts   chan struct{}
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // workers
+
+	mu       sync.Mutex // guards what follows
+	byUID    map[types.UID]*worker
+	byName   map[string]*worker // by NAMESPACE/NAME
+	slices   map[string]*worker // by the name of the slice
+	reserved map[string]bool    // names of pods that are about to be admitted
+	busyAt   time.Time          // when there was last a pod or a job
+}
+
+// New reads what an earlier daemon has left, adopts what still runs, and goes on with it. Unavailable: the state directory cannot be used.
+func New(ctx context.Context, o Options) (*Daemon, error) {
+	d := &Daemon{
+		config: o.Config, registry: o.Registry, images: o.Images, networks: o.Networks, volumes: o.Volumes, host: o.Host, log: o.Log,
+		pulls: newPuller(o.Images), starts: make(chan struct{}, maxStarts),
+		byUID: make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]bool),
+		busyAt: time.Now(),
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	d.ctx, d.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	d.store = recordStore{config: &d.config}
+	d.objects = objects{dir: filepath.Join(o.Config.StateDir, "volumes")}
+	d.metrics = newMetrics(d.List)
+	d.jobs = jobs{notices: &d.notices, ended: func(kind string, result pod.JobResult, took time.Duration) {
+		d.metrics.observeJob(kind, result, took)
+		d.touch()
+	}}
+	d.logs = newLogReader(logReaderConfig{Driver: o.Config.LogDriver, Dir: o.Config.LogDir, RunDir: o.Config.RunDir})
+	for _, class := range d.registry.Classes() {
+		if manager, err := d.registry.Get(class.Name); err == nil {
+			manager.OnChange(d.changed)
+		}
+	}
+	if err := d.recover(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// recover makes a worker of every record.
+func (d *Daemon) recover(ctx context.Context) error {
+	records, warnings, err := d.store.load()
+	if err != nil {
+		return err
+	}
+	var workers []*worker
+	uids := make(map[types.UID]bool)
+	for _, r := range records {
+		w, warning := d.adopt(ctx, r)
+		if warning != "" {
+			warnings = append(warnings, warning)
+		}
+		if w != nil {
+			workers = append(workers, w)
+			uids[w.ref.UID] = true
+		}
+	}
+	more, err := d.objects.load(func(uid types.UID) bool { return uids[uid] })
+	if err != nil {
+		return err
+	}
+	for _, text := range append(warnings, more...) {
+		d.log.Warn(text)
+	}
+	if err := d.networks.Restore(ctx, func(uid types.UID) bool { return uids[uid] }); err != nil {
+		d.log.Error("cannot restore the pods' networks", "error", err)
+	}
+	for _, w := range workers {
+		d.launch(w)
+	}
+	return nil
+}
+
+// adopt makes the worker of a record that an earlier daemon has left.
+func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string) {
+	ref := pod.RefOf(r.Pod)
+	manager, err := d.managerOf(r.Pod)
+	if err != nil {
+		return nil, "pod " + ref.String() + " is left alone: " + err.Error()
+	}
+	if d.byName[ref.String()] != nil {
+		return nil, "the record of pod " + string(ref.UID) + " is left alone: there is another pod " + ref.String()
+	}
+	if err := manager.Adopt(ctx, ref); err != nil {
+		d.log.Error("cannot adopt the pod", "MAGIKPOD_POD", ref.Name, "MAGIKPOD_NAMESPACE", ref.Namespace, "error", err)
+	}
+	if !r.Committed {
+		// Its run never succeeded, and nobody waits for it any more.
+		zero := time.Duration(0)
+		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishDelete, time.Now(), &zero, false
+	}
+	w = d.newWorker(r, manager)
+	d.add(w)
+	return w, ""
+}
+
+// Close ends the workers and jobs. Pods go on.
+func (d *Daemon) Close() {
+	cause := pod.Errorf(pod.Unavailable, "the daemon is ending")
+	d.cancel(cause)
+	d.jobs.close(cause)
+	d.logs.Close()
+	d.wg.Wait()
+}
+
+// launch starts the worker's goroutine.
+func (d *Daemon) launch(w *worker) {
+	d.wg.Go(func() { w.run(d.ctx) })
+}
+
+func (d *Daemon) add(w *worker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.byUID[w.ref.UID], d.byName[w.ref.String()], d.slices[d.sliceOf(w.ref)] = w, w, w
+	delete(d.reserved, w.ref.String())
+}
+
+// removed takes a pod off the lists: its name is free.
+func (d *Daemon) removed(w *worker) {
+	w.publish()
+	d.mu.Lock()
+	delete(d.byUID, w.ref.UID)
+	delete(d.byName, w.ref.String())
+	delete(d.slices, d.sliceOf(w.ref))
+	d.busyAt = time.Now()
+	d.mu.Unlock()
+	d.notices.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
+}
+
+// changed wakes the worker of a pod about which the runtime has news.
+func (d *Daemon) changed(ref pod.Ref) {
+	d.mu.Lock()
+	w := d.byUID[ref.UID]
+	if w == nil && ref.UID == "" {
+		w = d.byName[ref.String()]
+	}
+	d.mu.Unlock()
+	if w != nil {
+		w.nudge()
+	}
+}
+
+// find returns the worker of a pod, by its UID if ref has one.
+func (d *Daemon) find(ref pod.Ref) (*worker, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.byUID[ref.UID]
+	if ref.UID == "" {
+		w = d.byName[ref.String()]
+	}
+	if w == nil {
+		return nil, pod.Errorf(pod.NotFound, "cannot find pod %s", ref)
+	}
+	return w, nil
+}
+
+// workers returns all workers, sorted by namespace and name.
+func (d *Daemon) workers() []*worker {
+	d.mu.Lock()
+	list := make([]*worker, 0, len(d.byUID))
+	for _, w := range d.byUID {
+		list = append(list, w)
+	}
+	d.mu.Unlock()
+	slices.SortFunc(list, func(a, b *worker) int {
+		if c := strings.Compare(a.ref.Namespace, b.ref.Namespace); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ref.Name, b.ref.Name)
+	})
+	return list
+}
+
+func (d *Daemon) bySlice(slice string) *worker {
+	if !strings.HasPrefix(slice, "magikpod-") {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.slices[slice]
+}
+
+func (d *Daemon) sliceOf(ref pod.Ref) string { return units.Names(ref.Namespace, ref.Name).Slice }
+
+func (d *Daemon) touch() {
+	d.mu.Lock()
+	d.busyAt = time.Now()
+	d.mu.Unlock()
+}
+
+// Idle says since when there have been neither pods nor jobs; ok is false while there are some.
+func (d *Daemon) Idle() (since time.Time, ok bool) {
+	if len(d.jobs.list()) > 0 {
+		return time.Time{}, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.busyAt, len(d.byUID)+len(d.reserved) == 0
+}
+
+// volumeSources finds the ConfigMaps and Secrets of the pod's namespace.
+func (d *Daemon) volumeSources(p *corev1.Pod) volume.Sources {
+	return volume.Sources{
+		ConfigMap: func(name string) (*corev1.ConfigMap, error) {
+			if c := d.objects.configMap(p.Namespace, name); c != nil {
+				return c, nil
+			}
+			return nil, pod.Errorf(pod.NotFound, "configmap %q not found in namespace %s (put it into the manifest)", name, p.Namespace)
+		},
+		Secret: func(name string) (*corev1.Secret, error) {
+			if c := d.objects.secret(p.Namespace, name); c != nil {
+				return c, nil
+			}
+			return nil, pod.Errorf(pod.NotFound, "secret %q not found in namespace %s (put it into the manifest)", name, p.Namespace)
+		},
+	}
+}
+
+// envSources is where the environment of the pod's containers comes from.
+func (d *Daemon) envSources(p *corev1.Pod, ips []string) pod.EnvSources {
+	from := d.volumeSources(p)
+	return pod.EnvSources{
+		ConfigMap: from.ConfigMap, Secret: from.Secret,
+		PodIPs: ips, HostIPs: d.hostIPs(), NodeName: d.host.Hostname, Capacity: d.host.Capacity,
+	}
+}
+
+// hostIPs are the addresses of the host that others can reach it by, the IPv4 one first.
+func (d *Daemon) hostIPs() []string {
+	var ips []string
+	for _, a := range []netip.Addr{d.host.IPv4, d.host.IPv6} {
+		if a.IsValid() {
+			ips = append(ips, a.String())
+		}
+	}
+	return ips
+}
+
+func (d *Daemon) hostIP() string {
+	if ips := d.hostIPs(); len(ips) > 0 {
+		return ips[0]
+	}
+	return ""
+}
+
+// hostnameOf is what the pod calls itself, and its name in DNS if it has a subdomain.
+func (d *Daemon) hostnameOf(p *corev1.Pod) (hostname, fqdn string, err error) {
+	if p.Spec.HostNetwork {
+		return d.host.Hostname, "", nil
+	}
+	return pod.Hostname(p)
+}
+
+// containersOf lists all containers of a pod: init containers and sidecars, then containers.
+func containersOf(p *corev1.Pod) []*corev1.Container {
+	var list []*corev1.Container
+	for i := range p.Spec.InitContainers {
+		list = append(list, &p.Spec.InitContainers[i])
+	}
+	for i := range p.Spec.Containers {
+		list = append(list, &p.Spec.Containers[i])
+	}
+	return list
+}
+
+func containerNames(p *corev1.Pod) []string {
+	var names []string
+	for _, c := range containersOf(p) {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// containerOf returns the container of that name; nil when there is none.
+func containerOf(p *corev1.Pod, name string) *corev1.Container {
+	for _, c := range containersOf(p) {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// ControlHandler answers on the control socket: health, metrics and version in plain HTTP.
+func (d *Daemon) ControlHandler() http.Handler {
+	return newControlHandler(d.Check, d.metrics.WritePrometheus, d.Info)
+}
+
+// Stats reads what the pod and its containers use from their cgroups. Conflict: the pod does not run.
+func (d *Daemon) Stats(_ context.Context, ref pod.Ref) (pod.Stats, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return pod.Stats{}, err
+	}
+	slice := units.SlicePath(d.sliceOf(w.ref))
+	containers := make(map[string]string)
+	for name, o := range w.snapshot().seen.Containers {
+		if o.Stage.Live() {
+			containers[name] = path.Join(slice, units.ContainerService(w.ref.Namespace, w.ref.Name, name))
+		}
+	}
+	return statsOf(d.host.CgroupRoot, slice, containers)
+}
+
+// Check says whether the daemon is healthy: it can lock what it must lock, and its state directory can be read.
+func (d *Daemon) Check() error {
+	d.workers()
+	if _, err := os.Stat(filepath.Join(d.config.StateDir, "pods")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

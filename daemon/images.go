@@ -1,0 +1,269 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/image"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// maxPulls bounds the pulls that run at once.
+const maxPulls = 4
+
+// puller pulls images, each at most once at a time whoever asks for it.
+type puller struct {
+	store Images
+
+	mu      sync.Mutex
+	pulling map[string]*pull
+	slots   chan struct{}
+}
+
+// pull is one pull that runs.
+type pull struct {
+	done    chan struct{}
+	cancel  context.CancelFunc
+	waiting int // who waits for it; the last one that leaves ends it
+	image   runtime.Image
+	err     error
+
+	mu        sync.Mutex
+	listeners []func(image.Progress)
+}
+
+func newPuller(store Images) *puller {
+	return &puller{store: store, pulling: make(map[string]*pull), slots: make(chan struct{}, maxPulls)}
+}
+
+// pull pulls reference, or joins a pull of it that runs. progress may be nil.
+func (p *puller) pull(ctx context.Context, reference string, progress func(image.Progress)) (runtime.Image, error) {
+	p.mu.Lock()
+	one := p.pulling[reference]
+	if one == nil {
+		pullCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		one = &pull{done: make(chan struct{}), cancel: cancel}
+		p.pulling[reference] = one
+		go p.run(pullCtx, reference, one)
+	}
+	one.waiting++
+	p.mu.Unlock()
+	if progress != nil {
+		one.mu.Lock()
+		one.listeners = append(one.listeners, progress)
+		one.mu.Unlock()
+	}
+	select {
+	case <-one.done:
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	if one.waiting--; one.waiting == 0 {
+		one.cancel()
+	}
+	p.mu.Unlock()
+	select {
+	case <-one.done:
+		return one.image, one.err
+	default:
+		return runtime.Image{}, context.Cause(ctx)
+	}
+}
+
+func (p *puller) run(ctx context.Context, reference string, one *pull) {
+	defer one.cancel()
+	select {
+	case p.slots <- struct{}{}:
+		one.image, one.err = p.store.Pull(ctx, reference, image.PullOptions{Progress: func(at image.Progress) {
+			one.mu.Lock()
+			listeners := one.listeners
+			one.mu.Unlock()
+			for _, tell := range listeners {
+				tell(at)
+			}
+		}})
+		<-p.slots
+	case <-ctx.Done():
+		one.err = ctx.Err()
+	}
+	p.mu.Lock()
+	delete(p.pulling, reference)
+	p.mu.Unlock()
+	close(one.done)
+}
+
+// imageError is why a container has no image: the reason of its Waiting state.
+type imageError struct {
+	reason string
+	err    error
+}
+
+func (e *imageError) Error() string { return e.err.Error() }
+func (e *imageError) Unwrap() error { return e.err }
+
+// containerImage makes the image of a container ready, by its imagePullPolicy (Kubernetes: images, "Image pull policy").
+func (d *Daemon) containerImage(ctx context.Context, c *corev1.Container) (img runtime.Image, pulled bool, err error) {
+	name, err := image.Normalize(c.Image)
+	if err != nil {
+		return runtime.Image{}, false, &imageError{"InvalidImageName", err}
+	}
+	img, err = d.images.Resolve(name)
+	present := err == nil
+	if err != nil && pod.KindOf(err) != pod.NotFound {
+		return runtime.Image{}, false, &imageError{"ImageInspectError", err}
+	}
+	policy := c.ImagePullPolicy
+	if isLocal(name) && policy == corev1.PullAlways {
+		policy = corev1.PullIfNotPresent // there is no registry to ask
+	}
+	switch {
+	case present && policy != corev1.PullAlways:
+		return img, false, nil
+	case policy == corev1.PullNever:
+		return runtime.Image{}, false, &imageError{pod.ReasonErrImageNeverPull,
+			pod.Errorf(pod.NotFound, "container image %q is not present with pull policy of Never (magikpodctl image load or pull brings it)", c.Image)}
+	case isLocal(name):
+		return runtime.Image{}, false, &imageError{pod.ReasonErrImagePull,
+			pod.Errorf(pod.NotFound, "container image %q is not present, and localhost is no registry (magikpodctl image load brings it)", c.Image)}
+	}
+	img, err = d.pulls.pull(ctx, name, nil)
+	d.metrics.observePull(err == nil)
+	if err != nil {
+		return runtime.Image{}, false, &imageError{pod.ReasonErrImagePull, err}
+	}
+	return img, true, nil
+}
+
+// isLocal says whether a normalised reference names an image that was made here: the host "localhost" without a port is no registry.
+func isLocal(reference string) bool { return strings.HasPrefix(reference, "localhost/") }
+
+// PullImage pulls an image as a job.
+func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOptions) (uint32, error) {
+	name, err := image.Normalize(reference)
+	if err != nil {
+		return 0, err
+	}
+	return d.jobs.start(d.ctx, "pull", []string{name}, 0, func(ctx context.Context, job *job) ([]string, error) {
+		if _, err := d.images.Resolve(name); err == nil && (!o.Always || isLocal(name)) {
+			return []string{name}, nil
+		}
+		if isLocal(name) {
+			return nil, pod.Errorf(pod.NotFound, "cannot pull %s: localhost is no registry (magikpodctl image load brings an image)", name)
+		}
+		job.progress("pulling "+name, 0)
+		_, err := d.pulls.pull(ctx, name, func(at image.Progress) {
+			if at.Total > 0 {
+				job.progress("pulling "+name, min(float64(at.Done)/float64(at.Total), 1))
+			}
+		})
+		d.metrics.observePull(err == nil)
+		if err != nil {
+			return nil, err
+		}
+		return []string{name}, nil
+	})
+}
+
+// LoadImage reads an archive until its end.
+func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, tag string) ([]string, error) {
+	return d.images.Load(ctx, archive, image.LoadOptions{Tag: tag})
+}
+
+// SaveImage writes the images as one archive.
+func (d *Daemon) SaveImage(ctx context.Context, references []string, archive *os.File) error {
+	return d.images.Save(ctx, references, archive)
+}
+
+// ListImages lists what is stored.
+func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
+	users := d.imageUsers()
+	infos := d.images.List()
+	list := make([]pod.ImageSummary, 0, len(infos))
+	for _, i := range infos {
+		list = append(list, pod.ImageSummary{ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Pods: len(users[i.ID])})
+	}
+	return list, nil
+}
+
+// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names.
+func (d *Daemon) imageUsers() map[string][]string {
+	users := make(map[string][]string)
+	for _, w := range d.workers() {
+		snap := w.snapshot()
+		seen := make(map[string]bool)
+		for _, o := range snap.seen.Containers {
+			seen[o.ImageID] = true
+		}
+		for _, c := range containersOf(snap.detail.Pod) {
+			if name, err := image.Normalize(c.Image); err == nil {
+				if img, err := d.images.Resolve(name); err == nil {
+					seen[img.ID] = true
+				}
+			}
+		}
+		for id := range seen {
+			if id != "" {
+				users[id] = append(users[id], w.ref.String())
+			}
+		}
+	}
+	return users
+}
+
+// RemoveImage removes an image, or one of its names. Conflict: a pod uses it; force removes its names all the same, and what running containers
+// have open stays until they end.
+func (d *Daemon) RemoveImage(ctx context.Context, reference string, force bool) error {
+	users := d.imageUsers()
+	return d.images.Remove(ctx, reference, func(id string) []string {
+		if force {
+			return nil
+		}
+		return users[id]
+	})
+}
+
+// TagImage gives an image another name.
+func (d *Daemon) TagImage(_ context.Context, reference, newReference string) error {
+	return d.images.Tag(reference, newReference)
+}
+
+// InspectImage returns what is known of an image as a JSON object.
+func (d *Daemon) InspectImage(_ context.Context, reference string) ([]byte, error) {
+	info, config, err := d.images.Inspect(reference)
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(struct {
+		pod.ImageSummary
+		Config json.RawMessage `json:"config"`
+	}{pod.ImageSummary{ID: info.ID, References: info.References, Digest: info.Digest, Size: info.Size, Created: info.Created, Pods: len(d.imageUsers()[info.ID])}, config})
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot inspect image %s: %w", reference, err)
+	}
+	return data, nil
+}
+
+// waitingOf turns an error of a start into what the status says of the container.
+func waitingOf(err error, before *pod.Waiting, now time.Time) *pod.Waiting {
+	w := &pod.Waiting{Reason: "RunContainerError", Message: err.Error(), Since: now, Failures: 1}
+	if kind := pod.KindOf(err); kind != pod.Internal {
+		w.Kind = kind
+	}
+	if e, ok := errors.AsType[*imageError](err); ok {
+		w.Reason = e.reason
+	} else if e, ok := errors.AsType[*configError](err); ok {
+		w.Reason, w.Message = "CreateContainerConfigError", e.Error()
+	}
+	if before != nil {
+		w.Failures = before.Failures + 1
+	}
+	return w
+}

@@ -1,0 +1,90 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// Logs returns the read end of a pipe with the lines of one container: of its latest attempt, or with o.Previous of the one before. With o.Follow it
+// ends when the attempt has ended, as kubectl logs does.
+func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.File, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	snap := w.snapshot()
+	if o.Container == "" {
+		o.Container = defaultContainer(snap.detail.Pod)
+	}
+	if containerOf(snap.detail.Pod, o.Container) == nil {
+		return nil, noContainer(snap, o.Container)
+	}
+	if o.Follow && !o.Previous {
+		// A container that is about to be started is waited for.
+		if snap, err = w.wait(ctx, func(s *snapshot) bool { return hasLog(s, o.Container) || !mayStart(s) }); err != nil {
+			return nil, err
+		}
+	}
+	seen := snap.seen.Containers[o.Container]
+	switch {
+	case o.Previous && seen.Last == nil:
+		return nil, pod.Errorf(pod.NotFound, "cannot read the log: previous terminated container %q in pod %s not found", o.Container, ref)
+	case !hasLog(snap, o.Container):
+		return nil, pod.Errorf(pod.Conflict, "cannot read the log: container %q in pod %s has not been started yet%s", o.Container, ref, waitingFor(seen))
+	}
+	q := logRequest{Ref: w.ref, Container: o.Container, Attempt: seen.Attempt, Ended: seen.FinishedAt, Options: o}
+	if o.Previous {
+		q.Attempt, q.Ended = seen.Last.Attempt, seen.Last.FinishedAt
+	}
+	q.More = func(ctx context.Context, attempt int) bool {
+		_, _ = w.wait(ctx, func(s *snapshot) bool {
+			now := s.seen.Containers[o.Container]
+			return now.Attempt != attempt || !now.Stage.Live()
+		})
+		return false
+	}
+	return d.logs.Open(d.ctx, q)
+}
+
+// hasLog says whether an attempt was made at the container.
+func hasLog(s *snapshot, container string) bool {
+	stage := s.seen.Containers[container].Stage
+	return stage != "" && stage != pod.ContainerAbsent
+}
+
+// mayStart says whether the pod is on its way up.
+func mayStart(s *snapshot) bool {
+	return s.seen.Wish == pod.WishRun && !s.seen.Finished && startFailure(s) == nil
+}
+
+func waitingFor(o pod.ContainerObservation) string {
+	if o.Waiting == nil {
+		return ""
+	}
+	return ": " + o.Waiting.Reason + ": " + o.Waiting.Message
+}
+
+// endLog is the end of what an attempt has logged, for its termination message (terminationMessagePolicy FallbackToLogsOnError): at most 80 lines
+// and 2048 bytes (kubelet: fallbackToLogs).
+func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, attempt int, ended time.Time) string {
+	const lines, size = 80, 2048
+	f, err := d.logs.Open(ctx, logRequest{Ref: ref, Container: container, Attempt: attempt, Ended: ended, Options: pod.LogOptions{Tail: lines}})
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	var tail []byte
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := f.Read(buf)
+		if tail = append(tail, buf[:n]...); len(tail) > size {
+			tail = append(tail[:0], tail[len(tail)-size:]...)
+		}
+		if err != nil {
+			return string(tail)
+		}
+	}
+}

@@ -1,0 +1,149 @@
+package daemon
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// newProber makes the prober of a worker: results wait until the worker's next turn.
+func (w *worker) newProber() *prober {
+	b := newProber(w.manager.Exec, func(ref pod.ProbeRef, ok bool, message string) {
+		w.mu.Lock()
+		w.probed = append(w.probed, probeResult{ref: ref, ok: ok, message: message, at: time.Now()})
+		w.mu.Unlock()
+		w.nudge()
+	})
+	b.errored = func(ref pod.ProbeRef, err error) {
+		w.log.Debug("cannot probe", "MAGIKPOD_CONTAINER", ref.Container, "probe", string(ref.Kind), "error", err)
+	}
+	return b
+}
+
+// probeState is what a probe has found so far, and when its container started.
+func (w *worker) probeState(ref pod.ProbeRef) (pod.ProbeState, time.Time) {
+	o := w.record.Containers[ref.Container]
+	switch ref.Kind {
+	case pod.ProbeStartup:
+		return o.Startup, o.StartedAt
+	case pod.ProbeLiveness:
+		return o.Liveness, o.StartedAt
+	}
+	return o.Readiness, o.StartedAt
+}
+
+// foldProbe takes one result into the memory; one that belongs to an older attempt is too late.
+func (w *worker) foldProbe(result probeResult) {
+	ref := result.ref
+	o, ok := w.record.Containers[ref.Container]
+	_, probe := probeOf(w.record.Pod, ref)
+	if !ok || probe == nil || o.Attempt != ref.Attempt || !o.Stage.Live() {
+		return
+	}
+	state := &o.Readiness
+	switch ref.Kind {
+	case pod.ProbeStartup:
+		state = &o.Startup
+	case pod.ProbeLiveness:
+		state = &o.Liveness
+	}
+	if state.Attempt != ref.Attempt {
+		*state = pod.ProbeState{Attempt: ref.Attempt}
+	}
+	was := state.Failures
+	*state = state.Record(probe, result.ok, result.message, result.at)
+	if !result.ok && (was == 0 || state.Message != "" && state.Failures == int(probe.FailureThreshold)) {
+		w.event(corev1.EventTypeWarning, "Unhealthy", ref.Container, fmt.Sprintf("%s probe failed: %s", probeTitle(ref.Kind), result.message))
+	}
+	w.setContainer(ref.Container, o)
+}
+
+func probeTitle(kind pod.ProbeKind) string {
+	switch kind {
+	case pod.ProbeStartup:
+		return "Startup"
+	case pod.ProbeLiveness:
+		return "Liveness"
+	}
+	return "Readiness"
+}
+
+// isSidecar says whether an init container is a sidecar.
+func isSidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// tellEnd tells that an attempt has ended.
+func (w *worker) tellEnd(name string, o *pod.ContainerObservation) {
+	kind := corev1.EventTypeNormal
+	text := fmt.Sprintf("Container %s ended with exit code %d", name, o.ExitCode)
+	if o.Signal != 0 {
+		text = fmt.Sprintf("Container %s was ended by signal %d", name, o.Signal)
+	}
+	if o.Reason != pod.ReasonCompleted {
+		kind = corev1.EventTypeWarning
+		text += " (" + o.Reason + ")"
+	}
+	if o.StoppedByAdmin {
+		text += "; it was stopped through systemd and stays down until the pod is started"
+	}
+	w.event(kind, "Exited", name, text)
+}
+
+// endMessage is what a container has written to its terminationMessagePath.
+func (w *worker) endMessage(name string, o *pod.ContainerObservation) string {
+	c := containerOf(w.record.Pod, name)
+	if c == nil || c.TerminationMessagePath == "" || o.Reason == pod.ReasonStartError || o.Reason == pod.ReasonUnknown {
+		return ""
+	}
+	text, err := w.d.volumes.ReadTerminationMessage(w.ref.UID, name, o.Attempt)
+	if err != nil {
+		w.log.Debug("cannot read the termination message", "MAGIKPOD_CONTAINER", name, "error", err)
+	}
+	return text
+}
+
+// lastWords is the end of an attempt's log, which stands in for its termination message.
+type lastWords struct {
+	container string
+	attempt   int
+	text      string
+}
+
+// askLog reads the end of the log of an attempt that has failed without a message, if the manifest asks for that; the worker is woken with it.
+func (w *worker) askLog(name string, o *pod.ContainerObservation) {
+	c := containerOf(w.record.Pod, name)
+	if c == nil || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || o.Message != "" || o.ExitCode == 0 || o.Reason == pod.ReasonUnknown {
+		return
+	}
+	attempt, ended := o.Attempt, o.FinishedAt
+	w.d.wg.Go(func() {
+		text := w.d.endLog(w.d.ctx, w.ref, name, attempt, ended)
+		if text == "" {
+			return
+		}
+		w.mu.Lock()
+		w.lastSaid = append(w.lastSaid, lastWords{container: name, attempt: attempt, text: text})
+		w.mu.Unlock()
+		w.nudge()
+	})
+}
+
+// foldLastWords makes the end of the log the message of the attempt.
+func (w *worker) foldLastWords(said lastWords) {
+	o := w.record.Containers[said.container]
+	switch {
+	case o.Attempt == said.attempt && o.Stage == pod.ContainerExited && o.Message == "":
+		o.Message = said.text
+	case o.Last != nil && o.Last.Attempt == said.attempt && o.Last.Message == "":
+		last := *o.Last
+		last.Message = said.text
+		o.Last = &last
+	default:
+		return
+	}
+	w.setContainer(said.container, o)
+}

@@ -1,0 +1,442 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+const (
+	// maxEvents is how many events are remembered of a pod.
+	maxEvents = 32
+	// firstHold and lastHold bound the pause after a step that failed.
+	firstHold = 200 * time.Millisecond
+	lastHold  = 30 * time.Second
+)
+
+// errNewOrder cuts a step short: the user wants something else by now.
+var errNewOrder = errors.New("the user wants something else by now")
+
+// order is what a user asks of a pod.
+type order struct {
+	wish    pod.Wish
+	at      time.Time
+	grace   *time.Duration
+	force   bool
+	thenRun bool // with WishStop: start again when stopped
+	fresh   bool // with WishRun: how the last run ended counts for nothing
+}
+
+// snapshot is an immutable picture of a pod: what readers get without waiting for the worker.
+type snapshot struct {
+	detail    pod.Detail
+	seen      pod.Observation
+	committed bool
+	thenRun   bool
+	// sandboxErr is why the sandbox could not be made, until it could.
+	sandboxErr error
+	// commitErr is why the pod could not be committed.
+	commitErr error
+	// orders is how many orders the picture takes into account.
+	orders int
+	// gone: the pod is removed. Nothing follows.
+	gone bool
+}
+
+// worker is the one goroutine that owns what is mutable about a pod.
+type worker struct {
+	d       *Daemon
+	ref     pod.Ref
+	manager runtime.PodManager
+	log     *slog.Logger
+	wake    chan struct{} // of size 1: wakes coalesce
+	ended   chan struct{} // closed when the goroutine has ended
+
+	mu       sync.Mutex // guards the next ones
+	newest   *order
+	orders   int // given so far
+	commit   bool
+	probed   []probeResult
+	lastSaid []lastWords
+	cut      context.CancelCauseFunc // ends the steps under way
+	watchers chan struct{}           // closed at the next snapshot
+
+	picture atomic.Pointer[snapshot]
+
+	// Only the worker's goroutine touches what follows.
+	record     *record
+	taken      int // orders taken
+	sandbox    *sandbox
+	held       map[holdKey]*hold
+	sandboxErr error // sandboxErr of the next snapshot
+	prober     *prober
+	saved      *record // as last saved
+	removed    bool
+	saveFault  bool  // the last save failed
+	commitErr  error // why the pod could not be committed
+}
+
+// hold keeps a step that failed from being tried again at once.
+type hold struct {
+	failures int
+	until    time.Time
+}
+
+// holdKey names a step that may be held back.
+type holdKey struct {
+	op        pod.Op
+	container string
+}
+
+// probeResult is one result of the prober.
+type probeResult struct {
+	ref     pod.ProbeRef
+	ok      bool
+	message string
+	at      time.Time
+}
+
+// newWorker prepares a worker; run is its goroutine.
+func (d *Daemon) newWorker(r *record, manager runtime.PodManager) *worker {
+	ref := pod.RefOf(r.Pod)
+	w := &worker{
+		d: d, ref: ref, manager: manager, record: r,
+		log:  d.log.With("MAGIKPOD_POD", ref.Name, "MAGIKPOD_NAMESPACE", ref.Namespace, "MAGIKPOD_POD_UID", string(ref.UID)),
+		wake: make(chan struct{}, 1), ended: make(chan struct{}), watchers: make(chan struct{}), held: make(map[holdKey]*hold),
+	}
+	w.prober = w.newProber()
+	w.publish()
+	return w
+}
+
+// nudge wakes the worker; it never blocks.
+func (w *worker) nudge() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// give hands the worker an order, which replaces those that it has not taken yet, and returns its number.
+func (w *worker) give(o order) int {
+	o.at = time.Now()
+	w.mu.Lock()
+	if w.newest != nil && o.wish == pod.WishRun && w.newest.fresh {
+		o.fresh = true
+	}
+	w.newest = &o
+	w.orders++
+	n := w.orders
+	if w.cut != nil {
+		w.cut(errNewOrder)
+	}
+	w.mu.Unlock()
+	w.nudge()
+	return n
+}
+
+// snapshot returns the newest picture.
+func (w *worker) snapshot() *snapshot { return w.picture.Load() }
+
+// wait returns the first snapshot for which done says true. Other ends: ctx, or the worker's own (the last snapshot is returned then).
+func (w *worker) wait(ctx context.Context, done func(*snapshot) bool) (*snapshot, error) {
+	for {
+		w.mu.Lock()
+		next := w.watchers
+		w.mu.Unlock()
+		snap := w.snapshot()
+		if done(snap) || snap.gone {
+			return snap, nil
+		}
+		select {
+		case <-next:
+		case <-w.ended:
+			return w.snapshot(), pod.Errorf(pod.Unavailable, "cannot wait for pod %s: the daemon is ending", w.ref)
+		case <-ctx.Done():
+			return w.snapshot(), context.Cause(ctx)
+		}
+	}
+}
+
+// run turns until the pod is removed or ctx ends.
+func (w *worker) run(ctx context.Context) {
+	defer close(w.ended)
+	defer w.prober.Close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		again, wakeAt := w.turn(ctx)
+		if w.removed || ctx.Err() != nil {
+			return
+		}
+		if again {
+			continue
+		}
+		var alarm <-chan time.Time
+		if !wakeAt.IsZero() {
+			timer.Reset(max(time.Until(wakeAt), time.Millisecond))
+			alarm = timer.C
+		}
+		select {
+		case <-w.wake:
+		case <-alarm:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// turn is one round: take orders, observe, publish, save, decide, act. again: the world was changed, look at once. wakeAt: look again then.
+func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
+	w.takeOrder()
+	w.observe(ctx)
+	now := time.Now()
+	w.refresh(now)
+	w.save()
+	plan := pod.Next(w.record.Pod, w.seen(), now)
+	w.prober.Set(w.record.Pod, w.record.PodIPs, plan.Probes, w.probeState)
+	steps, heldUntil := w.ready(plan.Steps, now)
+	wakeAt = plan.WakeAt
+	if !heldUntil.IsZero() && (wakeAt.IsZero() || heldUntil.Before(wakeAt)) {
+		wakeAt = heldUntil
+	}
+	if later := now.Add(lastHold); w.saveFault && (wakeAt.IsZero() || later.Before(wakeAt)) {
+		wakeAt = later
+	}
+	if len(steps) == 0 {
+		return false, wakeAt
+	}
+	w.act(ctx, steps)
+	return true, wakeAt
+}
+
+// takeOrder makes the newest order the pod's wish.
+func (w *worker) takeOrder() {
+	w.mu.Lock()
+	o, n := w.newest, w.orders
+	w.newest = nil
+	w.mu.Unlock()
+	w.taken = n
+	r := w.record
+	w.takeCommit()
+	if o != nil {
+		w.obey(o)
+	}
+	if r.Wish == pod.WishStop && r.ThenRun && w.atRest() {
+		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishRun, time.Now(), nil, false
+		pod.Restart(&r.Finished, r.Containers)
+	}
+}
+
+// takeCommit makes the pod one that stays, if that was asked for.
+func (w *worker) takeCommit() {
+	w.mu.Lock()
+	commit := w.commit
+	w.mu.Unlock()
+	if commit && !w.record.Committed && w.commitErr == nil {
+		w.commitErr = w.commitNow()
+	}
+}
+
+func (w *worker) atRest() bool {
+	return w.record.Sandbox.Stage == pod.SandboxAbsent || w.record.Sandbox.Stage == ""
+}
+
+// obey applies one order.
+func (w *worker) obey(o *order) {
+	r := w.record
+	switch {
+	case r.Wish == pod.WishDelete && o.wish != pod.WishDelete:
+		return // a delete cannot be taken back
+	case o.wish == pod.WishRun && r.Wish == pod.WishStop && !w.atRest():
+		r.ThenRun = true // the stop is completed first
+	case o.wish == pod.WishRun:
+		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishRun, o.at, nil, false
+		if o.fresh {
+			pod.Restart(&r.Finished, r.Containers)
+		}
+		clear(w.held)
+	default:
+		if r.Wish != o.wish || r.WishedAt.IsZero() || o.grace != nil {
+			r.WishedAt = o.at
+		}
+		r.Wish, r.Grace, r.ThenRun = o.wish, o.grace, o.thenRun
+		r.Force = r.Force || o.force
+		clear(w.held)
+	}
+}
+
+// observe folds what the runtime sees, and what the probes have found, into the memory.
+func (w *worker) observe(ctx context.Context) {
+	state, err := w.manager.Observe(ctx, w.ref)
+	if err != nil {
+		if ctx.Err() == nil {
+			w.log.Warn("cannot observe the pod", "error", err)
+		}
+	} else {
+		w.fold(state)
+	}
+	w.mu.Lock()
+	probed, said := w.probed, w.lastSaid
+	w.probed, w.lastSaid = nil, nil
+	w.mu.Unlock()
+	for _, s := range said {
+		w.foldLastWords(s)
+	}
+	for _, result := range probed {
+		w.foldProbe(result)
+	}
+}
+
+// fold takes the runtime's facts in, and tells of what ended.
+func (w *worker) fold(state pod.RuntimeState) {
+	r := w.record
+	now := time.Now()
+	next := pod.Fold(containerNames(r.Pod), r.Containers, state, now, w.d.config.policy())
+	for name, o := range next {
+		old := r.Containers[name]
+		if o.Stage == pod.ContainerExited && (old.Stage != pod.ContainerExited || old.Attempt != o.Attempt) {
+			if o.Message == "" {
+				o.Message = w.endMessage(name, &o)
+				next[name] = o
+			}
+			w.askLog(name, &o)
+			w.tellEnd(name, &o)
+		}
+	}
+	if state.Sandbox.Stage == pod.SandboxDead && r.Sandbox.Stage != pod.SandboxDead {
+		why := state.Sandbox.Message
+		if state.Sandbox.StoppedByAdmin {
+			why = "it was stopped through systemd; the pod stays down until it is started"
+		}
+		w.event(corev1.EventTypeWarning, "SandboxChanged", "", "The pod's sandbox is dead: "+why)
+	}
+	r.Containers, r.Sandbox, r.BootID = next, state.Sandbox, w.d.host.BootID
+}
+
+// seen is the observation that decisions and status are made from.
+func (w *worker) seen() pod.Observation {
+	r := w.record
+	return pod.Observation{
+		Wish: r.Wish, WishedAt: r.WishedAt, Grace: r.Grace, Finished: r.Finished, Sandbox: r.Sandbox,
+		Containers: r.Containers, PodIPs: r.PodIPs, Policy: w.d.config.policy(),
+	}
+}
+
+// refresh computes the status and publishes it when something has changed.
+func (w *worker) refresh(now time.Time) {
+	status := pod.StatusOf(w.record.Pod, w.seen(), w.record.Pod.Status, now)
+	if !reflect.DeepEqual(status, w.record.Pod.Status) {
+		p := *w.record.Pod // the pod that was handed out is not modified
+		p.Status = status
+		w.record.Pod = &p
+	}
+	w.publish()
+}
+
+// publish makes a new picture and tells who waits for it.
+func (w *worker) publish() {
+	r := w.record
+	seen := w.seen()
+	seen.Containers = maps.Clone(r.Containers)
+	ready, total, restarts := pod.ReadyCount(r.Pod, seen)
+	next := &snapshot{
+		detail: pod.Detail{
+			Summary: pod.Summary{
+				Ref: w.ref, Phase: string(r.Pod.Status.Phase), State: pod.DisplayState(r.Pod, seen), Class: className(r.Pod),
+				Ready: ready, Total: total, Restarts: restarts, IPs: r.PodIPs, Created: r.Pod.CreationTimestamp.Time,
+				Slice: w.d.sliceOf(w.ref),
+			},
+			Pod: r.Pod, Events: r.Events, Wish: r.Wish,
+		},
+		seen: seen, committed: r.Committed, thenRun: r.ThenRun, sandboxErr: w.sandboxErr, commitErr: w.commitErr, orders: w.taken, gone: w.removed,
+	}
+	old := w.picture.Load()
+	if old != nil && reflect.DeepEqual(old, next) {
+		return
+	}
+	w.picture.Store(next)
+	w.mu.Lock()
+	close(w.watchers)
+	w.watchers = make(chan struct{})
+	w.mu.Unlock()
+	if old == nil || next.gone {
+		return
+	}
+	if !reflect.DeepEqual(old.detail, next.detail) {
+		w.d.notices.tell(pod.Notice{Kind: pod.NoticePodChanged, Ref: w.ref})
+	}
+}
+
+// save writes the record when it has changed; a new wish is durable when it returns. A disk that is full stops nothing: the pod goes on, and every
+// turn tries again.
+func (w *worker) save() {
+	r := *w.record
+	r.Containers = lean(r.Containers)
+	if w.saved != nil {
+		r.Serial = w.saved.Serial
+		if !w.saveFault && reflect.DeepEqual(r, *w.saved) {
+			return
+		}
+	}
+	old := w.saved
+	durable := r.Committed && (old == nil || !old.Committed || r.Wish != old.Wish || r.ThenRun != old.ThenRun || r.Finished != old.Finished)
+	err := w.write(&r, durable)
+	if err != nil && !w.saveFault {
+		w.event(corev1.EventTypeWarning, "FailedSave", "", err.Error()+"; the pod goes on, and saving is tried again")
+	}
+	w.saveFault = err != nil
+}
+
+// write saves r as the newest record.
+func (w *worker) write(r *record, durable bool) error {
+	r.Serial++
+	err := w.d.store.save(r, durable)
+	w.record.Serial, w.saved = r.Serial, r
+	return err
+}
+
+// commitNow makes the pod one that stays: it is on the disk when this returns nil.
+func (w *worker) commitNow() error {
+	r := *w.record
+	r.Containers, r.Committed = lean(r.Containers), true
+	if w.saved != nil {
+		r.Serial = w.saved.Serial
+	}
+	if err := w.write(&r, true); err != nil {
+		w.saveFault = true
+		return err
+	}
+	w.record.Committed = true
+	return nil
+}
+
+// event remembers and tells something that happened.
+func (w *worker) event(kind, reason, container, message string) {
+	if len(message) > 4096 {
+		message = message[:4096] + "..."
+	}
+	e := pod.Event{Time: time.Now(), Type: kind, Reason: reason, Object: w.ref, Container: container, Message: message}
+	events := w.record.Events
+	if len(events) >= maxEvents {
+		events = events[len(events)-maxEvents+1:]
+	}
+	// A new slice: pictures hold the old one.
+	w.record.Events = append(append(make([]pod.Event, 0, len(events)+1), events...), e)
+	level := slog.LevelInfo
+	if kind == corev1.EventTypeWarning {
+		level = slog.LevelWarn
+	}
+	w.log.Log(context.Background(), level, message, "reason", reason, "MAGIKPOD_CONTAINER", container)
+	w.d.notices.tell(pod.Notice{Kind: pod.NoticeEvent, Ref: w.ref, Event: e})
+}

@@ -1,0 +1,374 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/image"
+	"github.com/magikrun/magikpod/netsetup"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/runtimetest"
+	"github.com/magikrun/magikpod/volume"
+)
+
+// world is a host in memory, but for files: daemons come and go on it.
+type world struct {
+	t      *testing.T
+	fake   *runtimetest.Fake
+	net    *fakeNetworks
+	images *fakeImages
+	config Config
+	boot   string
+	d      *Daemon
+
+	mu      sync.Mutex
+	notices []pod.Notice
+}
+
+// inWorld runs test in a bubble with a clock of its own, on a fresh host with a running daemon, and checks at the end that nothing is left behind
+// that no pod owns.
+func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, fake: runtimetest.New(), net: newFakeNetworks(), images: newFakeImages("localhost/app:1"), config: DefaultConfig(), boot: "boot-1"}
+		w.config.StateDir, w.config.RunDir, w.config.LogDir = filepath.Join(dir, "state"), filepath.Join(dir, "run"), filepath.Join(dir, "log")
+		w.start()
+		defer func() {
+			if w.d != nil {
+				w.d.Close()
+			}
+			if problems := w.fake.Problems(); len(problems) > 0 {
+				t.Errorf("calls that break the contract of PodManager: %q", problems)
+			}
+		}()
+		test(t, w)
+	})
+}
+
+// start starts a daemon.
+func (w *world) start() {
+	w.t.Helper()
+	for _, dir := range []string{w.config.StateDir, w.config.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	volumes, err := volume.New(volume.Config{StateDir: w.config.StateDir, RunDir: w.config.RunDir})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var registry runtime.Registry
+	registry.Add(w.fake)
+	d, err := New(w.t.Context(), Options{
+		Config: w.config, Registry: &registry, Images: w.images, Networks: w.net, Volumes: volumes,
+		Host: Host{Hostname: "host", BootID: w.boot, IPv4: netip.MustParseAddr("192.0.2.10"), CgroupRoot: "/nonexistent"},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d.Subscribe(func(n pod.Notice) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.notices = append(w.notices, n)
+	})
+	w.d = d
+}
+
+// crash ends the daemon as if it was killed: nothing is tidied up, and pods go on. Another daemon is started.
+func (w *world) crash() {
+	w.t.Helper()
+	w.d.Close()
+	w.fake = w.fake.Restart()
+	w.start()
+}
+
+// reboot ends everything that runs, and starts the next daemon.
+func (w *world) reboot() {
+	w.t.Helper()
+	w.d.Close()
+	w.fake.Reboot()
+	w.fake = w.fake.Restart()
+	w.net.reset()
+	if err := os.RemoveAll(w.config.RunDir); err != nil {
+		w.t.Fatal(err)
+	}
+	w.boot += "'"
+	w.start()
+}
+
+// job waits for the job to end and returns how it did.
+func (w *world) job(id uint32, err error) (pod.JobInfo, error) {
+	w.t.Helper()
+	if err != nil {
+		return pod.JobInfo{}, err
+	}
+	for range 100000 {
+		w.mu.Lock()
+		for _, n := range w.notices {
+			if n.Kind == pod.NoticeJobRemoved && n.Job.ID == id {
+				w.mu.Unlock()
+				return n.Job, n.Job.Err
+			}
+		}
+		w.mu.Unlock()
+		time.Sleep(5 * time.Millisecond)
+	}
+	w.t.Fatalf("job %d never ends", id)
+	return pod.JobInfo{}, nil
+}
+
+func (w *world) run(manifest string, o pod.RunOptions) (pod.JobInfo, error) {
+	w.t.Helper()
+	return w.job(w.d.Run(w.t.Context(), []byte(manifest), o))
+}
+
+// mustRun runs the pods of the manifest and returns the first one.
+func (w *world) mustRun(manifest string) pod.Ref {
+	w.t.Helper()
+	job, err := w.run(manifest, pod.RunOptions{})
+	if err != nil {
+		w.t.Fatalf("run: %v", err)
+	}
+	ns, name, err := pod.ParsePodName(job.Output[0])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d, err := w.d.Get(ns, name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return d.Ref
+}
+
+// get returns the pod once its worker has nothing to do at this moment.
+func (w *world) get(ref pod.Ref) pod.Detail {
+	w.t.Helper()
+	synctest.Wait()
+	d, err := w.d.GetByUID(ref.UID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return d
+}
+
+// until waits until the pod is as wanted.
+func (w *world) until(ref pod.Ref, what string, want func(d pod.Detail) bool) pod.Detail {
+	w.t.Helper()
+	var d pod.Detail
+	for range 20000 {
+		if d = w.get(ref); want(d) {
+			return d
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	w.t.Fatalf("the pod is never %s: it is %s %s, %+v", what, d.Phase, d.State, d.Pod.Status.ContainerStatuses)
+	return d
+}
+
+// events lists the reasons of the pod's events.
+func events(d pod.Detail) []string {
+	var reasons []string
+	for _, e := range d.Events {
+		reasons = append(reasons, e.Reason)
+	}
+	return reasons
+}
+
+// leaks lists everything that is left on the host.
+func (w *world) leaks() []string {
+	synctest.Wait()
+	left := append(w.fake.Leaks(), w.net.leaks()...)
+	for _, dir := range []string{filepath.Join(w.config.StateDir, "pods"), filepath.Join(w.config.RunDir, "pods"), filepath.Join(w.config.StateDir, "volumes")} {
+		_ = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+			if err == nil && (!e.IsDir() || filepath.Base(filepath.Dir(path)) == "pods") {
+				left = append(left, path)
+			}
+			return nil
+		})
+	}
+	return left
+}
+
+// wantNothing fails when something is left on the host.
+func (w *world) wantNothing() {
+	w.t.Helper()
+	if left := w.leaks(); len(left) > 0 {
+		w.t.Errorf("left behind: %q", left)
+	}
+	if pods := w.d.List(); len(pods) > 0 {
+		w.t.Errorf("pods are left: %v", pods)
+	}
+}
+
+// fakeNetworks gives out addresses.
+type fakeNetworks struct {
+	mu    sync.Mutex
+	next  byte
+	pods  map[types.UID]netip.Addr
+	fault func(step string) error
+}
+
+func newFakeNetworks() *fakeNetworks { return &fakeNetworks{pods: make(map[types.UID]netip.Addr)} }
+
+func (n *fakeNetworks) NewNamespace() (*os.File, error) {
+	if err := n.fail("namespace"); err != nil {
+		return nil, err
+	}
+	return os.Open(os.DevNull)
+}
+
+func (n *fakeNetworks) fail(step string) error {
+	if n.fault == nil {
+		return nil
+	}
+	return n.fault(step)
+}
+
+func (n *fakeNetworks) Setup(_ context.Context, want netsetup.PodNetwork, _ *os.File) (netsetup.Result, error) {
+	if err := n.fail("setup"); err != nil {
+		return netsetup.Result{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.pods[want.UID]; !ok {
+		n.next++
+		n.pods[want.UID] = netip.AddrFrom4([4]byte{10, 0, 0, n.next})
+	}
+	return netsetup.Result{IPs: []netip.Addr{n.pods[want.UID]}}, nil
+}
+
+func (n *fakeNetworks) Teardown(_ context.Context, uid types.UID) error {
+	if err := n.fail("teardown"); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.pods, uid)
+	return nil
+}
+
+func (n *fakeNetworks) Restore(_ context.Context, keep func(types.UID) bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.pods, func(uid types.UID, _ netip.Addr) bool { return !keep(uid) })
+	return nil
+}
+
+func (n *fakeNetworks) reset() { clear(n.pods) }
+
+func (n *fakeNetworks) leaks() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var left []string
+	for uid := range n.pods {
+		left = append(left, "network of "+string(uid))
+	}
+	return left
+}
+
+// fakeImages holds images by name; those of registry.test can be pulled.
+type fakeImages struct {
+	mu      sync.Mutex
+	present map[string]bool
+	pulls   int
+	pull    func(ctx context.Context, reference string) error
+}
+
+func newFakeImages(names ...string) *fakeImages {
+	f := &fakeImages{present: make(map[string]bool)}
+	for _, n := range names {
+		f.present[n] = true
+	}
+	return f
+}
+
+func (f *fakeImages) image(reference string) runtime.Image {
+	return runtime.Image{Reference: reference, ID: "sha256:" + fmt.Sprintf("%x", reference), Rootfs: runtime.Rootfs{Dir: "/", Layers: []string{"a"}}}
+}
+
+func (f *fakeImages) Resolve(reference string) (runtime.Image, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.present[reference] {
+		return runtime.Image{}, pod.Errorf(pod.NotFound, "cannot find image %s", reference)
+	}
+	return f.image(reference), nil
+}
+
+func (f *fakeImages) Pull(ctx context.Context, reference string, o image.PullOptions) (runtime.Image, error) {
+	f.mu.Lock()
+	f.pulls++
+	pull := f.pull
+	f.mu.Unlock()
+	if o.Progress != nil {
+		o.Progress(image.Progress{Done: 1, Total: 2})
+	}
+	if pull == nil {
+		return runtime.Image{}, pod.Errorf(pod.NotFound, "cannot pull %s: no such image", reference)
+	}
+	if err := pull(ctx, reference); err != nil {
+		return runtime.Image{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.present[reference] = true
+	return f.image(reference), nil
+}
+
+func (f *fakeImages) Load(_ context.Context, _ io.Reader, o image.LoadOptions) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.present[o.Tag] = true
+	return []string{o.Tag}, nil
+}
+
+func (f *fakeImages) Save(context.Context, []string, io.Writer) error { return nil }
+
+func (f *fakeImages) List() []image.Info {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list []image.Info
+	for _, name := range slices.Sorted(maps.Keys(f.present)) {
+		list = append(list, image.Info{ID: f.image(name).ID, References: []string{name}})
+	}
+	return list
+}
+
+func (f *fakeImages) Inspect(reference string) (image.Info, []byte, error) {
+	img, err := f.Resolve(reference)
+	return image.Info{ID: img.ID, References: []string{reference}}, []byte(`{}`), err
+}
+
+func (f *fakeImages) Tag(reference, newReference string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.present[newReference] = f.present[reference]
+	return nil
+}
+
+func (f *fakeImages) Remove(_ context.Context, reference string, inUse func(id string) []string) error {
+	if users := inUse(f.image(reference).ID); len(users) > 0 {
+		return pod.Errorf(pod.Conflict, "cannot remove image %s: %v use it", reference, users)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.present, reference)
+	return nil
+}
+
+func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
