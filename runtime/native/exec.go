@@ -29,7 +29,8 @@ type execution struct {
 	score  int    // oom_score_adj
 }
 
-// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime cannot start it (no such command, user or directory).
+// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime
+// cannot start it (no such command, user or directory).
 func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.Process) (runtime.ExitStatus, error) {
 	fail := func(err error) error {
 		return pod.Errorf(pod.KindOf(err), "cannot run a process in container %q of pod %s: %w", name, ref, err)
