@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/magikrun/magikpod/pod"
 	corev1 "k8s.io/api/core/v1"
 )
 
