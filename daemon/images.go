@@ -254,6 +254,9 @@ func (d *Daemon) InspectImage(_ context.Context, reference string) ([]byte, erro
 // waitingOf turns an error of a start into what the status says of the container.
 func waitingOf(err error, before *pod.Waiting, now time.Time) *pod.Waiting {
 	w := &pod.Waiting{Reason: "RunContainerError", Message: err.Error(), Since: now, Failures: 1}
+	if kind := pod.KindOf(err); kind != pod.Internal {
+		w.Kind = kind
+	}
 	if e, ok := errors.AsType[*imageError](err); ok {
 		w.Reason = e.reason
 	} else if e, ok := errors.AsType[*configError](err); ok {

@@ -120,6 +120,8 @@ type Waiting struct {
 	Message  string    `json:"message"`
 	Since    time.Time `json:"since"`
 	Failures int       `json:"failures"` // attempts in a row that ended so
+	// Kind is what sort of failure it was; empty: what the reason suggests.
+	Kind Kind `json:"kind,omitempty"`
 }
 
 // Policy holds the durations that an administrator may change. The zero value of a field means its default.

@@ -157,7 +157,7 @@ func StartFailure(p *corev1.Pod, seen Observation) error {
 		switch {
 		case o.Again:
 		case o.Waiting != nil && !o.Stage.Live():
-			return Errorf(waitingKind(o.Waiting.Reason), "cannot start container %q: %s: %s", m.name, o.Waiting.Reason, o.Waiting.Message)
+			return Errorf(waitingKind(o.Waiting), "cannot start container %q: %s: %s", m.name, o.Waiting.Reason, o.Waiting.Message)
 		case o.Stage == ContainerExited && o.Reason == ReasonStartError:
 			return Errorf(Internal, "cannot start container %q: %s", m.name, o.Message)
 		}
@@ -171,8 +171,11 @@ func StartFailure(p *corev1.Pod, seen Observation) error {
 	return nil
 }
 
-func waitingKind(reason string) Kind {
-	switch reason {
+func waitingKind(w *Waiting) Kind {
+	if w.Kind != "" {
+		return w.Kind
+	}
+	switch w.Reason {
 	case ReasonErrImageNeverPull:
 		return NotFound
 	case "CreateContainerConfigError", "InvalidImageName":

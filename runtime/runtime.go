@@ -193,7 +193,8 @@ type Process struct {
 	// pseudo-terminal, copies between Stdin/Stdout and it, and applies Resize. Nil means /dev/null.
 	Stdin, Stdout, Stderr *os.File
 	Resize                <-chan WinSize
-	// Timeout ends the process with SIGKILL; 0: none (the context ends it just so).
+	// Timeout ends the process with SIGKILL, which is no error: the ExitStatus tells it; 0: none. The end of the context kills it too, and is
+	// an error of kind Unavailable.
 	Timeout time.Duration
 }
 

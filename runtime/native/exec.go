@@ -29,8 +29,7 @@ type execution struct {
 	score  int    // oom_score_adj
 }
 
-// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, and with it all processes that it has started, the error is of kind
-// Unavailable beside the status of a SIGKILL. Invalid: the OCI runtime cannot start it (no such command, user or directory).
+// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime cannot start it (no such command, user or directory).
 func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.Process) (runtime.ExitStatus, error) {
 	fail := func(err error) error {
 		return pod.Errorf(pod.KindOf(err), "cannot run a process in container %q of pod %s: %w", name, ref, err)
@@ -194,6 +193,9 @@ func (x *execution) kill() {
 func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runtime.ExitStatus, error) {
 	if ctx.Err() != nil {
 		killed := runtime.ExitStatus{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)}
+		if _, ok := errors.AsType[errTimeout](context.Cause(ctx)); ok {
+			return killed, nil
+		}
 		return killed, pod.WithKind(pod.Unavailable, context.Cause(ctx))
 	}
 	if err == nil {

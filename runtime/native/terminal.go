@@ -74,10 +74,12 @@ func openPTY() (master int, slave *os.File, err error) {
 		return -1, nil, err
 	}
 	if err = unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err == nil {
-		var fd int
-		if fd, err = unix.IoctlRetInt(master, unix.TIOCGPTPEER); err == nil {
-			return master, os.NewFile(uintptr(fd), "pts/"+strconv.Itoa(fd)), nil
+		// Not by unix.IoctlRetInt, whose argument is 0: a slave that can only be read.
+		fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+		if errno == 0 {
+			return master, os.NewFile(fd, "pts/"+strconv.Itoa(int(fd))), nil
 		}
+		err = errno
 	}
 	unix.Close(master)
 	return -1, nil, err

@@ -253,11 +253,12 @@ func TestStartError(t *testing.T) {
 			t.Errorf("error: %v", err)
 		}
 		h.end("a", 128, 0, pod.ReasonStartError)
+		h.kind(h.run("a", 0), pod.Internal) // an attempt is made once
 		// An attempt whose starter goes away is not there.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		h.kind(h.RunContainer(ctx, h.config("a", 1)), pod.Unavailable)
-		if s := h.state("a"); s.Stage != "" {
+		if s := h.state("a"); s.Attempt != 0 || s.Reason != pod.ReasonStartError {
 			t.Errorf("state: %+v", s)
 		}
 		h.mustRun("a", 1)

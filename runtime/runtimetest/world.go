@@ -134,17 +134,17 @@ func (w *world) run(ctx context.Context, ref pod.Ref, config runtime.ContainerCo
 	if err := w.await(ctx, p, func() bool { return p.sandbox.Stage != pod.SandboxStarting }); err != nil {
 		return fail(pod.Unavailable, "%w", err)
 	}
-	var c *fakeContainer
+	var old, c *fakeContainer
 	var err error
 	w.with(func() {
-		old := p.containers[name]
+		old = p.containers[name]
 		switch {
 		case p.sandbox.Stage != pod.SandboxReady:
 			err = fail(pod.Conflict, "the sandbox is %s", p.sandbox.Stage)
 		case old != nil && old.state.Attempt > config.Attempt:
 			err = fail(pod.Conflict, "attempt %d was made already", old.state.Attempt)
-		case old != nil && old.state.Attempt == config.Attempt && old.state.Reason != pod.ReasonStartError:
-			c = old // made already
+		case old != nil && old.state.Attempt == config.Attempt:
+			c = old // made already, and perhaps failed
 		case old != nil && old.state.Stage.Live():
 			err = fail(pod.Conflict, "attempt %d is %s", old.state.Attempt, old.state.Stage)
 		default:
@@ -159,6 +159,9 @@ func (w *world) run(ctx context.Context, ref pod.Ref, config runtime.ContainerCo
 			if p.containers[name] == c && c.state.Stage == pod.ContainerStarting {
 				c.halt()
 				delete(p.containers, name)
+				if old != nil && old != c {
+					p.containers[name] = old
+				}
 				w.touch(p)
 			}
 		})
