@@ -251,7 +251,8 @@ func TestSave(t *testing.T) {
 // An archive with a wrong or missing blob is never complete.
 func TestSaveDamaged(t *testing.T) {
 	s := newStore(t)
-	load(t, s, dockerArchive(t, map[string]v1.Image{"a:1": randomImage(t, hostArch(t), 1)}), "")
+	archive := dockerArchive(t, map[string]v1.Image{"a:1": randomImage(t, hostArch(t), 1)})
+	load(t, s, archive, "")
 	blob := s.blobPath(s.index.Load().images[s.index.Load().refs["docker.io/library/a:1"]].manifest.Layers[0].Digest)
 	data, err := os.ReadFile(blob)
 	if err != nil {
@@ -274,6 +275,10 @@ func TestSaveDamaged(t *testing.T) {
 		wantKind(t, s.Save(context.Background(), []string{"a:1"}, &b), damage.kind, damage.text)
 		if _, err := newStore(t).Load(context.Background(), &b, LoadOptions{}); err == nil {
 			t.Errorf("%s: what was saved can be loaded", name)
+		}
+		load(t, s, archive, "")
+		if err := s.Save(context.Background(), []string{"a:1"}, io.Discard); err != nil {
+			t.Errorf("%s: loaded again: %v", name, err)
 		}
 	}
 }

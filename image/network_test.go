@@ -56,7 +56,7 @@ func TestPullRetries(t *testing.T) {
 		"stalled": func(w http.ResponseWriter) {
 			w.Write(make([]byte, size/2))
 			w.(http.Flusher).Flush()
-			time.Sleep(600 * time.Millisecond)
+			time.Sleep(2500 * time.Millisecond)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,7 +70,7 @@ func TestPullRetries(t *testing.T) {
 			})
 			s := pullStore(t)
 			if name == "stalled" {
-				s.network.stall = 200 * time.Millisecond
+				s.network.stall = time.Second
 			}
 			last := Progress{}
 			if _, err := s.Pull(context.Background(), reg.host+"/x:1", PullOptions{Keychain: anonymous, Progress: func(p Progress) { last = p }}); err != nil {
