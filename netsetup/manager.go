@@ -75,9 +75,8 @@ func New(cfg Config) (*Manager, error) {
 		return nil, pod.Errorf(kindOf(err), "cannot speak to the kernel's network: %w", err)
 	}
 	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}}
-	ipv6 := hasIPv6()
-	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: ipv6}
-	m.fw = &firewall{cfg: &m.cfg, ipv6: ipv6}
+	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: hasIPv6()}
+	m.fw = &firewall{cfg: &m.cfg}
 	return m, nil
 }
 
