@@ -2,6 +2,7 @@ package units
 
 import (
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,14 +18,20 @@ func prop(name string, value any) Property {
 	return Property{Name: name, Value: dbus.MakeVariant(value)}
 }
 
-// execStart is the command of a service; its failure is the service's. argv[0] is an absolute path. The arguments are taken as they are, a "$" too.
+// execStart is the command of a service; its failure is the service's. argv[0] is an absolute path. The arguments are taken as they are: "$" is escaped from
+// the expansion of variables. (ExecStartEx= with no-env-expand would do it too, but systemd 252 cannot read that back from its own file at the next
+// daemon-reload.)
 func execStart(argv ...string) Property {
-	type command struct {
-		Path  string
-		Argv  []string
-		Flags []string
+	escaped := make([]string, len(argv))
+	for i, arg := range argv {
+		escaped[i] = strings.ReplaceAll(arg, "$", "$$")
 	}
-	return prop("ExecStartEx", []command{{argv[0], argv, []string{"no-env-expand"}}})
+	type command struct {
+		Path             string
+		Argv             []string
+		FailureIsIgnored bool
+	}
+	return prop("ExecStart", []command{{argv[0], escaped, false}})
 }
 
 // usec is a duration as systemd wants it. Zero means "infinity" in most places: callers take care of it.
