@@ -148,6 +148,9 @@ func TestLogJournalErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.want("magikpod: cannot read the journal: journalctl: Journal file is corrupt\n")
+	h.q.Quiet = true
+	h.want("")
+	h.q.Quiet = false
 	h.r = newLogReader(logReaderConfig{Journalctl: filepath.Join(h.dir, "missing")})
 	t.Cleanup(h.r.Close)
 	if got := h.all(); !strings.HasPrefix(got, "magikpod: cannot read the journal: fork/exec ") {

@@ -47,6 +47,8 @@ type logRequest struct {
 	// Ended is when the attempt has ended; zero while it runs.
 	Ended   time.Time
 	Options pod.LogOptions
+	// Quiet leaves out what went wrong: the reader is a program that takes every line for the container's.
+	Quiet bool
 	// More, for Options.Follow, waits until the attempt has ended and it is known what comes after it: true, a later attempt; false, none ever. For an
 	// attempt that is not the latest it returns true at once. When ctx ends, it returns soon.
 	More func(ctx context.Context, attempt int) bool
@@ -94,7 +96,8 @@ func (r *logReader) Close() {
 }
 
 // Open returns the read end of a pipe that gets the lines of the log, each ended by a newline; lines that were split are joined. The writer ends when all
-// were written, when nobody reads any more, and with ctx. What goes wrong later than the call is told as the last line.
+// were written, when nobody reads any more, and with ctx. What goes wrong later than the call is told as the last line,
+// unless q.Quiet is set.
 //
 // Exhausted: too many logs are being read; Unavailable: the reader was closed.
 func (r *logReader) Open(ctx context.Context, q logRequest) (*os.File, error) {
@@ -141,7 +144,7 @@ func (r *logReader) serve(ctx context.Context, q logRequest, w *os.File) {
 
 	out := newLogWriter(w, q.Options)
 	err := r.copyAll(ctx, q, out)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.EPIPE) {
+	if err != nil && !q.Quiet && ctx.Err() == nil && !errors.Is(err, syscall.EPIPE) {
 		out.text(err.Error())
 	}
 	_ = out.flush()

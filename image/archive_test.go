@@ -248,6 +248,41 @@ func TestSave(t *testing.T) {
 	wantKind(t, s.Save(context.Background(), []string{"one:1"}, w), pod.Unavailable, "written")
 }
 
+// An archive with a wrong or missing blob is never complete.
+func TestSaveDamaged(t *testing.T) {
+	s := newStore(t)
+	archive := dockerArchive(t, map[string]v1.Image{"a:1": randomImage(t, hostArch(t), 1)})
+	load(t, s, archive, "")
+	blob := s.blobPath(s.index.Load().images[s.index.Load().refs["docker.io/library/a:1"]].manifest.Layers[0].Digest)
+	data, err := os.ReadFile(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(data)
+	flipped[len(data)/2] ^= 1
+	for name, damage := range map[string]struct {
+		data []byte
+		kind pod.Kind
+		text string
+	}{"flipped": {flipped, pod.Internal, "damaged"}, "short": {data[1:], pod.Internal, "damaged"}, "gone": {nil, pod.NotFound, "not in the store any more"}} {
+		os.Remove(blob)
+		if damage.data != nil {
+			if err := os.WriteFile(blob, damage.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var b bytes.Buffer
+		wantKind(t, s.Save(context.Background(), []string{"a:1"}, &b), damage.kind, damage.text)
+		if _, err := newStore(t).Load(context.Background(), &b, LoadOptions{}); err == nil {
+			t.Errorf("%s: what was saved can be loaded", name)
+		}
+		load(t, s, archive, "")
+		if err := s.Save(context.Background(), []string{"a:1"}, io.Discard); err != nil {
+			t.Errorf("%s: loaded again: %v", name, err)
+		}
+	}
+}
+
 // checkAsDocker reads the archive as a docker archive.
 func checkAsDocker(t *testing.T, archive []byte, want v1.Image) {
 	t.Helper()

@@ -213,6 +213,27 @@ func (s *Store) readBlob(d v1.Hash) ([]byte, error) {
 	return data, nil
 }
 
+// checkBlob reads a blob that was found wanting, and sets it aside if it is damaged, so that the next Pull or Load brings it anew.
+func (s *Store) checkBlob(ctx context.Context, d v1.Hash) error {
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	hash := sha256.New()
+	if _, err := io.Copy(hash, limitReader(ctx, f, s.limits.MaxImageBytes, "the blob")); err != nil {
+		return err
+	}
+	if hex.EncodeToString(hash.Sum(nil)) == d.Hex {
+		return nil
+	}
+	bad, err := s.renameBad(blobsDir, d.Hex)
+	if err != nil {
+		return err
+	}
+	return errBadBlob{d, fmt.Errorf("it was renamed to %s; pull or load the image again", bad)}
+}
+
 // errBadBlob is a blob of the store that is not what its name says.
 type errBadBlob struct {
 	digest v1.Hash

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -15,6 +16,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // layer is one unpacked layer, as NAME.json has it.
@@ -86,6 +89,9 @@ func (s *Store) ensureLayer(ctx context.Context, j unpackJob) (*layer, error) {
 	defer os.RemoveAll(dir) // it has another name by then, if all went well
 	l, err := s.unpackTo(ctx, dir, j)
 	if err != nil {
+		if pod.KindOf(err) == pod.Invalid { // it may have become so here
+			err = cmp.Or(s.checkBlob(ctx, j.blob), err)
+		}
 		return nil, err
 	}
 	if err := s.syncTree(dir); err != nil {

@@ -128,9 +128,6 @@ func pullError(ctx context.Context, err error) error {
 	if answer, ok := errors.AsType[*transport.Error](err); ok {
 		return pod.Errorf(answerKind(answer), "the registry says: %w", answer)
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return pod.WithKind(pod.Denied, err)
-	}
 	if pod.KindOf(err) != pod.Internal || isFull(err) {
 		return err
 	}

@@ -5,6 +5,9 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,7 +22,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// layerOf returns the path of the first layer of what was pushed last.
+// isLayer says whether a request fetches the blob.
 func isLayer(r *http.Request, digest string) bool {
 	return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/blobs/"+digest)
 }
@@ -53,7 +56,7 @@ func TestPullRetries(t *testing.T) {
 		"stalled": func(w http.ResponseWriter) {
 			w.Write(make([]byte, size/2))
 			w.(http.Flusher).Flush()
-			time.Sleep(600 * time.Millisecond)
+			time.Sleep(2500 * time.Millisecond)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -67,7 +70,7 @@ func TestPullRetries(t *testing.T) {
 			})
 			s := pullStore(t)
 			if name == "stalled" {
-				s.network.stall = 200 * time.Millisecond
+				s.network.stall = time.Second
 			}
 			last := Progress{}
 			if _, err := s.Pull(context.Background(), reg.host+"/x:1", PullOptions{Keychain: anonymous, Progress: func(p Progress) { last = p }}); err != nil {
@@ -203,6 +206,29 @@ func TestPlainHTTPMustBeAllowed(t *testing.T) {
 		if _, err := g.RoundTrip(r); reached != want || !want && pod.KindOf(err) != pod.Denied {
 			t.Errorf("%s: reached %v, %v", url, reached, err)
 		}
+	}
+}
+
+// A certificate that nobody vouches for is accepted only when that was asked for, and so is plain HTTP on such a port.
+func TestInsecure(t *testing.T) {
+	reg := newRegistry(t)
+	img := randomImage(t, hostArch(t), 1)
+	reg.push(t, "x:1", img)
+	target := &url.URL{Scheme: "http", Host: reg.host}
+	server := httptest.NewUnstartedServer(httputil.NewSingleHostReverseProxy(target))
+	server.Config.ErrorLog = discardLog
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	s := pullStore(t)
+	ref := strings.TrimPrefix(server.URL, "https://") + "/x:1"
+	_, err := s.Pull(context.Background(), ref, PullOptions{Keychain: anonymous})
+	if pod.KindOf(err) == "" {
+		t.Error("the certificate was accepted")
+	}
+	wantEmpty(t, s)
+	image, err := s.Pull(context.Background(), ref, PullOptions{Keychain: anonymous, Insecure: true})
+	if err != nil || image.ID != idOf(t, img) {
+		t.Errorf("%s, %v", image.ID, err)
 	}
 }
 

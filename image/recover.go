@@ -56,19 +56,23 @@ func (s *Store) recover() error {
 
 // setAside renames what is damaged, so that it is out of the way and can be looked at.
 func (s *Store) setAside(dir, name string, why error) error {
+	bad, err := s.renameBad(dir, name)
+	if err == nil {
+		s.warn("%s is damaged and was renamed to %s: %v", s.path(dir, name), bad, why)
+	}
+	return err
+}
+
+func (s *Store) renameBad(dir, name string) (bad string, err error) {
 	for n := 0; ; n++ {
-		bad := badPrefix + name
+		bad = badPrefix + name
 		if n > 0 {
 			bad = fmt.Sprintf("%s%s.%d", badPrefix, name, n)
 		}
 		if _, err := os.Lstat(s.path(dir, bad)); err == nil {
 			continue
 		}
-		if err := os.Rename(s.path(dir, name), s.path(dir, bad)); err != nil {
-			return err
-		}
-		s.warn("%s is damaged and was renamed to %s: %v", s.path(dir, name), bad, why)
-		return nil
+		return bad, os.Rename(s.path(dir, name), s.path(dir, bad))
 	}
 }
 

@@ -182,9 +182,6 @@ func (s *Store) recoverImageLayers(m *v1.Manifest, config *configFile) error {
 			}
 			var err error
 			if l, err = s.ensureLayer(s.ctx, unpackJob{chain: chain, diffID: config.RootFS.DiffIDs[i], blob: d.Digest, parents: parents}); err != nil {
-				if isDamage(err) {
-					err = errors.Join(err, s.setAside(blobsDir, d.Digest.Hex, err))
-				}
 				return err
 			}
 			s.warn("layer %s was missing and was unpacked again from its blob", chain)

@@ -35,7 +35,7 @@ func (s *Store) Tag(ref, newRef string) error {
 }
 
 // Remove takes a name from its image, and with the last one the image and all blobs and layers that no other image uses. An ID, or the
-// beginning of one, removes the image with all its names. inUse returns who uses the image with an ID; nil: nobody does. An image in use
+// beginning of one, removes the image with all its names, and a digest all its names in that repository. inUse returns who uses the image with an ID; nil: nobody does. An image in use
 // is not removed: Conflict. It may lose a name when it has another.
 func (s *Store) Remove(ctx context.Context, ref string, inUse func(id string) []string) error {
 	ctx, end, err := s.begin(ctx)
@@ -59,9 +59,11 @@ func (s *Store) remove(ref string, inUse func(id string) []string) (trash []stri
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := x.refs[name]; ok && len(x.references(found[0])) > 1 {
-		delete(x.refs, name)
-		return nil, s.publish(x)
+	if name != "" {
+		x.untag(name, found[0])
+		if len(x.references(found[0])) > 0 {
+			return nil, s.publish(x)
+		}
 	}
 	if inUse != nil {
 		if users := inUse(found[0].id); len(users) > 0 {
@@ -69,6 +71,20 @@ func (s *Store) remove(ref string, inUse func(id string) []string) (trash []stri
 		}
 	}
 	return s.drop(x, found)
+}
+
+// untag takes a name from its image. A name with a digest that the image does not have itself means all of its names in that repository.
+func (x *index) untag(name string, e *entry) {
+	if _, ok := x.refs[name]; ok {
+		delete(x.refs, name)
+		return
+	}
+	repository, _, _ := strings.Cut(name, "@")
+	for _, ref := range x.references(e) {
+		if r, err := parseReference(ref); err == nil && r.repository() == repository {
+			delete(x.refs, ref)
+		}
+	}
 }
 
 // drop removes images from x, publishes it, and takes away what nobody needs any more. s.change is held.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -149,7 +150,7 @@ func (s *Store) saveBlob(ctx context.Context, t *tar.Writer, d v1.Descriptor) er
 		return err
 	}
 	if got := hex.EncodeToString(hash.Sum(nil)); n != d.Size || got != d.Digest.Hex {
-		return pod.Errorf(pod.Internal, "the blob %s in the store is damaged: pull or load the image again", d.Digest)
+		return cmp.Or(s.checkBlob(ctx, d.Digest), pod.Errorf(pod.Internal, "the blob %s in the store changed meanwhile", d.Digest))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"github.com/magikrun/magikpod/pod"
 )
@@ -53,6 +54,28 @@ func TestTagAndRemove(t *testing.T) {
 	_, err := s.Resolve("example.com/b")
 	wantKind(t, err, pod.NotFound, "example.com/b:latest")
 	wantEmpty(t, s)
+}
+
+// A digest means all names of one repository, and no others.
+func TestRemoveByDigest(t *testing.T) {
+	s := newStore(t)
+	img := randomImage(t, hostArch(t), 1)
+	load(t, s, ociArchive(t, func(p layout.Path) error { return p.AppendImage(img) }), "a:1")
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a:2", "ab:1", "example.com/library/a:1"} {
+		if err := s.Tag("a:1", name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Remove(context.Background(), "a@"+digest.String(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if list := s.List(); len(list) != 1 || !slices.Equal(list[0].References, []string{"docker.io/library/ab:1", "example.com/library/a:1"}) {
+		t.Errorf("list: %+v", list)
+	}
 }
 
 // What two images share stays until the last of them is removed.

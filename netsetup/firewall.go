@@ -24,8 +24,7 @@ const (
 
 // firewall is our nftables table. The ports are elements of maps; what changes with a pod are these.
 type firewall struct {
-	cfg  *Config
-	ipv6 bool
+	cfg *Config
 
 	mu sync.Mutex // held while nft runs: callers that come meanwhile find their change done with the next run
 	// applied are the elements that the kernel has; nil when the table is not known to be there.

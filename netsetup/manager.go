@@ -28,6 +28,8 @@ type Manager struct {
 	up     bool // bridge and table are there, and as they should be
 	// present says that there may be something of bridge and table
 	present bool
+	watch   *watch // nil when the table is not there
+	watches sync.WaitGroup
 
 	saveMu  sync.Mutex // held while the state file is written
 	written uint64     // the change that the file has
@@ -73,9 +75,8 @@ func New(cfg Config) (*Manager, error) {
 		return nil, pod.Errorf(kindOf(err), "cannot speak to the kernel's network: %w", err)
 	}
 	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}}
-	ipv6 := hasIPv6()
-	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: ipv6}
-	m.fw = &firewall{cfg: &m.cfg, ipv6: ipv6}
+	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: hasIPv6()}
+	m.fw = &firewall{cfg: &m.cfg}
 	return m, nil
 }
 
@@ -118,6 +119,7 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	}
 	if err == nil {
 		m.up, m.present = true, true
+		m.startWatch()
 		return m.bridge.link, nil
 	}
 	if made {
@@ -127,6 +129,15 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 		err = join(err, derr)
 	}
 	return nil, err
+}
+
+// startWatch is called with hostMu held. Without the watch all but the repair of the table works.
+func (m *Manager) startWatch() {
+	m.watch.close()
+	var err error
+	if m.watch, err = watchTable(m.cfg.Table, &m.watches, m.tableLost); err != nil {
+		m.warn("cannot watch the host's nftables: %v", err)
+	}
 }
 
 // removeHost removes what pods share unless there is a pod or a link of one.
@@ -140,6 +151,8 @@ func (m *Manager) removeHost(ctx context.Context) error {
 		return nil
 	}
 	m.up = false
+	m.watch.close()
+	m.watch = nil
 	if err := join(m.fw.remove(ctx), m.bridge.down()); err != nil {
 		return err
 	}
@@ -248,9 +261,11 @@ func (m *Manager) Close() error {
 	}
 	m.mu.Unlock()
 	m.hostMu.Lock() // an idle timer that has fired may still be at work
-	defer m.hostMu.Unlock()
-	m.present = false
+	m.up, m.present = false, false
+	m.watch.close()
 	m.nl.Close()
+	m.hostMu.Unlock()
+	m.watches.Wait()
 	return err
 }
 

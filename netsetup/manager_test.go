@@ -1,21 +1,14 @@
 package netsetup
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -47,100 +40,6 @@ func TestConfig(t *testing.T) {
 			wantKind(t, err, pod.Invalid, tt.want)
 		}
 	}
-}
-
-func TestNetworkOf(t *testing.T) {
-	always := corev1.ContainerRestartPolicyAlways
-	p := &corev1.Pod{}
-	p.Namespace, p.Name, p.UID = "default", "web", "u"
-	p.Spec.InitContainers = []corev1.Container{{RestartPolicy: &always, Ports: []corev1.ContainerPort{{HostPort: 1, ContainerPort: 2, Protocol: "UDP", HostIP: "::"}}}}
-	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 3}, {HostPort: 4, ContainerPort: 5}}}}
-	got, err := NetworkOf(p)
-	if want := "{u default/web [[::]:1/UDP *:4/]}"; err != nil || fmt.Sprint(got) != want {
-		t.Errorf("%v, %v; want %s", got, err, want)
-	}
-	p.Spec.Containers[0].Ports[1].HostIP = "localhost"
-	_, err = NetworkOf(p)
-	wantKind(t, err, pod.Invalid, "localhost")
-}
-
-func TestConflicts(t *testing.T) {
-	m := newManager(t)
-	l, err := net.Listen("tcp", "127.0.0.1:9000")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	u, err := net.ListenPacket("udp6", "[::]:9001")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer u.Close()
-	newPod(t, m, "first", Port{HostPort: 8080, Port: 80}, Port{HostPort: 8081, Port: 80, HostIP: netip.MustParseAddr("127.0.0.1")})
-	ns := newNS(t)
-	for _, tt := range []struct {
-		name, want string
-		kind       pod.Kind
-		port       Port
-	}{
-		{"another pod", "default/first", pod.Conflict, Port{HostPort: 8080, Port: 1}},
-		{"another pod, one address", "default/first", pod.Conflict, Port{HostPort: 8080, Port: 1, HostIP: netip.MustParseAddr("127.0.0.1")}},
-		{"another pod's address", "default/first", pod.Conflict, Port{HostPort: 8081, Port: 1}},
-		{"a process", "*:9000/TCP: a process", pod.Conflict, Port{HostPort: 9000, Port: 1}},
-		{"a process, UDP on IPv6", "*:9001/UDP: a process", pod.Conflict, Port{HostPort: 9001, Port: 1, Protocol: corev1.ProtocolUDP}},
-		{"a foreign address", "192.0.2.99:1000/TCP: the host does not have", pod.Invalid, Port{HostPort: 1000, Port: 1, HostIP: netip.MustParseAddr("192.0.2.99")}},
-		{"::1", "use 127.0.0.1", pod.Unsupported, Port{HostPort: 1000, Port: 1, HostIP: netip.IPv6Loopback()}},
-		{"no port", "two ports", pod.Invalid, Port{HostPort: 1000}},
-		{"no protocol", "TCP, UDP or SCTP", pod.Invalid, Port{HostPort: 1000, Port: 1, Protocol: "ICMP"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			_, err := m.Setup(t.Context(), PodNetwork{UID: "second", Name: "default/second", Ports: []Port{tt.port}}, ns)
-			wantKind(t, err, tt.kind, tt.want)
-		})
-	}
-	_, err = m.Setup(t.Context(), PodNetwork{UID: "second", Ports: []Port{{HostPort: 1, Port: 1}, {HostPort: 1, Port: 2}}}, ns)
-	wantKind(t, err, pod.Conflict, "the pod publishes")
-	// Elsewhere than the other's.
-	newPod(t, m, "third", Port{HostPort: 8080, Port: 80, Protocol: corev1.ProtocolUDP}, Port{HostPort: 8081, Port: 80, HostIP: netip.IPv6Unspecified()})
-
-	// A pod's port is taken for processes of the host until it is torn down.
-	if l, err := net.Listen("tcp", ":8080"); err == nil {
-		l.Close()
-		t.Error("a process could listen on a pod's port")
-	}
-	if err := m.Teardown(t.Context(), "first"); err != nil {
-		t.Fatal(err)
-	}
-	l2, err := net.Listen("tcp", ":8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l2.Close()
-}
-
-// TestLeftConnection: a port whose server has ended, but which has a connection in TIME_WAIT, is free.
-func TestLeftConnection(t *testing.T) {
-	m := newManager(t)
-	l, err := net.Listen("tcp4", "127.0.0.1:9100")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := net.Dial("tcp4", "127.0.0.1:9100")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Close() // first: this end waits
-	_, _ = c.Read(make([]byte, 1))
-	c.Close()
-	l.Close()
-	if _, err := bound(Port{HostPort: 9100, Protocol: corev1.ProtocolTCP}, netip.IPv4Unspecified(), false); err == nil {
-		t.Skip("the kernel has dropped the connection already")
-	}
-	newPod(t, m, "a", Port{HostPort: 9100, Port: 80})
 }
 
 func TestOverlappingRoute(t *testing.T) {
@@ -290,86 +189,4 @@ func TestAgain(t *testing.T) {
 	if _, ok := m.Lookup("a"); ok {
 		t.Error("the pod is still known")
 	}
-}
-
-// TestFaults makes each step of Setup fail, with and without another pod: nothing is left, and the next Setup succeeds.
-func TestFaults(t *testing.T) {
-	var mu sync.Mutex // the steps of the ports are called beside others
-	var steps []string
-	fail := ""
-	boom := errors.New("boom")
-	m := newManager(t, func(c *Config) {
-		c.Idle = time.Hour
-		c.Fault = func(step string) error {
-			mu.Lock()
-			defer mu.Unlock()
-			steps = append(steps, step)
-			if step == fail {
-				return boom
-			}
-			return nil
-		}
-	})
-	ns := newNS(t)
-	want := PodNetwork{UID: "a", Name: "default/a", Ports: []Port{{HostPort: 8080, Port: 80}, {HostPort: 5353, Port: 53, Protocol: corev1.ProtocolUDP}}}
-	tearDown := func() {
-		t.Helper()
-		if err := errors.Join(m.Teardown(context.Background(), "a"), m.Sweep(context.Background())); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, others := range []int{0, 1} {
-		for i := range others {
-			newPod(t, m, fmt.Sprint("other", i), Port{HostPort: 7000, Port: 70})
-		}
-		setUp := func() error {
-			_, err := m.Setup(t.Context(), want, ns)
-			return err
-		}
-		before, files := snapshot(t), openFiles(t)
-		steps = nil
-		if err := setUp(); err != nil {
-			t.Fatal(err)
-		}
-		tearDown()
-		all := steps
-		if len(all) < 10 {
-			t.Fatalf("only the steps %q", all)
-		}
-		for _, step := range all {
-			if step == "teardown" {
-				continue
-			}
-			fail = step
-			err := setUp()
-			fail = ""
-			if !errors.Is(err, boom) {
-				t.Errorf("step %s: %v", step, err)
-			}
-			if after := snapshot(t); after != before {
-				t.Errorf("a failure of %s leaves the host changed: %s", step, cmp.Diff(before, after))
-			}
-			if n := openFiles(t); n != files {
-				t.Errorf("after a failure of %s %d files are open, before %d", step, n, files)
-			}
-			if err := setUp(); err != nil {
-				t.Errorf("after a failure of %s: %v", step, err)
-			}
-			tearDown()
-		}
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(boom)
-	if _, err := m.Setup(ctx, want, ns); !errors.Is(err, boom) {
-		t.Errorf("with a context that has ended: %v", err)
-	}
-}
-
-func openFiles(t testing.TB) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }

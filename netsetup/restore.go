@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -38,11 +39,6 @@ func (m *Manager) Restore(ctx context.Context, keep func(uid types.UID) bool) er
 	}
 	if err := m.restoreHost(ctx); err != nil {
 		return err
-	}
-	for _, r := range m.records() {
-		if err := m.reattach(r); err != nil {
-			return err
-		}
 	}
 	for _, r := range kept {
 		held, err := reserve(r.ports)
@@ -117,17 +113,11 @@ func (m *Manager) adopt(ctx context.Context, keep func(uid types.UID) bool) erro
 // restoreHost makes bridge and table as the pods need them; without pods it removes what is left of them.
 func (m *Manager) restoreHost(ctx context.Context) error {
 	m.mu.Lock()
-	pods, ports := len(m.pods), 0
-	for _, r := range m.pods {
-		ports += len(r.ports)
-	}
+	pods := len(m.pods)
 	m.change++
 	m.mu.Unlock()
 	if pods > 0 {
-		_, err := m.ensureHost(ctx)
-		if err == nil && ports > 0 {
-			err = m.bridge.routeLocalnet()
-		}
+		_, err := m.mendHost(ctx)
 		return err
 	}
 	m.hostMu.Lock()
@@ -141,14 +131,11 @@ func (m *Manager) restoreHost(ctx context.Context) error {
 }
 
 // reattach puts the host's end of a pod's link on the bridge, if it is not: somebody may have removed the bridge.
-func (m *Manager) reattach(r *record) error {
+func (m *Manager) reattach(r *record, br *netlink.Bridge) error {
 	link, err := m.nl.LinkByName(linkName(r.index))
 	if isNoLink(err) {
 		return nil // the pod's namespace is gone, its next Setup makes another
 	}
-	m.hostMu.Lock()
-	br := m.bridge.link
-	m.hostMu.Unlock()
 	if err == nil && link.Attrs().MasterIndex != br.Index {
 		err = join(m.nl.LinkSetMasterByIndex(link, br.Index), m.nl.LinkSetUp(link))
 	}
@@ -164,8 +151,13 @@ func (m *Manager) records() []*record {
 	return slices.Collect(maps.Values(m.pods))
 }
 
+// maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
+const maxWarnings = 100
+
 func (m *Manager) warn(format string, args ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.warnings = append(m.warnings, fmt.Sprintf(format, args...))
+	if w := fmt.Sprintf(format, args...); len(m.warnings) < maxWarnings && !slices.Contains(m.warnings, w) {
+		m.warnings = append(m.warnings, w)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -142,8 +143,11 @@ func (m *Manager) build(ctx context.Context, r *record, ports []Port, ns *os.Fil
 	} else {
 		opened <- nil
 	}
-	if err = m.connect(ctx, r, br, ns, again); err != nil {
-		m.doubtHost()
+	err = m.connect(ctx, r, br, ns, again)
+	if err != nil && m.bridgeLost() {
+		if br, err = m.mendHost(ctx); err == nil {
+			err = m.connect(ctx, r, br, ns, again)
+		}
 	}
 	if err := join(err, <-opened); err != nil {
 		return err
@@ -206,13 +210,27 @@ func (m *Manager) open(ctx context.Context, r *record) error {
 	return dropFlows(r.ports, nil)
 }
 
-// doubtHost makes the next Setup look whether the bridge is still there.
-func (m *Manager) doubtHost() {
+// bridgeLost says whether somebody has removed the bridge.
+func (m *Manager) bridgeLost() bool {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
-	if found, err := m.bridge.find(); err != nil || !found {
-		m.up = false
+	found, err := m.bridge.find()
+	m.up = m.up && found
+	return err == nil && !found
+}
+
+// mendHost makes bridge and table again, and puts the pods' links on the bridge.
+func (m *Manager) mendHost(ctx context.Context) (*netlink.Bridge, error) {
+	br, err := m.ensureHost(ctx)
+	if err == nil {
+		err = m.bridge.routeLocalnet()
 	}
+	for _, r := range m.records() {
+		if err == nil {
+			err = m.reattach(r, br)
+		}
+	}
+	return br, err
 }
 
 // undo removes all of a pod whose Setup has failed, now, and bridge and table with the last one.

@@ -88,6 +88,9 @@ func (m *Manager) reap() {
 
 // finish removes what dropped records have in the kernel, and frees their addresses.
 func (m *Manager) finish(ctx context.Context, gone []*record) error {
+	if err := m.cfg.step(ctx, "remove"); err != nil {
+		return err
+	}
 	indexes := make([]int, 0, len(gone))
 	var ports []Port
 	var addrs []netip.Addr

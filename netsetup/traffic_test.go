@@ -198,6 +198,7 @@ func routeBack(t *testing.T, lan *os.File, m *Manager) {
 func TestFlows(t *testing.T) {
 	m := newManager(t)
 	lan := newLAN(t)
+	newPod(t, m, "bystander") // flows are tracked as long as there is a table
 	port := Port{HostPort: 5353, Port: 53, Protocol: corev1.ProtocolUDP}
 	var c net.Conn
 	err := inNetns(lan, func() (err error) {

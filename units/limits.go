@@ -178,7 +178,7 @@ func quotaOf(cpu resource.Quantity) time.Duration {
 func weightOf(cpu resource.Quantity) uint64 {
 	shares := float64(minShares)
 	if positive(cpu) {
-		shares = float64(milli(cpu)) * 1024 / 1000
+		shares = float64(milli(cpu) * 1024 / 1000)
 	}
 	switch {
 	case shares <= minShares:

@@ -57,10 +57,9 @@ func launch(args []string) error {
 	if err != nil {
 		return err
 	}
-	create := exec.Command("/bin/sh", append([]string{"-c", `(read go <&3; exec "$@") & echo $!`, "sh"}, args...)...)
-	create.ExtraFiles = []*os.File{r}
-	create.Stderr = os.Stderr
-	pid, err := outputOf(create)
+	create := exec.Command("/bin/sh", append([]string{"-c", `(read go <&3; exec 3<&- 4>&-; exec "$@") & echo $! >&4`, "sh"}, args...)...)
+	create.Stdout, create.Stderr = os.Stdout, os.Stderr
+	pid, err := outputOf(create, r)
 	if err != nil {
 		return err
 	}
@@ -76,14 +75,14 @@ func launch(args []string) error {
 	return notify("READY=1")
 }
 
-// outputOf is cmd.Output without the wait for the end of output, which the container's process has open.
-func outputOf(cmd *exec.Cmd) (string, error) {
+// outputOf runs cmd with the descriptors wait (3) and a pipe (4), and returns what comes out of that.
+func outputOf(cmd *exec.Cmd, wait *os.File) (string, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return "", err
 	}
 	defer r.Close()
-	cmd.Stdout = w
+	cmd.ExtraFiles = []*os.File{wait, w}
 	err = cmd.Run()
 	w.Close()
 	if err != nil {

@@ -23,20 +23,29 @@ type record struct {
 
 	// active is the state of the unit that the signals told last (state may be ahead of it after a Refresh).
 	active string
-	// startJob is the job that has started the unit.
+	// startJob is the job that has started the unit, 0 when it is not known. ran is true once the unit was seen active.
 	startJob uint32
+	ran      bool
 	// expect is true when a stop of the unit is ours.
 	expect bool
 }
 
-// live begins the life of a record whose call got its reply.
-func (r *record) live(seq dbus.Sequence, s State) {
+// live begins the life of a record whose call got its reply. job is systemd's job for the unit.
+func (r *record) live(seq dbus.Sequence, s State, job uint32) {
 	r.pending = false
 	r.born, r.seq = seq, seq
-	r.state = s
-	r.active = s.Active
-	if s.Active == ActiveActivating {
-		r.startJob = s.job
+	if s.Active == ActiveActivating || s.Active == ActiveInactive {
+		r.startJob = job
+	}
+	r.judge(&s, job)
+	r.state, r.active = s, s.Active
+	r.ran = s.Active == ActiveActive
+}
+
+// judge corrects a state that systemd has told: a unit whose start job waits for another unit is inactive there, but it has not ended.
+func (r *record) judge(s *State, job uint32) {
+	if s.Active == ActiveInactive && job != 0 && job == r.startJob {
+		s.Active = ActiveActivating
 	}
 }
 
@@ -87,6 +96,9 @@ func (m *Manager) dispatch(sig *dbus.Signal) {
 		var id uint32
 		var unit, result string
 		if dbus.Store(sig.Body, &id, new(dbus.ObjectPath), &unit, &result) == nil {
+			if result != resultDone && strings.HasPrefix(unit, prefix) {
+				m.toRecord(unit, sig)
+			}
 			m.jobRemoved(id, result)
 		}
 	}
@@ -106,9 +118,12 @@ func (m *Manager) toRecord(unit string, sig *dbus.Signal) {
 		return
 	}
 	m.mu.Unlock()
-	if sig.Name == managerIface+".UnitRemoved" {
+	switch sig.Name {
+	case managerIface + ".UnitRemoved":
 		m.removed(unit, r, sig)
-	} else {
+	case managerIface + ".JobRemoved":
+		m.neverStarted(unit, r, sig)
+	default:
 		m.changed(unit, r, sig)
 	}
 }
@@ -137,35 +152,46 @@ func (m *Manager) changed(unit string, r *record, sig *dbus.Signal) {
 	service := r.service
 	r.service = nil
 
-	next := r.state
-	if sig.Sequence > r.seq {
-		if service != nil {
-			next.apply(service)
-		}
-		next.apply(props)
-	}
 	// The stop is judged by the signals alone, whatever a Refresh has seen already.
 	var told State
 	told.apply(props)
-	stopped := r.stoppedByOthers(told)
-	if told.Active == ActiveActivating && (State{Active: r.active}).Ended() {
-		r.startJob = told.job
+	job := jobOf(props)
+	if !r.ran && r.startJob == 0 {
+		r.startJob = job
+	}
+	r.judge(&told, job)
+	next := r.state
+	if sig.Sequence > r.seq {
+		next.apply(service)
+		next.apply(props)
+		next.Active = told.Active
+	}
+	stopped := m.stoppedByOthers(r, told, job) && !m.shuttingDown()
+	switch {
+	case stopped:
+		next.StoppedByAdmin = true
+	case (State{Active: r.active}).ending() && !told.ending():
+		// systemctl restart: another life.
 		next.StoppedByAdmin = false
+		m.reborn(r, job)
 	}
 	r.active = told.Active
-	if stopped && !m.shuttingDown() {
-		next.StoppedByAdmin = true
-	}
+	r.ran = r.ran || told.Active == ActiveActive
 	m.set(unit, r, next, max(sig.Sequence, r.seq))
 }
 
 // stoppedByOthers tells whether the change from what was told before to told is a stop that a job has brought about which is not ours. A unit
 // that ends on its own has no job; one whose start fails has the job that started it.
-func (r *record) stoppedByOthers(told State) bool {
-	before := State{Active: r.active}
-	ran := !before.Ended() && before.Active != ActiveDeactivating
-	ends := told.Ended() || told.Active == ActiveDeactivating
-	return ran && ends && told.job != 0 && told.job != r.startJob && !r.expect
+func (m *Manager) stoppedByOthers(r *record, told State, job uint32) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !(State{Active: r.active}).ending() && told.ending() && job != 0 && job != r.startJob && !r.expect
+}
+
+func (m *Manager) reborn(r *record, job uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r.startJob, r.expect = job, false
 }
 
 // removed works on UnitRemoved: systemd has unloaded a tracked unit.
@@ -174,7 +200,18 @@ func (m *Manager) removed(unit string, r *record, sig *dbus.Signal) {
 		return
 	}
 	next := r.state
-	next.Load, next.Active, next.Sub, next.MainPID, next.job = "not-found", ActiveInactive, "dead", 0, 0
+	next.Load, next.Active, next.Sub, next.MainPID = "not-found", ActiveInactive, "dead", 0
+	r.active = next.Active
+	m.set(unit, r, next, sig.Sequence)
+}
+
+// neverStarted works on JobRemoved of a job that was not done: if it is the start job, and the unit was still waiting, the unit does not start.
+func (m *Manager) neverStarted(unit string, r *record, sig *dbus.Signal) {
+	if id, _ := sig.Body[0].(uint32); id != r.startJob || sig.Sequence <= r.seq || r.state.Active != ActiveActivating || r.state.Sub != "dead" {
+		return
+	}
+	next := r.state
+	next.Active = ActiveInactive
 	r.active = next.Active
 	m.set(unit, r, next, sig.Sequence)
 }

@@ -58,12 +58,12 @@ func (m *Manager) StartTransient(ctx context.Context, unit string, props []Prope
 	job := newJob(id, "start", unit)
 	ok := m.do(func() {
 		for _, name := range names {
-			s := State{Load: "loaded", Active: ActiveActivating, ControlGroup: cgroupOf(name)}
+			own := uint32(0) // an auxiliary unit has a job of its own, or none
 			if name == unit {
-				s.job = id
+				own = id
 			}
 			m.mu.Lock()
-			records[name].live(seq, s)
+			records[name].live(seq, records[name].state, own)
 			m.mu.Unlock()
 		}
 		for _, name := range names {
@@ -89,7 +89,7 @@ func (m *Manager) claim(names []string) (map[string]*record, error) {
 	}
 	records := map[string]*record{}
 	for _, name := range names {
-		r := &record{pending: true, state: State{Load: "loaded", Active: ActiveActivating, ControlGroup: cgroupOf(name)}}
+		r := &record{pending: true, state: State{Load: "loaded", Active: ActiveActivating, Sub: "dead", ControlGroup: cgroupOf(name)}}
 		records[name] = r
 		m.units[name] = r
 		m.paths[unitPath(name)] = name

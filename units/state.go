@@ -37,7 +37,7 @@ type State struct {
 	ExecMainStart, ExecMainExit time.Time
 	// ControlGroup is the path of the unit's cgroup with a leading slash. It is told by the unit's name until the unit was asked.
 	ControlGroup string
-	// InvocationID is 32 hexadecimal digits; it is known after Track or Refresh only.
+	// InvocationID is 32 hexadecimal digits.
 	InvocationID string
 	// StatusText is what the service said last by STATUS=.
 	StatusText string
@@ -45,12 +45,13 @@ type State struct {
 	// or of a unit that it depends on. It is never true for a unit that ended on its own, nor for one that the host's shutdown has stopped. It is false
 	// when the unit was stopped before it was tracked: after a restart of the daemon nobody can tell any more.
 	StoppedByAdmin bool
-
-	job uint32 // systemd's job for the unit, 0: none
 }
 
 // Ended tells whether nothing of the unit runs any more.
 func (s State) Ended() bool { return s.Active == ActiveInactive || s.Active == ActiveFailed }
+
+// ending tells whether the unit has ended or is about to.
+func (s State) ending() bool { return s.Ended() || s.Active == ActiveDeactivating }
 
 // MainEnded tells whether the main process has ended, also when the unit remains active (RemainAfterExit=yes) or other processes of it still run.
 func (s State) MainEnded() bool {
@@ -78,7 +79,7 @@ func (s State) Signal() syscall.Signal {
 	return syscall.Signal(sig)
 }
 
-// apply takes over what props has. systemd announces all of these but Load, ControlGroup and InvocationID, which do not change while a unit is loaded.
+// apply takes over what props has. systemd announces all of these but Load and ControlGroup, which do not change while a unit runs.
 func (s *State) apply(props map[string]dbus.Variant) {
 	store(props, "LoadState", &s.Load)
 	store(props, "ActiveState", &s.Active)
@@ -99,9 +100,6 @@ func (s *State) apply(props map[string]dbus.Variant) {
 	if store(props, "InvocationID", &id); len(id) == 16 {
 		s.InvocationID = hexOf(id)
 	}
-	if v, ok := props["Job"]; ok {
-		s.job = jobOf(v)
-	}
 }
 
 func hexOf(b []byte) string {
@@ -113,9 +111,9 @@ func hexOf(b []byte) string {
 	return string(out)
 }
 
-// jobOf reads a property of type (uo).
-func jobOf(v dbus.Variant) uint32 {
-	fields, ok := v.Value().([]any)
+// jobOf returns the number of the job that systemd has for the unit, 0 for none.
+func jobOf(props map[string]dbus.Variant) uint32 {
+	fields, ok := props["Job"].Value().([]any) // (uo)
 	if !ok || len(fields) == 0 {
 		return 0
 	}

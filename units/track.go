@@ -30,6 +30,7 @@ func (m *Manager) Refresh(ctx context.Context, unit string) (State, error) {
 		next := r.state
 		if seq > r.seq {
 			next.apply(props)
+			r.judge(&next, jobOf(props))
 		} else {
 			next.Load, next.ControlGroup, next.InvocationID = asked.Load, asked.ControlGroup, asked.InvocationID
 		}
@@ -77,7 +78,7 @@ func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 	ok := m.do(func() {
 		r := records[unit]
 		m.mu.Lock()
-		r.live(seq, s)
+		r.live(seq, s, jobOf(props))
 		m.mu.Unlock()
 		m.replay(unit, r)
 		s = r.state

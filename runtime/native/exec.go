@@ -29,7 +29,8 @@ type execution struct {
 	score  int    // oom_score_adj
 }
 
-// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime cannot start it (no such command, user or directory).
+// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime
+// cannot start it (no such command, user or directory).
 func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.Process) (runtime.ExitStatus, error) {
 	fail := func(err error) error {
 		return pod.Errorf(pod.KindOf(err), "cannot run a process in container %q of pod %s: %w", name, ref, err)
@@ -43,9 +44,6 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 	}
 	if m.oci == nil || m.oci.name != record.Runtime {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unavailable, "it was started by %s, which is not in use any more", record.Runtime))
-	}
-	if p.TTY && !m.oci.rawTerminal {
-		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "%s cannot give it a terminal", m.oci.name))
 	}
 	x := &execution{m: m, s: s, record: record, kind: m.oci, p: p}
 	status, err := x.run(ctx)
@@ -105,15 +103,16 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	if ctx.Err() != nil {
 		return runtime.ExitStatus{}, pod.WithKind(pod.Unavailable, context.Cause(ctx))
 	}
-	argv := x.withScore(x.kind.execArgv(x.path("log"), x.path("process.json"), x.path(pidName), filepath.Base(x.cgroup), x.record.ID))
+	argv := x.withScore(x.kind.execArgv(x.path("log"), x.path("process.json"), x.path(pidName), filepath.Base(x.cgroup), x.p.TTY, x.record.ID))
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = x.kind.env(), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
-	finish := func() {}
 	if x.p.TTY {
-		if finish, err = x.terminal(cmd); err != nil {
+		t, err := x.openTerminal(cmd)
+		if err != nil {
 			return runtime.ExitStatus{}, err
 		}
+		defer t.close()
 	} else {
 		handOver(cmd, x.p)
 	}
@@ -122,7 +121,6 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 		err = cmd.Wait()
 		stop()
 	}
-	finish()
 	return x.status(ctx, cmd, err)
 }
 

@@ -186,6 +186,9 @@ func (w *world) leftovers() string {
 			left = append(left, err.Error())
 		}
 		for _, entry := range entries {
+			if entry.Name() == ".cache" {
+				continue // crun 1.15 and later keep compiled seccomp filters there, no pod's
+			}
 			left = append(left, filepath.Join(dir, entry.Name()))
 		}
 	}

@@ -99,39 +99,27 @@ func (ns *namespaces) make(want namespacesWanted) error {
 // mountShared mounts the file systems in memory that the pod's containers share.
 func mountShared(want namespacesWanted) error {
 	if !want.hostIPC {
-		shm := filepath.Join(want.dir, shmName)
-		if err := mountTmpfs(shm, unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, 0o777|os.ModeSticky, shmSize); err != nil {
+		shm := runtime.Tmpfs{SizeBytes: shmSize, Mode: os.ModeSticky | 0o777}
+		if err := mountTmpfs(filepath.Join(want.dir, shmName), unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, shm); err != nil {
 			return err
 		}
 	}
 	for _, t := range want.tmpfs {
-		mode := t.Mode
-		if mode == 0 {
-			mode = 0o777
+		if t.Mode == 0 {
+			t.Mode = os.ModeSticky | 0o777
 		}
-		if err := mountTmpfs(filepath.Join(want.dir, tmpfsName, t.Name), unix.MS_NOSUID|unix.MS_NODEV, mode, t.SizeBytes); err != nil {
+		if err := mountTmpfs(filepath.Join(want.dir, tmpfsName, t.Name), unix.MS_NOSUID|unix.MS_NODEV, t); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func mountTmpfs(target string, flags uintptr, mode os.FileMode, size int64) error {
+func mountTmpfs(target string, flags uintptr, t runtime.Tmpfs) error {
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
-	bits := uint32(mode.Perm())
-	if mode&os.ModeSticky != 0 {
-		bits |= unix.S_ISVTX
-	}
-	if mode&os.ModeSetgid != 0 {
-		bits |= unix.S_ISGID
-	}
-	options := "mode=" + strconv.FormatUint(uint64(bits), 8)
-	if size > 0 {
-		options += ",size=" + strconv.FormatInt(size, 10)
-	}
-	if err := unix.Mount("tmpfs", target, "tmpfs", flags, options); err != nil {
+	if err := unix.Mount("tmpfs", target, "tmpfs", flags, t.Options()); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", target, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/internal/safepath"
 )
 
 // The names below RunDir/pods/UID and, for one container, RunDir/pods/UID/c/NAME.
@@ -77,11 +79,11 @@ func readBounded(path string) ([]byte, error) {
 	return data, err
 }
 
-// removeAll removes the paths, and goes on after an error.
+// removeAll removes the paths, and goes on after an error. Writable layers hold whatever a container has made: trees of any depth, immutable files.
 func removeAll(paths ...string) error {
 	var errs []error
 	for _, path := range paths {
-		errs = append(errs, os.RemoveAll(path))
+		errs = append(errs, safepath.RemoveAll(context.Background(), path))
 	}
 	return errors.Join(errs...)
 }

@@ -3,8 +3,6 @@ package native
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -90,11 +89,11 @@ type resolvedUser struct {
 
 // execUser resolves USER[:GROUP] with the files of a running container, whose first process is pid.
 func execUser(pid int, spec string) (resolvedUser, error) {
-	root, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := safepath.OpenRoot("/proc/" + strconv.Itoa(pid) + "/root")
 	if err != nil {
 		return resolvedUser{}, pod.Errorf(pod.Conflict, "it has just ended")
 	}
-	defer unix.Close(root)
+	defer root.Close()
 	passwd, err := readBelow(root, "etc/passwd")
 	if err != nil {
 		return resolvedUser{}, err
@@ -122,31 +121,14 @@ func execUser(pid int, spec string) (resolvedUser, error) {
 }
 
 // readBelow reads a regular file of a container, out of which no link of the container's leads. A missing one is empty.
-func readBelow(root int, path string) ([]byte, error) {
-	fd, err := unix.Openat2(root, path, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if errors.Is(err, unix.ENOENT) {
+func readBelow(root *os.File, path string) ([]byte, error) {
+	data, err := safepath.ReadFile(root, path, maxUserFile)
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return nil, nil
-	}
-	if err != nil {
-		return nil, pod.Errorf(pod.Invalid, "cannot read its /%s: %w", path, err)
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("it is no regular file")
-	}
-	var data []byte
-	if err == nil {
-		data, err = io.ReadAll(io.LimitReader(f, maxUserFile+1))
-	}
-	if err == nil && len(data) > maxUserFile {
-		err = fmt.Errorf("it has more than %d bytes", maxUserFile)
-	}
-	if err != nil {
+	case errors.Is(err, unix.EFBIG):
+		return nil, pod.Errorf(pod.Invalid, "cannot read its /%s: it has more than %d bytes", path, maxUserFile)
+	case err != nil:
 		return nil, pod.Errorf(pod.Invalid, "cannot read its /%s: %w", path, err)
 	}
 	return data, nil

@@ -24,8 +24,9 @@ type ociKind struct {
 	subCgroup string
 	// ownGroup says that `exec` leaves the process in the cgroup that was made for it.
 	ownGroup bool
-	// rawTerminal says that `exec --tty` copies between its own terminal and the container's.
-	rawTerminal bool
+	// consoleSocket says that `exec` sends the master of the process's terminal over a socket, and waits for the process all the same. Without
+	// it `exec` copies between its own terminal and the process's.
+	consoleSocket bool
 }
 
 // ociKinds are the OCI runtimes that can be used, the preferred one first. All of them take --root, --log, --log-format=json and the verbs create,
@@ -33,9 +34,9 @@ type ociKind struct {
 var ociKinds = []ociKind{
 	// crun with the cgroupfs manager tries for seconds to enable controllers in a cgroup that has processes; disabled, limits and device rules
 	// are the unit's alone.
-	{name: "crun", cgroups: []string{"--cgroup-manager=disabled"}, ownGroup: true, rawTerminal: true},
-	{name: "runc", subCgroup: "launch", ownGroup: true, rawTerminal: true},
-	{name: "youki", subCgroup: "launch"},
+	{name: "crun", cgroups: []string{"--cgroup-manager=disabled"}, ownGroup: true, consoleSocket: true},
+	{name: "runc", subCgroup: "launch", ownGroup: true},
+	{name: "youki", subCgroup: "launch", consoleSocket: true},
 }
 
 // containerCgroup is the child cgroup of the unit that an OCI runtime with a subCgroup makes for the container.
@@ -128,10 +129,13 @@ func (r *ociRuntime) startArgv(log, id string) []string { return r.argv(log, "st
 
 // execArgv runs the process of a file (OCI runtime-spec, process) in a running container. With cgroup, an OCI runtime that has cgroups of its own puts
 // it in that child of the container's.
-func (r *ociRuntime) execArgv(log, process, pidFile, cgroup, id string) []string {
+func (r *ociRuntime) execArgv(log, process, pidFile, cgroup string, tty bool, id string) []string {
 	rest := []string{"exec", "--process=" + process, "--pid-file=" + pidFile}
 	if r.name == "runc" {
 		rest = append(rest, "--cgroup="+cgroup)
+	}
+	if tty && r.consoleSocket {
+		rest = append(rest, "--console-socket="+consolePath)
 	}
 	return r.argv(log, append(rest, id)...)
 }

@@ -1,9 +1,10 @@
 package native
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
-	"strconv"
 	"sync"
 	"time"
 
@@ -22,70 +23,83 @@ const (
 	endOfInput = 4
 )
 
-// terminal gives cmd a pseudo-terminal, which the OCI runtime connects with another one inside of the container: the process's own, with job control.
-// The size goes from this one to that one. The returned function waits for the last output and closes the terminal.
-func (x *execution) terminal(cmd *exec.Cmd) (finish func(), err error) {
+// terminal is the outer side of a process's terminal.
+type terminal struct {
+	p       runtime.Process
+	wake    [2]int        // closing wake[1] ends the copying; the files that are copied from and to belong to others, who may keep them open
+	done    chan struct{} // closed then
+	drained chan struct{} // closed when there is no more output
+	copying sync.WaitGroup
+	// release lets go of what keeps the terminal open or is waited for, when the OCI runtime has ended.
+	release func()
+}
+
+// openTerminal gives the process of cmd a terminal, with job control, that the OCI runtime makes inside of the container. Either that sends us its
+// master over a socket (crun, youki); or (runc) it copies between it and a terminal of ours, passing on the size. The caller closes it after cmd
+// has ended or could not be started.
+func (x *execution) openTerminal(cmd *exec.Cmd) (*terminal, error) {
+	t := &terminal{p: x.p, done: make(chan struct{}), drained: make(chan struct{})}
+	if err := unix.Pipe2(t.wake[:], unix.O_CLOEXEC); err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
+	}
+	open := t.openOwn
+	if x.kind.consoleSocket {
+		open = func(cmd *exec.Cmd) error { return t.openSocket(cmd, x.dir) }
+	}
+	if err := open(cmd); err != nil {
+		unix.Close(t.wake[0])
+		unix.Close(t.wake[1])
+		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
+	}
+	return t, nil
+}
+
+// close waits for the last output, for a while, and closes the terminal.
+func (t *terminal) close() {
+	t.release()
+	select {
+	case <-t.drained:
+	case <-time.After(drainTime):
+	}
+	unix.Close(t.wake[1])
+	close(t.done)
+	t.copying.Wait()
+	unix.Close(t.wake[0])
+}
+
+// openOwn makes a terminal of ours that cmd has as its own. It is raw from the beginning: everything is for the container's.
+func (t *terminal) openOwn(cmd *exec.Cmd) error {
 	master, slave, err := openPTY()
 	if err != nil {
-		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
-	}
-	// Closing wake[1] ends the copying; the descriptors that are copied from and to belong to others, who may keep them open.
-	var wake [2]int
-	if err := unix.Pipe2(wake[:], unix.O_CLOEXEC); err != nil {
-		unix.Close(master)
-		slave.Close()
-		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
-	}
-	// What comes before the OCI runtime has made it raw, too, is for the other terminal: echo, signals and ^D are made there.
-	if err := makeRaw(master); err != nil {
-		unix.Close(wake[0])
-		unix.Close(wake[1])
-		unix.Close(master)
-		slave.Close()
-		return nil, pod.Errorf(pod.Internal, "cannot make a terminal: %w", err)
+		return err
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
-	x.applySize(master)
-	var copying sync.WaitGroup
-	done, drained := make(chan struct{}), make(chan struct{})
-	copying.Go(func() { x.resizes(master, done) })
-	if x.p.Stdin != nil {
-		copying.Go(func() { copyInput(master, int(x.p.Stdin.Fd()), wake[0]) })
-	}
-	copying.Go(func() {
-		defer close(drained)
-		out := -1
-		if x.p.Stdout != nil {
-			out = int(x.p.Stdout.Fd())
-		}
-		copyOutput(out, master, wake[0])
-	})
-	return func() {
-		slave.Close() // the last one: the master's end comes after what is still to be read
-		select {
-		case <-drained:
-		case <-time.After(drainTime):
-		}
-		unix.Close(wake[1])
-		close(done)
-		copying.Wait()
-		unix.Close(wake[0])
-		unix.Close(master)
-	}, nil
+	t.release = func() { slave.Close() } // the last one: the master's end comes after what is still to be read
+	t.serve(master)
+	return nil
 }
 
-// openPTY makes a pseudo-terminal. The slave is opened by its master, so that /dev/pts of the present mount namespace does not matter.
+// openPTY makes a raw pseudo-terminal. The slave is opened by its master, so that /dev/pts of the present mount namespace does not matter.
 func openPTY() (master int, slave *os.File, err error) {
 	master, err = unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, nil, err
 	}
+	var mode *unix.Termios
 	if err = unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err == nil {
-		// Not by unix.IoctlRetInt, whose argument is 0: a slave that can only be read.
+		mode, err = unix.IoctlGetTermios(master, unix.TCGETS)
+	}
+	if err == nil { // cfmakeraw(3)
+		mode.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+		mode.Oflag &^= unix.OPOST
+		mode.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+		err = unix.IoctlSetTermios(master, unix.TCSETS, mode)
+	}
+	if err == nil {
 		fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 		if errno == 0 {
-			return master, os.NewFile(fd, "pts/"+strconv.Itoa(int(fd))), nil
+			return master, os.NewFile(fd, "terminal"), nil
 		}
 		err = errno
 	}
@@ -93,40 +107,105 @@ func openPTY() (master int, slave *os.File, err error) {
 	return -1, nil, err
 }
 
-// makeRaw makes a terminal pass everything on as it is (termios(3), "Raw mode").
-func makeRaw(fd int) error {
-	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+// openSocket makes the socket in dir over which cmd sends the master of the container's terminal. It is named by descriptors, for a socket's path must be
+// short, and dir's is not.
+func (t *terminal) openSocket(cmd *exec.Cmd, dir string) error {
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-	t.Oflag &^= unix.OPOST
-	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-	t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
-	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
-	return unix.IoctlSetTermios(fd, unix.TCSETS, t)
+	defer d.Close()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/console", d.Fd()), Net: "unix"})
+	if err != nil {
+		return err
+	}
+	listener.SetUnlinkOnClose(false) // it goes with dir
+	if cmd.ExtraFiles, err = inherit(d); err != nil {
+		listener.Close()
+		return err
+	}
+	t.release = func() { listener.Close(); cmd.ExtraFiles[0].Close() }
+	t.copying.Go(func() {
+		master, err := receiveMaster(listener)
+		if err != nil {
+			close(t.drained) // the OCI runtime has ended, and tells why
+			return
+		}
+		t.serve(master)
+	})
+	return nil
 }
 
-// applySize sets the first size, when it is known already.
-func (x *execution) applySize(master int) {
+// consolePath is the path of the socket for the child, whose first extra file is the directory.
+const consolePath = "/proc/self/fd/3/console"
+
+func inherit(f *os.File) ([]*os.File, error) {
+	duplicate, err := dupFile(f)
+	return []*os.File{duplicate}, err
+}
+
+// receiveMaster waits for the message that carries the terminal's master.
+func receiveMaster(listener *net.UnixListener) (int, error) {
+	conn, err := listener.AcceptUnix()
+	if err != nil {
+		return -1, err
+	}
+	defer conn.Close()
+	data, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(data, oob)
+	if err != nil {
+		return -1, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return -1, fmt.Errorf("no descriptor came over the console socket (%v)", err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1, fmt.Errorf("no descriptor came over the console socket (%v)", err)
+	}
+	unix.CloseOnExec(fds[0])
+	return fds[0], nil
+}
+
+// serve copies between a terminal's master and the process's files and applies the sizes, until it is closed.
+func (t *terminal) serve(master int) {
+	_ = unix.SetNonblock(master, true) // a terminal that says it has room may still not have enough
+	var using sync.WaitGroup
 	select {
-	case size, ok := <-x.p.Resize:
+	case size, ok := <-t.p.Resize: // the first size is most often known already
 		if ok {
 			setSize(master, size)
 		}
 	default:
 	}
+	using.Go(func() { t.resizes(master) })
+	if t.p.Stdin != nil {
+		using.Go(func() { copyInput(master, int(t.p.Stdin.Fd()), t.wake[0]) })
+	}
+	using.Go(func() {
+		defer close(t.drained)
+		out := -1
+		if t.p.Stdout != nil {
+			out = int(t.p.Stdout.Fd())
+		}
+		copyOutput(out, master, t.wake[0])
+	})
+	t.copying.Go(func() {
+		using.Wait()
+		unix.Close(master)
+	})
 }
 
-func (x *execution) resizes(master int, done <-chan struct{}) {
+func (t *terminal) resizes(master int) {
 	for {
 		select {
-		case size, ok := <-x.p.Resize:
+		case size, ok := <-t.p.Resize:
 			if !ok {
 				return
 			}
 			setSize(master, size)
-		case <-done:
+		case <-t.done:
 			return
 		}
 	}

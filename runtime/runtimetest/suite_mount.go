@@ -46,13 +46,13 @@ func checkSharedNamespaces(h *suite) {
 	}
 }
 
-// checkSharedTmpfs: an in-memory volume is one for all containers, has its size and mode, and outlives a container.
+// checkSharedTmpfs: an in-memory volume is one for all containers, has its size, mode and group, and outlives a container.
 func checkSharedTmpfs(h *suite) {
 	p := h.newPod(map[string]program{
-		"one": waits("echo hello > /mem/file; stat -c %a /mem > " + sharedDir + "/mode; df -k /mem > " + sharedDir + "/df"),
+		"one": waits("echo hello > /mem/file; stat -c '%a %g' /mem > " + sharedDir + "/mode; df -k /mem > " + sharedDir + "/df"),
 		"two": waits("cat /there/file > " + sharedDir + "/got"),
 	})
-	p.config.SharedTmpfs = []runtime.Tmpfs{{Name: "mem", SizeBytes: 1 << 20, Mode: os.ModeSticky | 0o777}}
+	p.config.SharedTmpfs = []runtime.Tmpfs{{Name: "mem", SizeBytes: 1 << 20, Mode: os.ModeSticky | os.ModeSetgid | 0o777, GID: 2000}}
 	p.mounts["one"] = []runtime.Mount{{SharedTmpfs: "mem", Destination: "/mem", Propagation: "private"}}
 	p.mounts["two"] = []runtime.Mount{{SharedTmpfs: "mem", Destination: "/there", ReadOnly: true, Propagation: "private"}}
 	p.create()
@@ -65,7 +65,7 @@ func checkSharedTmpfs(h *suite) {
 	if status, _, _ := p.exec("two", "", runtime.Process{Args: []string{"touch", "/there/x"}}); status.Code == 0 {
 		h.Error("a read-only mount can be written to")
 	}
-	for name, want := range map[string]string{"got": "hello\n", "mode": "1777\n"} {
+	for name, want := range map[string]string{"got": "hello\n", "mode": "3777 2000\n"} {
 		if data, err := os.ReadFile(filepath.Join(p.dir, name)); err != nil || string(data) != want {
 			h.Errorf("%s: %q, %v; want %q", name, data, err, want)
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -151,6 +152,7 @@ func (r *recorder) Fatal(args ...any) { r.Fatalf("%s", fmt.Sprint(args...)) }
 // TestSuiteFinds: for each promise a manager that breaks it does not pass.
 func TestSuiteFinds(t *testing.T) {
 	shared := map[string]pod.ContainerState{}
+	looks := 0
 	for _, tc := range []struct {
 		name   string
 		check  string // that must find it
@@ -269,7 +271,7 @@ func TestSuiteFinds(t *testing.T) {
 			_, err := next(p)
 			return runtime.ExitStatus{}, err
 		}}},
-		{"never looks the same", "ObserveIsSteady", &mutant{observe: each(func(c *pod.ContainerState) { c.StartedAt = time.Now() })}},
+		{"never looks the same", "ObserveIsSteady", &mutant{observe: each(func(c *pod.ContainerState) { c.PID += looks; looks++ })}},
 		{"hands out its own map", "ObserveIsSteady", &mutant{observe: func(state pod.RuntimeState) pod.RuntimeState {
 			for name, c := range state.Containers {
 				if _, old := shared[name]; !old || c.Stage != pod.ContainerRunning {
@@ -283,13 +285,13 @@ func TestSuiteFinds(t *testing.T) {
 		{"tells of others", "OnChange", &mutant{change: func(f func(pod.Ref)) func(pod.Ref) { return func(pod.Ref) { f(pod.Ref{Name: "x"}) } }}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			e := mutantEnv(tc.mutant)
-			if complaints := findings(t, tc.check, e); len(complaints) == 0 {
-				t.Errorf("%s does not find it", tc.check)
-			} else {
-				t.Log(complaints[0])
-			}
+			synctest.Test(t, func(t *testing.T) {
+				if complaints := findings(t, tc.check, mutantEnv(tc.mutant)); len(complaints) == 0 {
+					t.Errorf("%s does not find it", tc.check)
+				} else {
+					t.Log(complaints[0])
+				}
+			})
 		})
 	}
 }
@@ -309,14 +311,15 @@ func TestSuiteFindsAtRestart(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := New()
-			e := Env{Manager: f, Behave: f.Behave, Leaks: f.Leaks, patience: time.Second, Restart: func(*testing.T) runtime.PodManager { return restart(f) }}
-			if complaints := findings(t, "Adopt", e); len(complaints) == 0 {
-				t.Error("it is not found")
-			} else {
-				t.Log(complaints[0])
-			}
+			synctest.Test(t, func(t *testing.T) {
+				f := New()
+				e := Env{Manager: f, Behave: f.Behave, Leaks: f.Leaks, patience: time.Second, Restart: func(*testing.T) runtime.PodManager { return restart(f) }}
+				if complaints := findings(t, "Adopt", e); len(complaints) == 0 {
+					t.Error("it is not found")
+				} else {
+					t.Log(complaints[0])
+				}
+			})
 		})
 	}
 }

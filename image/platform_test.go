@@ -1,0 +1,79 @@
+package image
+
+import (
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+func TestPick(t *testing.T) {
+	for _, test := range []struct {
+		name, want string
+		offers     []string
+		picked     string // "": none
+	}{
+		{"exact", "linux/arm64", []string{"linux/amd64", "linux/arm64", "windows/arm64"}, "linux/arm64"},
+		{"none", "linux/arm64", []string{"linux/amd64", "windows/arm64"}, ""},
+		{"the first of equals", "linux/amd64", []string{"linux/amd64", "linux/amd64"}, "linux/amd64"},
+		{"no variant asked, common one", "linux/arm64", []string{"linux/arm64/v8"}, "linux/arm64/v8"},
+		{"no variant asked, plain first", "linux/amd64", []string{"linux/amd64/v3", "linux/amd64", "linux/amd64/v2"}, "linux/amd64"},
+		{"no variant asked, best known", "linux/arm", []string{"linux/arm/v5", "linux/arm/v7", "linux/arm/v6"}, "linux/arm/v7"},
+		{"no variant asked, strange one", "linux/amd64", []string{"linux/amd64/v3"}, "linux/amd64/v3"},
+		{"variant asked", "linux/arm/v6", []string{"linux/arm/v7", "linux/arm/v6"}, "linux/arm/v6"},
+		{"variant asked, plain offered", "linux/arm/v6", []string{"linux/arm/v7", "linux/arm"}, "linux/arm"},
+		{"variant asked, other offered", "linux/arm/v6", []string{"linux/arm/v7"}, ""},
+		{"wasm runs everywhere", "linux/arm64", []string{"linux/amd64", "wasi/wasm"}, "wasi/wasm"},
+		{"the host's before wasm", "linux/arm64", []string{"wasi/wasm", "linux/arm64"}, "linux/arm64"},
+		{"notes are no images", "unknown/unknown", []string{"unknown/unknown"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			want, err := parsePlatform(test.want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var descs []v1.Descriptor
+			for _, offer := range test.offers {
+				p, err := parsePlatform(offer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				descs = append(descs, v1.Descriptor{MediaType: types.OCIManifestSchema1, Platform: &v1.Platform{OS: p.os, Architecture: p.arch, Variant: p.variant}})
+			}
+			d, err := want.pick(descs)
+			if test.picked == "" {
+				wantKind(t, err, pod.Unsupported, test.want)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := (platform{os: d.Platform.OS, arch: d.Platform.Architecture, variant: d.Platform.Variant}).String(); got != test.picked {
+				t.Errorf("got %s, want %s", got, test.picked)
+			}
+		})
+	}
+	for _, text := range []string{"linux", "/", "linux/", "/amd64", "a/b/c/d"} {
+		_, err := parsePlatform(text)
+		wantKind(t, err, pod.Invalid, "platform")
+	}
+}
+
+func TestConfigCheck(t *testing.T) {
+	want, err := parsePlatform("linux/arm64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, ok := range map[string]bool{`{}`: true, `{"os":"linux"}`: true, `{"architecture":"arm64"}`: true, `{"os":"linux","architecture":"arm64","variant":"v8"}`: true,
+		`{"os":"linux","architecture":"amd64"}`: false, `{"os":"windows","architecture":"arm64"}`: false, `{"os":"wasi","architecture":"wasm"}`: true} {
+		c, err := parseConfig([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.check(want); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

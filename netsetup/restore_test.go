@@ -1,0 +1,211 @@
+package netsetup
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// reopen is what a daemon's restart does. The old Manager is left as by a crash, without its hold on the ports and the firewall.
+func reopen(t *testing.T, m *Manager, keep ...string) *Manager {
+	t.Helper()
+	m.hostMu.Lock()
+	m.up, m.present = false, false
+	m.watch.close()
+	m.hostMu.Unlock()
+	for _, r := range m.records() {
+		r.held.close()
+		r.held = nil
+	}
+	n, err := New(m.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, r := range n.records() {
+			if err := n.Teardown(context.Background(), r.uid); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		clear(m.pods)
+	})
+	if err := n.Restore(t.Context(), func(uid types.UID) bool { return slices.Contains(keep, string(uid)) }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestRestore(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		damage func(t *testing.T, m *Manager)
+	}{
+		{"nothing lost", func(*testing.T, *Manager) {}},
+		{"rules flushed", func(t *testing.T, _ *Manager) { nft(t, "flush ruleset") }},
+		{"a map flushed", func(t *testing.T, _ *Manager) { nft(t, "flush map inet "+DefaultTable+" ports4") }},
+		{"bridge removed", func(t *testing.T, m *Manager) {
+			if err := netlink.LinkDel(m.bridge.link); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newManager(t)
+			keep, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
+			_, rg := newPod(t, m, "gone", Port{HostPort: 8081, Port: 80})
+			serve(t, keep, "tcp", ":80")
+			tt.damage(t, m)
+			n := reopen(t, m, "keep")
+			if got, ok := n.Lookup("keep"); !ok || got.IPs[0] != rk.IPs[0] {
+				t.Errorf("keep has %v, want %v", got.IPs, rk.IPs)
+			}
+			if _, ok := n.Lookup("gone"); ok {
+				t.Error("gone is still there")
+			}
+			if err := n.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if _, err := netlink.LinkByName(linkName(int(rg.IPs[0].As4()[3]))); !isNoLink(err) {
+				t.Errorf("the link of gone: %v", err)
+			}
+			wantFrom(t, nil, "tcp", at(rk.IPs[0], 80), rk.Gateways[0])
+			wantFrom(t, nil, "tcp", "127.0.0.1:8080", rk.Gateways[0])
+			if strings.Contains(nftRules(t), "8081") {
+				t.Error("the port of gone is still there")
+			}
+			_, err := n.Setup(t.Context(), PodNetwork{UID: "x", Ports: []Port{{HostPort: 8080, Port: 1}}}, newNS(t))
+			wantKind(t, err, pod.Conflict, "default/keep")
+			if w := n.Warnings(); len(w) > 0 {
+				t.Errorf("warnings %q", w)
+			}
+			newPod(t, n, "new", Port{HostPort: 8081, Port: 80})
+		})
+	}
+}
+
+// TestRestoreNothing: nothing of pods that are gone is left, not even the bridge.
+func TestRestoreNothing(t *testing.T) {
+	m := newManager(t)
+	before := snapshot(t)
+	newPod(t, m, "gone", Port{HostPort: 8081, Port: 80})
+	n := reopen(t, m)
+	if err := n.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := snapshot(t); after != before {
+		t.Errorf("the host is not as it was: %s", cmp.Diff(before, after))
+	}
+}
+
+func TestRestoreCorrupt(t *testing.T) {
+	for _, content := range []string{"", "{", `{"Version": 2}`, `[]`, "\x00\x00"} {
+		t.Run(content, func(t *testing.T) {
+			m := newManager(t)
+			ns, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
+			newPod(t, m, "gone")
+			if err := os.WriteFile(m.cfg.StateFile, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n := reopen(t, m, "keep")
+			aside := m.cfg.StateFile + ".corrupt"
+			if w := n.Warnings(); len(w) != 1 || !strings.Contains(w[0], aside) {
+				t.Errorf("warnings %q, want one about %s", w, aside)
+			}
+			if got, err := os.ReadFile(aside); err != nil || string(got) != content {
+				t.Errorf("set aside %q, %v", got, err)
+			}
+			if err := os.Remove(aside); err != nil {
+				t.Error(err)
+			}
+			serve(t, ns, "tcp", ":80")
+			wantFrom(t, nil, "tcp", at(rk.IPs[0], 80), rk.Gateways[0])
+			got, err := n.Setup(t.Context(), PodNetwork{UID: "keep", Ports: []Port{{HostPort: 8080, Port: 80}}}, ns)
+			if err != nil || got.IPs[0] != rk.IPs[0] {
+				t.Fatalf("%v, %v; want %v as before", got, err, rk.IPs)
+			}
+			wantFrom(t, nil, "tcp", "127.0.0.1:8080", rk.Gateways[0])
+			if err := n.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if got := len(linksOfPods(t)); got != 1 {
+				t.Errorf("%d links of pods, want 1", got)
+			}
+		})
+	}
+}
+
+func linksOfPods(t *testing.T) (names []string) {
+	t.Helper()
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if _, _, ok := ours(l); ok {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
+}
+
+// TestOtherSubnet: the subnets change between pods, not under them.
+func TestOtherSubnet(t *testing.T) {
+	m := newManager(t)
+	newPod(t, m, "a")
+	other := m.cfg
+	other.IPv4 = netip.MustParsePrefix("10.213.0.0/16")
+	n, err := New(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	err = n.Restore(t.Context(), func(types.UID) bool { return true })
+	wantKind(t, err, pod.Conflict, "10.212.0.0/16")
+	m.cfg = other
+	o := reopen(t, m)
+	_, r := newPod(t, o, "b")
+	if !other.IPv4.Contains(r.IPs[0]) {
+		t.Errorf("the pod has %s", r.IPs[0])
+	}
+}
+
+// TestBridgeLost: the next pod mends what somebody has removed, also for the pods that are there.
+func TestBridgeLost(t *testing.T) {
+	m := newManager(t)
+	first, r := newPod(t, m, "first", Port{HostPort: 8080, Port: 80})
+	serve(t, first, "tcp", ":80")
+	if err := netlink.LinkDel(m.bridge.link); err != nil {
+		t.Fatal(err)
+	}
+	second, _ := newPod(t, m, "second")
+	wantFrom(t, second, "tcp", at(r.Gateways[0], 8080), r.Gateways[0])
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
+}
+
+func TestStateFile(t *testing.T) {
+	m := newManager(t)
+	newPod(t, m, "a", Port{HostPort: 8080, Port: 80, HostIP: netip.MustParseAddr("127.0.0.1")})
+	data, err := os.ReadFile(m.cfg.StateFile)
+	want := `{"Version":1,"IPv4":"10.212.0.0/16","IPv6":"fd6d:6167:696b::/64","Pods":[{"UID":"a","Name":"default/a","Index":2,` +
+		`"Ports":[{"hostIP":"127.0.0.1","hostPort":8080,"port":80,"protocol":"TCP"}]}]}`
+	if err != nil || string(data) != want {
+		t.Errorf("%s, %v; want %s", data, err, want)
+	}
+	if left, _ := filepath.Glob(filepath.Dir(m.cfg.StateFile) + "/.*"); len(left) > 0 {
+		t.Errorf("left %q", left)
+	}
+}

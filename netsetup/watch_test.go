@@ -1,0 +1,63 @@
+package netsetup
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestFlushed: a flush of all rules, as a restart of nftables.service does, is mended at once, and leaves no other trace.
+func TestFlushed(t *testing.T) {
+	m := newManager(t)
+	first, r := newPod(t, m, "first", Port{HostPort: 8080, Port: 80})
+	serve(t, first, "tcp", ":80")
+	before := nftRules(t)
+	for _, script := range []string{"flush ruleset", "delete table inet " + DefaultTable, "flush ruleset\ntable ip other {}\ndelete table ip other"} {
+		nft(t, script)
+		for end := time.Now().Add(patience); nftRules(t) != before; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("after %q the rules are not what they were: %s", script, cmp.Diff(before, nftRules(t)))
+			}
+		}
+		wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
+	}
+	// And where nobody watches, by the next pod with ports.
+	m.watch.close()
+	m.watches.Wait()
+	nft(t, "flush ruleset")
+	newPod(t, m, "second", Port{HostPort: 8081, Port: 80})
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
+}
+
+// TestWatchOwn: our own transactions do not count as a loss.
+func TestWatchOwn(t *testing.T) {
+	m := newManager(t)
+	newPod(t, m, "a")
+	var wg sync.WaitGroup
+	lost := make(chan bool, 100)
+	w, err := watchTable(DefaultTable, &wg, func() { lost <- true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.fw.rebuild(t.Context(), m.elements); err != nil {
+		t.Fatal(err)
+	}
+	nft(t, "table inet other {}\ndelete table inet other\ntable ip "+DefaultTable+" {}\ndelete table ip "+DefaultTable)
+	nft(t, "table inet last {}\ndelete table inet last")
+	if len(lost) > 0 {
+		t.Error("a loss was seen that was none")
+	}
+	nft(t, "delete table inet "+DefaultTable)
+	select {
+	case <-lost:
+	case <-time.After(patience):
+		t.Error("the loss was not seen")
+	}
+	w.close()
+	wg.Wait()
+	if n := len(lost); n > 0 {
+		t.Errorf("the loss was seen %d times more", n)
+	}
+}
