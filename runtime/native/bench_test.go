@@ -158,7 +158,13 @@ func (f *floor) start() error {
 
 func (f *floor) exec() error {
 	argv := f.crun("exec", f.id, "/bin/true")
-	return exec.Command(argv[0], argv[1:]...).Run()
+	var err error
+	for range 100 { // crun may not have written yet that the container runs
+		if err = exec.Command(argv[0], argv[1:]...).Run(); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func (f *floor) stop() error {
