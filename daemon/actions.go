@@ -171,7 +171,11 @@ func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runt
 	if containerOf(snap.detail.Pod, container) == nil {
 		return runtime.ExitStatus{}, noContainer(snap, container)
 	}
-	return w.manager.Exec(ctx, w.ref, container, p)
+	status, err := w.manager.Exec(ctx, w.ref, container, p)
+	if pod.KindOf(err) == pod.NotFound { // the manifest has it, the runtime has not
+		err = pod.Errorf(pod.Conflict, "cannot run a process in container %q of pod %s: it does not run", container, ref)
+	}
+	return status, err
 }
 
 // defaultContainer is the container that a command means which names none (kubectl.kubernetes.io/default-container, else the first).

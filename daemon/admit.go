@@ -44,11 +44,13 @@ func (d *Daemon) read(manifest []byte, namespace string) (*pod.Manifest, field.E
 	}
 	errs, warnings := pod.Validate(&m)
 	for _, p := range m.Pods {
-		if manager, err := d.registry.Get(className(p)); err != nil {
+		manager, err := d.registry.Get(className(p))
+		switch {
+		case err == nil:
+			errs = append(errs, m.Of(p, manager.Validate(p))...)
+		case slices.Contains([]string{pod.ClassContainers, pod.ClassWasm, pod.ClassMicroVM}, className(p)): // else Validate has said so
 			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), className(p), d.usableClasses())
 			errs = append(errs, m.Of(p, field.ErrorList{unusable})...)
-		} else {
-			errs = append(errs, m.Of(p, manager.Validate(p))...)
 		}
 	}
 	if len(errs) > 0 {

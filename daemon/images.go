@@ -218,10 +218,31 @@ func (d *Daemon) imageUsers() map[string][]string {
 	return users
 }
 
+// imageNamers tells which pods name an image in their manifests: the next start of a container looks for that name, whatever others the image has.
+func (d *Daemon) imageNamers(reference string) []string {
+	name, err := image.Normalize(reference)
+	if err != nil {
+		return nil
+	}
+	var pods []string
+	for _, w := range d.workers() {
+		for _, c := range containersOf(w.snapshot().detail.Pod) {
+			if own, err := image.Normalize(c.Image); err == nil && own == name {
+				pods = append(pods, w.ref.String())
+				break
+			}
+		}
+	}
+	return pods
+}
+
 // RemoveImage removes an image, or one of its names. Conflict: a pod uses it; force removes its names all the same, and what running containers
 // have open stays until they end.
 func (d *Daemon) RemoveImage(ctx context.Context, reference string, force bool) error {
 	users := d.imageUsers()
+	if pods := d.imageNamers(reference); len(pods) > 0 && !force {
+		return pod.Errorf(pod.Conflict, "cannot remove image %s: it is used by %s", reference, strings.Join(pods, ", "))
+	}
 	return d.images.Remove(ctx, reference, func(id string) []string {
 		if force {
 			return nil

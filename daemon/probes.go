@@ -180,12 +180,12 @@ func (b *prober) probeExec(ctx context.Context, ref pod.Ref, c *corev1.Container
 	status, err := b.run(ctx, ref, c.Name, runtime.Process{Args: args, Stdout: out.w, Stderr: out.w, Timeout: timeout})
 	text := out.end()
 	switch {
+	case status.Signal != 0 && time.Since(begin) >= timeout: // the error says so too
+		return false, command + " timed out", nil
 	case err != nil:
 		return false, "", err
 	case status.Code == 0:
 		return true, "", nil
-	case status.Signal != 0 && time.Since(begin) >= timeout:
-		return false, command + " timed out", nil
 	case strings.TrimSpace(text) == "":
 		return false, command + " exited with code " + strconv.Itoa(status.Code), nil
 	}

@@ -376,6 +376,11 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 	if err := c.pod(ctx, path, "GetLogs", []any{o.Container, opts}, &fd); err != nil {
 		return nil, err
 	}
+	// Else a Close would not end a Read that waits.
+	if err := syscall.SetNonblock(int(fd), true); err != nil {
+		_ = syscall.Close(int(fd))
+		return nil, pod.Errorf(pod.Internal, "cannot read the log: %w", err)
+	}
 	return os.NewFile(uintptr(fd), "logs"), nil
 }
 

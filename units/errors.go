@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 
 	"github.com/godbus/dbus/v5"
 
@@ -62,7 +64,8 @@ func translate(err error, format string, args ...any) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return pod.Errorf(pod.Unavailable, "%s: %w", what, err)
 	}
-	if errors.Is(err, dbus.ErrClosed) {
+	// What is neither the bus's word nor the context's is the transport's: a socket that was closed here or there.
+	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) {
 		return pod.Errorf(pod.Unavailable, "%s: the connection to systemd is lost", what)
 	}
 	return pod.Errorf(pod.Internal, "%s: %v", what, err)

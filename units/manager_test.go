@@ -44,16 +44,7 @@ func TestExitCodes(t *testing.T) {
 // restartable stops and releases a unit, so that it can be started anew.
 func (s *sandbox) restartable(t testing.TB, unit string) {
 	t.Helper()
-	job, err := s.Stop(t.Context(), unit)
-	if err == nil {
-		err = job.Wait(t.Context())
-	}
-	if err == nil {
-		err = s.Release(t.Context(), unit)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	stopAndRelease(t, s.Manager, unit)
 	if state, ok := s.State(unit); ok {
 		t.Fatalf("a released unit is tracked: %+v", state)
 	}
@@ -408,15 +399,15 @@ func TestDeadUnitGivesWay(t *testing.T) {
 // systemd's own reload and reexec change nothing.
 func TestReexec(t *testing.T) {
 	m := connect(t)
-	s := startSandbox(t, m, testPod("reexec"))
-	unit, err := s.container(t, "main", nil, "sleep", "1000")
+	s := startSandbox(t, m, testPod("reexec", "sidecar"))
+	unit, err := s.container(t, "main", nil, "/bin/sh", "-c", `[ "$*" = '$HOME ${HOME} %n 100% "a" '"'b' \\ c;" ] && exec sleep 1000; exit 9`, "sh", `$HOME ${HOME} %n 100% "a" 'b' \ c;`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, verb := range []string{"daemon-reload", "daemon-reexec"} {
 		before, _ := m.State(unit)
 		systemctl(t, verb)
-		if after, err := m.Refresh(t.Context(), unit); err != nil || after.MainPID != before.MainPID || after.Active != before.Active || after.StoppedByAdmin {
+		if after, err := m.Refresh(t.Context(), unit); err != nil || after.MainPID != before.MainPID || after.Load != "loaded" || after.Active != before.Active || after.StoppedByAdmin {
 			t.Errorf("%s: %+v, %v; before: %+v", verb, after, err, before)
 		}
 	}

@@ -2,6 +2,7 @@ package units
 
 import (
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -15,6 +16,22 @@ type Property = sd.Property
 
 func prop(name string, value any) Property {
 	return Property{Name: name, Value: dbus.MakeVariant(value)}
+}
+
+// execStart is the command of a service; its failure is the service's. argv[0] is an absolute path. The arguments are taken as they are: "$" is escaped from
+// the expansion of variables. (ExecStartEx= with no-env-expand would do it too, but systemd 252 cannot read that back from its own file at the next
+// daemon-reload.)
+func execStart(argv ...string) Property {
+	escaped := make([]string, len(argv))
+	for i, arg := range argv {
+		escaped[i] = strings.ReplaceAll(arg, "$", "$$")
+	}
+	type command struct {
+		Path             string
+		Argv             []string
+		FailureIsIgnored bool
+	}
+	return prop("ExecStart", []command{{argv[0], escaped, false}})
 }
 
 // usec is a duration as systemd wants it. Zero means "infinity" in most places: callers take care of it.
@@ -140,7 +157,7 @@ func PauseProps(u PauseUnit) []Property {
 		prop("Slice", u.Names.Slice),
 		prop("Type", kind),
 		prop("NotifyAccess", access),
-		sd.PropExecStart(u.Argv, false),
+		execStart(u.Argv...),
 		prop("Restart", "no"),
 		prop("CollectMode", "inactive"),
 		prop("KillMode", "mixed"),
@@ -241,7 +258,7 @@ func ContainerProps(u ContainerUnit) []Property {
 		prop("NotifyAccess", "all"),
 		// A container that has ended well stays active (exited), so that its exit code can be read, also by a daemon that was not there.
 		prop("RemainAfterExit", true),
-		sd.PropExecStart(u.Argv, false),
+		execStart(u.Argv...),
 		prop("Restart", "no"),
 		prop("CollectMode", "inactive"),
 		prop("TimeoutStartUSec", usec(startTimeout)),

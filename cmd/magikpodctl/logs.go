@@ -15,7 +15,7 @@ func logsCommand(a *app) *cobra.Command {
 	var o pod.LogOptions
 	var since string
 	cmd := &cobra.Command{
-		Use: "logs POD", Short: "Print the log of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
+		Use: "logs POD", Short: "Print the log of a container of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl logs -f web
   magikpodctl logs -c server --tail 20 --timestamps web
   magikpodctl logs -c server --previous web
@@ -49,7 +49,7 @@ func logsCommand(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.Container, "container", "c", "", "only of this container")
+	f.StringVarP(&o.Container, "container", "c", "", "the container; the first one when not given")
 	f.BoolVarP(&o.Follow, "follow", "f", false, "go on with new lines")
 	f.BoolVarP(&o.Previous, "previous", "p", false, "of the attempt before this one")
 	f.IntVar(&o.Tail, "tail", -1, "only this many of the newest lines")

@@ -68,7 +68,17 @@ func prepare(ctx context.Context) error {
 	return nil
 }
 
-const firstPod = `{apiVersion: v1, kind: Pod, metadata: {name: first}, spec: {restartPolicy: Never, containers: [{name: main, image: "localhost/busybox:1", command: ["true"]}]}}
+const firstPod = `apiVersion: v1
+kind: ConfigMap
+metadata: {name: first}
+data: {a: b}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: first}
+stringData: {a: b}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: first}, spec: {restartPolicy: Never, containers: [{name: main, image: "localhost/busybox:1", command: ["true"]}]}}
 `
 
 func writeFile(path string, write func(*os.File) error) error {

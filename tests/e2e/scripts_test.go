@@ -55,7 +55,7 @@ func setup(e *testscript.Env, alone bool) error {
 	e.Setenv("REGISTRY", registryAddress)
 	e.Setenv("HOME", "/root")
 	look := ofNamespace(ns)
-	var before []string
+	before := []string{}
 	if alone {
 		var err error
 		look = world

@@ -67,7 +67,26 @@ func mounts() ([]string, error) {
 	return lines, nil
 }
 
-// network lists links and firewall rules.
+// ofPods leaves out what magikpod's own table has without pods: of that one only the elements of its maps count.
+func ofPods(rules []string) []string {
+	var kept []string
+	own, elements := false, false
+	for _, line := range rules {
+		switch {
+		case strings.HasPrefix(line, "nft table "):
+			own = line == "nft table inet magikpod {"
+		case strings.Contains(line, "elements = {"):
+			elements = true
+		}
+		if line != "nft " && (!own || elements) {
+			kept = append(kept, line)
+		}
+		elements = elements && !strings.HasSuffix(line, "}")
+	}
+	return kept
+}
+
+// network lists links and firewall rules. The bridge and the rules that all pods share go some time after the last pod.
 func network() ([]string, error) {
 	links, err := output("link", "ip", "-o", "link", "show")
 	if err != nil {
@@ -76,8 +95,9 @@ func network() ([]string, error) {
 	for i, line := range links {
 		links[i] = "link " + strings.TrimSuffix(strings.Fields(line)[2], ":")
 	}
+	links = slices.DeleteFunc(links, func(line string) bool { return line == "link magikpod0" })
 	rules, err := output("nft", "nft", "list", "ruleset")
-	return append(links, rules...), err
+	return append(links, ofPods(rules)...), err
 }
 
 func cgroups() ([]string, error) {
@@ -169,6 +189,7 @@ func ofNamespace(ns string) func() ([]string, error) {
 			return nil, err
 		}
 		more, err := cgroups()
-		return slices.DeleteFunc(append(all, more...), func(line string) bool { return !strings.Contains(line, "magikpod-"+ns+"-") }), err
+		all = append(make([]string, 0), append(all, more...)...)
+		return slices.DeleteFunc(all, func(line string) bool { return !strings.Contains(line, "magikpod-"+ns+"-") }), err
 	}
 }

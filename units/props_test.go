@@ -1,0 +1,100 @@
+package units
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// The properties of each kind of unit, one a line. Run go test ./units -update when they are meant to change, and read the difference.
+func TestProps(t *testing.T) {
+	yes := true
+	p := testPod("web", "log-shipper", "proxy")
+	p.Namespace = "default"
+	p.Spec.Containers[0].Resources = resources("cpu=2 memory=256Mi", "cpu=500m memory=64Mi")
+	for i := range p.Spec.InitContainers {
+		p.Spec.InitContainers[i].Resources = resources("cpu=100m memory=32Mi", "")
+	}
+	plain := testPod("plain")
+	plain.Namespace = "default"
+	privileged := plain.DeepCopy()
+	privileged.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+	names := Names("default", "web")
+	launch := []string{"/usr/libexec/magikpod/magikagent", "launch", "--config", "/run/x.json"}
+
+	for name, got := range map[string]string{
+		"slices":             showAux(PodSlices(p, PodLimits(p))),
+		"slices-plain":       showAux(PodSlices(plain, PodLimits(plain))),
+		"pause":              show(PauseProps(PauseUnit{Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikagent", "pause"}})),
+		"pause-share-pid":    show(PauseProps(PauseUnit{Pod: plain, Names: Names("default", "plain"), Argv: []string{"/bin/pause"}, SharePID: true})),
+		"container":          show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: 30 * time.Second})),
+		"container-sidecar":  show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.InitContainers[1], Names: names, Argv: launch, Grace: time.Second, StopAfter: []string{"main"}})),
+		"container-no-grace": show(ContainerProps(ContainerUnit{Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT})),
+		"container-special": show(ContainerProps(ContainerUnit{
+			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT, Grace: time.Minute, Delegate: true,
+			Devices: []Device{{"/dev/fuse", "rwm"}}, Rlimits: []Rlimit{{"NOFILE", 10, 20}, {"CORE", 0, infinity}},
+		})),
+		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
+		"update":               show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
+		"update-nothing":       show(Limits{}.UpdateProps()),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join("testdata", "props", name+".txt")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// The descriptors are passed as they are, and stay as they are.
+func TestPropsDescriptors(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	p := testPod("fds")
+	text := show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: Names("a", "b"), Argv: []string{"/bin/true"}, Stdout: w, Stderr: w}))
+	if !strings.Contains(text, "StandardOutputFileDescriptor=") || !strings.Contains(text, "StandardErrorFileDescriptor=") || strings.Contains(text, "StandardOutput=") {
+		t.Error(text)
+	}
+	if err := w.SetDeadline(time.Now()); err != nil {
+		t.Errorf("the file cannot be waited for any more: %v", err)
+	}
+}
+
+func show(props []Property) string {
+	var b strings.Builder
+	for _, p := range props {
+		b.WriteString(p.Name + "=" + p.Value.String() + "\n")
+	}
+	return b.String()
+}
+
+func showAux(aux []Aux) string {
+	var b strings.Builder
+	for _, a := range aux {
+		b.WriteString("[" + a.Name + "]\n" + show(a.Props))
+	}
+	return b.String()
+}
