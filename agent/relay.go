@@ -44,10 +44,10 @@ type relay struct {
 	sink     logSink
 	complain func(error)
 
-	epoll, inotify, wake int
-	streams              map[int]*stream // by file descriptor
-	buffer               []byte
-	deadline             time.Time // of the drain; zero before stop
+	epoll, bell, wake int
+	streams           map[int]*stream // by file descriptor
+	buffer            []byte
+	deadline          time.Time // of the drain; zero before stop
 	// extra is called when its descriptor becomes readable (the PID namespace's first process has ended).
 	extraFD int
 	lost    int // lines, since the last complaint
@@ -61,9 +61,9 @@ type stream struct {
 	pending []byte // the beginning of a line
 }
 
-// newRelay watches the directory; a FIFO that is put there from now on is not missed.
+// newRelay listens for what is put into the directory; a FIFO that is put there from now on is not missed.
 func newRelay(dir string, complain func(error)) (*relay, error) {
-	r := &relay{dir: dir, complain: complain, epoll: -1, inotify: -1, wake: -1, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
+	r := &relay{dir: dir, complain: complain, epoll: -1, bell: -1, wake: -1, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
 	fail := func(err error) (*relay, error) {
 		r.closeAll()
 		return nil, fmt.Errorf("cannot relay logs of %s: %w", dir, err)
@@ -72,16 +72,13 @@ func newRelay(dir string, complain func(error)) (*relay, error) {
 	if r.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fail(err)
 	}
-	if r.inotify, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+	if r.bell, err = openBell(dir); err != nil {
 		return fail(err)
 	}
 	if r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fail(err)
 	}
-	if _, err := unix.InotifyAddWatch(r.inotify, dir, unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
-		return fail(err)
-	}
-	for _, fd := range []int{r.inotify, r.wake} {
+	for _, fd := range []int{r.bell, r.wake} {
 		if err := r.watch(fd); err != nil {
 			return fail(err)
 		}
@@ -146,8 +143,8 @@ func (r *relay) run() error {
 		}
 		for _, event := range events[:n] {
 			switch fd := int(event.Fd); fd {
-			case r.inotify:
-				r.readNames()
+			case r.bell:
+				r.answer()
 			case r.wake:
 				r.pollWake()
 				r.scan() // what was put there a moment ago counts
@@ -182,29 +179,15 @@ func (r *relay) scan() {
 	}
 }
 
-// readNames takes up what inotify(7) reports.
-func (r *relay) readNames() {
-	var buffer [16 * (unix.SizeofInotifyEvent + unix.NAME_MAX + 1)]byte
-	n, err := unix.Read(r.inotify, buffer[:])
-	if err != nil {
-		return
-	}
-	for rest := buffer[:n]; len(rest) >= unix.SizeofInotifyEvent; {
-		event := (*unix.InotifyEvent)(unsafe.Pointer(&rest[0]))
-		end := unix.SizeofInotifyEvent + int(event.Len)
-		if end > len(rest) {
-			return
+// answer takes up what the bell was rung for.
+func (r *relay) answer() {
+	var rings [4096]byte
+	for {
+		if n, err := unix.Read(r.bell, rings[:]); err != nil || n < len(rings) {
+			break
 		}
-		text := string(bytes.TrimRight(rest[unix.SizeofInotifyEvent:end], "\x00"))
-		if event.Mask&unix.IN_Q_OVERFLOW != 0 {
-			r.scan()
-		} else if name, ok := parseLogName(text); ok && name.stream == streamEnd {
-			r.end(name)
-		} else if ok {
-			r.add(name)
-		}
-		rest = rest[end:]
 	}
+	r.scan()
 }
 
 // find returns the open FIFO of that name.
@@ -385,10 +368,10 @@ func (r *relay) closeAll() {
 	if j, ok := r.sink.(*journal); ok {
 		j.disconnect()
 	}
-	for _, fd := range []int{r.epoll, r.inotify, r.wake} {
+	for _, fd := range []int{r.epoll, r.bell, r.wake} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
 	}
-	r.epoll, r.inotify, r.wake = -1, -1, -1
+	r.epoll, r.bell, r.wake = -1, -1, -1
 }
