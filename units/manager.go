@@ -45,6 +45,10 @@ type Manager struct {
 	done      chan struct{} // closed when run has returned
 	calls     atomic.Int64  // calls under way whose reply is a job
 
+	// reloads counts the reloads of systemd; reloading is true during one. Both are run's own.
+	reloads   int
+	reloading bool
+
 	// releasing keeps the clean-up of empty slices apart from the start of units in them: see stopIdle.
 	releasing sync.RWMutex
 
@@ -120,6 +124,7 @@ func (m *Manager) subscribe(ctx context.Context) error {
 		common + "interface='" + managerIface + "',member='JobNew'",
 		common + "interface='" + managerIface + "',member='JobRemoved'",
 		common + "interface='" + managerIface + "',member='UnitRemoved'",
+		common + "interface='" + managerIface + "',member='Reloading'",
 		common + "interface='" + propsIface + "',member='PropertiesChanged',arg0='" + unitIface + "'",
 		common + "interface='" + propsIface + "',member='PropertiesChanged',arg0='" + serviceIface + "'",
 	}

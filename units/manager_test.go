@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -399,11 +400,17 @@ func TestDeadUnitGivesWay(t *testing.T) {
 // systemd's own reload and reexec change nothing.
 func TestReexec(t *testing.T) {
 	m := connect(t)
+	var over atomic.Bool
 	s := startSandbox(t, m, testPod("reexec", "sidecar"))
 	unit, err := s.container(t, "main", nil, "/bin/sh", "-c", `[ "$*" = '$HOME ${HOME} %n 100% "a" '"'b' \\ c;" ] && exec sleep 1000; exit 9`, "sh", `$HOME ${HOME} %n 100% "a" 'b' \ c;`)
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.OnChange(func(unit string) {
+		if state, ok := m.State(unit); ok && state.Ended() && !over.Load() {
+			t.Errorf("it was told that a unit had ended: %s: %+v", unit, state)
+		}
+	})
 	for _, verb := range []string{"daemon-reload", "daemon-reexec"} {
 		before, _ := m.State(unit)
 		systemctl(t, verb)
@@ -411,6 +418,8 @@ func TestReexec(t *testing.T) {
 			t.Errorf("%s: %+v, %v; before: %+v", verb, after, err, before)
 		}
 	}
+	time.Sleep(100 * time.Millisecond) // for a signal that would tell of an end
+	over.Store(true)
 	if err := m.Kill(t.Context(), unit, "main", syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}

@@ -89,8 +89,14 @@ func (m *Manager) dispatch(sig *dbus.Signal) {
 		}
 	case managerIface + ".UnitRemoved":
 		var unit string
-		if dbus.Store(sig.Body, &unit, new(dbus.ObjectPath)) == nil && strings.HasPrefix(unit, prefix) {
+		// In a reload systemd unloads all units, and loads them again.
+		if dbus.Store(sig.Body, &unit, new(dbus.ObjectPath)) == nil && strings.HasPrefix(unit, prefix) && !m.reloading {
 			m.toRecord(unit, sig)
+		}
+	case managerIface + ".Reloading":
+		var active bool
+		if dbus.Store(sig.Body, &active) == nil {
+			m.setReloading(active)
 		}
 	case managerIface + ".JobRemoved":
 		var id uint32
