@@ -61,12 +61,12 @@ func BenchmarkPod(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		p := w.pod(fmt.Sprint("bench-", i), "echo -n x > /signs/fifo; exec sleep 1000")
 		w.pods = w.pods[:1] // the others are deleted here
-		config := w.configOf(p, "a", 0)
+		sandbox, config := w.sandboxOf(p), w.configOf(p, "a", 0)
 		config.Mounts = []runtime.Mount{{Source: signs, Destination: "/signs"}}
 		ctx, ref := context.Background(), pod.RefOf(p)
 		timed("first", func() error {
 			timed("run", func() error {
-				if err := w.CreateSandbox(ctx, w.sandboxOf(p)); err != nil {
+				if err := w.CreateSandbox(ctx, sandbox); err != nil {
 					return err
 				}
 				return w.RunContainer(ctx, config)

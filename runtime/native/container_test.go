@@ -185,7 +185,7 @@ func TestHostNamespaces(t *testing.T) {
 			p.Spec.HostNetwork, p.Spec.HostPID, p.Spec.HostIPC = host, host, host
 			w.up(p)
 			pid := w.state(p).Containers["a"].PID
-			for _, ns := range []string{"pid", "ipc", "uts"} {
+			for _, ns := range []string{"pid", "ipc", "uts", "net"} {
 				inside, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
 				own, err2 := os.Readlink("/proc/self/ns/" + ns)
 				if err != nil || err2 != nil || (inside == own) != host {

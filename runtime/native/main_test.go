@@ -6,10 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -41,6 +43,7 @@ type world struct {
 	t       testing.TB
 	image   runtime.Image
 	pods    []*corev1.Pod
+	opened  []*Manager
 	changes chan pod.Ref
 }
 
@@ -85,6 +88,12 @@ func newWorld(t testing.TB, runtimeName string, fault func(string) error) *world
 		}
 	})
 	w := &world{t: t, image: busyboxImage(t, state)}
+	t.Cleanup(func() { // after checkClean, which needs the last one
+		for _, m := range w.opened {
+			m.Close()
+			m.config.Units.Close()
+		}
+	})
 	w.Manager = w.manager(Config{RunDir: run, StateDir: state, Runtime: runtimeName, Fault: fault})
 	t.Cleanup(w.checkClean)
 	return w
@@ -107,7 +116,7 @@ func (w *world) manager(config Config) *Manager {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { m.Close(); config.Units.Close() })
+	w.opened = append(w.opened, m)
 	if !m.Class().Available {
 		w.t.Fatal(m.Class().Reason)
 	}
@@ -228,7 +237,33 @@ func (w *world) create(p *corev1.Pod, tmpfs ...runtime.Tmpfs) {
 }
 
 func (w *world) sandboxOf(p *corev1.Pod, tmpfs ...runtime.Tmpfs) runtime.SandboxConfig {
-	return runtime.SandboxConfig{Pod: p, Network: runtime.Network{Host: p.Spec.HostNetwork, Hostname: p.Name}, SharedTmpfs: tmpfs}
+	w.t.Helper()
+	config := runtime.SandboxConfig{Pod: p, Network: runtime.Network{Host: p.Spec.HostNetwork, Hostname: p.Name}, SharedTmpfs: tmpfs}
+	if !p.Spec.HostNetwork {
+		config.Network.NetNS = networkNamespace(w.t)
+	}
+	return config
+}
+
+// networkNamespace makes an empty network namespace, which is closed when the test ends.
+func networkNamespace(t testing.TB) *os.File {
+	t.Helper()
+	var f *os.File
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			f, err = os.Open("/proc/thread-self/ns/net")
+		}
+	}()
+	<-done
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // configOf is what attempt number attempt at a container is made from.
