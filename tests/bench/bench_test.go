@@ -109,6 +109,9 @@ func (t times) quantile(q float64) time.Duration {
 	return sorted[int(q*float64(len(sorted)-1))]
 }
 
+// slow is told when it happens: medians hide it.
+const slow = 2 * time.Second
+
 // things are what is measured, in the order of a round.
 var things = []string{"start", "exec", "list", "down"}
 
@@ -167,7 +170,11 @@ func measure(ctx context.Context, c contender, into map[string]times, keep bool)
 		if err := do(ctx); err != nil {
 			return fmt.Errorf("%s: %s: %w", c.name, things[i], err)
 		}
-		if took := time.Since(began); keep {
+		took := time.Since(began)
+		if took > slow {
+			fmt.Fprintf(os.Stderr, "%s: %s took %v\n", c.name, things[i], took)
+		}
+		if keep {
 			into[things[i]] = append(into[things[i]], took)
 		}
 	}
