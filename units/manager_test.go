@@ -397,6 +397,23 @@ func TestDeadUnitGivesWay(t *testing.T) {
 	}
 }
 
+// A pod of an earlier daemon whose record is lost, stopped by an administrator, leaves dead and failed units. They do not keep its name.
+func TestLostPodGivesWay(t *testing.T) {
+	old := connect(t)
+	p := testPod("lost")
+	s := &sandbox{Manager: old, pod: p, names: Names(p.Namespace, p.Name)}
+	mustStart(t, old, s.names.Pause, PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(p, PodLimits(p))...)
+	if _, err := s.container(t, "main", nil, "sleep", "1000"); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	systemctl(t, "kill", "--signal=KILL", s.names.Pause, ContainerService(s.pod.Namespace, s.pod.Name, "main"))
+	systemctl(t, "stop", s.names.Slice)
+	startSandbox(t, connect(t), testPod("lost"))
+}
+
 // systemd's own reload and reexec change nothing.
 func TestReexec(t *testing.T) {
 	m := connect(t)

@@ -127,8 +127,26 @@ func (m *Manager) startCall(ctx context.Context, unit string, props []Property, 
 			}
 			// A failed unit stays until somebody has taken notice.
 			_ = m.systemd.ResetFailedUnitContext(ctx, name)
+			m.forgetFailed(ctx, name)
 		}
 		time.Sleep(pause)
+	}
+}
+
+// forgetFailed makes systemd forget the failed containers of a pod of which only they are left: they keep the dead pause unit loaded.
+func (m *Manager) forgetFailed(ctx context.Context, pause string) {
+	base, ok := strings.CutSuffix(pause, pauseWord+".service")
+	if !ok {
+		return
+	}
+	list, err := m.systemd.ListUnitsByPatternsContext(ctx, []string{ActiveFailed}, []string{base + "*.service"})
+	if err != nil {
+		return // the next try tells
+	}
+	for _, u := range list {
+		if _, tracked := m.State(u.Name); !tracked {
+			_ = m.systemd.ResetFailedUnitContext(ctx, u.Name)
+		}
 	}
 }
 

@@ -106,7 +106,7 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 			}
 		})
 	}
-	notify(log, sdnotify.SdNotifyReady)
+	notify(log, sdnotify.SdNotifyReady+"\n"+statusText(d))
 	defer notify(log, sdnotify.SdNotifyStopping)
 	log.Info("magikpodd is ready", "version", version, "pods", len(d.List()))
 	return wait(ctx, config, log, systemd, d, server)
@@ -198,6 +198,7 @@ func wait(ctx context.Context, config daemon.Config, log *slog.Logger, systemd *
 			}
 			notify(log, sdnotify.SdNotifyWatchdog)
 		case <-idle.C:
+			notify(log, statusText(d))
 			if !isIdle(config.IdleTimeout.Duration, d, server) {
 				continue
 			}
@@ -210,6 +211,17 @@ func wait(ctx context.Context, config daemon.Config, log *slog.Logger, systemd *
 			notify(log, sdnotify.SdNotifyReady)
 		}
 	}
+}
+
+// statusText is what systemctl status shows of the daemon.
+func statusText(d *daemon.Daemon) string {
+	ready, pods := 0, d.List()
+	for _, p := range pods {
+		if p.Total > 0 && p.Ready == p.Total {
+			ready++
+		}
+	}
+	return fmt.Sprintf("STATUS=%d pods, %d of them ready", len(pods), ready)
 }
 
 // isIdle says whether neither a pod nor a client has needed the daemon for that long.

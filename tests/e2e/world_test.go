@@ -143,7 +143,9 @@ func heldNamespaces(dir string) []string {
 func files() ([]string, error) {
 	var lines []string
 	for _, dir := range []string{"/run/magikpod", "/var/lib/magikpod", "/run/crun", "/run/runc", "/var/log/pods"} {
-		more, err := find(dir, func(path string, d fs.DirEntry) bool { return !strings.HasPrefix(path, "/var/lib/magikpod/images/") }, "file")
+		more, err := find(dir, func(path string, _ fs.DirEntry) bool {
+			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && filepath.Dir(path) != "/run/magikpod/runtime" // one for each OCI runtime
+		}, "file")
 		if err != nil {
 			return nil, err
 		}
