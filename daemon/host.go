@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -70,29 +71,13 @@ func outward(network, to string) netip.Addr {
 // then it is the one behind the stub (systemd-resolved(8)).
 func hostResolvConf(hostNetwork bool) []byte {
 	own := readBounded("/etc/resolv.conf")
-	if hostNetwork || !onlyLoopback(own) {
+	if hostNetwork || !netsetup.OnLoopback(own) {
 		return own
 	}
 	if behind := readBounded("/run/systemd/resolve/resolv.conf"); len(behind) > 0 {
 		return behind
 	}
 	return own
-}
-
-// onlyLoopback says whether every name server is on the loopback interface.
-func onlyLoopback(conf []byte) bool {
-	found := false
-	for line := range bytes.Lines(conf) {
-		fields := strings.Fields(string(line))
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
-		}
-		found = true
-		if a, err := netip.ParseAddr(fields[1]); err != nil || !a.IsLoopback() {
-			return false
-		}
-	}
-	return found
 }
 
 // Info describes the daemon and its host.

@@ -71,7 +71,7 @@ func waitingFor(o pod.ContainerObservation) string {
 // and 2048 bytes (kubelet: fallbackToLogs).
 func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, attempt int, ended time.Time) string {
 	const lines, size = 80, 2048
-	f, err := d.logs.Open(ctx, logRequest{Ref: ref, Container: container, Attempt: attempt, Ended: ended, Options: pod.LogOptions{Tail: lines}})
+	f, err := d.logs.Open(ctx, logRequest{Ref: ref, Container: container, Attempt: attempt, Ended: ended, Quiet: true, Options: pod.LogOptions{Tail: lines}})
 	if err != nil {
 		return ""
 	}

@@ -59,6 +59,9 @@ func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConf
 	if s == nil {
 		return pod.Errorf(pod.Conflict, "cannot run container %q of pod %s: it has no sandbox", name, ref)
 	}
+	if err := pod.ValidateContainerName(name); err != nil {
+		return err
+	}
 	if s.made(name, config.Attempt) {
 		return m.awaitMade(ctx, s, name)
 	}

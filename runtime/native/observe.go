@@ -166,6 +166,9 @@ func (s *sandbox) noteEnd(manager *units.Manager, unit string) *attemptRecord {
 
 // Adopt implements [runtime.PodManager]. A pod of which nothing runs is known afterwards as one without a sandbox, unless records of it are left.
 func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
+	if err := checkRef(ref); err != nil {
+		return err
+	}
 	s := m.newSandbox(ref)
 	err := loadRecord(filepath.Join(s.dir, sandboxName), &s.record)
 	if errors.Is(err, os.ErrNotExist) {

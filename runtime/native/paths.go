@@ -8,11 +8,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/safepath"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // The names below RunDir/pods/UID and, for one container, RunDir/pods/UID/c/NAME.
@@ -38,6 +40,14 @@ const maxRecordBytes = 4 << 20
 
 func (m *Manager) runDir(uid types.UID) string {
 	return filepath.Join(m.config.RunDir, "pods", string(uid))
+}
+
+// checkRef refuses a UID that is not the name of a directory: its files would lie, and be removed, elsewhere.
+func checkRef(ref pod.Ref) error {
+	if uid := string(ref.UID); uid == "" || uid == "." || uid == ".." || strings.ContainsAny(uid, "/\x00") {
+		return pod.Errorf(pod.Invalid, "cannot use pod %s: the UID %q is not a name", ref, uid)
+	}
+	return nil
 }
 
 // layersDir is where a pod's writable layers are.

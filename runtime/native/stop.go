@@ -244,6 +244,9 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 
 // Forget implements [runtime.PodManager].
 func (m *Manager) Forget(_ context.Context, ref pod.Ref) error {
+	if err := checkRef(ref); err != nil {
+		return err
+	}
 	if err := m.fault("remove layers"); err != nil {
 		return err
 	}

@@ -1,0 +1,293 @@
+package native
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/safepath"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
+)
+
+func TestParseSignal(t *testing.T) {
+	for text, want := range map[string]syscall.Signal{
+		"SIGTERM": 15, "TERM": 15, "term": 15, " SIGQUIT ": 3, "9": 9, "64": 64, "RTMIN": 34, "SIGRTMIN+3": 37, "SIGRTMAX-1": 63, "RTMAX": 64,
+		"": 0, "0": 0, "65": 0, "-1": 0, "SIG": 0, "SIGNOPE": 0, "RTMIN+31": 0, "RTMAX+1": 0, "RTMINx": 0,
+	} {
+		if got := parseSignal(text); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	usr1, bad := corev1.Signal("SIGUSR1"), corev1.Signal("SIGNONE")
+	for _, tc := range []struct {
+		own   *corev1.Signal
+		image string
+		want  syscall.Signal
+	}{{nil, "", 15}, {nil, "SIGQUIT", 3}, {nil, "nonsense", 15}, {&usr1, "SIGQUIT", 10}, {&bad, "SIGQUIT", 3}} {
+		c := &corev1.Container{}
+		if tc.own != nil {
+			c.Lifecycle = &corev1.Lifecycle{StopSignal: tc.own}
+		}
+		if got := stopSignal(c, runtime.ImageConfig{StopSignal: tc.image}); got != tc.want {
+			t.Errorf("%+v: %d", tc, got)
+		}
+	}
+}
+
+func TestMergeEnv(t *testing.T) {
+	base := []string{"PATH=/bin", "HOME=/root", "A=1"}
+	for _, tc := range []struct {
+		name string
+		more []string
+		home string
+		tty  bool
+		want string
+	}{
+		{"nothing", nil, "", false, "PATH=/bin HOME=/root A=1"},
+		{"replace and add", []string{"A=2", "B=3", "B=4", "C="}, "", false, "PATH=/bin HOME=/root A=2 B=4 C="},
+		{"home", nil, "/home/app", false, "PATH=/bin HOME=/home/app A=1"},
+		{"home given", []string{"HOME=/x"}, "/home/app", false, "PATH=/bin HOME=/x A=1"},
+		{"terminal", nil, "", true, "PATH=/bin HOME=/root A=1 TERM=xterm"},
+		{"terminal given", []string{"TERM=vt100"}, "", true, "PATH=/bin HOME=/root A=1 TERM=vt100"},
+	} {
+		got, err := mergeEnv(base, tc.more, tc.home, tc.tty)
+		if err != nil || strings.Join(got, " ") != tc.want {
+			t.Errorf("%s: %q, %v", tc.name, got, err)
+		}
+	}
+	for _, bad := range []string{"A", "=x", "A=\x00", ""} {
+		if _, err := mergeEnv(base, []string{bad}, "", false); pod.KindOf(err) != pod.Invalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if base[2] != "A=1" {
+		t.Error("the base was changed")
+	}
+}
+
+func TestLastLogError(t *testing.T) {
+	for log, want := range map[string]string{
+		"": "",
+		"{\"msg\":\"first\",\"level\":\"error\",\"time\":\"t\"}\n{\"msg\":\"second\",\"level\":\"error\"}\n":                           "second",
+		"{\"level\":\"error\",\"msg\":\"real\"}\n{\"level\":\"warning\",\"msg\":\"later\"}\nnoise\n{\"level\":\"error\",\"msg\":\"\"}": "real",
+		`{"timestamp":"t","level":"ERROR","fields":{"message":"youki's"},"target":"x"}`:                                                "youki's",
+		`{"level":"error","msg":"cut`: "",
+		`[1]`:                         "",
+	} {
+		path := filepath.Join(t.TempDir(), "log")
+		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastLogError(path); got != want {
+			t.Errorf("%q: %q, want %q", log, got, want)
+		}
+	}
+	if got := lastLogError(filepath.Join(t.TempDir(), "none")); got != "" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestStageMounts(t *testing.T) {
+	mounts, binds := stageMounts("/run/p", "/run/p/c/a", []runtime.Mount{
+		{Source: "/v/one", SubPath: "x", Destination: "/one", ReadOnly: true, Propagation: "rslave"},
+		{Destination: "/scratch"},
+		{SharedTmpfs: "mem", Destination: "/mem"},
+	})
+	wantMounts := []runtime.Mount{
+		{Source: "/run/p/c/a/mnt/0", Destination: "/one", ReadOnly: true, Propagation: "rslave"},
+		{Destination: "/scratch"},
+		{Source: "/run/p/c/a/mnt/1", Destination: "/mem"},
+	}
+	wantBinds := []agent.Bind{
+		{Source: "/v/one", SubPath: "x", Target: "/run/p/c/a/mnt/0", ReadOnly: true},
+		{Source: "/run/p/tmpfs/mem", Target: "/run/p/c/a/mnt/1"},
+	}
+	if !slices.Equal(mounts, wantMounts) || !slices.Equal(binds, wantBinds) {
+		t.Errorf("%+v\n%+v", mounts, binds)
+	}
+}
+
+// TestStateOf checks what the states of a unit mean.
+func TestStateOf(t *testing.T) {
+	start, end := time.Unix(100, 0), time.Unix(200, 0)
+	ended := func(change func(*units.State)) units.State {
+		s := units.State{Active: "failed", Sub: "failed", Result: "exit-code", ExecMainPID: 7, ExecMainCode: 1, ExecMainStatus: 3, ExecMainStart: start, ExecMainExit: end, StatusText: agent.StatusStarted}
+		if change != nil {
+			change(&s)
+		}
+		return s
+	}
+	previous := &pod.ContainerState{Stage: pod.ContainerExited, Attempt: 1, ExitCode: 44}
+	for _, tc := range []struct {
+		name               string
+		unit               units.State
+		unknown            bool
+		starting, stopping bool
+		want               pod.ContainerState
+	}{
+		{name: "queued", unit: units.State{Active: "activating"}, starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
+		{name: "systemd's moment", unit: units.State{Active: "inactive", Sub: "dead", MainPID: 7, ExecMainPID: 7}, starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
+		{name: "adopted while it starts", unit: units.State{Active: "activating", MainPID: 7, ExecMainPID: 7}, want: pod.ContainerState{Stage: pod.ContainerStarting}},
+		{name: "runs", unit: units.State{Active: "active", Sub: "running", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: agent.StatusStarted},
+			want: pod.ContainerState{Stage: pod.ContainerRunning, PID: 7, StartedAt: start}},
+		{name: "is being stopped", unit: units.State{Active: "deactivating", Sub: "stop-sigterm", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: agent.StatusStarted},
+			want: pod.ContainerState{Stage: pod.ContainerStopping, PID: 7, StartedAt: start}},
+		{name: "is being stopped by hand", unit: units.State{Active: "active", Sub: "running", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: agent.StatusStarted}, stopping: true,
+			want: pod.ContainerState{Stage: pod.ContainerStopping, PID: 7, StartedAt: start}},
+		{name: "failed", unit: ended(nil), want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 3, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
+		{name: "failed at once", unit: ended(func(s *units.State) { s.StatusText = agent.StatusCreated }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 3, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
+		{name: "completed", unit: ended(func(s *units.State) { s.Active, s.Sub, s.Result, s.ExecMainStatus = "active", "exited", "success", 0 }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, Reason: pod.ReasonCompleted, StartedAt: start, FinishedAt: end}},
+		{name: "killed", unit: ended(func(s *units.State) { s.Result, s.ExecMainCode, s.ExecMainStatus = "signal", 2, 9 }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 137, Signal: 9, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
+		{name: "out of memory", unit: ended(func(s *units.State) { s.Result, s.ExecMainCode, s.ExecMainStatus = "oom-kill", 2, 9 }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 137, Signal: 9, Reason: pod.ReasonOOMKilled, StartedAt: start, FinishedAt: end}},
+		{name: "by an administrator", unit: ended(func(s *units.State) { s.StoppedByAdmin = true }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 3, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end, StoppedByAdmin: true}},
+		{name: "exit 75 of the container", unit: ended(func(s *units.State) { s.ExecMainStatus = agent.ExitTempFail }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 75, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
+		{name: "exit 75 of launch", unit: ended(func(s *units.State) { s.ExecMainStatus, s.StatusText = agent.ExitTempFail, "" }), want: *previous},
+		{name: "launch failed", unit: ended(func(s *units.State) { s.StatusText = "" }),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 128, Reason: pod.ReasonStartError, Message: "the container could not be started (exit-code)", FinishedAt: end}},
+		{name: "start failed", unit: ended(func(s *units.State) {
+			s.StatusText, s.Result, s.ExecMainCode, s.ExecMainStatus = agent.StatusNotStarted, "signal", 2, 9
+		}),
+			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 128, Reason: pod.ReasonStartError, Message: "the container could not be started (signal)", FinishedAt: end}},
+		{name: "start fails", unit: ended(func(s *units.State) { s.StatusText = agent.StatusNotStarted }), starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
+		{name: "gone", unknown: true, want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 255, Reason: pod.ReasonUnknown, Message: "the unit of the container is gone"}},
+	} {
+		c := &container{record: &attemptRecord{Attempt: 2, ID: "id", Previous: previous}, starting: tc.starting, stopping: tc.stopping}
+		if tc.want != *previous {
+			tc.want.Attempt, tc.want.ID = 2, "id"
+		}
+		if got := stateOf(c, tc.unit, !tc.unknown); got != tc.want {
+			t.Errorf("%s: %+v\nwant %+v", tc.name, got, tc.want)
+		}
+	}
+}
+
+// TestReadBelow checks that a container cannot make us read or wait for something else than its own files.
+func TestReadBelow(t *testing.T) {
+	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "secret")
+	for path, text := range map[string]string{outside: "outside", dir + "/plain": "inside", dir + "/big": strings.Repeat("x", maxUserFile+1)} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, target := range map[string]string{"absolute": outside, "relative": "../../../../../../../.." + outside, "fine": "/plain", "magic": "/proc/self/fd/0", "loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root, err := safepath.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for name, want := range map[string]string{"plain": "inside", "fine": "inside", "missing": "", "absolute": "", "relative": "", "magic": ""} {
+		if got, err := readBelow(root, name); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	for _, name := range []string{"fifo", "big", "loop", "."} {
+		if got, err := readBelow(root, name); pod.KindOf(err) != pod.Invalid {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	no, fine := false, corev1.Container{Name: "a"}
+	m := &Manager{}
+	for want, p := range map[string]*corev1.Pod{
+		"":                                    {Spec: corev1.PodSpec{Containers: []corev1.Container{fine}, SecurityContext: &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "net.core.somaxconn"}, {Name: "kernel.shm_rmid_forced"}, {Name: "fs.mqueue.msg_max"}}}}},
+		"spec.hostUsers":                      {Spec: corev1.PodSpec{HostUsers: &no}},
+		"spec.os.name":                        {Spec: corev1.PodSpec{OS: &corev1.PodOS{Name: corev1.Windows}}},
+		"spec.containers[0].volumeDevices[0]": {Spec: corev1.PodSpec{Containers: []corev1.Container{{VolumeDevices: []corev1.VolumeDevice{{}}}}}},
+		"spec.containers[0].tty":              {Spec: corev1.PodSpec{Containers: []corev1.Container{{TTY: true}}}},
+		"spec.initContainers[0].securityContext.seccompProfile.type": {Spec: corev1.PodSpec{InitContainers: []corev1.Container{{SecurityContext: &corev1.SecurityContext{
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost}}}}}},
+		"spec.securityContext.sysctls[0].name spec.securityContext.sysctls[1].name spec.securityContext.sysctls[2].name": {Spec: corev1.PodSpec{HostNetwork: true, HostIPC: true,
+			SecurityContext: &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "net.core.somaxconn"}, {Name: "kernel/sem"}, {Name: "vm.swappiness"}}}}},
+	} {
+		var fields []string
+		for _, problem := range m.Validate(p) {
+			fields = append(fields, problem.Field)
+		}
+		if got := strings.Join(fields, " "); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestHostFacts(t *testing.T) {
+	facts := hostFacts()
+	if facts.MemoryBytes < 1<<20 {
+		t.Errorf("%d bytes of memory", facts.MemoryBytes)
+	}
+	if os.Getuid() == 0 && !slices.Contains(facts.Capabilities, "CAP_CHOWN") {
+		t.Errorf("%v", facts.Capabilities)
+	}
+	if facts.LowerOOMScore != slices.Contains(facts.Capabilities, "CAP_SYS_RESOURCE") {
+		t.Errorf("%+v", facts)
+	}
+	found := false
+	for _, device := range hostDevices("/dev") {
+		found = found || device.Path == "/dev/null" && device.Type == "c" && device.Major == 1 && device.Minor == 3
+		if strings.HasPrefix(device.Path, "/dev/pts/") || device.Path == "/dev/console" {
+			t.Errorf("%+v", device)
+		}
+	}
+	if !found {
+		t.Error("no /dev/null")
+	}
+}
+
+func TestFindRuntime(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "runc-9")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\necho runc version 9.1+x\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, err := findRuntime(t.Context(), path, "/run/x")
+	if err != nil || r.name != "runc" || r.version != "9.1+x" || r.root != "/run/x/runtime/runc" || r.cgroupsPath("a/b.service") != "/a/b.service/container" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for _, wanted := range []string{"kata", "/usr/bin/kata", filepath.Join(dir, "crun-missing")} {
+		if _, err := findRuntime(t.Context(), wanted, "/run/x"); pod.KindOf(err) != pod.Unsupported {
+			t.Errorf("%s: %v", wanted, err)
+		}
+	}
+}
+
+// TestBadNames checks that no name leads out of the directories.
+func TestBadNames(t *testing.T) {
+	m := &Manager{config: Config{RunDir: t.TempDir(), StateDir: t.TempDir()}, sandboxes: map[types.UID]*sandbox{}}
+	for _, uid := range []types.UID{"", ".", "..", "a/b", "/", "../x"} {
+		ref := pod.Ref{Namespace: "n", Name: "p", UID: uid}
+		if err := m.Adopt(t.Context(), ref); pod.KindOf(err) != pod.Invalid {
+			t.Errorf("%q: %v", uid, err)
+		}
+		if err := m.Forget(t.Context(), ref); pod.KindOf(err) != pod.Invalid {
+			t.Errorf("%q: %v", uid, err)
+		}
+	}
+}
