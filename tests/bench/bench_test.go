@@ -109,6 +109,9 @@ func (t times) quantile(q float64) time.Duration {
 	return sorted[int(q*float64(len(sorted)-1))]
 }
 
+// pause lies before each measurement.
+const pause = 100 * time.Millisecond
+
 // slow is told when it happens: medians hide it.
 const slow = 2 * time.Second
 
@@ -166,6 +169,8 @@ func measure(ctx context.Context, c contender, into map[string]times, keep bool)
 		if do == nil {
 			continue
 		}
+		// A container that has just been started needs a moment to handle SIGTERM, and what goes on in the background is nobody else's burden.
+		time.Sleep(pause)
 		began := time.Now()
 		if err := do(ctx); err != nil {
 			return fmt.Errorf("%s: %s: %w", c.name, things[i], err)
