@@ -140,17 +140,25 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 		return pod.WithKind(pod.Internal, err)
 	}
 	err = m.startUnit(ctx, s, a, stdout, stderr)
-	// They stay open until the pause process has them open too, or until the attempt has failed.
-	release := m.ctx
-	if err != nil {
-		var cancel context.CancelFunc
-		release, cancel = context.WithTimeout(m.ctx, 5*time.Second)
-		m.background.Go(func() { defer cancel(); agent.ReleaseLogFIFOs(release, stdout, stderr) })
-		return err
+	// They stay open until the pause process has them open too, or, when the attempt has failed, for a while.
+	failed := err != nil
+	letGo := func() {
+		release := m.ctx
+		if failed {
+			var cancel context.CancelFunc
+			release, cancel = context.WithTimeout(m.ctx, failedLogTime)
+			defer cancel()
+		}
+		agent.ReleaseLogFIFOs(release, stdout, stderr)
 	}
-	m.background.Go(func() { agent.ReleaseLogFIFOs(release, stdout, stderr) })
-	return nil
+	if !m.spawn(letGo) {
+		letGo() // after Close: at once
+	}
+	return err
 }
+
+// failedLogTime is how long the log pipes of a container that could not be started wait for the pause process.
+const failedLogTime = 5 * time.Second
 
 // startUnit makes the unit and waits until the container runs.
 func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout, stderr *os.File) error {
