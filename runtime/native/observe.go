@@ -219,7 +219,7 @@ func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
 			return err
 		}
 		if end := s.noteEnd(m.units, unit); end != nil {
-			m.background.Go(func() { m.afterEnd(s, *end) })
+			m.spawn(func() { m.afterEnd(s, *end) })
 		}
 		m.noteStartError(s, *record)
 	}

@@ -144,7 +144,9 @@ func files() ([]string, error) {
 	var lines []string
 	for _, dir := range []string{"/run/magikpod", "/var/lib/magikpod", "/run/crun", "/run/runc", "/var/log/pods"} {
 		more, err := find(dir, func(path string, _ fs.DirEntry) bool {
-			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && filepath.Dir(path) != "/run/magikpod/runtime" // one for each OCI runtime
+			// One directory for each OCI runtime, in which crun keeps seccomp filters that it has compiled.
+			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && filepath.Dir(path) != "/run/magikpod/runtime" &&
+				!strings.HasPrefix(path, "/run/magikpod/runtime/crun/.cache")
 		}, "file")
 		if err != nil {
 			return nil, err
