@@ -37,6 +37,9 @@ type attempt struct {
 // prepare decides everything about an attempt, and changes nothing. Errors are Invalid or Unsupported when the manifest, the image or the host is to
 // blame; Unavailable when the pause process is not up.
 func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
+	if err := m.holdNamespaces(ctx, s); err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
+	}
 	pid, err := m.podPID(ctx, s)
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)

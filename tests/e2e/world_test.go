@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // settle is how long leftovers may still be going away: systemd forgets units, and the kernel cgroups and links, a while after their end.
-const settle = 10 * time.Second
+var settle = host.Patience(10 * time.Second)
 
 // world lists what pods make in systemd, in the kernel and on disk, one thing a line. The slice of a namespace is no leftover: it may carry limits.
 func world() ([]string, error) {
