@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -201,12 +200,7 @@ func (s *objects) load(exists func(types.UID) bool) (warnings []string, err erro
 }
 
 func readObject(path string, k objectKey) (*object, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -1,11 +1,9 @@
 package daemon
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -175,21 +173,12 @@ func (s *recordStore) loadOne(uid string) (best *record, warning string) {
 }
 
 func readRecord(path, uid string) (*record, error) {
-	f, err := os.Open(path)
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxRecordBytes {
-		return nil, fmt.Errorf("it is larger than %d bytes", maxRecordBytes)
 	}
 	var r record
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	if err := decoder.Decode(&r); err != nil {
+	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, err
 	}
 	switch {

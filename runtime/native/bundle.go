@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
@@ -145,7 +146,7 @@ func (m *Manager) writeBundle(s *sandbox, a *attempt) error {
 
 // lastLogError is the message of the last error in an OCI runtime's JSON log; empty when there is none. crun and runc write msg, youki fields.message.
 func lastLogError(path string) string {
-	data, err := readBounded(path)
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return ""
 	}
