@@ -55,6 +55,9 @@ type attemptRecord struct {
 // RunContainer implements [runtime.PodManager].
 func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConfig) error {
 	ref, name := pod.RefOf(config.Pod), config.Container.Name
+	if !m.class.Available { // of a pod that an earlier manager has made
+		return pod.Errorf(pod.Unsupported, "cannot run container %q of pod %s: %s", name, ref, m.class.Reason)
+	}
 	s := m.find(ref)
 	if s == nil {
 		return pod.Errorf(pod.Conflict, "cannot run container %q of pod %s: it has no sandbox", name, ref)
