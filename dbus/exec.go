@@ -205,6 +205,9 @@ func (s *Server) endExec(ctx context.Context, e *execJob, status runtime.ExitSta
 		e.state, e.err = string(pod.JobCanceled), err
 	case err != nil:
 		e.state, e.err = string(pod.JobFailed), err
+		if status.Code == runtime.ExitNotExecutable || status.Code == runtime.ExitNotFound {
+			e.exit = &status.Code
+		}
 	default:
 		e.state, e.exit = string(pod.JobDone), &status.Code
 	}

@@ -301,6 +301,10 @@ func TestExec(t *testing.T) {
 		t.Errorf("logs = %q", text)
 	}
 	_ = logs.Close()
+	p.Args = []string{"/no/such/command"}
+	if code, err := c.Exec(t.Context(), path, "c", p, runtime.WinSize{}); pod.KindOf(err) != pod.Invalid || code != runtime.ExitNotFound {
+		t.Errorf("exec of a missing command = %d, %v; want 127, Invalid", code, err)
+	}
 	waitIdle(t, s)
 }
 

@@ -203,7 +203,10 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 		return runtime.ExitStatus{}, pod.Errorf(pod.Internal, "cannot run %s: %w", x.kind.path, err)
 	}
 	if reason := lastLogError(x.path("log")); reason != "" {
-		return runtime.ExitStatus{}, pod.Errorf(pod.Invalid, "%s", reason)
+		if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has told it on the process's own files
+			_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
+		}
+		return runtime.ExitStatus{Code: notRunCode(reason)}, pod.Errorf(pod.Invalid, "%s", reason)
 	}
 	how := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if how.Signaled() {
@@ -214,4 +217,15 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 		status.Signal = status.Code - 128
 	}
 	return status, nil
+}
+
+// notRunCode is the exit code of a command that could not be run, as shells have it: 127 when there is none of that name, else 126.
+func notRunCode(reason string) int {
+	reason = strings.ToLower(reason)
+	for _, text := range []string{"not found", "no such file"} {
+		if strings.Contains(reason, text) {
+			return runtime.ExitNotFound
+		}
+	}
+	return runtime.ExitNotExecutable
 }
