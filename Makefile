@@ -75,10 +75,18 @@ demo: deps ## show it all, on this machine or on a disposable host
 shell: deps staged ## open a shell on a disposable host with magikpod installed
 	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
 
+test-vm: deps staged ## tests in a QEMU machine, which has every feature: limits, reboots, power cuts, vsock
+	$(GO) build -o .cache/magikvm ./tests/vm/magikvm
+	MAGIKPOD_VM=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/vm
+	MAGIKPOD_E2E=inside MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v -ldflags '-s -w' -exec '$(CURDIR)/.cache/magikvm run --here --' -run '$(or $(RUN),^TestFull$$)' ./tests/e2e
+
+shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed
+	$(GO) run ./tests/vm/magikvm shell --install $(INSTALLED)
+
 root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 	$(GO) run ./tests/host/magikhost root trixie
 
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo shell root-trixie clean
+.PHONY: help deps build install test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo test-vm shell shell-vm root-trixie clean

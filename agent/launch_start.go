@@ -43,7 +43,7 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		return err
 	}
 	if err := runOCI(config, config.Argv); err != nil {
-		return err
+		return whoIsToBlame(config, err)
 	}
 	first, err := openFirst(config.PIDFile)
 	if err != nil {
@@ -65,6 +65,17 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		_ = unix.PidfdSendSignal(first.pidfd, unix.SIGKILL, nil, 0) // it may have ended by itself
 	}
 	return err
+}
+
+// whoIsToBlame makes a failed creation one for which the container is not to blame, when the holder of the namespaces has died meanwhile: the OCI
+// runtime opens them too.
+func whoIsToBlame(config *LaunchConfig, failed error) error {
+	ns, err := openNamespace(config.MountNS, config.Owner)
+	if err != nil {
+		return fmt.Errorf("cannot create the container: %w (%s)", err, failed)
+	}
+	unix.Close(ns)
+	return failed
 }
 
 // runOCI runs the OCI runtime and waits for it. Stdin, stdout and stderr become the container's.

@@ -147,6 +147,20 @@ func announced(text string) string {
 
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
 
+// waitForComm waits until a process has executed the program of that name.
+func waitForComm(t *testing.T, pid, name string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		comm, err := os.ReadFile("/proc/" + pid + "/comm")
+		if strings.TrimSpace(string(comm)) == name {
+			return
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("process %s is %q, not %s: %v", pid, comm, name, err)
+		}
+	}
+}
+
 func TestLaunchStart(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -223,6 +237,24 @@ func TestLaunchStartFailures(t *testing.T) {
 			}
 		})
 	}
+	t.Run("holder dies in create", func(t *testing.T) {
+		config := launchConfig(t, t.TempDir())
+		holder := exec.Command("nsenter", "--mount="+config.MountNS, "sleep", "1000")
+		if err := holder.Start(); err != nil {
+			t.Fatal(err)
+		}
+		pid := strconv.Itoa(holder.Process.Pid)
+		go func() { _ = holder.Wait() }() // else it would be a zombie, which still is something
+		waitForComm(t, pid, "sleep")
+		noted := filepath.Join(t.TempDir(), "noted")
+		oci := fakeRuntime(t, noted, "kill -9 "+pid+"; while test -e /proc/"+pid+"; do sleep 0.01; done; exit 1", "")
+		config.PIDFile = filepath.Join(t.TempDir(), "pid")
+		config.Argv, config.Start = []string{oci, "create", config.PIDFile}, []string{oci, "start"}
+		config.MountNS = "/proc/" + pid + "/ns/mnt"
+		if output, status := runStart(t, config, listenManager(t, noted, func() {})); status != ExitTempFail || !strings.Contains(output, "its holder is gone") {
+			t.Errorf("status %d, output %q", status, output)
+		}
+	})
 	t.Run("no manager", func(t *testing.T) {
 		config := launchConfig(t, t.TempDir(), "/bin/true")
 		config.Start, config.PIDFile = []string{"/bin/true"}, "/nonexistent/pid"

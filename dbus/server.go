@@ -66,7 +66,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	conn, err := connect(o.Address, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
-		godbus.WithIncomingInterceptor(refuseStrayFiles))
+		godbus.WithIncomingInterceptor(s.refuseStrayFiles))
 	if err != nil {
 		s.cancel()
 		return nil, err
@@ -187,16 +187,6 @@ func (s *Server) Leave() bool {
 		s.log.Warn("could not take the bus name back", "error", err)
 	}
 	return false
-}
-
-// refuseStrayFiles closes the descriptors of messages that are not calls, which nobody would close: signals and replies that anyone may send us.
-func refuseStrayFiles(msg *godbus.Message) {
-	if msg.Type == godbus.TypeMethodCall {
-		return
-	}
-	if files, err := takeFiles(msg.Body); err == nil {
-		closeAll(files)
-	}
 }
 
 // objects finds the object, interface and method of a call.

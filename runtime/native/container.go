@@ -55,6 +55,9 @@ type attemptRecord struct {
 // RunContainer implements [runtime.PodManager].
 func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConfig) error {
 	ref, name := pod.RefOf(config.Pod), config.Container.Name
+	if !m.class.Available { // of a pod that an earlier manager has made
+		return pod.Errorf(pod.Unsupported, "cannot run container %q of pod %s: %s", name, ref, m.class.Reason)
+	}
 	s := m.find(ref)
 	if s == nil {
 		return pod.Errorf(pod.Conflict, "cannot run container %q of pod %s: it has no sandbox", name, ref)
@@ -63,7 +66,9 @@ func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConf
 		return err
 	}
 	if s.made(name, config.Attempt) {
-		return m.awaitMade(ctx, s, name)
+		if begun, err := m.awaitMade(ctx, s, name, config.Attempt); begun || err != nil {
+			return err
+		}
 	}
 	a, err := m.prepare(ctx, s, config)
 	if err != nil {
@@ -89,20 +94,23 @@ func (s *sandbox) made(name string, number int) bool {
 	return c != nil && c.record != nil && c.record.Attempt == number && !c.starting
 }
 
-// awaitMade returns how an attempt that an earlier call has made was started.
-func (m *Manager) awaitMade(ctx context.Context, s *sandbox, name string) error {
+// awaitMade returns how an attempt that an earlier call has made was started. begun is false when it never was, as its daemon died too early: then it
+// is still to be made.
+func (m *Manager) awaitMade(ctx context.Context, s *sandbox, name string, number int) (begun bool, err error) {
 	for {
 		changed := s.watch()
 		state := m.containerState(s, name)
 		switch {
+		case state.Stage == pod.ContainerAbsent || state.Attempt != number:
+			return false, nil
 		case state.Reason == pod.ReasonStartError:
-			return pod.Errorf(pod.Internal, "cannot start container %q: %s", name, state.Message)
+			return true, pod.Errorf(pod.Internal, "cannot start container %q: %s", name, state.Message)
 		case state.Stage != pod.ContainerStarting:
-			return nil
+			return true, nil
 		}
 		select {
 		case <-ctx.Done():
-			return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, context.Cause(ctx))
+			return true, pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, context.Cause(ctx))
 		case <-changed:
 		}
 	}
@@ -140,17 +148,25 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 		return pod.WithKind(pod.Internal, err)
 	}
 	err = m.startUnit(ctx, s, a, stdout, stderr)
-	// They stay open until the pause process has them open too, or until the attempt has failed.
-	release := m.ctx
-	if err != nil {
-		var cancel context.CancelFunc
-		release, cancel = context.WithTimeout(m.ctx, 5*time.Second)
-		m.background.Go(func() { defer cancel(); agent.ReleaseLogFIFOs(release, stdout, stderr) })
-		return err
+	// They stay open until the pause process has them open too, or, when the attempt has failed, for a while.
+	failed := err != nil
+	letGo := func() {
+		release := m.ctx
+		if failed {
+			var cancel context.CancelFunc
+			release, cancel = context.WithTimeout(m.ctx, failedLogTime)
+			defer cancel()
+		}
+		agent.ReleaseLogFIFOs(release, stdout, stderr)
 	}
-	m.background.Go(func() { agent.ReleaseLogFIFOs(release, stdout, stderr) })
-	return nil
+	if !m.spawn(letGo) {
+		letGo() // after Close: at once
+	}
+	return err
 }
+
+// failedLogTime is how long the log pipes of a container that could not be started wait for the pause process.
+const failedLogTime = 5 * time.Second
 
 // startUnit makes the unit and waits until the container runs.
 func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout, stderr *os.File) error {
@@ -274,76 +290,6 @@ func (m *Manager) settleFailed(s *sandbox, a *attempt, failed *pod.ContainerStat
 		return err
 	}
 	return saveRecord(filepath.Join(a.bundle, attemptName), record)
-}
-
-// clear makes room for the next attempt: it removes what the last one has left, of which only the observation stays.
-func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
-	if err := m.fault("clear last attempt"); err != nil {
-		return err
-	}
-	state := m.containerState(s, name)
-	s.mu.Lock()
-	c := s.containers[name]
-	if c == nil || c.record == nil {
-		s.mu.Unlock()
-		return removeAll(filepath.Join(s.dir, containersName, name), filepath.Join(m.layersDir(s.ref.UID), name))
-	}
-	record := *c.record
-	c.final = &state
-	s.mu.Unlock()
-	return m.removeAttempt(ctx, s, record)
-}
-
-// removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime remembers of it, its log pipes (after what is
-// in them was read), its bundle and its writable layer.
-func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
-	unit := s.unit(record.Container)
-	var errs []error
-	if state, ok := m.units.State(unit); ok {
-		if !state.Ended() || state.Active == "active" {
-			m.units.ExpectStop(unit)
-			if !state.MainEnded() {
-				_ = m.units.Kill(ctx, unit, "all", unixKILL) // it may have just ended
-			}
-			job, err := m.units.Stop(ctx, unit)
-			if err == nil {
-				err = job.Wait(ctx)
-			}
-			errs = append(errs, err)
-		}
-		m.noteEndOf(s, record)
-		errs = append(errs, m.units.Release(ctx, unit))
-	} else {
-		m.noteEndOf(s, record)
-	}
-	errs = append(errs, m.removeFiles(s, record))
-	return errors.Join(errs...)
-}
-
-// noteEndOf ends the log of an attempt, unless that was done.
-func (m *Manager) noteEndOf(s *sandbox, record attemptRecord) {
-	s.mu.Lock()
-	c := s.containers[record.Container]
-	done := c != nil && c.noted
-	if c != nil {
-		c.noted = true
-	}
-	s.mu.Unlock()
-	if !done {
-		m.endLog(s, record)
-	}
-}
-
-// removeFiles removes what an attempt has below RunDir and StateDir.
-func (m *Manager) removeFiles(s *sandbox, record attemptRecord) error {
-	return removeAll(
-		m.stateDirOf(record), filepath.Join(s.dir, containersName, record.Container), filepath.Join(m.layersDir(s.ref.UID), record.Container))
-}
-
-// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt. All processes of the container are gone with its unit, and so
-// are its cgroup and its mounts: removing the directory is all that is left for `delete` to do.
-func (m *Manager) stateDirOf(record attemptRecord) string {
-	return filepath.Join(m.config.RunDir, "runtime", record.Runtime, record.ID)
 }
 
 // newID is a container ID as other CRI runtimes make them: 64 hexadecimal digits.

@@ -56,6 +56,7 @@ type Manager struct {
 	cancel     context.CancelFunc
 
 	mu        sync.Mutex
+	closed    bool
 	sandboxes map[types.UID]*sandbox
 	byUnit    map[string]*sandbox
 }
@@ -101,6 +102,9 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 // Close ends what goes on in the background and forgets the namespaces. The pods go on; another manager can adopt them.
 func (m *Manager) Close() error {
 	m.cancel()
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
 	m.background.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -117,6 +121,17 @@ func (m *Manager) Class() pod.ClassInfo { return m.class }
 
 // OnChange implements [runtime.PodManager].
 func (m *Manager) OnChange(changed func(ref pod.Ref)) { m.changed.Store(&changed) }
+
+// spawn runs f in the background; not after Close, when it returns false.
+func (m *Manager) spawn(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.background.Go(f)
+	return true
+}
 
 // fault gives a test the chance to make a step fail.
 func (m *Manager) fault(step string) error {
@@ -175,7 +190,7 @@ func (m *Manager) unitChanged(unit string) {
 	}
 	s.wake()
 	if end := s.noteEnd(m.units, unit); end != nil {
-		m.background.Go(func() { m.afterEnd(s, *end) })
+		m.spawn(func() { m.afterEnd(s, *end) })
 	}
 	if changed := m.changed.Load(); changed != nil {
 		(*changed)(s.ref)

@@ -109,6 +109,12 @@ func (t times) quantile(q float64) time.Duration {
 	return sorted[int(q*float64(len(sorted)-1))]
 }
 
+// pause lies before each measurement.
+const pause = 100 * time.Millisecond
+
+// slow is told when it happens: medians hide it.
+const slow = 2 * time.Second
+
 // things are what is measured, in the order of a round.
 var things = []string{"start", "exec", "list", "down"}
 
@@ -163,11 +169,17 @@ func measure(ctx context.Context, c contender, into map[string]times, keep bool)
 		if do == nil {
 			continue
 		}
+		// A container that has just been started needs a moment to handle SIGTERM, and what goes on in the background is nobody else's burden.
+		time.Sleep(pause)
 		began := time.Now()
 		if err := do(ctx); err != nil {
 			return fmt.Errorf("%s: %s: %w", c.name, things[i], err)
 		}
-		if took := time.Since(began); keep {
+		took := time.Since(began)
+		if took > slow {
+			fmt.Fprintf(os.Stderr, "%s: %s took %v\n", c.name, things[i], took)
+		}
+		if keep {
 			into[things[i]] = append(into[things[i]], took)
 		}
 	}

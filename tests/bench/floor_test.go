@@ -73,6 +73,7 @@ func (f *floor) start(ctx context.Context) error {
 			{Name: "PIDFile", Value: godbus.MakeVariant(pidFile)},
 			{Name: "ExecStart", Value: godbus.MakeVariant([]execStart{{argv[0], argv, false}})},
 			{Name: "KillMode", Value: godbus.MakeVariant("mixed")},
+			{Name: "TimeoutStopUSec", Value: godbus.MakeVariant(uint64(10_000_000))}, // as the pod's
 			{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
 		}, done)
 	})

@@ -16,10 +16,12 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // patience is how long await waits: long enough for a slow and busy machine.
-const patience = 60 * time.Second
+var patience = host.Patience(60 * time.Second)
 
 type command = func(ts *testscript.TestScript, neg bool, args []string)
 
@@ -87,7 +89,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	limit, err := time.ParseDuration(args[0])
 	ts.Check(err)
 	args = own(ts, args[1:])
-	retry(ts, limit, func() string {
+	retry(ts, host.Patience(limit), func() string {
 		if err := ts.Exec(args[0], args[1:]...); (err != nil) != neg {
 			return fmt.Sprintf("%s: %v", strings.Join(args, " "), err)
 		}

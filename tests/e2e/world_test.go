@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // settle is how long leftovers may still be going away: systemd forgets units, and the kernel cgroups and links, a while after their end.
-const settle = 10 * time.Second
+var settle = host.Patience(10 * time.Second)
 
 // world lists what pods make in systemd, in the kernel and on disk, one thing a line. The slice of a namespace is no leftover: it may carry limits.
 func world() ([]string, error) {
@@ -144,7 +146,9 @@ func files() ([]string, error) {
 	var lines []string
 	for _, dir := range []string{"/run/magikpod", "/var/lib/magikpod", "/run/crun", "/run/runc", "/var/log/pods"} {
 		more, err := find(dir, func(path string, _ fs.DirEntry) bool {
-			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && filepath.Dir(path) != "/run/magikpod/runtime" // one for each OCI runtime
+			// One directory for each OCI runtime, in which crun keeps seccomp filters that it has compiled.
+			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && filepath.Dir(path) != "/run/magikpod/runtime" &&
+				!strings.HasPrefix(path, "/run/magikpod/runtime/crun/.cache")
 		}, "file")
 		if err != nil {
 			return nil, err

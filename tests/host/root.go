@@ -48,42 +48,57 @@ func BuildTrixie(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return dir, Cached(dir, "trixie-*", func(building string) error { return Debootstrap(ctx, building, trixiePackages, trixieSetup) })
+}
+
+// Cached has build make the directory dir, under another name that is given to it, unless dir is there. Siblings of dir that match the pattern stale are
+// of older versions, or what an interrupted build has left, and are removed.
+func Cached(dir, stale string, build func(building string) error) error {
 	cache := filepath.Dir(dir)
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
+		return err
 	}
-	lock, err := lockFile(filepath.Join(cache, "trixie.lock"), syscall.LOCK_EX)
+	lock, err := lockFile(filepath.Join(cache, strings.TrimSuffix(stale, "-*")+".lock"), syscall.LOCK_EX)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer lock.Close()
 	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
+		return nil
 	}
-	stale, err := filepath.Glob(filepath.Join(cache, "trixie-*"))
+	old, err := filepath.Glob(filepath.Join(cache, stale))
 	if err != nil {
-		return "", err
+		return err
 	}
-	for _, old := range stale { // also what an interrupted build has left
-		if err := os.RemoveAll(old); err != nil {
-			return "", err
+	for _, path := range old {
+		if err := os.RemoveAll(path); err != nil {
+			return err
 		}
 	}
 	building := dir + ".building"
+	if err := build(building); err != nil {
+		return errors.Join(err, os.RemoveAll(building))
+	}
+	return os.Rename(building, dir)
+}
+
+// Debootstrap makes a Debian 13 root in dir from minbase and the packages; setup is a shell script that finishes it, $1 its directory. Its text goes to
+// standard error.
+func Debootstrap(ctx context.Context, dir string, packages []string, setup string) error {
 	// mmdebstrap mounts /proc and others in the root it builds: in namespaces of its own they go with it, however it ends, and are never in
-	// the way of RemoveAll here. It hands its root to a hook as $1. A rename makes the finished root appear at once.
+	// the way of RemoveAll here. It hands its root to a hook as $1.
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
-		"mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(trixiePackages, ","),
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(packages, ","),
 		"--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		"--customize-hook="+trixieSetup, "trixie", building)
+		"--customize-hook="+setup, "trixie", dir)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	goruntime.LockOSThread() // for Pdeathsig
 	defer goruntime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
-		return "", errors.Join(fmt.Errorf("cannot build the Debian 13 root with mmdebstrap: %w", err), os.RemoveAll(building))
+		return fmt.Errorf("cannot build a Debian 13 root with mmdebstrap: %w", err)
 	}
-	return dir, os.Rename(building, dir)
+	return nil
 }
 
 // trixieDir is where the Debian 13 root is or will be: .cache of the source tree.

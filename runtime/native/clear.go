@@ -1,0 +1,77 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+)
+
+// clear makes room for the next attempt: it removes what the last one has left, of which only the observation stays.
+func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
+	if err := m.fault("clear last attempt"); err != nil {
+		return err
+	}
+	state := m.containerState(s, name)
+	s.mu.Lock()
+	c := s.containers[name]
+	if c == nil || c.record == nil {
+		s.mu.Unlock()
+		return removeAll(filepath.Join(s.dir, containersName, name), filepath.Join(m.layersDir(s.ref.UID), name))
+	}
+	record := *c.record
+	c.final = &state
+	s.mu.Unlock()
+	return m.removeAttempt(ctx, s, record)
+}
+
+// removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime remembers of it, its log pipes (after what is
+// in them was read), its bundle and its writable layer.
+func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
+	unit := s.unit(record.Container)
+	var errs []error
+	if state, ok := m.units.State(unit); ok {
+		if !state.Ended() || state.Active == "active" {
+			m.units.ExpectStop(unit)
+			if !state.MainEnded() {
+				_ = m.units.Kill(ctx, unit, "all", unixKILL) // it may have just ended
+			}
+			job, err := m.units.Stop(ctx, unit)
+			if err == nil {
+				err = job.Wait(ctx)
+			}
+			errs = append(errs, err)
+		}
+		m.noteEndOf(s, record)
+		errs = append(errs, m.units.Release(ctx, unit))
+	} else {
+		m.noteEndOf(s, record)
+	}
+	errs = append(errs, m.removeFiles(s, record))
+	return errors.Join(errs...)
+}
+
+// noteEndOf ends the log of an attempt, unless that was done.
+func (m *Manager) noteEndOf(s *sandbox, record attemptRecord) {
+	s.mu.Lock()
+	c := s.containers[record.Container]
+	done := c != nil && c.noted
+	if c != nil {
+		c.noted = true
+	}
+	s.mu.Unlock()
+	if !done {
+		m.endLog(s, record)
+	}
+}
+
+// removeFiles removes what an attempt has below RunDir and StateDir.
+func (m *Manager) removeFiles(s *sandbox, record attemptRecord) error {
+	return removeAll(
+		m.stateDirOf(record), filepath.Join(s.dir, containersName, record.Container), filepath.Join(m.layersDir(s.ref.UID), record.Container))
+}
+
+// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt. All processes of the container are gone with its unit, and so
+// are its cgroup and its mounts: removing the directory is all that is left for `delete` to do.
+func (m *Manager) stateDirOf(record attemptRecord) string {
+	return filepath.Join(m.config.RunDir, "runtime", record.Runtime, record.ID)
+}

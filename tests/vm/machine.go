@@ -1,0 +1,206 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	goruntime "runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/tests/vm/wire"
+)
+
+// Machine is a running test machine. Its methods may be called from several goroutines.
+type Machine struct {
+	cancel  context.CancelFunc // kills QEMU
+	exited  chan struct{}
+	console *tail
+	port    *os.File
+	conn    *wire.Conn
+	hello   chan struct{}
+
+	mu       sync.Mutex
+	last     uint32
+	commands map[uint32]*Process
+}
+
+// Boot starts a machine and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it.
+func Boot(ctx context.Context, opts Options) (*Machine, error) {
+	image, err := BuildImage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	initrd, err := image.writeInitrd(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer initrd.Close()
+	m, err := start(image, opts, initrd)
+	if err != nil {
+		return nil, fmt.Errorf("cannot start QEMU: %w", err)
+	}
+	timeout := opts.BootTimeout
+	if timeout == 0 {
+		timeout = 30 * time.Second * time.Duration(Slowness())
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not booted after %v", timeout))
+	defer cancel()
+	if err := m.booted(ctx); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("cannot boot a test machine: %w\nits console:\n%s", err, m.Console())
+	}
+	return m, nil
+}
+
+// start launches QEMU. PR_SET_PDEATHSIG is tied to the thread that starts the process, hence a goroutine of its own, locked to its thread.
+func start(image Image, opts Options, initrd *os.File) (*Machine, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "control port"), os.NewFile(uintptr(pair[1]), "QEMU's control port")
+	defer theirs.Close()
+	limit := opts.Limit
+	if limit == 0 {
+		limit = 30 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	m := &Machine{
+		cancel: cancel, exited: make(chan struct{}), console: &tail{}, port: ours, conn: wire.New(ours), hello: make(chan struct{}), commands: map[uint32]*Process{},
+	}
+	cmd := image.command(ctx, "usr/bin/qemu-system-x86_64", arguments(image, opts)...)
+	cmd.ExtraFiles = []*os.File{initrd, theirs}
+	cmd.Stdout, cmd.Stderr = m.console, m.console
+	cmd.WaitDelay = 2 * time.Second
+	// A process group of its own: an interrupt typed at the terminal is the test's to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	started := make(chan error)
+	go m.own(cmd, started)
+	if err := <-started; err != nil {
+		cancel()
+		return nil, errors.Join(err, ours.Close())
+	}
+	go m.receive()
+	return m, nil
+}
+
+// own starts QEMU and waits for its end.
+func (m *Machine) own(cmd *exec.Cmd, started chan<- error) {
+	goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	err := cmd.Start()
+	started <- err
+	if err == nil {
+		_ = cmd.Wait() // how it ended is told by its console
+		m.cancel()
+		_ = m.port.Close() // ends receive
+	}
+	close(m.exited)
+}
+
+// booted waits until the machine runs.
+func (m *Machine) booted(ctx context.Context) error {
+	select {
+	case <-m.hello:
+	case <-m.exited:
+		return errors.New("it ended while booting")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	r, err := m.Run(ctx, "systemctl", "is-system-running", "--wait")
+	if err != nil {
+		return err
+	}
+	if state := strings.TrimSpace(r.Stdout); state != "running" {
+		failed, _ := m.Run(ctx, "systemctl", "--failed", "--no-legend", "--plain")
+		return fmt.Errorf("the system is %q, not running; failed units:\n%s", state, failed.Stdout)
+	}
+	return nil
+}
+
+// Close ends the machine at once, as a power cut does. It may be called more than once.
+func (m *Machine) Close() {
+	m.cancel()
+	<-m.exited
+}
+
+// PowerOff shuts the machine down in order and waits for its end.
+func (m *Machine) PowerOff(ctx context.Context) error {
+	if _, err := m.Run(ctx, "systemctl", "--no-block", "poweroff"); err != nil {
+		return err
+	}
+	select {
+	case <-m.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("cannot power the machine off: %w\nits console:\n%s", context.Cause(ctx), m.Console())
+	}
+}
+
+// Done is closed when the machine has ended.
+func (m *Machine) Done() <-chan struct{} { return m.exited }
+
+// Console returns the last part (at most 64 KiB) of what the kernel and QEMU have said.
+func (m *Machine) Console() string { return m.console.String() }
+
+// receive hands frames to the commands until the machine ends.
+func (m *Machine) receive() {
+	greeted := false
+	for {
+		f, err := m.conn.Receive()
+		if err != nil {
+			break
+		}
+		if f.Kind == wire.Hello && !greeted {
+			greeted = true
+			close(m.hello)
+		}
+		m.mu.Lock()
+		p := m.commands[f.ID]
+		m.mu.Unlock()
+		if p != nil {
+			p.handle(f)
+		}
+	}
+	<-m.exited
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.commands {
+		p.end(wire.Status{Code: -1, Error: "the machine has ended"})
+	}
+	m.commands = nil
+}
+
+// register gives a command its number; false when the machine has ended.
+func (m *Machine) register(p *Process) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.commands == nil {
+		return false
+	}
+	m.last++
+	p.id = m.last
+	m.commands[p.id] = p
+	return true
+}
+
+func (m *Machine) forget(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.commands, p.id)
+}
+
+// discard is where output without a reader goes.
+func discard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}

@@ -1,0 +1,77 @@
+package vm
+
+import (
+	"cmp"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/magikrun/magikpod/tests/host"
+)
+
+// The environment of tests that boot machines.
+const (
+	// EnvAccel is tcg or kvm; empty stands for tcg: /dev/kvm may be there and still run no guest, so KVM is used where somebody says so.
+	EnvAccel = "MAGIKVM_ACCEL"
+	// EnvCPUs and EnvMemory are the number of CPUs (2) and the memory in MiB (4096).
+	EnvCPUs   = "MAGIKVM_CPUS"
+	EnvMemory = "MAGIKVM_MEMORY"
+)
+
+// Options say what to boot. The zero value boots the bare image.
+type Options struct {
+	// Install is a directory that `make install DESTDIR=` has filled; it is laid over the root. Empty: none.
+	Install string
+	// Enable starts the daemon at boot, as `systemctl enable magikpodd.service` does.
+	Enable bool
+	// Files are laid over the root too.
+	Files []File
+	// Disk is a raw image with ext4 (see [Image.MakeDisk]) that holds /var/lib/magikpod and /etc/magikpod. Empty: they are in memory.
+	Disk string
+	// BootTimeout is how long the machine may take to boot; 0 stands for 30 seconds, times [Slowness].
+	BootTimeout time.Duration
+	// Limit is how long the machine may run; then it is killed. 0 stands for half an hour.
+	Limit time.Duration
+}
+
+// File is a file or directory of this machine and its absolute path in the test machine.
+type File struct {
+	Local, Guest string
+}
+
+func accel() string { return cmp.Or(os.Getenv(EnvAccel), "tcg") }
+
+// Slowness is how much longer than here things may take in a machine, about.
+func Slowness() int {
+	if accel() == "kvm" {
+		return 2
+	}
+	return 20
+}
+
+// slownessEnv is what every command in a machine gets.
+func slownessEnv() string { return host.EnvSlowness + "=" + strconv.Itoa(Slowness()) }
+
+// arguments are those of QEMU. The initrd, the control port and the console are its files 3, 4 and 1.
+func arguments(i Image, opts Options) []string {
+	cpu := "max"
+	if accel() == "kvm" {
+		cpu = "host"
+	}
+	kernel := "console=ttyS0 quiet panic=-1 rdinit=/init systemd.show_status=false random.trust_cpu=on net.ifnames=0 mitigations=off tsc=reliable clocksource=tsc " +
+		"apparmor=0 selinux=0 audit=0 init_on_alloc=0 rcupdate.rcu_expedited=1 nokaslr no5lvl 8250.nr_uarts=1 no_timer_check"
+	args := []string{
+		"-L", i.root() + "/usr/share/qemu", "-L", i.root() + "/usr/share/seabios",
+		"-M", "pc", "-accel", accel(), "-cpu", cpu, "-smp", cmp.Or(os.Getenv(EnvCPUs), "2"), "-m", cmp.Or(os.Getenv(EnvMemory), "4096"),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", i.kernel(), "-initrd", "/proc/self/fd/3", "-append", kernel,
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-chardev", "socket,id=control,fd=4", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=control,name=org.magikrun.test",
+		"-device", "virtio-rng-pci",
+		"-drive", "if=none,id=root,format=raw,readonly=on,file=" + i.erofs(), "-device", "virtio-blk-pci,drive=root",
+	}
+	if opts.Disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,file="+opts.Disk, "-device", "virtio-blk-pci,drive=disk")
+	}
+	return args
+}
