@@ -68,7 +68,7 @@ func do(verb string, args []string) error {
 			memory[i] = 1
 		}
 		sink = len(memory)
-		fmt.Println("allocated", number)
+		fmt.Println("allocated", sink>>20)
 	case "serve":
 		return serve(number)
 	default:
