@@ -24,6 +24,7 @@ var layers = map[string]int{
 	"runtime/oci":         2,
 	"agent":               2,
 	"runtime/native":      3,
+	"runtime/wasm/engine": 2,
 	"runtime/wasm":        3,
 	"runtime/microvm":     3,
 	"daemon":              4,
