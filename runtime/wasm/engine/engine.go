@@ -3,10 +3,12 @@ package engine
 import (
 	"context"
 	"io"
+
+	"github.com/magikrun/magikpod/internal/wasmform"
 )
 
-// MaxModuleBytes is how large a module may be, as in other runtimes for such images.
-const MaxModuleBytes = 256 << 20
+// MaxModuleBytes is how large a module may be.
+const MaxModuleBytes = wasmform.MaxModuleBytes
 
 // PageBytes is the size of a page of WebAssembly memory.
 const PageBytes = 64 << 10

@@ -13,6 +13,7 @@ import (
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
 
+	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -38,7 +39,7 @@ func (e *wazeroEngine) Compile(ctx context.Context, module []byte) error {
 }
 
 func (e *wazeroEngine) Load(ctx context.Context, module []byte, o LoadOptions) (Program, error) {
-	if err := Check(module); err != nil {
+	if err := wasmform.Check(module); err != nil {
 		return nil, err
 	}
 	if o.MemoryBytes < 0 || o.MemoryBytes > 0 && o.MemoryBytes < PageBytes {

@@ -1,4 +1,5 @@
-package engine
+// Package wasmform tells a WebAssembly module from what is none by its first bytes.
+package wasmform
 
 import (
 	"bytes"
@@ -6,6 +7,9 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 )
+
+// MaxModuleBytes is how large a module may be, as in other runtimes for such images.
+const MaxModuleBytes = 256 << 20
 
 // Form is what the first bytes of a file say that it is.
 type Form int
