@@ -168,8 +168,9 @@ func PauseProps(u PauseUnit) []Property {
 		prop("StandardOutput", "journal"),
 		prop("StandardError", "journal"),
 		prop("SyslogIdentifier", "magikpod-pause"),
-		// It writes every line of every container.
-		prop("LogRateLimitIntervalUSec", uint64(0)),
+		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not tell it of zeros.
+		prop("LogRateLimitIntervalUSec", uint64(1)),
+		prop("LogRateLimitBurst", uint32(1<<20)),
 		prop("TasksMax", infinity),
 		// As the kubelet's pause: the last process of the pod to be killed when memory is short.
 		prop("OOMScoreAdjust", int32(-998)),
@@ -344,7 +345,6 @@ func processProps(u ContainerUnit) []Property {
 		stdProp("StandardOutput", u.Stdout),
 		stdProp("StandardError", u.Stderr),
 		prop("SyslogIdentifier", u.Container.Name),
-		prop("LogRateLimitIntervalUSec", uint64(0)),
 		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect the default.
 		prop("IgnoreSIGPIPE", false),
 	}
