@@ -104,7 +104,7 @@ func (d *Daemon) Run(_ context.Context, manifest []byte, o pod.RunOptions) (uint
 	}
 	id, err := d.jobs.start(d.ctx, kind, r.names(), r.timeout(), r.do)
 	if err != nil {
-		d.unreserve(r.names())
+		d.unreserve(r)
 	}
 	return id, err
 }
@@ -164,7 +164,7 @@ func (d *Daemon) reserve(r *runJob) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, name := range r.names() {
-		if d.reserved[name] {
+		if d.reserved[name] != nil {
 			return pod.Errorf(pod.AlreadyExists, "cannot run pod %s: it is being created by somebody else", name)
 		}
 		if w := d.byName[name]; w != nil {
@@ -178,22 +178,25 @@ func (d *Daemon) reserve(r *runJob) error {
 		return pod.Errorf(pod.Exhausted, "cannot run %d pods: the limit is %d pods on this host, and there are %d", len(r.pods), d.config.MaxPods, have)
 	}
 	for _, name := range r.names() {
-		d.reserved[name] = true
+		d.reserved[name] = r
 	}
 	return nil
 }
 
-func (d *Daemon) unreserve(names []string) {
+// unreserve gives up the names that r has taken and not used. Others may have taken some meanwhile, after a pod of r was deleted.
+func (d *Daemon) unreserve(r *runJob) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, name := range names {
-		delete(d.reserved, name)
+	for _, name := range r.names() {
+		if d.reserved[name] == r {
+			delete(d.reserved, name)
+		}
 	}
 }
 
 // do is the job.
 func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
-	defer r.d.unreserve(r.names())
+	defer r.d.unreserve(r)
 	err := r.deleteOld(ctx)
 	if err == nil {
 		err = r.admit()
@@ -449,7 +452,7 @@ func className(p *corev1.Pod) string {
 	return *p.Spec.RuntimeClassName
 }
 
-// managerOf returns the class of a stored pod, which may not be usable any more.
+// managerOf returns the class of a stored pod, which may not be able to start anything any more: what runs goes on, and can be stopped and deleted.
 func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
-	return d.registry.Get(className(p))
+	return d.registry.Find(className(p))
 }

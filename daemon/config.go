@@ -3,7 +3,6 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -71,20 +71,12 @@ func DefaultConfig() Config {
 // LoadConfig reads the configuration file at path; a missing one is the default. Invalid: an unknown key, a wrong type or a value out of range.
 func LoadConfig(path string) (Config, error) {
 	config := DefaultConfig()
-	f, err := os.Open(path)
+	data, err := atomicfile.Read(path, maxConfigBytes)
 	if errors.Is(err, os.ErrNotExist) {
 		return config, nil
 	}
 	if err != nil {
 		return config, pod.Errorf(pod.Unavailable, "cannot read the configuration: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err != nil {
-		return config, pod.Errorf(pod.Unavailable, "cannot read the configuration: %w", err)
-	}
-	if len(data) > maxConfigBytes {
-		return config, pod.Errorf(pod.Invalid, "cannot read the configuration %s: it is larger than %d bytes", path, maxConfigBytes)
 	}
 	if err := yaml.UnmarshalStrict(data, &config); err != nil {
 		return config, pod.Errorf(pod.Invalid, "cannot read the configuration %s: %w", path, err)

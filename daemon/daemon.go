@@ -96,7 +96,7 @@ type Daemon struct {
 	byUID    map[types.UID]*worker
 	byName   map[string]*worker // by NAMESPACE/NAME
 	slices   map[string]*worker // by the name of the slice
-	reserved map[string]bool    // names of pods that are about to be admitted
+	reserved map[string]*runJob // names of pods that are about to be admitted, and by whom
 	busyAt   time.Time          // when there was last a pod or a job
 }
 
@@ -105,7 +105,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
 		config: o.Config, registry: o.Registry, images: o.Images, networks: o.Networks, volumes: o.Volumes, host: o.Host, log: o.Log,
 		pulls: newPuller(o.Images), starts: make(chan struct{}, maxStarts),
-		byUID: make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]bool),
+		byUID: make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]*runJob),
 		busyAt: time.Now(),
 	}
 	if d.log == nil {
@@ -141,13 +141,13 @@ func (d *Daemon) recover(ctx context.Context) error {
 	var workers []*worker
 	uids := make(map[types.UID]bool)
 	for _, r := range records {
+		uids[r.Pod.UID] = true // what belongs to a pod that is left alone is left alone too
 		w, warning := d.adopt(ctx, r)
 		if warning != "" {
 			warnings = append(warnings, warning)
 		}
 		if w != nil {
 			workers = append(workers, w)
-			uids[w.ref.UID] = true
 		}
 	}
 	more, err := d.objects.load(func(uid types.UID) bool { return uids[uid] })

@@ -186,7 +186,7 @@ func blockWrites(t *testing.T, w *world, name string) {
 		return
 	}
 	path := filepath.Join(w.config.podStateDir(string(d.UID)), recordName)
-	if err := errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
+	if err := errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
 		t.Error(err)
 	}
 }
@@ -388,6 +388,7 @@ func TestCorruptRecord(t *testing.T) {
 		for _, path := range []string{
 			filepath.Join(w.config.podStateDir(string(kept.UID)), recordName),
 			filepath.Join(w.config.podStateDir(string(lost.UID)), recordName),
+			filepath.Join(w.config.podStateDir(string(lost.UID)), newestName),
 			filepath.Join(w.config.podRunDir(string(lost.UID)), recordName),
 		} {
 			if err := os.WriteFile(path, []byte(`{"version":1,"pod":{`), 0o600); err != nil {
@@ -399,7 +400,7 @@ func TestCorruptRecord(t *testing.T) {
 		if list := w.d.List(); len(list) != 1 || list[0].Name != "kept" {
 			t.Errorf("the pods are %+v", list)
 		}
-		if aside, _ := filepath.Glob(filepath.Join(w.config.podStateDir(string(lost.UID)), recordName+".bad-*")); len(aside) != 1 {
+		if aside, _ := filepath.Glob(filepath.Join(w.config.podStateDir(string(lost.UID)), recordName+"*.bad-*")); len(aside) != 2 {
 			t.Error("the torn record was not set aside")
 		}
 		if d := w.get(kept); d.State != "Running" {

@@ -45,10 +45,10 @@ type job struct {
 func (j *jobs) start(ctx context.Context, kind string, objects []string, timeout time.Duration, do func(ctx context.Context, job *job) ([]string, error)) (uint32, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	j.mu.Lock()
-	if j.closed || len(j.running) >= maxJobs {
+	if closed := j.closed; closed || len(j.running) >= maxJobs {
 		j.mu.Unlock()
 		cancel(nil)
-		if j.closed {
+		if closed {
 			return 0, pod.Errorf(pod.Unavailable, "cannot %s: the daemon is ending; try again", kind)
 		}
 		return 0, pod.Errorf(pod.Exhausted, "cannot %s: %d jobs run already", kind, maxJobs)

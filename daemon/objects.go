@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -174,6 +173,7 @@ func (s *objects) secret(namespace, name string) *corev1.Secret {
 func (s *objects) load(exists func(types.UID) bool) (warnings []string, err error) {
 	s.known = make(map[objectKey]*object)
 	for _, kind := range []string{"configmaps", "secrets"} {
+		s.sweep(kind)
 		paths, err := filepath.Glob(filepath.Join(s.dir, kind, "*", "*.json"))
 		if err != nil {
 			return nil, pod.Errorf(pod.Internal, "cannot list the %s: %w", kind, err)
@@ -200,13 +200,17 @@ func (s *objects) load(exists func(types.UID) bool) (warnings []string, err erro
 	return warnings, nil
 }
 
-func readObject(path string, k objectKey) (*object, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
+// sweep removes what a daemon has left that died while it wrote or removed an object.
+func (s *objects) sweep(kind string) {
+	namespaces, _ := filepath.Glob(filepath.Join(s.dir, kind, "*")) // the pattern is fine
+	for _, dir := range namespaces {
+		atomicfile.Sweep(dir)
+		_ = os.Remove(dir) // if it is empty
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+}
+
+func readObject(path string, k objectKey) (*object, error) {
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -303,6 +303,9 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 				w.log.Warn("the container runs, although its start ended with an error", "MAGIKPOD_CONTAINER", c.Name, "error", err)
 				err = nil
 			}
+			if err == nil && o.Attempt != s.Attempt {
+				err = pod.Errorf(pod.Internal, "the runtime knows nothing of attempt %d", s.Attempt)
+			}
 			if err != nil {
 				return w.startFailed(s, before, err)
 			}

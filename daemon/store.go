@@ -1,11 +1,9 @@
 package daemon
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,11 +19,13 @@ import (
 const (
 	recordVersion  = 1
 	recordName     = "pod.json"
+	newestName     = "pod.json.new"
 	maxRecordBytes = 16 << 20
 )
 
-// record is what is kept of a pod: pod.json. There are two copies: a durable one in StateDir and one in RunDir, which is in memory. The one with
-// the higher Serial counts.
+// record is what is kept of a pod. There are up to three copies, of which the one with the highest Serial counts: pod.json in StateDir, which is on the
+// disk for good; pod.json.new beside it, which a power cut may tear, and which therefore never replaces the former; and pod.json in RunDir, which is in
+// memory.
 type record struct {
 	Version int   `json:"version"`
 	Serial  int64 `json:"serial"`
@@ -58,8 +58,12 @@ func (s *recordStore) save(r *record, durable bool) error {
 		return pod.Errorf(pod.Internal, "cannot save pod %s: %w", pod.RefOf(r.Pod), err)
 	}
 	uid := string(r.Pod.UID)
-	spare := s.write(s.config.podRunDir(uid), data, false)
-	if err := s.write(s.config.podStateDir(uid), data, durable); err != nil {
+	spare := s.write(s.config.podRunDir(uid), recordName, data, false)
+	name := newestName
+	if durable {
+		name = recordName
+	}
+	if err := s.write(s.config.podStateDir(uid), name, data, durable); err != nil {
 		return pod.WithKind(pod.Exhausted, fmt.Errorf("cannot save pod %s: %w", pod.RefOf(r.Pod), err))
 	}
 	if spare != nil {
@@ -68,12 +72,12 @@ func (s *recordStore) save(r *record, durable bool) error {
 	return nil
 }
 
-func (s *recordStore) write(dir string, data []byte, durable bool) error {
+func (s *recordStore) write(dir, name string, data []byte, durable bool) error {
 	write := atomicfile.WriteNoSync
 	if durable {
 		write = atomicfile.Write
 	}
-	err := write(filepath.Join(dir, recordName), data, 0o600)
+	err := write(filepath.Join(dir, name), data, 0o600)
 	if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -85,7 +89,7 @@ func (s *recordStore) write(dir string, data []byte, durable bool) error {
 			return err
 		}
 	}
-	return write(filepath.Join(dir, recordName), data, 0o600)
+	return write(filepath.Join(dir, name), data, 0o600)
 }
 
 // remove removes both copies and the pod's directories; what others keep in these must be gone, or goes too.
@@ -97,7 +101,7 @@ func (s *recordStore) remove(uid types.UID) error {
 			return pod.Errorf(pod.Internal, "cannot remove the record of pod %s: %w", uid, err)
 		}
 		for _, e := range entries {
-			if e.Name() == recordName {
+			if e.Name() == recordName || e.Name() == newestName {
 				continue
 			}
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
@@ -135,18 +139,31 @@ func (s *recordStore) load() (records []*record, warnings []string, err error) {
 		if warning != "" {
 			warnings = append(warnings, warning)
 		}
-		if r != nil {
+		switch {
+		case r != nil:
 			records = append(records, r)
+		case warning == "":
+			s.sweep(uid)
 		}
 	}
 	return records, warnings, nil
 }
 
+// sweep removes the directories of a pod that has no record, unless there is something in them: the daemon died when it had just made them, or was about
+// to remove them.
+func (s *recordStore) sweep(uid string) {
+	for _, dir := range []string{s.config.podRunDir(uid), s.config.podStateDir(uid)} {
+		atomicfile.Sweep(dir)
+		_ = os.Remove(dir)
+	}
+}
+
 // loadOne reads the better copy of one record; nil when there is none.
 func (s *recordStore) loadOne(uid string) (best *record, warning string) {
 	var problems []string
-	for _, dir := range []string{s.config.podStateDir(uid), s.config.podRunDir(uid)} {
-		path := filepath.Join(dir, recordName)
+	for _, path := range []string{
+		filepath.Join(s.config.podStateDir(uid), recordName), filepath.Join(s.config.podRunDir(uid), recordName), filepath.Join(s.config.podStateDir(uid), newestName),
+	} {
 		r, err := readRecord(path, uid)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
@@ -175,21 +192,12 @@ func (s *recordStore) loadOne(uid string) (best *record, warning string) {
 }
 
 func readRecord(path, uid string) (*record, error) {
-	f, err := os.Open(path)
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxRecordBytes {
-		return nil, fmt.Errorf("it is larger than %d bytes", maxRecordBytes)
 	}
 	var r record
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	if err := decoder.Decode(&r); err != nil {
+	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, err
 	}
 	switch {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,8 @@ const (
 	// firstHold and lastHold bound the pause after a step that failed.
 	firstHold = 200 * time.Millisecond
 	lastHold  = 30 * time.Second
+	// maxRepeats is how often the same steps may be carried out in a row without a pause: each is meant to change something.
+	maxRepeats = 10
 )
 
 // errNewOrder cuts a step short: the user wants something else by now.
@@ -78,7 +81,9 @@ type worker struct {
 	taken      int // orders taken
 	sandbox    *sandbox
 	held       map[holdKey]*hold
-	sandboxErr error // sandboxErr of the next snapshot
+	last       []pod.Step // the steps of the last turn
+	repeats    int        // how often they came in a row
+	sandboxErr error      // sandboxErr of the next snapshot
 	prober     *prober
 	saved      *record // as last saved
 	removed    bool
@@ -161,7 +166,10 @@ func (w *worker) wait(ctx context.Context, done func(*snapshot) bool) (*snapshot
 		select {
 		case <-next:
 		case <-w.ended:
-			return w.snapshot(), pod.Errorf(pod.Unavailable, "cannot wait for pod %s: the daemon is ending", w.ref)
+			if snap = w.snapshot(); done(snap) || snap.gone {
+				return snap, nil
+			}
+			return snap, pod.Errorf(pod.Unavailable, "cannot wait for pod %s: the daemon is ending", w.ref)
 		case <-ctx.Done():
 			return w.snapshot(), context.Cause(ctx)
 		}
@@ -217,7 +225,23 @@ func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
 		return false, wakeAt
 	}
 	w.act(ctx, steps)
+	w.countRepeats(steps)
 	return true, wakeAt
+}
+
+// countRepeats holds steps back that come again and again: whatever goes wrong, the worker does not turn without end.
+func (w *worker) countRepeats(steps []pod.Step) {
+	if !slices.Equal(steps, w.last) {
+		w.last, w.repeats = steps, 0
+		return
+	}
+	if w.repeats++; w.repeats < maxRepeats {
+		return
+	}
+	for _, s := range steps {
+		w.log.Warn("the step has no effect: "+s.String(), "times", w.repeats+1)
+		w.failed(s)
+	}
 }
 
 // takeOrder makes the newest order the pod's wish.

@@ -230,14 +230,23 @@ func (r *Registry) Add(m PodManager) {
 
 // Get returns the manager of the class. Unsupported: there is none of that name, or it cannot be used on this host (the error says why).
 func (r *Registry) Get(class string) (PodManager, error) {
-	r.mu.RLock()
-	m, ok := r.managers[class]
-	r.mu.RUnlock()
-	if !ok {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: this magikpod has none of that name (magikpodctl classes lists them)", class)
+	m, err := r.Find(class)
+	if err != nil {
+		return nil, err
 	}
 	if info := m.Class(); !info.Available {
 		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: %s", class, info.Reason)
+	}
+	return m, nil
+}
+
+// Find returns the manager of a class, which may be unavailable: pods that it has made before may still run. Unsupported: there is none of that name.
+func (r *Registry) Find(class string) (PodManager, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	m, ok := r.managers[class]
+	if !ok {
+		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: this magikpod has none of that name (magikpodctl classes lists them)", class)
 	}
 	return m, nil
 }

@@ -142,6 +142,7 @@ func connect(t testing.TB) *Manager {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.sliceIdle = 10 * time.Millisecond
 	t.Cleanup(func() { m.Close() })
 	return m
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	sd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
@@ -59,6 +60,10 @@ type Manager struct {
 	paths    map[dbus.ObjectPath]string // of the tracked units
 	jobs     map[uint32]*Job            // of ours, not done
 	early    map[uint32]string          // results of jobs that ended while calls were under way
+	idle     map[string]*time.Timer     // of namespace slices that may be empty; nil after Close
+
+	sliceIdle time.Duration
+	sweeps    sync.WaitGroup // stops of empty slices under way
 }
 
 // Connect connects to systemd over the system bus. ctx bounds the connecting only. Errors are of kind Unavailable.
@@ -71,6 +76,9 @@ func Connect(ctx context.Context) (*Manager, error) {
 		paths: map[dbus.ObjectPath]string{},
 		jobs:  map[uint32]*Job{},
 		early: map[uint32]string{},
+		idle:  map[string]*time.Timer{},
+
+		sliceIdle: defaultSliceIdle,
 	}
 	conn, err := dial(ctx, m.queue)
 	if err != nil {
@@ -141,6 +149,8 @@ func (m *Manager) subscribe(ctx context.Context) error {
 
 // Close ends the connection. Jobs that are not done fail; units live on.
 func (m *Manager) Close() error {
+	m.sweepAll(nil)
+	m.sweeps.Wait()
 	err := m.conn.Close()
 	m.connectionLost()
 	<-m.done

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -90,7 +91,7 @@ func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 }
 
 // Release forgets a unit: systemd unloads it as soon as it is dead. Stop it before, if it runs: what runs goes on. With the slice of a pod its ordering slices
-// are forgotten too, and the slice of the namespace and magikpod.slice are stopped when nothing is left in them. Releasing a unit that does
+// are forgotten too, and the slice of the namespace and magikpod.slice are stopped a while later, or at Close, if nothing is in them then. Releasing a unit that does
 // not exist or is not tracked does no harm.
 func (m *Manager) Release(ctx context.Context, unit string) error {
 	if err := m.systemd.ResetFailedUnitContext(ctx, unit); err != nil && !isError(err, errNoSuchUnit) {
@@ -108,7 +109,7 @@ func (m *Manager) Release(ctx context.Context, unit string) error {
 	}
 	m.mu.Unlock()
 	if p, _ := ParseName(unit); p.Kind == KindPodSlice {
-		return m.stopIdle(ctx, sliceOf(unit), rootSlice)
+		m.sweepLater(sliceOf(unit))
 	}
 	return nil
 }
@@ -119,6 +120,61 @@ func (m *Manager) unref(ctx context.Context, unit string) error {
 		return nil
 	}
 	return translate(err, "cannot release unit %s", unit)
+}
+
+// defaultSliceIdle is how long an empty namespace slice stays. To make and stop it for each pod of a namespace where pods come and go one at a time would
+// cost some 5 ms a pod.
+const defaultSliceIdle = 2 * time.Second
+
+// sweepLater stops the slice of a namespace, and magikpod.slice, if they are empty when m.sliceIdle is over.
+func (m *Manager) sweepLater(slice string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.idle == nil {
+		return
+	}
+	if t := m.idle[slice]; t != nil {
+		t.Reset(m.sliceIdle)
+		return
+	}
+	m.idle[slice] = time.AfterFunc(m.sliceIdle, func() { m.sweep(slice) })
+}
+
+// sweep is what sweepLater has put off. An error leaves an empty slice, which does no harm.
+func (m *Manager) sweep(slice string) {
+	m.mu.Lock()
+	if m.idle == nil { // Close does it
+		m.mu.Unlock()
+		return
+	}
+	delete(m.idle, slice)
+	m.sweeps.Add(1)
+	m.mu.Unlock()
+	defer m.sweeps.Done()
+	m.stopIdleNow(slice)
+}
+
+func (m *Manager) stopIdleNow(slice string) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	_ = m.stopIdle(ctx, slice, rootSlice)
+}
+
+// Sweep stops the empty slices at once whose stop [Manager.Release] has put off.
+func (m *Manager) Sweep() { m.sweepAll(map[string]*time.Timer{}) }
+
+// sweepAll does at once what was put off. next takes what will be put off from now on; nil: nothing is any more.
+func (m *Manager) sweepAll(next map[string]*time.Timer) {
+	m.mu.Lock()
+	idle := m.idle
+	if idle != nil {
+		m.idle = next
+	}
+	m.mu.Unlock()
+	for slice, timer := range idle {
+		timer.Stop()
+		m.stopIdleNow(slice)
+	}
 }
 
 // stopIdle stops slices, the innermost first, while nothing is left in them: systemd keeps a slice active that it has once started. No unit is

@@ -58,3 +58,11 @@ func SyncDir(dir string) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+// Sweep removes the temporary files in dir of processes that died while they wrote. Nobody may be writing there.
+func Sweep(dir string) {
+	paths, _ := filepath.Glob(filepath.Join(dir, ".*.tmp*")) // the pattern is fine unless dir has one in it
+	for _, path := range paths {
+		_ = os.Remove(path)
+	}
+}

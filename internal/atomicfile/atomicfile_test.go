@@ -48,3 +48,19 @@ func TestWriteFails(t *testing.T) {
 		t.Errorf("%d entries left, want the directory alone", len(entries))
 	}
 }
+
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if _, err := Read(path, 3); !os.IsNotExist(err) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := Read(path, 3); err != nil || string(data) != "abc" {
+		t.Errorf("a file of the limit: %q, %v", data, err)
+	}
+	if data, err := Read(path, 2); err == nil {
+		t.Errorf("a file over the limit: %q", data)
+	}
+}

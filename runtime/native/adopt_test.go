@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -135,6 +136,97 @@ func TestNamespacesGone(t *testing.T) {
 	w.run(p, "a", 1)
 	if c := w.await(p, "a", pod.ContainerExited); c.Attempt != 1 || c.ExitCode != 4 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestDaemonDiesBeforeTheStart checks what a daemon leaves that dies at different moments before the OCI runtime has begun: the attempt never was,
+// what was before stays, and the next daemon makes it.
+func TestDaemonDiesBeforeTheStart(t *testing.T) {
+	onSystemd(t)
+	for name, die := range map[string]func(*world, *sandbox, *attempt) error{
+		"bundle written": func(w *world, s *sandbox, a *attempt) error { return w.writeBundle(s, a) },
+		"unit made": func(w *world, s *sandbox, a *attempt) error {
+			if w.start(t.Context(), s, a) == nil {
+				return errors.New("the container of a daemon that is gone was started")
+			}
+			return nil
+		},
+	} {
+		for _, previous := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, previous attempt %t", name, previous), func(t *testing.T) {
+				w := newWorld(t, "crun", nil)
+				p := w.pod("early", "exit 4")
+				w.create(p)
+				w.entered(p)
+				if previous {
+					w.run(p, "a", 0)
+					w.await(p, "a", pod.ContainerExited)
+				}
+				s := w.find(pod.RefOf(p))
+				w.owner.StartTime++ // of another process: one that is gone
+				a, err := w.prepare(t.Context(), s, w.configOf(p, "a", 1))
+				if err == nil {
+					err = w.clear(t.Context(), s, "a")
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.begin(a.record)
+				if err := die(w, s, a); err != nil {
+					t.Fatal(err)
+				}
+				w.nextDaemon(pod.RefOf(p))
+				c, known := w.state(p).Containers["a"]
+				if known != previous || previous && (c.Attempt != 0 || c.ExitCode != 4 || c.Stage != pod.ContainerExited) {
+					t.Errorf("%+v", c)
+				}
+				w.run(p, "a", 1)
+				if c := w.await(p, "a", pod.ContainerExited); c.Attempt != 1 || c.ExitCode != 4 || c.Reason != pod.ReasonError {
+					t.Errorf("%+v", c)
+				}
+			})
+		}
+	}
+}
+
+// entered waits until the pause process is in the pod's namespaces.
+func (w *world) entered(p *corev1.Pod) {
+	w.t.Helper()
+	s := w.find(pod.RefOf(p))
+	s.mu.Lock()
+	made := s.ns
+	s.ns = nil // as a daemon has it that comes while the pause process is just being started
+	s.mu.Unlock()
+	defer made.close()
+	if err := w.holdNamespaces(w.t.Context(), s); err != nil {
+		w.t.Fatal(err)
+	}
+	for what, pair := range map[string][2]*os.File{"mount": {made.mnt, s.ns.mnt}, "network": {made.net, s.ns.net}, "UTS": {made.uts, s.ns.uts}, "IPC": {made.ipc, s.ns.ipc}} {
+		want, err := pair[0].Stat()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if got, err := pair[1].Stat(); err != nil || !os.SameFile(want, got) {
+			w.t.Errorf("the %s namespace is not the pod's: %v", what, err)
+		}
+	}
+}
+
+// TestAdoptAtOnce checks a daemon that adopts a pod while its pause process is just being started: it must not take the host's namespaces for the pod's.
+func TestAdoptAtOnce(t *testing.T) {
+	onSystemd(t)
+	w := newWorld(t, "crun", nil)
+	for range 10 {
+		p := w.pod("once", "sleep 1000")
+		w.create(p)
+		w.entered(p)
+		w.run(p, "a", 0)
+		if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.holdNamespaces(t.Context(), w.newSandbox(pod.RefOf(p))); pod.KindOf(err) != pod.Conflict {
+			t.Errorf("namespaces of a sandbox that is gone: %v", err)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
@@ -37,6 +38,9 @@ type attempt struct {
 // prepare decides everything about an attempt, and changes nothing. Errors are Invalid or Unsupported when the manifest, the image or the host is to
 // blame; Unavailable when the pause process is not up.
 func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
+	if err := m.holdNamespaces(ctx, s); err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
+	}
 	pid, err := m.podPID(ctx, s)
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
@@ -142,7 +146,7 @@ func (m *Manager) writeBundle(s *sandbox, a *attempt) error {
 
 // lastLogError is the message of the last error in an OCI runtime's JSON log; empty when there is none. crun and runc write msg, youki fields.message.
 func lastLogError(path string) string {
-	data, err := readBounded(path)
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return ""
 	}

@@ -55,6 +55,9 @@ type attemptRecord struct {
 // RunContainer implements [runtime.PodManager].
 func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConfig) error {
 	ref, name := pod.RefOf(config.Pod), config.Container.Name
+	if !m.class.Available { // of a pod that an earlier manager has made
+		return pod.Errorf(pod.Unsupported, "cannot run container %q of pod %s: %s", name, ref, m.class.Reason)
+	}
 	s := m.find(ref)
 	if s == nil {
 		return pod.Errorf(pod.Conflict, "cannot run container %q of pod %s: it has no sandbox", name, ref)
@@ -63,7 +66,9 @@ func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConf
 		return err
 	}
 	if s.made(name, config.Attempt) {
-		return m.awaitMade(ctx, s, name)
+		if begun, err := m.awaitMade(ctx, s, name, config.Attempt); begun || err != nil {
+			return err
+		}
 	}
 	a, err := m.prepare(ctx, s, config)
 	if err != nil {
@@ -89,20 +94,23 @@ func (s *sandbox) made(name string, number int) bool {
 	return c != nil && c.record != nil && c.record.Attempt == number && !c.starting
 }
 
-// awaitMade returns how an attempt that an earlier call has made was started.
-func (m *Manager) awaitMade(ctx context.Context, s *sandbox, name string) error {
+// awaitMade returns how an attempt that an earlier call has made was started. begun is false when it never was, as its daemon died too early: then it
+// is still to be made.
+func (m *Manager) awaitMade(ctx context.Context, s *sandbox, name string, number int) (begun bool, err error) {
 	for {
 		changed := s.watch()
 		state := m.containerState(s, name)
 		switch {
+		case state.Stage == pod.ContainerAbsent || state.Attempt != number:
+			return false, nil
 		case state.Reason == pod.ReasonStartError:
-			return pod.Errorf(pod.Internal, "cannot start container %q: %s", name, state.Message)
+			return true, pod.Errorf(pod.Internal, "cannot start container %q: %s", name, state.Message)
 		case state.Stage != pod.ContainerStarting:
-			return nil
+			return true, nil
 		}
 		select {
 		case <-ctx.Done():
-			return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, context.Cause(ctx))
+			return true, pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, context.Cause(ctx))
 		case <-changed:
 		}
 	}

@@ -177,8 +177,9 @@ func (w *world) checkClean() {
 // leftovers describes the units, files, mounts and processes that there are of the world's pods.
 func (w *world) leftovers() string {
 	var left []string
+	w.units.Sweep()
 	names, err := w.units.List(context.Background(), "magikpod*")
-	for range 100 {
+	for range 200 {
 		if err != nil || len(names) == 0 {
 			break
 		}
@@ -323,7 +324,10 @@ func (w *world) journal(p *corev1.Pod, name string, wanted int, fields ...string
 	for range 200 {
 		args := append([]string{"--no-pager", "--quiet", "--output=cat", "--unit=" + unit, "MAGIKPOD_POD_UID=" + string(p.UID)}, fields...)
 		out, err := exec.Command("journalctl", args...).Output()
-		lines = strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+		lines = nil
+		if text := strings.TrimSuffix(string(out), "\n"); text != "" {
+			lines = strings.Split(text, "\n")
+		}
 		if err == nil && len(lines) >= wanted {
 			break
 		}

@@ -1,15 +1,18 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
 
@@ -125,12 +128,18 @@ func mountTmpfs(target string, flags uintptr, t runtime.Tmpfs) error {
 	return nil
 }
 
-// openNamespaces opens the namespaces of a process that is in those of the pod.
+// errNotEntered: a process is not in the pod's namespaces yet.
+var errNotEntered = errors.New("the pause process has not entered the pod's namespaces yet")
+
+// openNamespaces opens the namespaces of a process that is in those of the pod. errNotEntered: it is still in one of the host's.
 func openNamespaces(pid int, host hostNamespaces) (*namespaces, error) {
 	ns := &namespaces{}
 	var errs []error
 	open := func(name string) *os.File {
 		f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", name))
+		if err == nil && isOurs(f, name) {
+			err = errNotEntered
+		}
 		errs = append(errs, err)
 		return f
 	}
@@ -149,7 +158,60 @@ func openNamespaces(pid int, host hostNamespaces) (*namespaces, error) {
 	return ns, nil
 }
 
-// path names an open namespace for other processes; empty for the host's.
+// isOurs says whether an open namespace is the one that this process is in.
+func isOurs(f *os.File, name string) bool {
+	theirs, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat("/proc/self/ns/" + name)
+	return err == nil && os.SameFile(theirs, ours)
+}
+
+// enterTimeout is how long a pause process may take to enter the namespaces.
+const enterTimeout = 30 * time.Second
+
+// holdNamespaces makes sure that the pod's namespaces are open. A manager that has adopted a pod whose pause process was just being started waits here
+// until that has entered them. Conflict: the sandbox is gone; Unavailable: it takes too long.
+func (m *Manager) holdNamespaces(ctx context.Context, s *sandbox) error {
+	ctx, cancel := context.WithTimeout(ctx, enterTimeout)
+	defer cancel()
+	for {
+		s.mu.Lock()
+		held, host := s.ns != nil, s.record.Host
+		s.mu.Unlock()
+		if held {
+			return nil
+		}
+		if stage := m.sandboxState(s).Stage; stage != pod.SandboxReady && stage != pod.SandboxStarting || m.find(s.ref) != s {
+			return pod.Errorf(pod.Conflict, "its sandbox is gone")
+		}
+		if pause, _ := m.units.State(s.names.Pause); pause.MainPID > 0 {
+			if ns, err := openNamespaces(pause.MainPID, host); err == nil {
+				s.hold(ns)
+				return nil
+			}
+		}
+		select { // nothing tells when a process enters a namespace
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return pod.WithKind(pod.Unavailable, errNotEntered)
+		}
+	}
+}
+
+// hold keeps the pod's namespaces, unless somebody else has opened them meanwhile.
+func (s *sandbox) hold(ns *namespaces) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ns != nil {
+		ns.close()
+		return
+	}
+	s.ns = ns
+}
+
+// nsPath names an open namespace for other processes; empty for the host's.
 func nsPath(f *os.File) string {
 	if f == nil {
 		return ""

@@ -185,7 +185,8 @@ func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
 		m.forgetSandbox(s)
 		return pod.Errorf(pod.KindOf(err), "cannot adopt pod %s: %w", ref, err)
 	case pause.MainPID > 0:
-		// When pause has just died, the sandbox is dead, and no namespace is needed any more.
+		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, holdNamespaces
+		// comes back to it.
 		s.ns, _ = openNamespaces(pause.MainPID, s.record.Host)
 	}
 	if err := m.adoptContainers(ctx, s); err != nil {
@@ -215,8 +216,16 @@ func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
 		s.containers[name] = &container{record: record}
 		s.mu.Unlock()
 		m.rememberUnit(unit, s)
-		if _, err := m.units.Track(ctx, unit); err != nil && pod.KindOf(err) != pod.NotFound {
+		_, err = m.units.Track(ctx, unit)
+		if err != nil && pod.KindOf(err) != pod.NotFound {
 			return err
+		}
+		if err != nil && record.Failed == nil && !created(bundle) {
+			// The daemon died before it had made the unit: the attempt does not count.
+			s.mu.Lock()
+			s.containers[name] = &container{final: record.Previous}
+			s.mu.Unlock()
+			continue
 		}
 		if end := s.noteEnd(m.units, unit); end != nil {
 			m.spawn(func() { m.afterEnd(s, *end) })
@@ -224,6 +233,12 @@ func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
 		m.noteStartError(s, *record)
 	}
 	return nil
+}
+
+// created says whether the OCI runtime has created the container of a bundle.
+func created(bundle string) bool {
+	_, err := os.Stat(filepath.Join(bundle, pidName))
+	return err == nil
 }
 
 // noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -66,7 +64,7 @@ func saveRecord(path string, v any) error {
 
 // loadRecord reads what saveRecord has written.
 func loadRecord(path string, v any) error {
-	data, err := readBounded(path)
+	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
 		return err
 	}
@@ -74,19 +72,6 @@ func loadRecord(path string, v any) error {
 		return fmt.Errorf("cannot read %s: %w", path, err)
 	}
 	return nil
-}
-
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
-	if err == nil && len(data) > maxRecordBytes {
-		err = fmt.Errorf("cannot read %s: it has more than %d bytes", path, maxRecordBytes)
-	}
-	return data, err
 }
 
 // removeAll removes the paths, and goes on after an error. Writable layers hold whatever a container has made: trees of any depth, immutable files.

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/units"
@@ -215,7 +216,7 @@ func (m *Manager) podPID(ctx context.Context, s *sandbox) (*os.File, error) {
 	if ns.pid != nil {
 		return ns.pid, nil
 	}
-	data, err := readBounded(filepath.Join(s.dir, pidnsName))
+	data, err := atomicfile.Read(filepath.Join(s.dir, pidnsName), maxRecordBytes)
 	if err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
 	}

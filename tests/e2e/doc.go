@@ -5,6 +5,7 @@
 // testdata/alone change the daemon's configuration, kill it or count what it has, so nothing runs beside them. After each script the harness
 // looks for what it has left in systemd, in the kernel and on disk.
 //
+// A script finds $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
 // Beside testscript's own commands there are (commands_test.go):
 //
 //	ctl ARGS...              magikpodctl -n $NS ARGS...

@@ -3,8 +3,10 @@ package e2e
 import (
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -52,6 +54,7 @@ func setup(e *testscript.Env, alone bool) error {
 	t := e.T().(scriptT)
 	e.Setenv("NS", ns)
 	e.Setenv("IMAGES", images)
+	e.Setenv("BEGAN", strconv.FormatInt(time.Now().Unix(), 10))
 	e.Setenv("REGISTRY", registryAddress)
 	e.Setenv("HOME", "/root")
 	look := ofNamespace(ns)
