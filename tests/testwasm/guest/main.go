@@ -120,7 +120,7 @@ func file(verb, path, other string) error {
 func escape(dir, secret string) {
 	up := strings.Repeat("../", 20)
 	ways := []string{secret, filepath.Join(dir, up, secret), dir + "/" + up + secret, up + secret}
-	for i, target := range []string{secret, up + strings.TrimPrefix(secret, "/"), "/proc/self/root" + secret, "/proc/1/root" + secret} {
+	for i, target := range []string{secret, up + strings.TrimPrefix(secret, "/"), up + "proc/self/root" + secret, up + "proc/1/root" + secret} {
 		link := fmt.Sprintf("%s/link%d", dir, i)
 		_ = os.Remove(link)
 		if err := os.Symlink(target, link); err == nil {
@@ -131,6 +131,10 @@ func escape(dir, secret string) {
 		if err := os.Symlink(up, deep); err == nil {
 			ways = append(ways, deep+secret, deep+"/proc/1/root"+secret)
 		}
+	}
+	// Links that somebody else has made.
+	for _, name := range []string{"absolute", "relative"} {
+		ways = append(ways, filepath.Join(dir, name))
 	}
 	ways = append(ways, "/proc/1/root"+secret, "/proc/self/environ", "/proc/1/environ", "/proc/self/maps", "/sys/kernel/notes")
 	for _, way := range ways {
