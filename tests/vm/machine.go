@@ -49,7 +49,7 @@ func Boot(ctx context.Context, opts Options) (*Machine, error) {
 	}
 	timeout := opts.BootTimeout
 	if timeout == 0 {
-		timeout = 30 * time.Second * time.Duration(Slowness())
+		timeout = time.Minute * time.Duration(Slowness())
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not booted after %v", timeout))
 	defer cancel()

@@ -28,7 +28,7 @@ type Options struct {
 	Files []File
 	// Disk is a raw image with ext4 (see [Image.MakeDisk]) that holds /var/lib/magikpod and /etc/magikpod. Empty: they are in memory.
 	Disk string
-	// BootTimeout is how long the machine may take to boot; 0 stands for 30 seconds, times [Slowness].
+	// BootTimeout is how long the machine may take to boot; 0 stands for a minute, times [Slowness].
 	BootTimeout time.Duration
 	// Limit is how long the machine may run; then it is killed. 0 stands for half an hour.
 	Limit time.Duration
@@ -41,12 +41,13 @@ type File struct {
 
 func accel() string { return cmp.Or(os.Getenv(EnvAccel), "tcg") }
 
-// Slowness is how much longer than here things may take in a machine, about.
+// Slowness is what tests in a machine multiply their patience by. It is less than how much slower a process is there: a test that waits is patient
+// enough for a busy machine, and most of what it waits for is not computing.
 func Slowness() int {
 	if accel() == "kvm" {
 		return 2
 	}
-	return 20
+	return 5
 }
 
 // slownessEnv is what every command in a machine gets.
