@@ -35,6 +35,10 @@ type LaunchConfig struct {
 	Owner Owner `json:"owner,omitzero"`
 	// MountNS is the path of the pod's mount namespace; launch works in a copy of it, which the container's processes keep alive.
 	MountNS string `json:"mountNS"`
+	// NetNS, IPCNS and UTSNS are joined before MountNS; empty: stay. An OCI runtime joins them itself.
+	NetNS string `json:"netNS,omitempty"`
+	IPCNS string `json:"ipcNS,omitempty"`
+	UTSNS string `json:"utsNS,omitempty"`
 	// Rootfs is how and where the container's root file system is mounted.
 	Rootfs OverlayConfig `json:"rootfs"`
 	// Binds are the volumes to make ready, in this order. The OCI spec has their Target as the source of a mount.
@@ -51,6 +55,8 @@ type LaunchConfig struct {
 	PIDFile string   `json:"pidFile,omitempty"`
 	// Env is the whole environment of the OCI runtime, KEY=VALUE.
 	Env []string `json:"env,omitempty"`
+	// Notify adds NOTIFY_SOCKET to Env: Argv tells the service manager itself when it is ready.
+	Notify bool `json:"notify,omitempty"`
 	// Log is the OCI runtime's JSON log; launch appends its own error to it in the same format.
 	Log string `json:"log,omitempty"`
 }

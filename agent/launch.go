@@ -56,6 +56,9 @@ func launch(config *LaunchConfig) error {
 			return err
 		}
 	}
+	if err := joinNamespaces(config); err != nil {
+		return err
+	}
 	if err := enterMountNS(config); err != nil {
 		return err
 	}
@@ -76,6 +79,29 @@ func launch(config *LaunchConfig) error {
 		return createAndStart(config, manager)
 	}
 	return become(config)
+}
+
+// joinNamespaces joins the pod's other namespaces, for a program that does not do so itself.
+func joinNamespaces(config *LaunchConfig) error {
+	for _, join := range []struct {
+		path, name string
+		kind       int
+	}{{config.NetNS, "network", unix.CLONE_NEWNET}, {config.IPCNS, "IPC", unix.CLONE_NEWIPC}, {config.UTSNS, "UTS", unix.CLONE_NEWUTS}} {
+		if join.path == "" {
+			continue
+		}
+		runtime.LockOSThread()
+		ns, err := openNamespace(join.path, config.Owner)
+		if err != nil {
+			return fmt.Errorf("cannot open the pod's %s namespace: %w", join.name, err)
+		}
+		err = unix.Setns(ns, join.kind)
+		unix.Close(ns)
+		if err != nil {
+			return fmt.Errorf("cannot join the pod's %s namespace: setns: %w", join.name, err)
+		}
+	}
+	return nil
 }
 
 // enterMountNS joins the pod's mount namespace and unshares a copy of it, into which mounts still come from the host and out of which none go.
@@ -180,7 +206,11 @@ func become(config *LaunchConfig) error {
 	if err := tidyProcess(); err != nil {
 		return err
 	}
-	err := unix.Exec(config.Argv[0], config.Argv, config.Env)
+	env := config.Env
+	if socket := os.Getenv("NOTIFY_SOCKET"); config.Notify && socket != "" {
+		env = append(env[:len(env):len(env)], "NOTIFY_SOCKET="+socket)
+	}
+	err := unix.Exec(config.Argv[0], config.Argv, env)
 	return fmt.Errorf("cannot execute the OCI runtime %s: %w", config.Argv[0], err)
 }
 

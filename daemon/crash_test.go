@@ -13,6 +13,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
 // deaf is a PodManager whose RunContainer succeeds and does nothing.
@@ -190,5 +191,30 @@ func TestRuntimeGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.wantNothing()
+	})
+}
+
+// TestStartEndsWhenStarted checks that a start or a restart is done when the containers run, and not when their start has begun.
+func TestStartEndsWhenStarted(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.fake.Behave("main", runtimetest.Behavior{StartDelay: time.Minute})
+		ref := w.mustRun(manifest("slow"))
+		for what, do := range map[string]func() (uint32, error){
+			"start": func() (uint32, error) {
+				if _, err := w.job(w.d.Stop(t.Context(), ref, pod.StopOptions{})); err != nil {
+					t.Fatal(err)
+				}
+				return w.d.Start(t.Context(), ref)
+			},
+			"restart": func() (uint32, error) { return w.d.Restart(t.Context(), ref, pod.StopOptions{}) },
+		} {
+			began := time.Now()
+			if _, err := w.job(do()); err != nil {
+				t.Fatal(err)
+			}
+			if d, took := w.get(ref), time.Since(began); d.State != "Running" || d.Ready != 1 || took < time.Minute {
+				t.Errorf("after a %s of %s the pod is %s", what, took, d.State)
+			}
+		}
 	})
 }

@@ -384,7 +384,8 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 	return os.NewFile(uintptr(fd), "logs"), nil
 }
 
-// Exec runs a process in a container with p's files, which stay the caller's, and returns its exit status. resize tells new sizes of the terminal.
+// Exec runs a process in a container with p's files, which stay the caller's, and returns its exit status. With an error of a command that could not be
+// executed come 126 or 127, and the reason is on p's Stderr or terminal already. resize tells new sizes of the terminal.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
 	opts := properties{"tty": godbus.MakeVariant(p.TTY)}
 	if len(p.Env) > 0 {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -76,7 +77,7 @@ func (c *call) openTerminal() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fds, err := socketPair()
 	if err != nil {
 		return nil, pod.Errorf(pod.Exhausted, "cannot open a terminal: %w", err)
 	}
@@ -92,6 +93,18 @@ func (c *call) openTerminal() ([]any, error) {
 		return nil, err
 	}
 	return append([]any{path}, out...), nil
+}
+
+// socketPair makes two connected sockets, close-on-exec, on systems without SOCK_CLOEXEC too: the client is built for them.
+func socketPair() ([2]int, error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		unix.CloseOnExec(fds[0])
+		unix.CloseOnExec(fds[1])
+	}
+	return fds, err
 }
 
 // process reads the arguments that Exec and OpenTerminal share.
@@ -205,6 +218,9 @@ func (s *Server) endExec(ctx context.Context, e *execJob, status runtime.ExitSta
 		e.state, e.err = string(pod.JobCanceled), err
 	case err != nil:
 		e.state, e.err = string(pod.JobFailed), err
+		if status.Code == runtime.ExitNotExecutable || status.Code == runtime.ExitNotFound {
+			e.exit = &status.Code
+		}
 	default:
 		e.state, e.exit = string(pod.JobDone), &status.Code
 	}

@@ -301,6 +301,15 @@ func TestExec(t *testing.T) {
 		t.Errorf("logs = %q", text)
 	}
 	_ = logs.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	p = runtime.Process{Args: []string{"/no/such/command"}, Stdin: null, Stdout: null, Stderr: null}
+	if code, err := c.Exec(t.Context(), path, "c", p, runtime.WinSize{}); pod.KindOf(err) != pod.Invalid || code != runtime.ExitNotFound {
+		t.Errorf("exec of a missing command = %d, %v; want 127, Invalid", code, err)
+	}
 	waitIdle(t, s)
 }
 

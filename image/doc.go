@@ -11,6 +11,9 @@
 // only when index.json says so: a crash leaves what Open removes. What is damaged is set aside as .bad-NAME, told by Warnings, and never
 // stops a store from opening.
 //
+// A WebAssembly module, bare or as an artifact of a registry, becomes an image of one layer with the module in it and a config that says to run it,
+// so that everything else has one kind of image to deal with; the digest that it was pulled by is kept.
+//
 // What does not belong here: mounting (magikagent launch), pull policies' consequences (pod).
 //
 // Layer L2: it may import pod and runtime.

@@ -15,12 +15,12 @@ import (
 
 // LoadOptions are how an archive is loaded.
 type LoadOptions struct {
-	Tag      string // the image's name instead of the archive's; a root file system needs it
+	Tag      string // the image's name instead of the archive's; a root file system and a module need it
 	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's
 }
 
 // Load takes in the images of an archive: an OCI archive, a docker archive (both of which may hold several images) or a plain tar of a root
-// file system, each as it is or compressed with gzip or zstd. It reads r to its end, from where it stands, and returns the references of
+// file system, each as it is or compressed with gzip or zstd; or a WebAssembly module as it is. It reads r to its end, from where it stands, and returns the references of
 // the images, and the ID of an image without one. All images are loaded or none. Invalid: the archive is damaged, hostile or no image;
 // Unsupported: it has no image for the platform.
 func (s *Store) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]string, error) {
@@ -49,16 +49,29 @@ func (s *Store) load(ctx context.Context, r io.Reader, o LoadOptions) ([]string,
 		}
 		tag = parsed.String()
 	}
-	a, err := s.openArchive(ctx, r)
+	l := s.lease()
+	defer l.release()
+	r, isModule, err := startsAsModule(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	defer a.close()
-	l := s.lease()
-	defer l.release()
-	candidates, err := s.candidates(ctx, l, a, tag, want)
-	if err != nil {
-		return nil, err
+	var candidates []candidate
+	if isModule {
+		c, remove, err := s.moduleCandidate(ctx, r, tag, want)
+		if err != nil {
+			return nil, err
+		}
+		defer remove()
+		candidates = []candidate{c}
+	} else {
+		a, err := s.openArchive(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		defer a.close()
+		if candidates, err = s.candidates(ctx, l, a, tag, want); err != nil {
+			return nil, err
+		}
 	}
 	if tag != "" {
 		if len(candidates) != 1 {

@@ -113,6 +113,9 @@ func (s *Store) ociCandidate(ctx context.Context, a *archiveFile, descs []v1.Des
 		}
 		if !d.MediaType.IsIndex() {
 			c, err := s.ociImage(ctx, a, d, data)
+			if c.manifest == nil && source == "" {
+				source = d.Digest.String() // what the artifact was
+			}
 			c.source, c.want = source, want
 			return c, d.Digest.String(), err
 		}
@@ -134,6 +137,11 @@ func (s *Store) ociImage(ctx context.Context, a *archiveFile, d v1.Descriptor, m
 	m, err := parseManifest(manifest, s.limits)
 	if err != nil {
 		return candidate{}, err
+	}
+	if artifact, err := wasmArtifact(m); err != nil {
+		return candidate{}, err
+	} else if artifact != nil {
+		return wasmCandidate(ctx, *artifact, a.source(blobName(artifact.Digest)))
 	}
 	config, err := s.archiveBlob(ctx, a, m.Config)
 	if err != nil {

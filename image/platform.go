@@ -2,6 +2,7 @@ package image
 
 import (
 	"runtime"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -36,13 +37,16 @@ func parsePlatform(text string) (platform, error) {
 	return p, nil
 }
 
-// wasm is the platform of WebAssembly modules, which run on every host.
-var wasm = platform{os: "wasi", arch: "wasm"}
+// wasmPlatforms are the names that the platform of WebAssembly modules goes by, the better one last. They run on every host.
+var wasmPlatforms = []platform{{os: "wasi", arch: "wasm32"}, {os: "wasi", arch: "wasm"}, {os: "wasip1", arch: "wasm"}}
 
 // rank says how well an offer fits; 0: not at all. More is better.
 func (p platform) rank(offer platform) int {
-	if offer.os == wasm.os && offer.arch == wasm.arch {
-		return 1
+	if i := slices.Index(wasmPlatforms, platform{os: offer.os, arch: offer.arch}); i >= 0 {
+		if p.os == offer.os && p.arch == offer.arch {
+			return 100
+		}
+		return 1 + i
 	}
 	if offer.os != p.os || offer.arch != p.arch {
 		return 0
@@ -62,7 +66,7 @@ func (p platform) rank(offer platform) int {
 			return 80 - i
 		}
 	}
-	return 2
+	return 10
 }
 
 // pick returns the manifest of an index that fits best.
@@ -76,7 +80,7 @@ func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
 			continue
 		}
-		rank := 3 // one that says nothing about its platform
+		rank := 11 // one that says nothing about its platform
 		if d.Platform != nil {
 			offer := platform{os: d.Platform.OS, arch: d.Platform.Architecture, variant: d.Platform.Variant}
 			offered = append(offered, offer.String())

@@ -26,6 +26,10 @@ func TestPick(t *testing.T) {
 		{"variant asked, plain offered", "linux/arm/v6", []string{"linux/arm/v7", "linux/arm"}, "linux/arm"},
 		{"variant asked, other offered", "linux/arm/v6", []string{"linux/arm/v7"}, ""},
 		{"wasm runs everywhere", "linux/arm64", []string{"linux/amd64", "wasi/wasm"}, "wasi/wasm"},
+		{"the newest name of wasm", "linux/amd64", []string{"wasi/wasm32", "wasip1/wasm", "wasi/wasm"}, "wasip1/wasm"},
+		{"wasm asked", "wasi/wasm", []string{"linux/amd64", "wasip1/wasm", "wasi/wasm"}, "wasi/wasm"},
+		{"no components", "linux/amd64", []string{"wasip2/wasm"}, ""},
+		{"a strange variant before wasm", "linux/amd64", []string{"wasip1/wasm", "linux/amd64/v3"}, "linux/amd64/v3"},
 		{"the host's before wasm", "linux/arm64", []string{"wasi/wasm", "linux/arm64"}, "linux/arm64"},
 		{"notes are no images", "unknown/unknown", []string{"unknown/unknown"}, ""},
 	} {

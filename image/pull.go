@@ -85,6 +85,15 @@ func (s *Store) pull(ctx context.Context, r reference, o PullOptions) (*entry, e
 	if err := s.checkSpace(m); err != nil {
 		return nil, err
 	}
+	if artifact, err := wasmArtifact(m); err != nil {
+		return nil, err
+	} else if artifact != nil {
+		if source == "" {
+			source = digestOf(d.Manifest).String()
+		}
+		meter.add(m.Config.Size) // nothing in it is needed
+		return s.pullArtifact(ctx, *artifact, p.source(*artifact, meter), candidate{source: source, refs: []string{r.String()}, want: want})
+	}
 	config, err := p.config(ctx, m.Config, meter)
 	if err != nil {
 		return nil, err

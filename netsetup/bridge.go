@@ -87,10 +87,20 @@ func (b *bridge) find() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if br, ok := link.(*netlink.Bridge); ok && br.Alias == alias {
-		b.link = br
+	br, ok := link.(*netlink.Bridge)
+	switch {
+	case !ok:
+		return false, nil
+	case br.Alias == "" && isOwnAddr(br.HardwareAddr):
+		// We were killed between making it and giving it its alias, which the kernel takes in two steps.
+		if err := b.nl.LinkSetAlias(br, alias); err != nil {
+			return false, err
+		}
+	case br.Alias != alias:
+		return false, nil
 	}
-	return b.link != nil, nil
+	b.link = br
+	return true, nil
 }
 
 func (b *bridge) configure() error {
@@ -197,6 +207,9 @@ func hardwareAddr(a netip.Addr) net.HardwareAddr {
 	ip := a.As4()
 	return net.HardwareAddr{0x02, 0x6d, ip[0], ip[1], ip[2], ip[3]} // locally administered
 }
+
+// isOwnAddr says whether hardwareAddr has made it.
+func isOwnAddr(a net.HardwareAddr) bool { return len(a) == 6 && a[0] == 0x02 && a[1] == 0x6d }
 
 func ipNet(a netip.Addr, bits int) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}

@@ -122,6 +122,22 @@ func TestSetupAndTeardownOfOnePod(t *testing.T) {
 	wg.Wait()
 }
 
+// TestHalfMadeBridge: a daemon that was killed before it had marked its bridge leaves one that the next daemon takes.
+func TestHalfMadeBridge(t *testing.T) {
+	m := newManager(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = DefaultBridge
+	attrs.HardwareAddr = hardwareAddr(netip.MustParseAddr("10.1.2.3")) // also of a configuration that was another then
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		t.Fatal(err)
+	}
+	newPod(t, m, "a")
+	link, err := netlink.LinkByName(DefaultBridge)
+	if err != nil || link.Attrs().Alias != alias {
+		t.Errorf("%+v, %v", link, err)
+	}
+}
+
 // TestIdle: the bridge goes some time after the last pod, and comes back with the next.
 func TestIdle(t *testing.T) {
 	m := newManager(t, func(c *Config) { c.Idle = 10 * time.Millisecond })

@@ -125,7 +125,7 @@ func Started(p *corev1.Pod, seen Observation) bool {
 		if m.kind != kindContainer {
 			continue
 		}
-		notYet := m.obs.Stage == ContainerStarting && m.obs.Last == nil
+		notYet := m.obs.Stage == ContainerStarting
 		startError := m.obs.Stage == ContainerExited && m.obs.Reason == ReasonStartError
 		if m.obs.Stage == ContainerAbsent || m.obs.Again || notYet || startError {
 			return false

@@ -54,7 +54,9 @@ type PodManager interface {
 	// Forget removes what DeleteSandbox keeps on disk: writable layers, bundles, log pipes.
 	Forget(ctx context.Context, ref pod.Ref) error
 
-	// Exec runs a process in a running container and waits for it. NotFound: no such container; Conflict: it does not run.
+	// Exec runs a process in a running container and waits for it. NotFound: no such container; Conflict: it does not run. Invalid: the process cannot
+	// be run as it was asked for; if that was found out only when it was to be executed, the status says ExitNotFound or
+	// ExitNotExecutable, and why is told on the process's Stderr or terminal, too.
 	Exec(ctx context.Context, ref pod.Ref, container string, p Process) (ExitStatus, error)
 
 	// Observe returns what is true now. It asks no remote side when it has been told by signals already; cheap enough for each turn of a worker.
@@ -206,6 +208,12 @@ type ExitStatus struct {
 	Code   int // 128+Signal when killed
 	Signal int
 }
+
+// The codes of a process that could not be executed, as shells have them.
+const (
+	ExitNotExecutable = 126
+	ExitNotFound      = 127
+)
 
 // Registry holds the runtime classes of this daemon by name. The zero value is empty and ready.
 type Registry struct {

@@ -8,6 +8,7 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -167,8 +168,9 @@ func PauseProps(u PauseUnit) []Property {
 		prop("StandardOutput", "journal"),
 		prop("StandardError", "journal"),
 		prop("SyslogIdentifier", "magikpod-pause"),
-		// It writes every line of every container.
-		prop("LogRateLimitIntervalUSec", uint64(0)),
+		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not tell it of zeros.
+		prop("LogRateLimitIntervalUSec", uint64(1)),
+		prop("LogRateLimitBurst", uint32(1<<20)),
 		prop("TasksMax", infinity),
 		// As the kubelet's pause: the last process of the pod to be killed when memory is short.
 		prop("OOMScoreAdjust", int32(-998)),
@@ -234,6 +236,9 @@ type ContainerUnit struct {
 	StopAfter []string
 	// Delegate gives the unit's cgroup to the OCI runtime.
 	Delegate bool
+	// Jail takes from the command all that it needs not for mounting the container's file systems and jailing itself: most capabilities and system
+	// calls, new privileges, new namespaces.
+	Jail bool
 	// Devices are allowed beside the usual ones. A privileged container may use all devices.
 	Devices []Device
 	// Rlimits replace the defaults of the same name.
@@ -280,7 +285,41 @@ func ContainerProps(u ContainerUnit) []Property {
 	if u.Delegate {
 		props = append(props, prop("Delegate", true))
 	}
+	if u.Jail {
+		props = append(props, jailProps()...)
+	}
 	return props
+}
+
+// jailCapabilities are what magikagent launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon holds the
+// descriptors, hence SYS_PTRACE), files of any owner, and giving up the rest.
+var jailCapabilities = []uint{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,
+	unix.CAP_SYS_CHROOT, unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN,
+}
+
+// jailProps confine a unit (systemd.exec(5)). What systemd would do by mounts is left out: launch enters another mount namespace.
+func jailProps() []Property {
+	var bounding uint64
+	for _, c := range jailCapabilities {
+		bounding |= 1 << c
+	}
+	type list struct {
+		Allow bool
+		Names []string
+	}
+	return []Property{
+		prop("NoNewPrivileges", true),
+		prop("CapabilityBoundingSet", bounding),
+		prop("AmbientCapabilities", uint64(0)),
+		prop("RestrictNamespaces", uint64(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS)),
+		prop("SystemCallFilter", list{true, []string{"@system-service", "@mount"}}),
+		prop("SystemCallArchitectures", []string{"native"}),
+		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_INET", "AF_INET6"}}),
+		prop("RestrictRealtime", true),
+		prop("LockPersonality", true),
+		prop("KeyringMode", "private"),
+	}
 }
 
 func stopProps(u ContainerUnit) []Property {
@@ -306,7 +345,6 @@ func processProps(u ContainerUnit) []Property {
 		stdProp("StandardOutput", u.Stdout),
 		stdProp("StandardError", u.Stderr),
 		prop("SyslogIdentifier", u.Container.Name),
-		prop("LogRateLimitIntervalUSec", uint64(0)),
 		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect the default.
 		prop("IgnoreSIGPIPE", false),
 	}

@@ -51,7 +51,7 @@ func newRoot(a *app) *cobra.Command {
 	for _, add := range []func(*app) *cobra.Command{
 		runCommand, createCommand, listCommand, getCommand, statusCommand, logsCommand, startCommand, stopCommand, restartCommand,
 		deleteCommand, killCommand, waitCommand, execCommand, validateCommand, eventsCommand, statsCommand, imageCommand, classesCommand,
-		infoCommand, versionCommand,
+		wasmCommand, infoCommand, versionCommand,
 	} {
 		root.AddCommand(add(a))
 	}

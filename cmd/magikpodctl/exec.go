@@ -19,6 +19,7 @@ func execCommand(a *app) *cobra.Command {
 	var stdin, tty bool
 	cmd := &cobra.Command{
 		Use: "exec [-i] [-t] POD -- COMMAND [ARGUMENT...]", Short: "Run a command in a container; its exit status is returned",
+		Long: "Run a command in a container; its exit status is returned, 127 when there is no such command, 126 when it cannot be executed.",
 		Example: `  magikpodctl exec web -- cat /etc/hosts
   magikpodctl exec -it -c server web -- sh
   magikpodctl exec -i web -- sh -c "cat > /tmp/file" < file`,
@@ -52,7 +53,7 @@ func execCommand(a *app) *cobra.Command {
 				ctx = context.WithoutCancel(ctx)
 			}
 			code, err := c.Exec(ctx, path, container, p, size)
-			if err != nil {
+			if err != nil && code != runtime.ExitNotExecutable && code != runtime.ExitNotFound { // then the OCI runtime has said why
 				return err
 			}
 			if code != 0 {

@@ -38,7 +38,7 @@ func imagePull(a *app) *cobra.Command {
 func imageLoad(a *app) *cobra.Command {
 	var tag string
 	cmd := &cobra.Command{
-		Use: "load [--tag REFERENCE] FILE|-", Short: "Load the images of an archive", Args: oneArg,
+		Use: "load [--tag REFERENCE] FILE|-", Short: "Load the images of an archive, or a WebAssembly module", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f := os.Stdin
 			if args[0] != "-" {

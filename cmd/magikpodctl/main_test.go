@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -10,6 +11,7 @@ import (
 	"github.com/magikrun/magikpod/dbus"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
+	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
 func TestMain(m *testing.M) {
@@ -22,9 +24,15 @@ func (allow) Check(context.Context, string, dbus.Action, bool) error { return ni
 
 // TestScripts runs the real program against the real server on a bus of its own, with a daemon in memory behind it.
 func TestScripts(t *testing.T) {
+	guest := testwasm.Guest(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
+			for name, module := range map[string][]byte{"guest": guest, "trap": testwasm.Trap(), "component": testwasm.Component()} {
+				if err := os.WriteFile(filepath.Join(e.WorkDir, name+".wasm"), module, 0o644); err != nil {
+					return err
+				}
+			}
 			address := bustest.Start(t)
 			backend := fakepods.New()
 			s, err := dbus.Serve(context.Background(), backend, dbus.ServerOptions{Address: address, Authorizer: allow{}})

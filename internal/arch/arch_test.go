@@ -24,6 +24,7 @@ var layers = map[string]int{
 	"runtime/oci":         2,
 	"agent":               2,
 	"runtime/native":      3,
+	"runtime/wasm/engine": 2,
 	"runtime/wasm":        3,
 	"runtime/microvm":     3,
 	"daemon":              4,
@@ -31,6 +32,7 @@ var layers = map[string]int{
 	"cmd/magikpodd":       5,
 	"cmd/magikpodctl":     5,
 	"cmd/magikagent":      5,
+	"cmd/magikwasm":       5,
 	"runtime/runtimetest": 3, // imported by tests only
 }
 

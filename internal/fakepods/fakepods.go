@@ -262,7 +262,7 @@ func (b *Backend) Exec(ctx context.Context, ref pod.Ref, container string, p run
 		return runtime.ExitStatus{Code: exit.ExitCode()}, nil
 	}
 	if err != nil {
-		return runtime.ExitStatus{}, pod.Errorf(pod.NotFound, "cannot exec %q: %w", p.Args[0], err)
+		return runtime.ExitStatus{Code: runtime.ExitNotFound}, pod.Errorf(pod.Invalid, "cannot exec %q: %w", p.Args[0], err)
 	}
 	return runtime.ExitStatus{}, nil
 }

@@ -33,6 +33,10 @@ type attempt struct {
 	bundle string // directory
 	spec   *specs.Spec
 	launch agent.LaunchConfig
+	// document is what is written as config.json: spec, or what a Launcher has made of it.
+	document any
+	// refused is why a Launcher cannot launch it: a failed start.
+	refused error
 }
 
 // prepare decides everything about an attempt, and changes nothing. Errors are Invalid or Unsupported when the manifest, the image or the host is to
@@ -40,6 +44,9 @@ type attempt struct {
 func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
 	if err := m.holdNamespaces(ctx, s); err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
+	}
+	if m.oci == nil && m.config.Launcher == nil {
+		return nil, pod.Errorf(pod.Unsupported, "cannot run container %q: %s", config.Container.Name, m.class.Reason)
 	}
 	pid, err := m.podPID(ctx, s)
 	if err != nil {
@@ -50,7 +57,7 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 		config: config,
 		bundle: filepath.Join(s.dir, containersName, name),
 		record: attemptRecord{
-			Container: name, Attempt: config.Attempt, ID: newID(), Runtime: m.oci.name, Grace: grace(config.Pod),
+			Container: name, Attempt: config.Attempt, ID: newID(), Runtime: m.runtimeName(), Grace: grace(config.Pod),
 			Signal: int(stopSignal(config.Container, config.Image.Config)), StopAfter: config.StopAfter,
 			OwnPID: pid == nil && !config.Pod.Spec.HostPID,
 		},
@@ -65,9 +72,11 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	in := oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
 		Rootfs: filepath.Join(a.bundle, rootfsName), ShmDir: filepath.Join(s.dir, shmName), Hostname: sandbox.Hostname,
-		Namespaces:  oci.Namespaces{Network: nsPath(ns.net), IPC: nsPath(ns.ipc), UTS: nsPath(ns.uts), PID: nsPath(pid)},
-		CgroupsPath: m.oci.cgroupsPath(units.SlicePath(s.names.Slice) + "/" + s.unit(name)),
-		Host:        m.facts,
+		Namespaces: oci.Namespaces{Network: nsPath(ns.net), IPC: nsPath(ns.ipc), UTS: nsPath(ns.uts), PID: nsPath(pid)},
+		Host:       m.facts,
+	}
+	if m.oci != nil {
+		in.CgroupsPath = m.oci.cgroupsPath(units.SlicePath(s.names.Slice) + "/" + s.unit(name))
 	}
 	if sandbox.Host.IPC {
 		in.ShmDir = "/dev/shm"
@@ -79,7 +88,16 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 		return nil, err
 	}
 	a.spec.Version = specVersion
-	a.launch = m.launchConfig(s, a, nsPath(ns.mnt), binds)
+	a.document, a.launch = a.spec, m.launchConfig(s, a, nsPath(ns.mnt), binds)
+	if m.oci == nil {
+		a.launch.NetNS, a.launch.IPCNS, a.launch.UTSNS = nsPath(ns.net), nsPath(ns.ipc), nsPath(ns.uts)
+		if a.document, err = m.config.Launcher.Prepare(ctx, config, a.bundle, a.spec, &a.launch); err != nil {
+			if ctx.Err() != nil {
+				return nil, pod.Errorf(pod.Unavailable, "cannot run container %q: %w", name, context.Cause(ctx))
+			}
+			a.refused = err
+		}
+	}
 	return a, nil
 }
 
@@ -87,15 +105,18 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []agent.Bind) agent.LaunchConfig {
 	log, layers := filepath.Join(a.bundle, runtimeLog), filepath.Join(m.layersDir(s.ref.UID), a.record.Container)
 	pidFile := filepath.Join(a.bundle, pidName)
-	return agent.LaunchConfig{
-		Owner: m.owner, MountNS: mountNS, Binds: binds, SubCgroup: m.oci.subCgroup, Env: m.oci.env(), Log: log, PIDFile: pidFile,
+	config := agent.LaunchConfig{
+		Owner: m.owner, MountNS: mountNS, Binds: binds, Log: log,
 		Rootfs: agent.OverlayConfig{
 			LayersDir: a.config.Image.Rootfs.Dir, Lower: a.config.Image.Rootfs.Layers,
 			Upper: filepath.Join(layers, "upper"), Work: filepath.Join(layers, "work"), Target: filepath.Join(a.bundle, rootfsName),
 		},
-		Argv:  m.oci.createArgv(log, a.bundle, pidFile, a.record.ID),
-		Start: m.oci.startArgv(log, a.record.ID),
 	}
+	if m.oci != nil {
+		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
+		config.Argv, config.Start = m.oci.createArgv(log, a.bundle, pidFile, a.record.ID), m.oci.startArgv(log, a.record.ID)
+	}
+	return config
 }
 
 // stageMounts gives each volume a place below the bundle that launch binds it to: the OCI runtime sees nothing but such places, so nothing in a
@@ -125,7 +146,7 @@ func (m *Manager) writeBundle(s *sandbox, a *attempt) error {
 	if err := os.MkdirAll(a.bundle, 0o700); err != nil {
 		return pod.WithKind(pod.Internal, err)
 	}
-	spec, err := json.Marshal(a.spec)
+	spec, err := json.Marshal(a.document)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(a.bundle, "config.json"), spec, 0o600)
 	}

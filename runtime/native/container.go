@@ -137,6 +137,9 @@ func (s *sandbox) started(name string) {
 
 // start carries out a prepared attempt.
 func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
+	if a.refused != nil {
+		return a.refused
+	}
 	if err := m.writeBundle(s, a); err != nil {
 		return err
 	}
@@ -179,7 +182,7 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 		Pod: a.config.Pod, Container: a.config.Container, Names: s.names,
 		Argv:   []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)},
 		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
-		Delegate: m.oci.subCgroup != "",
+		Delegate: m.oci != nil && m.oci.subCgroup != "", Jail: m.oci == nil,
 	}))
 	if err != nil {
 		return err
@@ -262,7 +265,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	}
 	cleanErr := m.removeAttempt(cleanup, s, a.record)
 	var failed *pod.ContainerState
-	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && known {
+	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && (known || a.refused != nil) {
 		now := time.Now()
 		failed = &pod.ContainerState{
 			Stage: pod.ContainerExited, Attempt: a.record.Attempt, ID: a.record.ID, FinishedAt: now, ExitCode: startErrorCode,

@@ -42,6 +42,9 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
 	}
+	if m.config.Launcher != nil {
+		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "a container of the class %s has no second process", m.class.Name))
+	}
 	if m.oci == nil || m.oci.name != record.Runtime {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unavailable, "it was started by %s, which is not in use any more", record.Runtime))
 	}
@@ -203,7 +206,10 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 		return runtime.ExitStatus{}, pod.Errorf(pod.Internal, "cannot run %s: %w", x.kind.path, err)
 	}
 	if reason := lastLogError(x.path("log")); reason != "" {
-		return runtime.ExitStatus{}, pod.Errorf(pod.Invalid, "%s", reason)
+		if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has told it on the process's own files
+			_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
+		}
+		return runtime.ExitStatus{Code: notRunCode(reason)}, pod.Errorf(pod.Invalid, "%s", reason)
 	}
 	how := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if how.Signaled() {
@@ -214,4 +220,15 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 		status.Signal = status.Code - 128
 	}
 	return status, nil
+}
+
+// notRunCode is the exit code of a command that could not be run, as shells have it: 127 when there is none of that name, else 126.
+func notRunCode(reason string) int {
+	reason = strings.ToLower(reason)
+	for _, text := range []string{"not found", "no such file"} {
+		if strings.Contains(reason, text) {
+			return runtime.ExitNotFound
+		}
+	}
+	return runtime.ExitNotExecutable
 }

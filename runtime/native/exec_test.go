@@ -134,18 +134,22 @@ func TestExecErrors(t *testing.T) {
 			p         runtime.Process
 			kind      pod.Kind
 			want      string
+			code      int
 		}{
-			"ended":      {"b", shell("true"), pod.Conflict, "it does not run (exited)"},
-			"missing":    {"c", shell("true"), pod.NotFound, "it does not exist"},
-			"no command": {"a", runtime.Process{}, pod.Invalid, "no command specified"},
-			"not found":  {"a", runtime.Process{Args: []string{"no-such-command"}}, pod.Invalid, "no-such-command"},
-			"no user":    {"a", bad, pod.Invalid, "nobody-like-that"},
-			"bad env":    {"a", runtime.Process{Args: []string{"true"}, Env: []string{"x"}}, pod.Invalid, "NAME=VALUE"},
-			"bad dir":    {"a", runtime.Process{Args: []string{"true"}, WorkingDir: "tmp"}, pod.Invalid, "not absolute"},
+			"ended":          {"b", shell("true"), pod.Conflict, "it does not run (exited)", 0},
+			"missing":        {"c", shell("true"), pod.NotFound, "it does not exist", 0},
+			"no command":     {"a", runtime.Process{}, pod.Invalid, "no command specified", 0},
+			"not found":      {"a", runtime.Process{Args: []string{"no-such-command"}}, pod.Invalid, "no-such-command", 127},
+			"no file":        {"a", runtime.Process{Args: []string{"/no/such/file"}}, pod.Invalid, "/no/such/file", 127},
+			"not executable": {"a", runtime.Process{Args: []string{"/etc/passwd"}}, pod.Invalid, "", 126},
+			"directory":      {"a", runtime.Process{Args: []string{"/etc"}}, pod.Invalid, "", 126},
+			"no user":        {"a", bad, pod.Invalid, "nobody-like-that", 0},
+			"bad env":        {"a", runtime.Process{Args: []string{"true"}, Env: []string{"x"}}, pod.Invalid, "NAME=VALUE", 0},
+			"bad dir":        {"a", runtime.Process{Args: []string{"true"}, WorkingDir: "tmp"}, pod.Invalid, "not absolute", 0},
 		} {
-			_, err := w.Exec(t.Context(), pod.RefOf(p), tc.container, tc.p)
-			if pod.KindOf(err) != tc.kind || !strings.Contains(fmt.Sprint(err), tc.want) {
-				t.Errorf("%s: %v (%s)", name, err, pod.KindOf(err))
+			status, err := w.Exec(t.Context(), pod.RefOf(p), tc.container, tc.p)
+			if pod.KindOf(err) != tc.kind || !strings.Contains(fmt.Sprint(err), tc.want) || status.Code != tc.code {
+				t.Errorf("%s: %+v, %v (%s)", name, status, err, pod.KindOf(err))
 			}
 		}
 		entries, err := filepath.Glob(filepath.Join(w.runDir(p.UID), "c/a/exec-*"))

@@ -33,6 +33,8 @@ type Config struct {
 	AgentPath string
 	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them that is installed.
 	Runtime string
+	// Launcher, when not nil, is what runs in the containers' units instead of an OCI runtime.
+	Launcher Launcher
 	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
 	PIDsLimit int64
 	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
@@ -85,8 +87,9 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 		sandboxes: map[types.UID]*sandbox{},
 		byUnit:    map[string]*sandbox{},
 	}
-	m.oci, err = findRuntime(ctx, config.Runtime, config.RunDir)
-	if err != nil {
+	if config.Launcher != nil {
+		m.class = config.Launcher.Class()
+	} else if m.oci, err = findRuntime(ctx, config.Runtime, config.RunDir); err != nil {
 		m.class.Reason = err.Error()
 	} else {
 		m.class.Available, m.class.Reason = true, m.oci.name+" "+m.oci.version

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/units"
 )
 
 // SignalContainer implements [runtime.PodManager].
@@ -53,14 +54,20 @@ func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, g
 	defer s.setStopping(name, false)
 	unit := s.unit(name)
 	m.units.ExpectStop(unit)
+	insisting := false
 	if record := s.recordOf(name); record.Grace != grace {
+		insisting = true
 		// A unit's TimeoutStopSec= cannot be changed while it runs: with another grace period the signals are ours.
 		if err := m.endByHand(ctx, s, record, grace); err != nil {
 			return pod.Errorf(kindOr(err, pod.Internal), "cannot stop container %q of pod %s: %w", name, ref, err)
 		}
 	}
 	job, err := m.units.Stop(ctx, unit)
-	if err == nil {
+	switch {
+	case err != nil:
+	case insisting:
+		err = m.insist(ctx, s, job, name)
+	default:
 		err = job.Wait(ctx)
 	}
 	if err != nil && m.live(s, name) {
@@ -179,10 +186,37 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 		}
 	}
 	job, err := m.units.Stop(ctx, s.names.Slice)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case byHand:
+		return m.insist(ctx, s, job, s.containerNames()...)
 	}
 	return job.Wait(ctx)
+}
+
+// insistEvery is how often a SIGKILL is repeated.
+const insistEvery = 500 * time.Millisecond
+
+// insist waits for the stop of containers whose grace period is over, and kills what still runs: systemd, which sends its own stop signal first, would
+// give them the grace period of the manifest, and a container that was just being started may have come up after the SIGKILL.
+func (m *Manager) insist(ctx context.Context, s *sandbox, job *units.Job, names ...string) error {
+	done := make(chan error, 1)
+	go func() { done <- job.Wait(ctx) }() // ends with ctx at the latest
+	again := time.NewTicker(insistEvery)
+	defer again.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-again.C:
+			for _, name := range names {
+				if m.live(s, name) {
+					_ = m.units.Kill(ctx, s.unit(name), "all", unixKILL) // it may have just ended; the next turn tells
+				}
+			}
+		}
+	}
 }
 
 // endAllByHand ends the containers within grace, all at once but for those that others must end before.

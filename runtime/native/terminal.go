@@ -124,9 +124,20 @@ func (t *terminal) openSocket(cmd *exec.Cmd, dir string) error {
 		listener.Close()
 		return err
 	}
-	t.release = func() { listener.Close(); cmd.ExtraFiles[0].Close() }
+	received := make(chan struct{})
+	t.release = func() {
+		// A quick command has ended before the connection was accepted: its output waits there. This connection comes after it, and brings nothing.
+		address := net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/console", cmd.ExtraFiles[0].Fd()), Net: "unix"}
+		if last, err := net.DialUnix("unix", nil, &address); err == nil {
+			last.Close()
+			<-received
+		}
+		listener.Close()
+		cmd.ExtraFiles[0].Close()
+	}
 	t.copying.Go(func() {
 		master, err := receiveMaster(listener)
+		close(received)
 		if err != nil {
 			close(t.drained) // the OCI runtime has ended, and tells why
 			return

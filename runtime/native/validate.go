@@ -10,6 +10,9 @@ import (
 
 // Validate implements [runtime.PodManager].
 func (m *Manager) Validate(p *corev1.Pod) field.ErrorList {
+	if m.config.Launcher != nil {
+		return m.config.Launcher.Validate(p)
+	}
 	var errs field.ErrorList
 	spec := field.NewPath("spec")
 	if p.Spec.HostUsers != nil && !*p.Spec.HostUsers {

@@ -267,7 +267,7 @@ func crash(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	retry(ts, patience, func() string {
 		out, _ := exec.Command("systemctl", "is-active", "magikpodd.service").Output()
-		if pid := daemonPID(ts); strings.TrimSpace(string(out)) != "active" || pid == before {
+		if pid := daemonPID(ts); strings.TrimSpace(string(out)) != "active" || pid == before || pid == "0" {
 			return fmt.Sprintf("the daemon is %s, its process %s, and was %s", strings.TrimSpace(string(out)), pid, before)
 		}
 		return ""

@@ -1,0 +1,165 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/tetratelabs/wazero"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+const (
+	sumsName     = "sums.json"
+	maxSumsBytes = 1 << 20
+)
+
+// entryDir is where the machine code of a module is kept.
+func (e *wazeroEngine) entryDir(module []byte) string {
+	sum := sha256.Sum256(module)
+	return filepath.Join(e.cache, e.Version()+"-"+runtime.GOOS+"-"+runtime.GOARCH, hex.EncodeToString(sum[:]))
+}
+
+// loadCached loads from the cache, where it puts the machine code first when it is not there, or is not what was put there.
+func (e *wazeroEngine) loadCached(ctx context.Context, module []byte, o LoadOptions) (Program, error) {
+	dir := e.entryDir(module)
+	if intact(dir) {
+		p, err := loadFrom(ctx, module, o, dir)
+		if err == nil || ctx.Err() != nil {
+			return p, err
+		}
+	}
+	if err := e.fill(ctx, module, dir); err != nil {
+		return nil, err
+	}
+	return loadFrom(ctx, module, o, dir)
+}
+
+func loadFrom(ctx context.Context, module []byte, o LoadOptions, dir string) (Program, error) {
+	cache, err := wazero.NewCompilationCacheWithDir(dir)
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot use the compilation cache: %w", err)
+	}
+	p, err := load(ctx, module, o, cache)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// fill makes the entry beside its place and moves it there; an entry that another process has put there meanwhile is as good.
+func (e *wazeroEngine) fill(ctx context.Context, module []byte, dir string) error {
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return pod.Errorf(pod.Internal, "cannot make the compilation cache: %w", err)
+	}
+	work, err := os.MkdirTemp(parent, ".new-")
+	if err != nil {
+		return pod.Errorf(pod.Internal, "cannot make the compilation cache: %w", err)
+	}
+	defer os.RemoveAll(work)
+	p, err := loadFrom(ctx, module, LoadOptions{}, work)
+	if err != nil {
+		return err
+	}
+	if err := p.Close(); err != nil {
+		return pod.Errorf(pod.Internal, "cannot write the compilation cache: %w", err)
+	}
+	if err := place(work, dir); err != nil {
+		return pod.Errorf(pod.Internal, "cannot write the compilation cache: %w", err)
+	}
+	return nil
+}
+
+// place gives a complete entry its name.
+func place(work, dir string) error {
+	sums, err := sumsOf(work)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(sums)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(work, sumsName), data, 0o600); err != nil {
+		return err
+	}
+	for range 10 {
+		if err = os.Rename(work, dir); err == nil || intact(dir) {
+			return nil
+		}
+		// What is in the way is broken.
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// intact says whether an entry is complete and unchanged.
+func intact(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, sumsName))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSumsBytes))
+	if err != nil {
+		return false
+	}
+	var want map[string]string
+	if json.Unmarshal(data, &want) != nil || len(want) == 0 {
+		return false
+	}
+	have, err := sumsOf(dir)
+	if err != nil || len(have) != len(want) {
+		return false
+	}
+	for name, sum := range want {
+		if have[name] != sum {
+			return false
+		}
+	}
+	return true
+}
+
+// sumsOf are the SHA-256 digests of the files below dir, but for the list of them.
+func sumsOf(dir string) (map[string]string, error) {
+	sums := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		if err != nil || name == sumsName {
+			return err
+		}
+		if !d.Type().IsRegular() {
+			return errors.New(path + " is no file")
+		}
+		sums[name], err = sumOf(path)
+		return err
+	})
+	return sums, err
+}
+
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	hash := sha256.New()
+	if _, err := io.Copy(hash, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(hash.Sum(nil)), nil
+}

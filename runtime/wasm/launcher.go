@@ -1,0 +1,244 @@
+package wasm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/safepath"
+	"github.com/magikrun/magikpod/internal/wasmform"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// ClassName is the runtime class.
+const ClassName = "pod-wasm"
+
+// listenVariable tells a guest its sockets.
+const listenVariable = "MAGIKPOD_LISTEN_FDS"
+
+// firstListener is the descriptor of the first socket: 0 to 2 are the standard ones and 3 is the root directory.
+const firstListener = 4
+
+// compileTimeout bounds the compilation of one module.
+const compileTimeout = 10 * time.Minute
+
+// Launcher launches containers of the class. It is a native.Launcher.
+type Launcher struct {
+	program, cache string
+	class          pod.ClassInfo
+
+	mu        sync.Mutex
+	compiling map[string]*compilation // by path of the module
+}
+
+// compilation is one that several containers may wait for.
+type compilation struct {
+	done chan struct{}
+	err  error
+}
+
+// NewLauncher makes one. program is the path of magikwasm, cache the directory for machine code. That the program is missing is no error: Class says so.
+func NewLauncher(program, cache string) *Launcher {
+	l := &Launcher{program: program, cache: cache, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"}, compiling: map[string]*compilation{}}
+	if fi, err := os.Stat(program); err != nil || fi.Mode()&0o111 == 0 {
+		l.class.Available, l.class.Reason = false, program+" is not installed"
+	}
+	return l
+}
+
+// Class says whether the class can be used.
+func (l *Launcher) Class() pod.ClassInfo { return l.class }
+
+// Prepare finds the module, has it compiled, and makes the configuration that [Run] reads.
+func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error) {
+	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
+	if !path.IsAbs(name) {
+		name = path.Join(spec.Process.Cwd, name)
+	}
+	file, err := findModule(config.Image.Rootfs, name)
+	if err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
+	}
+	if err := l.compile(ctx, file); err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
+	}
+	c := Config{
+		Module: file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
+		Root: spec.Root.Path, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
+		UID: spec.Process.User.UID, GID: spec.Process.User.GID, Groups: spec.Process.User.AdditionalGids, Sysctls: spec.Linux.Sysctl,
+		Mounts: volumesOf(config, spec), Listen: listeners(config.Container),
+	}
+	if limit, ok := config.Container.Resources.Limits[corev1.ResourceMemory]; ok {
+		c.MemoryBytes = limit.Value()
+	}
+	launch.Argv = []string{l.program, "run", "--config", filepath.Join(bundle, "config.json")}
+	launch.Env = []string{"PATH=/usr/bin:/bin"}
+	launch.Notify = true
+	return c, nil
+}
+
+// environment is the container's, with what a guest must know.
+func environment(c *corev1.Container, spec *specs.Spec) []string {
+	env := append(spec.Process.Env[:len(spec.Process.Env):len(spec.Process.Env)], "PWD="+spec.Process.Cwd)
+	var sockets []string
+	for i, port := range listeners(c) {
+		sockets = append(sockets, port.Name+"="+strconv.Itoa(firstListener+i))
+	}
+	if len(sockets) > 0 {
+		env = append(env, listenVariable+"="+strings.Join(sockets, ","))
+	}
+	return env
+}
+
+// listeners are the container's ports, in the manifest's order.
+func listeners(c *corev1.Container) []Listener {
+	var list []Listener
+	for _, port := range c.Ports {
+		name := port.Name
+		if name == "" {
+			name = strconv.Itoa(int(port.ContainerPort))
+		}
+		list = append(list, Listener{Name: name, Port: int(port.ContainerPort)})
+	}
+	return list
+}
+
+// volumesOf are the mounts of the spec that are volumes or files of /etc, parents before children; what the kernel shows of itself is not among them.
+func volumesOf(config runtime.ContainerConfig, spec *specs.Spec) []Mount {
+	wanted := map[string]bool{}
+	for _, m := range config.Mounts {
+		wanted[path.Clean(m.Destination)] = true
+	}
+	var mounts []Mount
+	for _, m := range spec.Mounts {
+		if !wanted[m.Destination] {
+			continue
+		}
+		mount := Mount{Destination: m.Destination}
+		if m.Type == "bind" {
+			mount.Source = m.Source
+		}
+		for _, option := range m.Options {
+			switch option {
+			case "ro":
+				mount.ReadOnly = true
+			case "rro":
+				mount.ReadOnly, mount.Recursive = true, true
+			case "rslave":
+				mount.Slave = true
+			}
+		}
+		mounts = append(mounts, mount)
+	}
+	return mounts
+}
+
+// findModule returns the path on the host of a module in an image: in the uppermost layer that has the path. Symlinks are followed inside a layer.
+func findModule(rootfs runtime.Rootfs, name string) (string, error) {
+	for i := len(rootfs.Layers) - 1; i >= 0; i-- {
+		layer := filepath.Join(rootfs.Dir, rootfs.Layers[i])
+		found, err := moduleIn(layer, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return found, err
+	}
+	return "", pod.Errorf(pod.NotFound, "there is no such file")
+}
+
+// moduleIn checks that a file of a layer is a module, and returns its path.
+func moduleIn(layer, name string) (string, error) {
+	root, err := safepath.OpenRoot(layer)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !fi.Mode().IsRegular() {
+		return "", pod.Errorf(pod.Invalid, "it is no regular file")
+	}
+	if fi.Size() > wasmform.MaxModuleBytes {
+		return "", pod.Errorf(pod.Exhausted, "it has more than %d bytes", wasmform.MaxModuleBytes)
+	}
+	header := make([]byte, wasmform.HeaderBytes)
+	n, _ := f.ReadAt(header, 0) // a short file has a short header
+	if err := wasmform.Check(header[:n]); err != nil {
+		return "", err
+	}
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+}
+
+// compile fills the cache by a process of its own, once for all containers that wait for the same module.
+func (l *Launcher) compile(ctx context.Context, file string) error {
+	l.mu.Lock()
+	c := l.compiling[file]
+	if c == nil {
+		c = &compilation{done: make(chan struct{})}
+		l.compiling[file] = c
+		go func() {
+			c.err = l.runCompiler(file)
+			l.mu.Lock()
+			delete(l.compiling, file)
+			l.mu.Unlock()
+			close(c.done)
+		}()
+	}
+	l.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	}
+}
+
+func (l *Launcher) runCompiler(file string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), compileTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, l.program, "compile", "--cache", l.cache, file)
+	cmd.Env = []string{}
+	cmd.WaitDelay = 10 * time.Second
+	var stderr limited
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	if text := strings.TrimSpace(stderr.String()); text != "" {
+		return pod.Errorf(pod.Invalid, "%s", text)
+	}
+	return pod.Errorf(pod.Internal, "cannot compile it: %w", err)
+}
+
+// limited keeps the first bytes of what is written to it.
+type limited struct{ bytes.Buffer }
+
+func (b *limited) Write(p []byte) (int, error) {
+	const limit = 4096
+	if room := limit - b.Len(); room > 0 {
+		_, _ = b.Buffer.Write(p[:min(len(p), room)])
+	}
+	return len(p), nil
+}

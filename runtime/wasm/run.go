@@ -1,0 +1,182 @@
+package wasm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/wasm/engine"
+)
+
+// Config is what [Run] reads. Paths are those of the mount namespace that it is started in.
+type Config struct {
+	Module string `json:"module"`
+	Entry  string `json:"entry,omitempty"` // function; empty: _start
+	Cache  string `json:"cache"`           // of machine code
+	// Root is where the container's root file system is mounted; ReadOnlyRoot says that it cannot be written to. Volumes are another matter.
+	Root         string  `json:"root"`
+	ReadOnlyRoot bool    `json:"readOnlyRoot,omitempty"`
+	Mounts       []Mount `json:"mounts,omitempty"` // parents before children
+
+	Args   []string   `json:"args"`
+	Env    []string   `json:"env,omitempty"`
+	Listen []Listener `json:"listen,omitempty"`
+	// MemoryBytes bounds the guest's memory; 0: 4 GiB. The unit's MemoryMax= bounds all of the process.
+	MemoryBytes int64 `json:"memoryBytes,omitempty"`
+
+	UID     uint32            `json:"uid"`
+	GID     uint32            `json:"gid"`
+	Groups  []uint32          `json:"groups,omitempty"`
+	Sysctls map[string]string `json:"sysctls,omitempty"` // of the pod's namespaces
+
+	Log    string `json:"log"`    // where the reason of a failed start goes
+	Status string `json:"status"` // text for the service manager when the guest runs
+}
+
+// Mount is a volume of the container.
+type Mount struct {
+	Source      string `json:"source,omitempty"` // empty: a tmpfs
+	Destination string `json:"destination"`      // in the container's root
+	ReadOnly    bool   `json:"readOnly,omitempty"`
+	Recursive   bool   `json:"recursive,omitempty"` // ReadOnly counts for the mounts below, too
+	Slave       bool   `json:"slave,omitempty"`     // mounts that the host makes in it later show up
+}
+
+// Listener is a TCP socket for the guest.
+type Listener struct {
+	Name string `json:"name"`
+	Port int    `json:"port"`
+}
+
+// Run jails this process, runs the guest and returns the exit code. It is the whole of the process's work: the jail cannot be left.
+func Run(configPath string) int {
+	var config Config
+	if err := agent.ReadConfig(configPath, &config); err != nil {
+		return failed("", err)
+	}
+	program, err := prepare(&config)
+	if err != nil {
+		return failed(config.Log, err)
+	}
+	dirs := []engine.Dir{{Host: "/", Guest: "/", Writable: true}} // the kernel says what can be written to
+	guest := engine.Config{Args: config.Args, Env: config.Env, Stdout: os.Stdout, Stderr: os.Stderr, Dirs: dirs, Entry: config.Entry}
+	for _, l := range config.Listen {
+		guest.Listeners = append(guest.Listeners, engine.Listener{Port: l.Port})
+	}
+	code, err := program.Run(context.Background(), guest)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
+		if code < 0 {
+			return agent.ExitFailure
+		}
+	}
+	return code
+}
+
+// prepare does all that needs the host, and then leaves it.
+func prepare(config *Config) (engine.Program, error) {
+	manager, err := dialManager()
+	if err != nil {
+		return nil, err
+	}
+	defer manager.Close()
+	for name, value := range config.Sysctls {
+		if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0); err != nil {
+			return nil, fmt.Errorf("cannot set %s: %w", name, err)
+		}
+	}
+	module, err := readModule(config.Module)
+	if err != nil {
+		return nil, err
+	}
+	program, err := engine.New(config.Cache).Load(context.Background(), module, engine.LoadOptions{MemoryBytes: config.MemoryBytes})
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(config.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	for _, step := range []func(*Config) error{mountVolumes, enterRoot, dropPrivileges} {
+		if err := step(config); err != nil {
+			writeLog(log, err) // its path may be out of reach by now
+			return nil, err
+		}
+	}
+	_, err = manager.Write([]byte("READY=1\nSTATUS=" + config.Status))
+	return program, err
+}
+
+// dialManager connects to the service manager.
+func dialManager() (*net.UnixConn, error) {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil, fmt.Errorf("cannot notify the service manager: NOTIFY_SOCKET is not set")
+	}
+	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+}
+
+// readModule reads a file of the host.
+func readModule(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, engine.MaxModuleBytes+1))
+}
+
+// compilerMemory bounds what the compiler may use: a hostile module must not take the host along.
+const compilerMemory = 4 << 30
+
+// Compile puts the machine code of a module into the cache and returns an exit code; the reason of a failure is one line on stderr.
+func Compile(cache, path string) int {
+	err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: compilerMemory, Max: compilerMemory})
+	if err == nil {
+		err = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
+	}
+	var module []byte
+	if err == nil {
+		module, err = readModule(path)
+	}
+	if err == nil {
+		err = engine.New(cache).Compile(context.Background(), module)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, oneLine(err))
+		return agent.ExitFailure
+	}
+	return 0
+}
+
+// failed tells why a guest could not be started.
+func failed(log string, err error) int {
+	fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
+	if log != "" {
+		if f, openErr := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); openErr == nil {
+			writeLog(f, err)
+			_ = f.Close()
+		}
+	}
+	if pod.KindOf(err) == pod.Unsupported {
+		return agent.ExitUsage
+	}
+	return agent.ExitFailure
+}
+
+// writeLog adds an entry in the OCI runtimes' format.
+func writeLog(w io.Writer, err error) {
+	line, _ := json.Marshal(map[string]string{"level": "error", "msg": oneLine(err)}) // strings can always be marshalled
+	_, _ = w.Write(append(line, '\n'))
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " ") }
