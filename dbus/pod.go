@@ -141,7 +141,16 @@ func (c *call) getLogs() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := c.server.backend.Logs(c.ctx, ref, o)
+	ctx := c.ctx
+	if o.Follow { // it waits for a container that has not been started yet, but not longer than the client does
+		there, release, err := c.server.whileThere(ctx, c.sender)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		ctx = there
+	}
+	f, err := c.server.backend.Logs(ctx, ref, o)
 	if err != nil {
 		return nil, err
 	}
