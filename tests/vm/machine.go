@@ -43,22 +43,33 @@ func Boot(ctx context.Context, opts Options) (*Machine, error) {
 		return nil, err
 	}
 	defer initrd.Close()
-	m, err := start(image, opts, initrd)
-	if err != nil {
-		return nil, fmt.Errorf("cannot start QEMU: %w", err)
-	}
 	timeout := opts.BootTimeout
 	if timeout == 0 {
 		timeout = time.Minute * time.Duration(Slowness())
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not booted after %v", timeout))
 	defer cancel()
-	if err := m.booted(ctx); err != nil {
+	for attempt := 1; ; attempt++ {
+		m, err := start(image, opts, initrd)
+		if err != nil {
+			return nil, fmt.Errorf("cannot start QEMU: %w", err)
+		}
+		if err = m.booted(ctx); err == nil {
+			return m, nil
+		}
 		m.Close()
-		return nil, fmt.Errorf("cannot boot a test machine: %w\nits console:\n%s", err, m.Console())
+		if !errors.Is(err, errHangs) || attempt == maxAttempts {
+			return nil, fmt.Errorf("cannot boot a test machine: %w\nits console:\n%s", err, m.Console())
+		}
+		fmt.Fprintf(os.Stderr, "vm: %v; trying again; its console:\n%s\n", err, m.Console())
 	}
-	return m, nil
 }
+
+// An emulated kernel on a busy machine can lose the timer of one of its CPUs, and hangs then before it runs any program of ours. That says nothing
+// of what is tested, so it is tried again; a boot that gets further is not.
+const maxAttempts = 3
+
+var errHangs = errors.New("the kernel hangs")
 
 // start launches QEMU. PR_SET_PDEATHSIG is tied to the thread that starts the process, hence a goroutine of its own, locked to its thread.
 func start(image Image, opts Options, initrd *os.File) (*Machine, error) {
@@ -105,12 +116,17 @@ func (m *Machine) own(cmd *exec.Cmd, started chan<- error) {
 	close(m.exited)
 }
 
+// hangTime is how long it may take to the first program of ours, times [Slowness]: ten times what it takes when nothing else runs.
+const hangTime = 18 * time.Second
+
 // booted waits until the machine runs.
 func (m *Machine) booted(ctx context.Context) error {
 	select {
 	case <-m.hello:
 	case <-m.exited:
 		return errors.New("it ended while booting")
+	case <-time.After(hangTime * time.Duration(Slowness())):
+		return errHangs
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
