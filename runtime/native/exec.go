@@ -80,13 +80,33 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	if err := os.Mkdir(x.cgroup, 0o755); err != nil {
 		return status, pod.Errorf(pod.Internal, "cannot make cgroup: %w", err)
 	}
-	defer func() { _ = unix.Rmdir(x.cgroup) }() // processes that it left behind stay in it until the container ends
+	defer x.m.removeCgroup(x.cgroup)
 	if x.p.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, x.p.Timeout, errTimeout(x.p.Timeout))
 		defer cancel()
 	}
 	return x.supervise(ctx)
+}
+
+// removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes that it has left behind on purpose stay in it until
+// the container ends.
+func (m *Manager) removeCgroup(path string) {
+	if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
+		return
+	}
+	m.spawn(func() {
+		for pause := time.Millisecond; pause < 4*time.Second; pause *= 2 {
+			select {
+			case <-time.After(pause):
+			case <-m.ctx.Done():
+				return
+			}
+			if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
+				return
+			}
+		}
+	})
 }
 
 // errTimeout is the cause of an exec that took too long.

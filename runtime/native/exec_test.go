@@ -14,6 +14,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
 )
 
 // capture is a pipe whose other end is read in the background.
@@ -213,6 +214,28 @@ func TestExecEnd(t *testing.T) {
 		}
 		if c := w.state(p).Containers["a"]; c.Stage != pod.ContainerRunning {
 			t.Errorf("%+v", c)
+		}
+		for range 10 { // killed in the middle of whatever it is doing
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			_, _ = w.Exec(ctx, pod.RefOf(p), "a", shell("while :; do :; done"))
+			cancel()
+		}
+		state, _ := w.units.State(units.ContainerService(p.Namespace, p.Name, "a"))
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			var left []string
+			for _, pattern := range []string{"/exec-*", "/*/exec-*"} {
+				found, err := filepath.Glob(cgroupRoot() + state.ControlGroup + pattern)
+				if err != nil {
+					t.Fatal(err)
+				}
+				left = append(left, found...)
+			}
+			if len(left) == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("cgroups are left: %q", left)
+			}
 		}
 	})
 }
