@@ -264,9 +264,17 @@ func (p *pump) sendJob(n pod.Notice, names []string) {
 		delete(p.sentJobs, id)
 		p.emit(names, ManagerPath, objectManagerInterface+".InterfacesRemoved", path, []string{JobInterface})
 		p.emit(names, ManagerPath, ManagerInterface+".JobRemoved", path, n.Job.State)
-		p.mu.Lock()
+		p.disown(id, owner)
+	}
+}
+
+// disown forgets who started a job, after its end was told to owner. When that was nobody, somebody may have been named meanwhile, who is
+// still to be told.
+func (p *pump) disown(id uint32, owner string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.owners[id] == owner {
 		delete(p.owners, id)
-		p.mu.Unlock()
 	}
 }
 
