@@ -1,8 +1,6 @@
 package vm
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -65,13 +63,6 @@ func (d *durable) again() {
 		d.t.Error(err)
 	}
 	d.Machine = boot(d.t, d.opts)
-}
-
-// cut takes the power away.
-func (d *durable) cut() {
-	d.t.Helper()
-	d.Close()
-	d.again()
 }
 
 // eventually waits until a pod's line of `list` says what it should.
@@ -157,42 +148,49 @@ func TestReboot(t *testing.T) {
 	}
 	d.again()
 	check()
-	d.cut()
+	d.Close() // as a power cut
+	d.again()
 	check()
 }
 
-// TestPowerCut takes the power away in the middle of things.
+// TestPowerCut takes the power away in the middle of things: while the next pod is made when there are three, while the next is deleted when one is gone, while
+// an image is loaded when that has worked once.
 func TestPowerCut(t *testing.T) {
 	d := newDurable(t)
-	for i, c := range []struct {
-		name, before, script string
-		after                time.Duration
+	one, _, _ := strings.Cut(pods, "\n")
+	one = strings.Replace(one, "always", "NAME", 1)
+	for _, c := range []struct {
+		name, script string
+		done         int           // how many rounds are complete
+		after        time.Duration // and then so far into the next one
 	}{
-		{"create", "", "while :; do i=$((i+1)); sed s/NAME/p$i/ /opt/one.yaml | magikpodctl run -f -; done", 3 * time.Second},
-		{"delete", "", "for p in $(magikpodctl list -o name); do magikpodctl delete --force ${p#*/}; done", 1500 * time.Millisecond},
-		{"load", "magikpodctl delete --all --force", "while :; do magikpodctl image load --tag localhost/other:1 /opt/busybox.tar; magikpodctl image remove localhost/other:1; done", 2500 * time.Millisecond},
+		{"create", "while :; do i=$((i+1)); sed s/NAME/p$i/ /opt/one.yaml | magikpodctl run -f - || exit 1; echo >>/run/rounds; done", 3, 100 * time.Millisecond},
+		{"delete", "for p in $(magikpodctl list -o name); do magikpodctl delete ${p#*/} || exit 1; echo >>/run/rounds; done; sleep 100000", 1, 50 * time.Millisecond},
+		{"load", "while :; do magikpodctl image load --tag localhost/other:1 /opt/busybox.tar && magikpodctl image remove localhost/other:1 || exit 1; echo >>/run/rounds; done", 1, 150 * time.Millisecond},
 	} {
-		t.Run(fmt.Sprintf("%d %s", i, c.name), func(t *testing.T) {
-			d.t = t
-			one, _, _ := strings.Cut(pods, "\n")
-			if err := d.WriteFile(t.Context(), "/opt/one.yaml", strings.Replace(one, "always", "NAME", 1)); err != nil {
-				t.Fatal(err)
-			}
-			if c.before != "" {
-				must(t, d.Machine, "sh", "-c", c.before)
-			}
-			ctx, cancel := context.WithTimeoutCause(t.Context(), c.after, errors.New("power cut"))
-			defer cancel()
-			r, err := d.Run(ctx, "sh", "-c", c.script)
-			if err == nil && c.name != "delete" {
-				t.Errorf("it ended before the power did: %+v", r)
-			}
-			d.cut()
-			t.Logf("after the power cut:\n%s", d.ctl("list"))
-			d.sound()
-			if got := d.ctl("image", "list"); !strings.Contains(got, "localhost/busybox:1") {
-				t.Errorf("the image is gone:\n%s", got)
-			}
-		})
+		t.Logf("a power cut in the middle of %s", c.name)
+		if err := d.WriteFile(t.Context(), "/opt/one.yaml", one); err != nil {
+			t.Fatal(err)
+		}
+		p, err := d.Start(t.Context(), Command{Argv: []string{"sh", "-c", c.script}, Stdout: t.Output(), Stderr: t.Output()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		must(t, d.Machine, "sh", "-c", fmt.Sprintf("for i in $(seq 600); do [ $(cat /run/rounds 2>/dev/null | wc -l) -ge %d ] && exit 0; sleep 0.2; done; exit 1", c.done))
+		time.Sleep(c.after)
+		d.Close()
+		if code, err := p.Wait(); err == nil {
+			t.Errorf("%s had ended with %d before the power did", c.name, code)
+		}
+		d.again()
+		list := d.ctl("list", "-o", "name")
+		t.Logf("after the power cut:\n%s", list)
+		if n := strings.Count(list, "\n"); c.name == "create" && n < c.done {
+			t.Errorf("%d pods were made, %d are left", c.done, n)
+		}
+		d.sound()
+		if got := d.ctl("image", "list"); !strings.Contains(got, "localhost/busybox:1") {
+			t.Errorf("the image is gone:\n%s", got)
+		}
 	}
 }
