@@ -10,7 +10,8 @@ $B mkdir -p /rw/lower /rw/upper /rw/work
 $B mount -t erofs -o ro /dev/vda /rw/lower
 $B mount -t overlay -o lowerdir=/rw/lower,upperdir=/rw/upper,workdir=/rw/work overlay /root
 $B cp -a /base/. /root/
-$B tar -xf /dev/vdb -C /root
+# Not busybox's tar, which reads all of the disk after the end of the archive.
+$B chroot /root /usr/bin/tar --no-overwrite-dir --keep-directory-symlink -C / -xf - </dev/vdb
 # The upper layers of containers cannot lie on an overlay.
 $B mkdir -p /root/var/lib/magikpod
 if [ -b /dev/vdc ]; then

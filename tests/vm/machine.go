@@ -182,15 +182,21 @@ func (m *Machine) Close() {
 }
 
 // PowerOff shuts the machine down in order and waits for its end.
-func (m *Machine) PowerOff(ctx context.Context) error {
-	if _, err := m.Run(ctx, "systemctl", "--no-block", "poweroff"); err != nil {
+func (m *Machine) PowerOff(ctx context.Context) error { return m.goDown(ctx, "poweroff") }
+
+// Reboot is PowerOff by way of a reboot, which ends QEMU, too: [Boot] boots what the machine has left on its disk.
+func (m *Machine) Reboot(ctx context.Context) error { return m.goDown(ctx, "reboot") }
+
+func (m *Machine) goDown(ctx context.Context, verb string) error {
+	_, err := m.Run(ctx, "systemctl", "--no-block", verb)
+	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	select {
+	select { // the machine may have ended before the command had
 	case <-m.exited:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("cannot power the machine off: %w\nits console:\n%s", context.Cause(ctx), m.Console())
+		return fmt.Errorf("cannot %s the machine: %w\nits console:\n%s", verb, errors.Join(context.Cause(ctx), err), m.Console())
 	}
 }
 
