@@ -66,11 +66,16 @@ e2e: deps staged guests ## end-to-end tests on the machine's own root file syste
 e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
 	MAGIKPOD_E2E=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
-bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md
+bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md and docs/performance-wasm.md
+	$(GO) build -o .cache/guests/wazero github.com/tetratelabs/wazero/cmd/wazero
+	$(GO) build -trimpath -ldflags='-s -w' -o .cache/guests/guest ./tests/testwasm/guest
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
 demo: deps ## show it all, on this machine or on a disposable host
 	scripts/demo
+
+demo-wasm: deps ## the same of WebAssembly pods
+	scripts/demo wasm
 
 shell: deps staged ## open a shell on a disposable host with magikpod installed
 	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
@@ -92,4 +97,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install guests test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo test-vm shell shell-vm root-trixie clean
+.PHONY: help deps build install guests test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo demo-wasm test-vm shell shell-vm root-trixie clean
