@@ -3,6 +3,7 @@ package wasm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"os"
@@ -24,6 +25,7 @@ import (
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/wasm/engine"
 )
 
 // listenVariable tells a guest its sockets.
@@ -42,7 +44,18 @@ type Launcher struct {
 
 	mu        sync.Mutex
 	compiling map[string]*compilation // by path of the module
+	digests   map[fileKey][sha256.Size]byte
 }
+
+// fileKey is a file as long as nobody changes it. Those of images are never changed.
+type fileKey struct {
+	path             string
+	inode            uint64
+	size, sec, nanos int64
+}
+
+// maxDigests bounds what is remembered.
+const maxDigests = 1024
 
 // compilation is one that several containers may wait for.
 type compilation struct {
@@ -52,7 +65,7 @@ type compilation struct {
 
 // NewLauncher makes one. program is the path of magikwasm, cache the directory for machine code. That the program is missing is no error: Class says so.
 func NewLauncher(program, cache string) *Launcher {
-	l := &Launcher{program: program, cache: cache, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"}, compiling: map[string]*compilation{}}
+	l := &Launcher{program: program, cache: cache, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"}, compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{}}
 	if fi, err := os.Stat(program); err != nil || fi.Mode()&0o111 == 0 {
 		l.class.Available, l.class.Reason = false, program+" is not installed"
 	}
@@ -245,8 +258,37 @@ func moduleIn(layer, name string) (string, error) {
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
+// cached says whether the machine code of a module is in the cache.
+func (l *Launcher) cached(file string) bool {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return false
+	}
+	key := fileKey{file, st.Ino, st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec)}
+	l.mu.Lock()
+	sum, known := l.digests[key]
+	l.mu.Unlock()
+	if !known {
+		module, err := readModule(file)
+		if err != nil {
+			return false
+		}
+		sum = sha256.Sum256(module)
+		l.mu.Lock()
+		if len(l.digests) >= maxDigests {
+			clear(l.digests)
+		}
+		l.digests[key] = sum
+		l.mu.Unlock()
+	}
+	return engine.Cached(l.cache, sum)
+}
+
 // compile fills the cache by a process of its own, once for all containers that wait for the same module.
 func (l *Launcher) compile(ctx context.Context, file string) error {
+	if l.cached(file) {
+		return nil
+	}
 	l.mu.Lock()
 	c := l.compiling[file]
 	if c == nil {

@@ -60,7 +60,7 @@ type program struct {
 
 // load compiles with a cache of wazero's, which the program closes, or without (nil).
 func load(ctx context.Context, module []byte, o LoadOptions, cache wazero.CompilationCache) (*program, error) {
-	config := wazero.NewRuntimeConfig().WithCloseOnContextDone(true).WithDebugInfoEnabled(true)
+	config := wazero.NewRuntimeConfig().WithCloseOnContextDone(o.Interruptible).WithDebugInfoEnabled(true)
 	if o.MemoryBytes > 0 {
 		config = config.WithMemoryLimitPages(uint32(min(o.MemoryBytes/PageBytes, maxPages)))
 	}
