@@ -46,6 +46,7 @@ The module gets the arguments, the variables of --env, standard input, output an
 			if err != nil {
 				return err
 			}
+			options.Interruptible = true
 			module, err := readModule(args[0])
 			if err != nil {
 				return err

@@ -35,7 +35,9 @@ type attempt struct {
 	launch agent.LaunchConfig
 	// document is what is written as config.json: spec, or what a Launcher has made of it.
 	document any
-	// refused is why a Launcher cannot launch it: a failed start.
+	// launcher launches it; nil: the OCI runtime.
+	launcher Launcher
+	// refused is why launcher cannot launch it: a failed start.
 	refused error
 }
 
@@ -57,7 +59,7 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 		config: config,
 		bundle: filepath.Join(s.dir, containersName, name),
 		record: attemptRecord{
-			Container: name, Attempt: config.Attempt, ID: newID(), Runtime: m.runtimeName(), Grace: grace(config.Pod),
+			Container: name, Attempt: config.Attempt, ID: newID(), Grace: grace(config.Pod),
 			Signal: int(stopSignal(config.Container, config.Image.Config)), StopAfter: config.StopAfter,
 			OwnPID: pid == nil && !config.Pod.Spec.HostPID,
 		},
@@ -88,10 +90,12 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 		return nil, err
 	}
 	a.spec.Version = specVersion
+	a.launcher = m.launcher(config, a.spec)
+	a.record.Runtime = m.runtimeName(a.launcher)
 	a.document, a.launch = a.spec, m.launchConfig(s, a, nsPath(ns.mnt), binds)
-	if m.oci == nil {
+	if a.launcher != nil {
 		a.launch.NetNS, a.launch.IPCNS, a.launch.UTSNS = nsPath(ns.net), nsPath(ns.ipc), nsPath(ns.uts)
-		if a.document, err = m.config.Launcher.Prepare(ctx, config, a.bundle, a.spec, &a.launch); err != nil {
+		if a.document, err = a.launcher.Prepare(ctx, config, a.bundle, a.spec, &a.launch); err != nil {
 			if ctx.Err() != nil {
 				return nil, pod.Errorf(pod.Unavailable, "cannot run container %q: %w", name, context.Cause(ctx))
 			}
@@ -112,7 +116,7 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 			Upper: filepath.Join(layers, "upper"), Work: filepath.Join(layers, "work"), Target: filepath.Join(a.bundle, rootfsName),
 		},
 	}
-	if m.oci != nil {
+	if a.launcher == nil {
 		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
 		config.Argv, config.Start = m.oci.createArgv(log, a.bundle, pidFile, a.record.ID), m.oci.startArgv(log, a.record.ID)
 	}

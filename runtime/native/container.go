@@ -182,7 +182,7 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 		Pod: a.config.Pod, Container: a.config.Container, Names: s.names,
 		Argv:   []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)},
 		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
-		Delegate: m.oci != nil && m.oci.subCgroup != "", Jail: m.oci == nil,
+		Delegate: a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil,
 	}))
 	if err != nil {
 		return err

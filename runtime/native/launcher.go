@@ -22,15 +22,46 @@ type Launcher interface {
 	Class() pod.ClassInfo
 	// Validate is that of [runtime.PodManager].
 	Validate(p *corev1.Pod) field.ErrorList
+	// PrepareImage does what takes long for an image that has just come, so that its first container starts quickly. It changes nothing but caches.
+	PrepareImage(ctx context.Context, image runtime.Image) error
 	// Prepare decides how an attempt is launched. spec is what an OCI runtime would be given; launch has all but Argv and Env. What it returns is
 	// written to config.json in the directory bundle. It changes nothing but caches.
 	Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error)
 }
 
+// Chooser is a [Launcher] for single containers of pods of the class pod-containers.
+type Chooser interface {
+	Launcher
+	// Asked says whether an annotation of the pod asks for it, for all of its containers or for some: which, Wants tells when the image is known. Of a pod
+	// that wants it for all Validate finds what cannot be honoured.
+	Asked(p *corev1.Pod) (all, some bool)
+	// Wants says whether it takes the container. spec is what the OCI runtime would be given.
+	Wants(config runtime.ContainerConfig, spec *specs.Spec) bool
+}
+
+// PrepareImage implements [runtime.ImagePreparer].
+func (m *Manager) PrepareImage(ctx context.Context, image runtime.Image) error {
+	if m.config.Launcher == nil || !m.class.Available {
+		return nil
+	}
+	return m.config.Launcher.PrepareImage(ctx, image)
+}
+
+// launcher is who launches a container; nil: the OCI runtime.
+func (m *Manager) launcher(config runtime.ContainerConfig, spec *specs.Spec) Launcher {
+	switch {
+	case m.config.Launcher != nil:
+		return m.config.Launcher
+	case m.config.Chooser != nil && m.config.Chooser.Wants(config, spec):
+		return m.config.Chooser
+	}
+	return nil
+}
+
 // runtimeName is what stands in the records of attempts.
-func (m *Manager) runtimeName() string {
-	if m.oci == nil {
-		return m.class.Name
+func (m *Manager) runtimeName(launcher Launcher) string {
+	if launcher != nil {
+		return launcher.Class().Name
 	}
 	return m.oci.name
 }

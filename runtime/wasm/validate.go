@@ -5,8 +5,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
+// ClassName is the runtime class.
+const ClassName = "pod-wasm"
+
 // Validate returns what a WebAssembly module cannot honour.
-func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
+func Validate(p *corev1.Pod) field.ErrorList {
 	var errs field.ErrorList
 	spec := field.NewPath("spec")
 	forbid := func(path *field.Path, why string) { errs = append(errs, field.Forbidden(path, why)) }
@@ -82,4 +85,24 @@ func validateSecurity(sc *corev1.SecurityContext, path *field.Path) field.ErrorL
 			[]corev1.SeccompProfileType{corev1.SeccompProfileTypeRuntimeDefault}))
 	}
 	return errs
+}
+
+// The annotations by which pods of other runtimes ask for WebAssembly: crun's, of the pod, and that of compat images, which has come to be used for
+// pods, too. "Smart" is for pods with other containers beside the modules.
+const (
+	annotationHandler = "run.oci.handler"
+	annotationVariant = "module.wasm.image/variant"
+)
+
+// Asked says whether a pod of another class asks for WebAssembly by an annotation, for all of its containers or for some.
+func Asked(p *corev1.Pod) (all, some bool) {
+	for name, values := range map[string][2]string{annotationHandler: {"wasm", "wasm-smart"}, annotationVariant: {"compat", "compat-smart"}} {
+		switch p.Annotations[name] {
+		case values[0]:
+			all = true
+		case values[1]:
+			some = true
+		}
+	}
+	return all, some && !all
 }

@@ -61,9 +61,14 @@ func report(results map[string]map[string]times) string {
 			p("| %s: %s / %s | %.1f | at least %.0f | %s |\n", t.thing, t.slow, t.quick, ratio, t.factor, met(ratio >= t.factor))
 		}
 	}
-	p("\nThe machine: %s, %d CPUs, load %s; %s; %s; %s.\n", strings.TrimSpace(first("uname", "-sr")), runtime.NumCPU(), load(),
-		first("systemctl", "--version"), first("podman", "--version"), first("crun", "--version"))
+	p("\n%s\n", machine())
 	return b.String()
+}
+
+// machine says what it was measured on.
+func machine() string {
+	return fmt.Sprintf("The machine: %s, %d CPUs, load %s; %s; %s; %s.", strings.TrimSpace(first("uname", "-sr")), runtime.NumCPU(), load(),
+		first("systemctl", "--version"), first("podman", "--version"), first("crun", "--version"))
 }
 
 func met(ok bool) string {

@@ -22,22 +22,31 @@ const (
 	maxSumsBytes = 1 << 20
 )
 
-// entryDir is where the machine code of a module is kept.
-func (e *wazeroEngine) entryDir(module []byte) string {
-	sum := sha256.Sum256(module)
-	return filepath.Join(e.cache, e.Version()+"-"+runtime.GOOS+"-"+runtime.GOARCH, hex.EncodeToString(sum[:]))
+// entryDir is where the machine code of a module is kept, by the digest of the module.
+func (e *wazeroEngine) entryDir(sum [sha256.Size]byte, o LoadOptions) string {
+	kind := e.Version() + "-" + runtime.GOOS + "-" + runtime.GOARCH
+	if o.Interruptible {
+		kind += "-interruptible"
+	}
+	return filepath.Join(e.cache, kind, hex.EncodeToString(sum[:]))
+}
+
+// Cached says whether the cache has an entry for the module of a digest, as Compile makes it. Load finds out whether it can be used.
+func Cached(cache string, sum [sha256.Size]byte) bool {
+	_, err := os.Stat(filepath.Join((&wazeroEngine{cache: cache}).entryDir(sum, LoadOptions{}), sumsName))
+	return err == nil
 }
 
 // loadCached loads from the cache, where it puts the machine code first when it is not there, or is not what was put there.
 func (e *wazeroEngine) loadCached(ctx context.Context, module []byte, o LoadOptions) (Program, error) {
-	dir := e.entryDir(module)
+	dir := e.entryDir(sha256.Sum256(module), o)
 	if intact(dir) {
 		p, err := loadFrom(ctx, module, o, dir)
 		if err == nil || ctx.Err() != nil {
 			return p, err
 		}
 	}
-	if err := e.fill(ctx, module, dir); err != nil {
+	if err := e.fill(ctx, module, o, dir); err != nil {
 		return nil, err
 	}
 	return loadFrom(ctx, module, o, dir)
@@ -56,7 +65,7 @@ func loadFrom(ctx context.Context, module []byte, o LoadOptions, dir string) (Pr
 }
 
 // fill makes the entry beside its place and moves it there; an entry that another process has put there meanwhile is as good.
-func (e *wazeroEngine) fill(ctx context.Context, module []byte, dir string) error {
+func (e *wazeroEngine) fill(ctx context.Context, module []byte, o LoadOptions, dir string) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return pod.Errorf(pod.Internal, "cannot make the compilation cache: %w", err)
@@ -66,7 +75,7 @@ func (e *wazeroEngine) fill(ctx context.Context, module []byte, dir string) erro
 		return pod.Errorf(pod.Internal, "cannot make the compilation cache: %w", err)
 	}
 	defer os.RemoveAll(work)
-	p, err := loadFrom(ctx, module, LoadOptions{}, work)
+	p, err := loadFrom(ctx, module, LoadOptions{Interruptible: o.Interruptible}, work)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/sha256"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,7 +32,7 @@ func TestCacheIsUsedAndRepaired(t *testing.T) {
 	if err := e.Compile(t.Context(), module); err != nil {
 		t.Fatal(err)
 	}
-	dir := e.(*wazeroEngine).entryDir(module)
+	dir := e.(*wazeroEngine).entryDir(sha256.Sum256(module), LoadOptions{})
 	if !intact(dir) {
 		t.Fatal("there is no intact entry")
 	}
@@ -106,7 +107,7 @@ func TestCacheIsShared(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if !intact(New(cache).(*wazeroEngine).entryDir(module)) {
+	if !intact(New(cache).(*wazeroEngine).entryDir(sha256.Sum256(module), LoadOptions{})) {
 		t.Error("there is no intact entry")
 	}
 }

@@ -23,7 +23,7 @@ const TrapCode = 134
 type Engine interface {
 	// Version is the engine's name and version. Machine code of another version is never run.
 	Version() string
-	// Compile checks a module and puts its machine code into the cache, unless it is there. Unsupported: a component, or a module that needs what
+	// Compile checks a module and puts its machine code into the cache, unless it is there, for a Load without options. Unsupported: a component, or a module that needs what
 	// this engine does not have; Invalid: no module.
 	Compile(ctx context.Context, module []byte) error
 	// Load is Compile, and keeps the result for one Run.
@@ -34,6 +34,8 @@ type Engine interface {
 type LoadOptions struct {
 	// MemoryBytes bounds the guest's linear memory: it cannot grow over it. 0: 4 GiB, all that there is. A part of a page does not count.
 	MemoryBytes int64
+	// Interruptible says that the context of Run may end before the guest does, also while it computes. That costs time in every loop and call.
+	Interruptible bool
 }
 
 // Program is a module that is ready to run, once.
@@ -41,7 +43,7 @@ type Program interface {
 	// Run runs the module to its end and returns the exit code: what it gave to proc_exit (at most 255), 0 when its function returned, [TrapCode] with
 	// an error that tells why when it trapped. An error of another exit code (-1) means that it never ran; the end of ctx is an error too.
 	//
-	// When ctx ends while the guest waits in a read or accept, Run returns and the guest is left behind: the caller is about to end the process.
+	// ctx may only end when the program is Interruptible. When it does while the guest waits in a read or accept, Run returns and the guest is left behind: the caller is about to end the process.
 	Run(ctx context.Context, config Config) (int, error)
 	// Close frees the program.
 	Close() error

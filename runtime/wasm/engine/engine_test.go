@@ -182,7 +182,7 @@ func TestStop(t *testing.T) {
 		{"sleeping", []string{"sleep", "3600000"}, nil}, {"computing", []string{"spin"}, nil}, {"reading", []string{"stdin"}, stdin},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := New(cacheDir).Load(t.Context(), testwasm.Guest(t), LoadOptions{})
+			p, err := New(cacheDir).Load(t.Context(), testwasm.Guest(t), LoadOptions{Interruptible: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -238,7 +238,7 @@ func TestListeners(t *testing.T) {
 	port := freePort(t)
 	config := Config{Dirs: []Dir{{Host: t.TempDir(), Guest: "/d"}}, Listeners: []Listener{{Host: "127.0.0.1", Port: port}}}
 	config.Args = []string{"guest", "serve", "4"} // after the directory, which is 3
-	p, err := New(cacheDir).Load(t.Context(), testwasm.Guest(t), LoadOptions{})
+	p, err := New(cacheDir).Load(t.Context(), testwasm.Guest(t), LoadOptions{Interruptible: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ type program struct {
 
 // load compiles with a cache of wazero's, which the program closes, or without (nil).
 func load(ctx context.Context, module []byte, o LoadOptions, cache wazero.CompilationCache) (*program, error) {
-	config := wazero.NewRuntimeConfig().WithCloseOnContextDone(true).WithDebugInfoEnabled(true)
+	config := wazero.NewRuntimeConfig().WithCloseOnContextDone(o.Interruptible).WithDebugInfoEnabled(true)
 	if o.MemoryBytes > 0 {
 		config = config.WithMemoryLimitPages(uint32(min(o.MemoryBytes/PageBytes, maxPages)))
 	}
@@ -96,12 +96,14 @@ func (p *program) Run(ctx context.Context, config Config) (int, error) {
 	if err := p.check(entry); err != nil {
 		return -1, err
 	}
-	module, closeDirs, err := moduleConfig(ctx, config)
+	wait := &poller{began: time.Now(), sockets: newSockets(config)}
+	wait.stdin, _ = config.Stdin.(*os.File)
+	module, closeDirs, err := moduleConfig(ctx, config, wait)
 	if err != nil {
 		return -1, err
 	}
 	defer closeDirs()
-	if _, err := wasi_snapshot_preview1.Instantiate(ctx, p.runtime); err != nil {
+	if err := instantiateWASI(ctx, p.runtime, wait); err != nil {
 		return -1, pod.Errorf(pod.Internal, "cannot set up WASI: %w", err)
 	}
 	if len(config.Listeners) > 0 {
@@ -181,9 +183,9 @@ func (p *program) check(entry string) error {
 }
 
 // moduleConfig translates. The function closes what was opened for it.
-func moduleConfig(ctx context.Context, config Config) (wazero.ModuleConfig, func(), error) {
+func moduleConfig(ctx context.Context, config Config, wait *poller) (wazero.ModuleConfig, func(), error) {
 	module := wazero.NewModuleConfig().WithName("").WithStartFunctions().WithArgs(config.Args...).
-		WithSysWalltime().WithSysNanotime().WithNanosleep(sleeper(ctx)).WithRandSource(rand.Reader).WithOsyield(func() { time.Sleep(0) })
+		WithSysWalltime().WithNanotime(wait.nanotime, sys.ClockResolution(1)).WithNanosleep(sleeper(ctx)).WithRandSource(rand.Reader).WithOsyield(func() { time.Sleep(0) })
 	for _, arg := range config.Args {
 		if arg == "" || strings.ContainsRune(arg, 0) {
 			return nil, nil, pod.Errorf(pod.Unsupported, "the argument %q cannot be passed to a WebAssembly module", arg)
@@ -215,14 +217,7 @@ func moduleConfig(ctx context.Context, config Config) (wazero.ModuleConfig, func
 
 // sleeper sleeps until ctx ends: the engine looks at it again when a sleep is over.
 func sleeper(ctx context.Context) sys.Nanosleep {
-	return func(ns int64) {
-		timer := time.NewTimer(time.Duration(ns))
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-	}
+	return func(ns int64) { sleep(ctx, time.Duration(ns)) }
 }
 
 // lastOfEach keeps the last value of each name, in the order of the names' first appearance.

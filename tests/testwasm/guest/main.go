@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -71,6 +72,8 @@ func do(verb string, args []string) error {
 		fmt.Println("allocated", sink>>20)
 	case "serve":
 		return serve(number)
+	case "serve-all":
+		return serveAll(number)
 	default:
 		return file(verb, arg(0), arg(1))
 	}
@@ -165,6 +168,34 @@ func serve(fd int) error {
 		if err := errors.Join(err, conn.Close()); err != nil {
 			fmt.Println("connection:", err)
 		}
+	}
+}
+
+// serveAll serves all connections at once, as net/http does: an idle one holds up no other, and an hour's timer none of them.
+func serveAll(fd int) error {
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		return err
+	}
+	l, err := net.FileListener(os.NewFile(uintptr(fd), "listener"))
+	if err != nil {
+		return err
+	}
+	time.AfterFunc(time.Hour, func() {})
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			request := make([]byte, 1024)
+			n, err := conn.Read(request)
+			if err == nil {
+				_, err = fmt.Fprintf(conn, "hello from wasm: %s", request[:n])
+			}
+			if err := errors.Join(err, conn.Close()); err != nil {
+				fmt.Println("connection:", err)
+			}
+		}()
 	}
 }
 

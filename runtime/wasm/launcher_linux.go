@@ -3,6 +3,7 @@ package wasm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"os"
@@ -15,17 +16,17 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/wasm/engine"
 )
-
-// ClassName is the runtime class.
-const ClassName = "pod-wasm"
 
 // listenVariable tells a guest its sockets.
 const listenVariable = "MAGIKPOD_LISTEN_FDS"
@@ -43,7 +44,18 @@ type Launcher struct {
 
 	mu        sync.Mutex
 	compiling map[string]*compilation // by path of the module
+	digests   map[fileKey][sha256.Size]byte
 }
+
+// fileKey is a file as long as nobody changes it. Those of images are never changed.
+type fileKey struct {
+	path             string
+	inode            uint64
+	size, sec, nanos int64
+}
+
+// maxDigests bounds what is remembered.
+const maxDigests = 1024
 
 // compilation is one that several containers may wait for.
 type compilation struct {
@@ -53,23 +65,26 @@ type compilation struct {
 
 // NewLauncher makes one. program is the path of magikwasm, cache the directory for machine code. That the program is missing is no error: Class says so.
 func NewLauncher(program, cache string) *Launcher {
-	l := &Launcher{program: program, cache: cache, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"}, compiling: map[string]*compilation{}}
+	l := &Launcher{program: program, cache: cache, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"}, compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{}}
 	if fi, err := os.Stat(program); err != nil || fi.Mode()&0o111 == 0 {
 		l.class.Available, l.class.Reason = false, program+" is not installed"
 	}
 	return l
 }
 
+// Validate implements native.Launcher: it is the function of that name.
+func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList { return Validate(p) }
+
 // Class says whether the class can be used.
 func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
 // Prepare finds the module, has it compiled, and makes the configuration that [Run] reads.
 func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error) {
-	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
-	if !path.IsAbs(name) {
-		name = path.Join(spec.Process.Cwd, name)
+	if errs := validateContainer(config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
+		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
 	}
-	file, err := findModule(config.Image.Rootfs, name)
+	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
+	file, err := findCommand(config.Image.Rootfs, name, spec.Process.Cwd, spec.Process.Env)
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
 	}
@@ -78,7 +93,7 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 	}
 	c := Config{
 		Module: file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
-		Root: spec.Root.Path, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
+		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
 		UID: spec.Process.User.UID, GID: spec.Process.User.GID, Groups: spec.Process.User.AdditionalGids, Sysctls: spec.Linux.Sysctl,
 		Mounts: volumesOf(config, spec), Listen: listeners(config.Container),
 	}
@@ -147,6 +162,59 @@ func volumesOf(config runtime.ContainerConfig, spec *specs.Spec) []Mount {
 	return mounts
 }
 
+// findCommand finds the module that a command names, as a shell would: a name without a slash in the directories of $PATH.
+func findCommand(rootfs runtime.Rootfs, name, cwd string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		if !path.IsAbs(name) {
+			name = path.Join(cwd, name)
+		}
+		return findModule(rootfs, name)
+	}
+	search := ""
+	for _, e := range env {
+		if value, ok := strings.CutPrefix(e, "PATH="); ok {
+			search = value
+		}
+	}
+	for _, dir := range append(strings.Split(search, ":"), cwd) { // images of modules alone have no /bin, and name the file
+		if !path.IsAbs(dir) {
+			continue
+		}
+		file, err := findModule(rootfs, path.Join(dir, name))
+		if pod.KindOf(err) != pod.NotFound || err == nil {
+			return file, err
+		}
+	}
+	return "", pod.Errorf(pod.NotFound, "there is no such file in the directories of PATH, %s, nor in %s", search, cwd)
+}
+
+// PrepareImage compiles the module that an image runs when it is not told what to run.
+func (l *Launcher) PrepareImage(ctx context.Context, image runtime.Image) error {
+	argv := append(image.Config.Entrypoint[:len(image.Config.Entrypoint):len(image.Config.Entrypoint)], image.Config.Cmd...)
+	if len(argv) == 0 {
+		return nil
+	}
+	name, _, _ := strings.Cut(argv[0], "#")
+	file, err := findCommand(image.Rootfs, name, path.Join("/", image.Config.WorkingDir), image.Config.Env)
+	if err != nil {
+		return nil // it is not for us
+	}
+	if err := l.compile(ctx, file); err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot compile %s of image %s: %w", name, image.Reference, err)
+	}
+	return nil
+}
+
+// Asked implements native.Chooser: it is the function of that name.
+func (l *Launcher) Asked(p *corev1.Pod) (all, some bool) { return Asked(p) }
+
+// Wants implements native.Chooser: of a pod that asks smartly it wants the containers whose command ends in .wasm.
+func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool {
+	all, some := l.Asked(config.Pod)
+	name, _, _ := strings.Cut(spec.Process.Args[0], "#")
+	return all || some && strings.HasSuffix(name, ".wasm")
+}
+
 // findModule returns the path on the host of a module in an image: in the uppermost layer that has the path. Symlinks are followed inside a layer.
 func findModule(rootfs runtime.Rootfs, name string) (string, error) {
 	for i := len(rootfs.Layers) - 1; i >= 0; i-- {
@@ -167,7 +235,7 @@ func moduleIn(layer, name string) (string, error) {
 		return "", err
 	}
 	defer root.Close()
-	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY, 0)
+	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY|unix.O_NONBLOCK, 0) // a layer may have a FIFO there
 	if err != nil {
 		return "", err
 	}
@@ -190,8 +258,37 @@ func moduleIn(layer, name string) (string, error) {
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
+// cached says whether the machine code of a module is in the cache.
+func (l *Launcher) cached(file string) bool {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return false
+	}
+	key := fileKey{file, st.Ino, st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec)}
+	l.mu.Lock()
+	sum, known := l.digests[key]
+	l.mu.Unlock()
+	if !known {
+		module, err := readModule(file)
+		if err != nil {
+			return false
+		}
+		sum = sha256.Sum256(module)
+		l.mu.Lock()
+		if len(l.digests) >= maxDigests {
+			clear(l.digests)
+		}
+		l.digests[key] = sum
+		l.mu.Unlock()
+	}
+	return engine.Cached(l.cache, sum)
+}
+
 // compile fills the cache by a process of its own, once for all containers that wait for the same module.
 func (l *Launcher) compile(ctx context.Context, file string) error {
+	if l.cached(file) {
+		return nil
+	}
 	l.mu.Lock()
 	c := l.compiling[file]
 	if c == nil {

@@ -1,0 +1,338 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/native"
+	"github.com/magikrun/magikpod/runtime/wasm"
+	"github.com/magikrun/magikpod/tests/host"
+	"github.com/magikrun/magikpod/units"
+)
+
+var wasmPods = flag.Int("wasm-pods", 100, "how many pods of the class pod-wasm run at once when their memory is looked at")
+
+// guests is where make bench builds the same Go program as a module and as a native program, and the command of wazero.
+const guests = "../../.cache/guests"
+
+// TestWasm compares the start of a module whose machine code is in the cache, as a container of a pod that is there, with the bare command of wazero,
+// with an empty transient unit, and with the same program as a native container; all of them until the program has made a file. Then it looks at the
+// memory of pods.
+func TestWasm(t *testing.T) {
+	host.IsInside(t, envBench, "make bench")
+	ctx := t.Context()
+	w := &wasmBench{dir: "/run/bench-wasm", state: "/var/lib/magikpod/bench-wasm"}
+	defer w.close()
+	if err := w.open(ctx); err != nil {
+		t.Fatal(err)
+	}
+	contenders := []struct {
+		name string
+		do   func(context.Context, string) error
+	}{
+		{"wasm", w.modules.start}, {"native", w.programs.start}, {"wazero", w.bare}, {"unit", w.emptyUnit},
+	}
+	results := map[string]times{}
+	for round := -1; round < *pairs; round++ { // the first one warms up, and fills the caches
+		for i := range contenders {
+			c := contenders[(i+max(round, 0))%len(contenders)]
+			time.Sleep(pause)
+			file := fmt.Sprintf("%s-%d", c.name, round+1)
+			began := time.Now()
+			if err := c.do(ctx, file); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			if took := time.Since(began); round >= 0 {
+				results[c.name] = append(results[c.name], took)
+			}
+			if err := w.settle(ctx, c.name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	one, err := podMemory(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	many, err := podMemory(ctx, *wasmPods)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := wasmReport(results, one, many)
+	t.Log("\n" + text)
+	if *write {
+		if err := os.WriteFile("../../docs/performance-wasm.md", []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// wasmBench is what is compared.
+type wasmBench struct {
+	dir, state        string
+	units             *units.Manager
+	conn              *systemd.Conn
+	modules, programs *starter
+	runs              int
+}
+
+func (w *wasmBench) open(ctx context.Context) error {
+	for _, dir := range []string{filepath.Join(w.dir, "data"), filepath.Join(w.state, "layers", "wasm"), filepath.Join(w.state, "layers", "native")} {
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			return err
+		}
+	}
+	for from, to := range map[string]string{"guest.wasm": "wasm/guest", "guest": "native/guest"} {
+		if err := command(ctx, "cp", filepath.Join(guests, from), filepath.Join(w.state, "layers", to)); err != nil {
+			return fmt.Errorf("%w (try: make bench)", err)
+		}
+	}
+	var err error
+	if w.units, err = units.Connect(ctx); err != nil {
+		return err
+	}
+	if w.conn, err = systemd.NewSystemConnectionContext(ctx); err != nil {
+		return err
+	}
+	if err := w.conn.Subscribe(); err != nil {
+		return err
+	}
+	config := native.Config{Units: w.units, RunDir: w.dir, StateDir: w.state, AgentPath: "/usr/libexec/magikpod/magikagent"}
+	if w.programs, err = w.starter(ctx, config, "native"); err != nil {
+		return err
+	}
+	config.Launcher = wasm.NewLauncher("/usr/libexec/magikpod/magikwasm", filepath.Join(w.state, "cache"))
+	w.modules, err = w.starter(ctx, config, "wasm")
+	return err
+}
+
+func (w *wasmBench) close() {
+	for _, s := range []*starter{w.modules, w.programs} {
+		if s != nil {
+			s.close()
+		}
+	}
+	if w.units != nil {
+		w.units.Close()
+	}
+	if w.conn != nil {
+		w.conn.Close()
+	}
+	_ = command(context.Background(), "rm", "-rf", w.dir, w.state) // the host goes anyway
+}
+
+// starter starts containers of one pod, one after the other.
+type starter struct {
+	manager *native.Manager
+	pod     *corev1.Pod
+	image   runtime.Image
+	data    string
+	attempt int
+}
+
+func (w *wasmBench) starter(ctx context.Context, config native.Config, layer string) (*starter, error) {
+	manager, err := native.New(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	manager.OnChange(func(pod.Ref) {})
+	grace := int64(1)
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bench", Name: layer, UID: types.UID("7b000000-0000-4000-8000-00000000000" + strconv.Itoa(len(layer)))},
+		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: &grace, HostNetwork: true, Containers: []corev1.Container{{Name: "main"}}},
+	}
+	s := &starter{manager: manager, pod: p, data: filepath.Join(w.dir, "data"), image: runtime.Image{
+		Reference: "bench", ID: "sha256:" + strings.Repeat("b", 64), Rootfs: runtime.Rootfs{Dir: filepath.Join(w.state, "layers"), Layers: []string{layer}},
+	}}
+	return s, manager.CreateSandbox(ctx, runtime.SandboxConfig{Pod: p, Network: runtime.Network{Host: true, Hostname: "bench"}, LogDir: filepath.Join(w.dir, "logs")})
+}
+
+func (s *starter) close() {
+	ctx := context.Background()
+	_, err := s.manager.DeleteSandbox(ctx, pod.RefOf(s.pod), 0)
+	if err := errors.Join(err, s.manager.Forget(ctx, pod.RefOf(s.pod)), s.manager.Close()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// start starts the container and waits for the file that its program makes.
+func (s *starter) start(ctx context.Context, file string) error {
+	s.attempt++
+	c := &s.pod.Spec.Containers[0]
+	c.Command = []string{"/guest", "write", "/data/" + file, "x"}
+	mount := runtime.Mount{Source: s.data, Destination: "/data", Propagation: "private"}
+	err := s.manager.RunContainer(ctx, runtime.ContainerConfig{Pod: s.pod, Container: c, Attempt: s.attempt, Image: s.image, Mounts: []runtime.Mount{mount}})
+	if err != nil {
+		return err
+	}
+	return s.await(ctx, filepath.Join(s.data, file))
+}
+
+func (s *starter) await(ctx context.Context, path string) error {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return fmt.Errorf("%s was not made", path)
+}
+
+// settle waits until a container that was started has ended.
+func (w *wasmBench) settle(ctx context.Context, name string) error {
+	s := map[string]*starter{"wasm": w.modules, "native": w.programs}[name]
+	if s == nil {
+		return nil
+	}
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		state, err := s.manager.Observe(ctx, pod.RefOf(s.pod))
+		if err != nil {
+			return err
+		}
+		if main := state.Containers["main"]; main.Stage == pod.ContainerExited {
+			if main.ExitCode != 0 {
+				return fmt.Errorf("the container of %s has ended with %d", name, main.ExitCode)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("the container of %s does not end", name)
+}
+
+// bare runs the command of wazero, with its own cache.
+func (w *wasmBench) bare(ctx context.Context, file string) error {
+	return command(ctx, guests+"/wazero", "run", "-cachedir", w.dir+"/wazero", "-mount", w.dir+"/data:/data", guests+"/guest.wasm", "write", "/data/"+file, "x")
+}
+
+// emptyUnit is one transient service that does nothing.
+func (w *wasmBench) emptyUnit(ctx context.Context, _ string) error {
+	w.runs++
+	done := make(chan string, 1)
+	_, err := w.conn.StartTransientUnitContext(ctx, fmt.Sprintf("bench-empty-%d.service", w.runs), "fail", []systemd.Property{
+		systemd.PropType("exec"), systemd.PropExecStart([]string{"/bin/true"}, false),
+	}, done)
+	if err != nil {
+		return err
+	}
+	if result := <-done; result != "done" {
+		return fmt.Errorf("the unit: %s", result)
+	}
+	return nil
+}
+
+// memory is what a pod's processes have, in KiB: private and their share (Pss).
+type memory struct{ pods, modulePrivate, modulePss, podPrivate, podPss int }
+
+// podMemory runs pods whose module sleeps and looks at the processes of all of them; the values are per pod.
+func podMemory(ctx context.Context, n int) (m memory, err error) {
+	defer func() {
+		err = errors.Join(err, command(context.WithoutCancel(ctx), "magikpodctl", "-n", "bench-memory", "delete", "--all", "--force"))
+	}()
+	if err := command(ctx, "magikpodctl", "image", "load", "--tag", "localhost/guest:1", guests+"/guest.wasm"); err != nil {
+		return m, err
+	}
+	for i := range n {
+		cmd := exec.CommandContext(ctx, "magikpodctl", "-n", "bench-memory", "run", "-f", "-")
+		cmd.Stdin = strings.NewReader(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p%d"}, "spec": {"runtimeClassName": "pod-wasm",
+ "terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": "localhost/guest:1", "args": ["sleep", "100000000"]}]}}`, i))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return m, fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	time.Sleep(3 * time.Second)
+	m.pods = n
+	procs, err := filepath.Glob("/proc/[0-9]*/smaps_rollup")
+	if err != nil {
+		return m, err
+	}
+	for _, file := range procs {
+		group, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
+		if !bytes.Contains(group, []byte("magikpod-bench")) {
+			continue
+		}
+		private, pss := rollup(file)
+		m.podPrivate, m.podPss = m.podPrivate+private, m.podPss+pss
+		if bytes.Contains(group, []byte("-main.service")) {
+			m.modulePrivate, m.modulePss = m.modulePrivate+private, m.modulePss+pss
+		}
+	}
+	for _, v := range []*int{&m.modulePrivate, &m.modulePss, &m.podPrivate, &m.podPss} {
+		*v /= n
+	}
+	return m, nil
+}
+
+func rollup(file string) (private, pss int) {
+	text, _ := os.ReadFile(file) // of a process that has just ended there is none
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		kb, _ := strconv.Atoi(fields[1])
+		switch fields[0] {
+		case "Private_Clean:", "Private_Dirty:":
+			private += kb
+		case "Pss:":
+			pss += kb
+		}
+	}
+	return private, pss
+}
+
+// wasmReport is docs/performance-wasm.md.
+func wasmReport(results map[string]times, one, many memory) string {
+	cell := func(name string) string {
+		t := results[name]
+		return fmt.Sprintf("%s (%s-%s)", ms(t.median()), ms(t.quantile(0.1)), ms(t.quantile(0.9)))
+	}
+	floor := results["wazero"].median() + results["unit"].median()
+	toFloor, toNative := float64(results["wasm"].median())/float64(floor), float64(results["wasm"].median())/float64(results["native"].median())
+	var b strings.Builder
+	fmt.Fprintf(&b, `# Performance of pod-wasm
+
+Written by %smake bench WRITE=1%s: one run, one disposable host, %d alternating rounds. The same Go program (tests/testwasm/guest) writes a file, and the time ends when the file is
+there. The module's machine code is in the cache of each. Medians in ms, with the lower and upper decile.
+
+| | ms |
+|---|---|
+| a module as a container of a pod that is there | %s |
+| the program as a native container of a pod that is there (crun) | %s |
+| the bare command of wazero, to its end | %s |
+| an empty transient service (Type=exec, /bin/true) | %s |
+
+| | ratio | target | |
+|---|---|---|---|
+| module / (wazero + empty unit) | %.2f | at most 1.5 | %s |
+| module / native container | %.2f | below 1 | %s |
+
+Memory of a pod whose module (3.2 MB, Go) sleeps, in KiB a pod; the rest of a pod is its pause process.
+
+| pods | module, private | module, Pss | pod, private | pod, Pss |
+|---|---|---|---|---|
+`, "`", "`", *pairs, cell("wasm"), cell("native"), cell("wazero"), cell("unit"), toFloor, met(toFloor <= 1.5), toNative, met(toNative < 1))
+	for _, m := range []memory{one, many} {
+		fmt.Fprintf(&b, "| %d | %d | %d | %d | %d |\n", m.pods, m.modulePrivate, m.modulePss, m.podPrivate, m.podPss)
+	}
+	b.WriteString("\n" + machine() + "\n")
+	return b.String()
+}
