@@ -19,6 +19,8 @@ const (
 	StatusCreated    = "created"
 	StatusStarted    = "started"
 	StatusNotStarted = "not started" // the OCI runtime could not, and its log tells why
+	// StatusOutOfMemory replaces StatusStarted before the end of a container that ran out of memory where systemd cannot see it: in a machine.
+	StatusOutOfMemory = "out of memory"
 )
 
 // barrierTimeout is how long the service manager may take to deal with a notification.

@@ -44,6 +44,7 @@ func TestProps(t *testing.T) {
 			Devices: []Device{{"/dev/fuse", "rwm"}}, Rlimits: []Rlimit{{"NOFILE", 10, 20}, {"CORE", 0, infinity}},
 		})),
 		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
+		"container-machine":    show(ContainerProps(ContainerUnit{Pod: privileged, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: time.Second, InMachine: true})),
 		"update":               show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
 		"update-nothing":       show(Limits{}.UpdateProps()),
 	} {
