@@ -117,7 +117,7 @@ func (m *testMachines) PrepareContainer(_ context.Context, s Sandbox, a Attempt,
 	}
 	c := standInConfig{Script: script, Status: agent.StatusStarted, Log: a.Log, Machine: filepath.Join(s.RunDir, "pid")}
 	if script == "exit 137" {
-		c.Status = agent.StatusOutOfMemory
+		c.Status = agent.StatusOOMKilled
 	}
 	return c, []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}, nil
 }

@@ -150,7 +150,7 @@ func ended(c *container, state pod.ContainerState, unit units.State) pod.Contain
 	state.StartedAt = unit.ExecMainStart
 	state.ExitCode, state.Signal = unit.ExitCode()
 	switch {
-	case unit.Result == "oom-kill", unit.StatusText == agent.StatusOutOfMemory:
+	case unit.Result == "oom-kill", unit.StatusText == agent.StatusOOMKilled:
 		state.Reason = pod.ReasonOOMKilled
 	case state.ExitCode == 0:
 		state.Reason = pod.ReasonCompleted
