@@ -104,10 +104,11 @@ type Daemon struct {
 func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
 		config: o.Config, registry: o.Registry, images: o.Images, networks: o.Networks, volumes: o.Volumes, host: o.Host, log: o.Log,
-		pulls: newPuller(o.Images), starts: make(chan struct{}, maxStarts),
-		byUID: make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]*runJob),
+		starts: make(chan struct{}, maxStarts),
+		byUID:  make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]*runJob),
 		busyAt: time.Now(),
 	}
+	d.pulls = newPuller(o.Images, d.prepareImage)
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}

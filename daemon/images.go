@@ -21,7 +21,8 @@ const maxPulls = 4
 
 // puller pulls images, each at most once at a time whoever asks for it.
 type puller struct {
-	store Images
+	store   Images
+	prepare func(context.Context, runtime.Image) // what the classes do for an image that has come
 
 	mu      sync.Mutex
 	pulling map[string]*pull
@@ -40,8 +41,8 @@ type pull struct {
 	listeners []func(image.Progress)
 }
 
-func newPuller(store Images) *puller {
-	return &puller{store: store, pulling: make(map[string]*pull), slots: make(chan struct{}, maxPulls)}
+func newPuller(store Images, prepare func(context.Context, runtime.Image)) *puller {
+	return &puller{store: store, prepare: prepare, pulling: make(map[string]*pull), slots: make(chan struct{}, maxPulls)}
 }
 
 // pull pulls reference, or joins a pull of it that runs. progress may be nil.
@@ -90,6 +91,9 @@ func (p *puller) run(ctx context.Context, reference string, one *pull) {
 				tell(at)
 			}
 		}})
+		if one.err == nil {
+			p.prepare(ctx, one.image)
+		}
 		<-p.slots
 	case <-ctx.Done():
 		one.err = ctx.Err()
@@ -174,7 +178,20 @@ func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOption
 
 // LoadImage reads an archive until its end.
 func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, tag string) ([]string, error) {
-	return d.images.Load(ctx, archive, image.LoadOptions{Tag: tag})
+	refs, err := d.images.Load(ctx, archive, image.LoadOptions{Tag: tag})
+	for _, ref := range refs {
+		if img, err := d.images.Resolve(ref); err == nil {
+			d.prepareImage(ctx, img)
+		}
+	}
+	return refs, err
+}
+
+// prepareImage has the runtime classes do for a new image what takes long. What goes wrong, the start of a container tells, too.
+func (d *Daemon) prepareImage(ctx context.Context, img runtime.Image) {
+	if err := d.registry.PrepareImage(ctx, img); err != nil {
+		d.log.Warn("cannot prepare an image", "image", img.Reference, "error", err)
+	}
 }
 
 // SaveImage writes the images as one archive.

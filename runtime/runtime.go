@@ -2,8 +2,11 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -69,6 +72,13 @@ type PodManager interface {
 	// OnChange sets the function that is called, from any goroutine and without blocking, when something about a pod has changed.
 	// It is called once, before any other method.
 	OnChange(changed func(ref pod.Ref))
+}
+
+// ImagePreparer is a [PodManager] that has work to do for an image, such as compiling it, which is better done when the image comes than when its first
+// container starts.
+type ImagePreparer interface {
+	// PrepareImage does it, or nothing for an image that this class does not run. An error is no reason to refuse the image: a start tells it again.
+	PrepareImage(ctx context.Context, image Image) error
 }
 
 // SandboxConfig is what a sandbox is made from.
@@ -234,6 +244,20 @@ func (r *Registry) Add(m PodManager) {
 		r.order = append(r.order, name)
 	}
 	r.managers[name] = m
+}
+
+// PrepareImage has each class do what it wants to do for an image that has just come.
+func (r *Registry) PrepareImage(ctx context.Context, image Image) error {
+	r.mu.RLock()
+	managers := slices.Collect(maps.Values(r.managers))
+	r.mu.RUnlock()
+	var errs []error
+	for _, m := range managers {
+		if p, ok := m.(ImagePreparer); ok {
+			errs = append(errs, p.PrepareImage(ctx, image))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Get returns the manager of the class. Unsupported: there is none of that name, or it cannot be used on this host (the error says why).

@@ -55,7 +55,7 @@ type Manager struct {
 
 	// mu guards everything that follows. Only run writes what units holds.
 	mu       sync.Mutex
-	onChange func(unit string)
+	onChange []*func(unit string)
 	units    map[string]*record
 	paths    map[dbus.ObjectPath]string // of the tracked units
 	jobs     map[uint32]*Job            // of ours, not done
@@ -177,12 +177,18 @@ func (m *Manager) Lost() <-chan struct{} { return m.lost }
 // Version returns systemd's version, such as "257.13-1~deb13u1".
 func (m *Manager) Version() string { return m.version }
 
-// OnChange sets the function that is called with the name of each tracked unit whose State has changed. It is called from one goroutine, and must
-// neither block nor call the manager's methods but State. Set it once, before the first unit is started or tracked.
-func (m *Manager) OnChange(changed func(unit string)) {
+// OnChange adds a function that is called with the name of each tracked unit whose State has changed, until the returned function is called. Every
+// runtime class adds one, and knows its own units. They are called from one goroutine, one after the other, and must neither block nor call the
+// manager's methods but State. Add one before the first unit that it wants to hear of is started or tracked.
+func (m *Manager) OnChange(changed func(unit string)) (remove func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.onChange = changed
+	m.onChange = append(slices.Clone(m.onChange), &changed)
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.onChange = slices.DeleteFunc(slices.Clone(m.onChange), func(f *func(string)) bool { return f == &changed })
+	}
 }
 
 // State returns what is known of a tracked unit; false when it is not tracked. It asks nobody.

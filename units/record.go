@@ -227,11 +227,14 @@ func (m *Manager) set(unit string, r *record, next State, seq dbus.Sequence) {
 	m.mu.Lock()
 	differs := r.state != next
 	r.state, r.seq = next, seq
-	changed := m.onChange
+	listeners := m.onChange
 	tracked := m.units[unit] == r
 	m.mu.Unlock()
-	if differs && tracked && changed != nil {
-		changed(unit)
+	if !differs || !tracked {
+		return
+	}
+	for _, changed := range listeners {
+		(*changed)(unit)
 	}
 }
 

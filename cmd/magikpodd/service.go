@@ -22,12 +22,16 @@ import (
 	"github.com/magikrun/magikpod/pod"
 	magikruntime "github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/native"
+	"github.com/magikrun/magikpod/runtime/wasm"
 	"github.com/magikrun/magikpod/units"
 	"github.com/magikrun/magikpod/volume"
 )
 
-// agentPath is where make install puts the helper; $MAGIKPOD_AGENT replaces it.
-const agentPath = "/usr/libexec/magikpod/magikagent"
+// Where make install puts the helpers; $MAGIKPOD_AGENT and $MAGIKPOD_WASM replace them.
+const (
+	agentPath = "/usr/libexec/magikpod/magikagent"
+	wasmPath  = "/usr/libexec/magikpod/magikwasm"
+)
 
 // networks joins the manager with the function that makes namespaces.
 type networks struct{ *netsetup.Manager }
@@ -74,14 +78,13 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 	if err != nil {
 		return err
 	}
-	containers, err := native.New(ctx, native.Config{
-		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, AgentPath: agent(), Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
-	})
+	containers, modules, err := classes(ctx, config, systemd, log)
 	if err != nil {
 		return err
 	}
 	var registry magikruntime.Registry
 	registry.Add(containers)
+	registry.Add(modules)
 	d, err := daemon.New(ctx, daemon.Options{
 		Config: config, Registry: &registry, Images: images, Networks: networks{network}, Volumes: volumes,
 		Host: daemon.ReadHost(version, systemd.Version()), Log: log,
@@ -112,11 +115,28 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 	return wait(ctx, config, log, systemd, d, server)
 }
 
-func agent() string {
-	if path := os.Getenv("MAGIKPOD_AGENT"); path != "" {
-		return path
+// classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it by an annotation, and pod-wasm.
+func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (containers, modules *native.Manager, err error) {
+	common := native.Config{
+		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, AgentPath: helper("MAGIKPOD_AGENT", agentPath),
+		Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
 	}
-	return agentPath
+	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"))
+	common.Chooser = launcher
+	if containers, err = native.New(ctx, common); err != nil {
+		return nil, nil, err
+	}
+	common.Chooser, common.Launcher = nil, launcher
+	modules, err = native.New(ctx, common)
+	return containers, modules, err
+}
+
+// helper is the path of a program that the daemon starts.
+func helper(variable, path string) string {
+	if replaced := os.Getenv(variable); replaced != "" {
+		return replaced
+	}
+	return path
 }
 
 // lock makes the directories and keeps a second daemon out of them.

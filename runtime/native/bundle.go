@@ -37,7 +37,9 @@ type attempt struct {
 	document any
 	// argv is the command of the unit; its last element is the path of its configuration.
 	argv []string
-	// refused is why a Launcher cannot launch it: a failed start.
+	// launcher launches it; nil: the OCI runtime, or a machine.
+	launcher Launcher
+	// refused is why a launcher cannot launch it: a failed start.
 	refused error
 }
 
@@ -87,10 +89,12 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	}
 	a.spec.Version = specVersion
 	a.argv = []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)}
+	a.launcher = m.launcher(config, a.spec)
+	a.record.Runtime = m.runtimeName(a.launcher)
 	a.document, a.launch = a.spec, m.launchConfig(s, a, nsPath(ns.mnt), binds)
-	if m.oci == nil {
+	if a.launcher != nil {
 		a.launch.NetNS, a.launch.IPCNS, a.launch.UTSNS = nsPath(ns.net), nsPath(ns.ipc), nsPath(ns.uts)
-		if a.document, err = m.config.Launcher.Prepare(ctx, config, a.bundle, a.spec, a.launch); err != nil {
+		if a.document, err = a.launcher.Prepare(ctx, config, a.bundle, a.spec, a.launch); err != nil {
 			if ctx.Err() != nil {
 				return nil, pod.Errorf(pod.Unavailable, "cannot run container %q: %w", name, context.Cause(ctx))
 			}
@@ -107,7 +111,7 @@ func (m *Manager) newAttempt(s *sandbox, config runtime.ContainerConfig) *attemp
 		config: config,
 		bundle: filepath.Join(s.dir, containersName, name),
 		record: attemptRecord{
-			Container: name, Attempt: config.Attempt, ID: newID(), Runtime: m.runtimeName(), Grace: grace(config.Pod),
+			Container: name, Attempt: config.Attempt, ID: newID(), Grace: grace(config.Pod),
 			Signal: int(stopSignal(config.Container, config.Image.Config)), StopAfter: config.StopAfter,
 		},
 	}
@@ -124,7 +128,7 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 			Upper: filepath.Join(layers, "upper"), Work: filepath.Join(layers, "work"), Target: filepath.Join(a.bundle, rootfsName),
 		},
 	}
-	if m.oci != nil {
+	if a.launcher == nil {
 		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
 		config.Argv, config.Start = m.oci.createArgv(log, a.bundle, pidFile, a.record.ID), m.oci.startArgv(log, a.record.ID)
 	}

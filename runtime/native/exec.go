@@ -49,8 +49,8 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 		}
 		return status, err
 	}
-	if m.config.Launcher != nil {
-		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "a container of the class %s has no second process", m.class.Name))
+	if m.config.Launcher != nil || m.config.Chooser != nil && record.Runtime == m.config.Chooser.Class().Name {
+		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "a container of the class %s has no second process", record.Runtime))
 	}
 	if m.oci == nil || m.oci.name != record.Runtime {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unavailable, "it was started by %s, which is not in use any more", record.Runtime))

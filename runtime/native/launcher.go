@@ -2,8 +2,6 @@ package native
 
 import (
 	"context"
-	"os"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
@@ -12,7 +10,6 @@ import (
 	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/units"
 )
 
 // class is what each class says of itself.
@@ -30,71 +27,46 @@ type class interface {
 // when the container runs. If it ends before, that is a failed start, and the last error in LaunchConfig.Log says why.
 type Launcher interface {
 	class
+	// PrepareImage does what takes long for an image that has just come, so that its first container starts quickly. It changes nothing but caches.
+	PrepareImage(ctx context.Context, image runtime.Image) error
 	// Prepare decides how an attempt is launched. spec is what an OCI runtime would be given; launch has all but Argv and Env. What it returns is
 	// written to config.json in the directory bundle. It changes nothing but caches.
 	Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error)
 }
 
-// SandboxLauncher runs the containers of a pod in a virtual machine. A class that does so is a [SandboxManager] with a SandboxLauncher: it has units,
-// logs, stop and adoption in common with this one, but nothing of a container on the host except the main process of its unit, which stands in
-// for it.
-//
-//	pause unit       the pod's network namespace, and the logs
-//	VM unit          the machine: the containers' units need it
-//	container units  a command for each, which starts the container in the machine and ends as that does
-//
-// The manager owns the units and calls these methods; what a call has made is found again by the Sandbox alone, by a later daemon too.
-type SandboxLauncher interface {
-	class
-	// PodLimits are the limits of the pod's slice, in which the machine has to fit.
-	PodLimits(p *corev1.Pod) units.Limits
-	// PrepareSandbox makes the files of a machine and returns the properties of its unit. The machine may start at once. It is called once for each life
-	// of the sandbox; after a call that has failed or was cut off, RemoveSandbox is called.
-	PrepareSandbox(ctx context.Context, s Sandbox, config runtime.SandboxConfig) ([]units.Property, error)
-	// ReadySandbox returns when containers can be run in the machine, whose unit is up. The pod's network is. It is called for each start of a container.
-	// Errors are of kind Unavailable when the machine is to blame.
-	ReadySandbox(ctx context.Context, s Sandbox, network *os.File) error
-	// RemoveSandbox removes what PrepareSandbox has made below RunDir, and all else that does not outlive the machine. It must do so after
-	// anything that PrepareSandbox or a crash has left.
-	RemoveSandbox(s Sandbox) error
-	// ForgetSandbox removes the rest.
-	ForgetSandbox(s Sandbox) error
-
-	// PrepareContainer decides how an attempt is launched: the unit runs argv, whose last element is the path of a file in a.Bundle; document is written
-	// to config.json there. The command tells READY=1, then STATUS=[agent.StatusStarted], when the container runs, and STATUS=[agent.StatusOOMKilled] before
-	// it ends for that reason. Signals are meant for the container. If it ends before it has started, the last error in a.Log, in the form
-	// that OCI runtimes have, says why. Errors of the kinds Invalid, NotFound and Unsupported blame the container: a failed start.
-	PrepareContainer(ctx context.Context, s Sandbox, a Attempt, config runtime.ContainerConfig) (document any, argv []string, err error)
-	// Signal sends a signal to a container's first process.
-	Signal(ctx context.Context, s Sandbox, container string, sig syscall.Signal) error
-	// Exec is that of [runtime.PodManager], for a container that runs.
-	Exec(ctx context.Context, s Sandbox, container string, p runtime.Process) (runtime.ExitStatus, error)
-	// Probe is that of [runtime.Prober], for a container that runs.
-	Probe(ctx context.Context, s Sandbox, container string, p runtime.Probe) (ok bool, message string, err error)
-	// Stats reads what the running containers use.
-	Stats(ctx context.Context, s Sandbox) (map[string]pod.ResourceUse, error)
+// Chooser is a [Launcher] for single containers of pods of the class pod-containers.
+type Chooser interface {
+	Launcher
+	// Asked says whether an annotation of the pod asks for it, for all of its containers or for some: which, Wants tells when the image is known. Of a pod
+	// that wants it for all Validate finds what cannot be honoured.
+	Asked(p *corev1.Pod) (all, some bool)
+	// Wants says whether it takes the container. spec is what the OCI runtime would be given.
+	Wants(config runtime.ContainerConfig, spec *specs.Spec) bool
 }
 
-// Sandbox names the sandbox of a pod for a [SandboxLauncher].
-type Sandbox struct {
-	Ref   pod.Ref
-	Names units.PodNames
-	// RunDir goes with the machine's boot at the latest, StateDir stays until the pod is forgotten. Both are the launcher's own; it makes them.
-	RunDir, StateDir string
+// PrepareImage implements [runtime.ImagePreparer].
+func (m *Manager) PrepareImage(ctx context.Context, image runtime.Image) error {
+	if m.config.Launcher == nil || !m.class.Available {
+		return nil
+	}
+	return m.config.Launcher.PrepareImage(ctx, image)
 }
 
-// Attempt names one attempt at a container for a [SandboxLauncher].
-type Attempt struct {
-	ID     string
-	Number int
-	Bundle string // a directory, which exists when the unit starts
-	Log    string // a file
+// launcher is who launches a container; nil: the OCI runtime.
+func (m *Manager) launcher(config runtime.ContainerConfig, spec *specs.Spec) Launcher {
+	switch {
+	case m.config.Launcher != nil:
+		return m.config.Launcher
+	case m.config.Chooser != nil && m.config.Chooser.Wants(config, spec):
+		return m.config.Chooser
+	}
+	return nil
 }
 
 // runtimeName is what stands in the records of attempts.
-func (m *Manager) runtimeName() string {
-	if m.oci == nil {
-		return m.class.Name
+func (m *Manager) runtimeName(launcher Launcher) string {
+	if launcher != nil {
+		return launcher.Class().Name
 	}
 	return m.oci.name
 }

@@ -153,7 +153,7 @@ func (m *Manager) prepareInMachine(ctx context.Context, s *sandbox, config runti
 		return nil, pod.Errorf(kindOr(err, pod.Unavailable), "cannot run container %q: %w", name, err)
 	}
 	a := m.newAttempt(s, config)
-	a.record.OwnPID = true
+	a.record.OwnPID, a.record.Runtime = true, m.class.Name
 	var err error
 	a.document, a.argv, err = m.config.Sandboxes.PrepareContainer(ctx, m.machine(s),
 		Attempt{ID: a.record.ID, Number: config.Attempt, Bundle: a.bundle, Log: filepath.Join(a.bundle, runtimeLog)}, config)

@@ -198,7 +198,11 @@ func (w *world) leftovers() string {
 		return err.Error()
 	}
 	left = append(left, names...)
-	for _, dir := range []string{w.config.RunDir + "/pods", w.config.RunDir + "/runtime/" + w.runtimeName(), w.config.StateDir + "/pods"} {
+	name := w.class.Name
+	if w.oci != nil {
+		name = w.oci.name
+	}
+	for _, dir := range []string{w.config.RunDir + "/pods", w.config.RunDir + "/runtime/" + name, w.config.StateDir + "/pods"} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			left = append(left, err.Error())

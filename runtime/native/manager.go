@@ -37,6 +37,8 @@ type Config struct {
 	Launcher Launcher
 	// Sandboxes, when not nil, runs the containers in virtual machines instead of on this host; see [NewSandboxManager].
 	Sandboxes SandboxLauncher
+	// Chooser, when not nil, takes single containers from the OCI runtime: those whose pod asks for it by an annotation.
+	Chooser Chooser
 	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
 	PIDsLimit int64
 	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
@@ -54,6 +56,7 @@ type Manager struct {
 	facts  oci.HostFacts
 	owner  agent.Owner
 
+	deaf       func() // ends the calls of unitChanged
 	changed    atomic.Pointer[func(ref pod.Ref)]
 	background sync.WaitGroup
 	ctx        context.Context // of what goes on in the background
@@ -65,9 +68,12 @@ type Manager struct {
 	byUnit    map[string]*sandbox
 }
 
-var _ runtime.PodManager = (*Manager)(nil)
+var (
+	_ runtime.PodManager    = (*Manager)(nil)
+	_ runtime.ImagePreparer = (*Manager)(nil)
+)
 
-// New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so. It takes over config.Units.OnChange.
+// New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so.
 func New(ctx context.Context, config Config) (*Manager, error) {
 	for _, path := range []*string{&config.RunDir, &config.StateDir, &config.AgentPath} {
 		if !filepath.IsAbs(*path) {
@@ -100,12 +106,13 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 		}
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	m.units.OnChange(m.unitChanged)
+	m.deaf = m.units.OnChange(m.unitChanged)
 	return m, nil
 }
 
 // Close ends what goes on in the background and forgets the namespaces. The pods go on; another manager can adopt them.
 func (m *Manager) Close() error {
+	m.deaf()
 	m.cancel()
 	m.mu.Lock()
 	m.closed = true

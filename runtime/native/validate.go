@@ -31,6 +31,22 @@ func (m *Manager) Validate(p *corev1.Pod) field.ErrorList {
 			errs = append(errs, validateContainer(&containers[i], spec.Child(list).Index(i))...)
 		}
 	}
+	return append(errs, m.validateChosen(p)...)
+}
+
+// validateChosen is what the Chooser has to say of a pod that asks for it.
+func (m *Manager) validateChosen(p *corev1.Pod) field.ErrorList {
+	if m.config.Chooser == nil {
+		return nil
+	}
+	all, some := m.config.Chooser.Asked(p)
+	var errs field.ErrorList
+	if class := m.config.Chooser.Class(); !class.Available && (all || some) {
+		errs = append(errs, field.Forbidden(field.NewPath("metadata", "annotations"), "WebAssembly is asked for, and cannot be run: "+class.Reason))
+	}
+	if all {
+		errs = append(errs, m.config.Chooser.Validate(p)...)
+	}
 	return errs
 }
 

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/safepath"
@@ -65,11 +67,11 @@ func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
 // Prepare finds the module, has it compiled, and makes the configuration that [Run] reads.
 func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error) {
-	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
-	if !path.IsAbs(name) {
-		name = path.Join(spec.Process.Cwd, name)
+	if errs := validateContainer(config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
+		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
 	}
-	file, err := findModule(config.Image.Rootfs, name)
+	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
+	file, err := findCommand(config.Image.Rootfs, name, spec.Process.Cwd, spec.Process.Env)
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
 	}
@@ -147,6 +149,76 @@ func volumesOf(config runtime.ContainerConfig, spec *specs.Spec) []Mount {
 	return mounts
 }
 
+// findCommand finds the module that a command names, as a shell would: a name without a slash in the directories of $PATH.
+func findCommand(rootfs runtime.Rootfs, name, cwd string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		if !path.IsAbs(name) {
+			name = path.Join(cwd, name)
+		}
+		return findModule(rootfs, name)
+	}
+	search := ""
+	for _, e := range env {
+		if value, ok := strings.CutPrefix(e, "PATH="); ok {
+			search = value
+		}
+	}
+	for _, dir := range append(strings.Split(search, ":"), cwd) { // images of modules alone have no /bin, and name the file
+		if !path.IsAbs(dir) {
+			continue
+		}
+		file, err := findModule(rootfs, path.Join(dir, name))
+		if pod.KindOf(err) != pod.NotFound || err == nil {
+			return file, err
+		}
+	}
+	return "", pod.Errorf(pod.NotFound, "there is no such file in the directories of PATH, %s, nor in %s", search, cwd)
+}
+
+// PrepareImage compiles the module that an image runs when it is not told what to run.
+func (l *Launcher) PrepareImage(ctx context.Context, image runtime.Image) error {
+	argv := append(image.Config.Entrypoint[:len(image.Config.Entrypoint):len(image.Config.Entrypoint)], image.Config.Cmd...)
+	if len(argv) == 0 {
+		return nil
+	}
+	name, _, _ := strings.Cut(argv[0], "#")
+	file, err := findCommand(image.Rootfs, name, path.Join("/", image.Config.WorkingDir), image.Config.Env)
+	if err != nil {
+		return nil // it is not for us
+	}
+	if err := l.compile(ctx, file); err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot compile %s of image %s: %w", name, image.Reference, err)
+	}
+	return nil
+}
+
+// The annotations by which pods of other runtimes ask for WebAssembly: crun's, of the pod, and that of compat images, which has come to be used for
+// pods, too. "Smart" is for pods with other containers beside the modules.
+const (
+	annotationHandler = "run.oci.handler"
+	annotationVariant = "module.wasm.image/variant"
+)
+
+// Asked implements native.Chooser.
+func (l *Launcher) Asked(p *corev1.Pod) (all, some bool) {
+	for name, values := range map[string][2]string{annotationHandler: {"wasm", "wasm-smart"}, annotationVariant: {"compat", "compat-smart"}} {
+		switch p.Annotations[name] {
+		case values[0]:
+			all = true
+		case values[1]:
+			some = true
+		}
+	}
+	return all, some && !all
+}
+
+// Wants implements native.Chooser: of a pod that asks smartly it wants the containers whose command ends in .wasm.
+func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool {
+	all, some := l.Asked(config.Pod)
+	name, _, _ := strings.Cut(spec.Process.Args[0], "#")
+	return all || some && strings.HasSuffix(name, ".wasm")
+}
+
 // findModule returns the path on the host of a module in an image: in the uppermost layer that has the path. Symlinks are followed inside a layer.
 func findModule(rootfs runtime.Rootfs, name string) (string, error) {
 	for i := len(rootfs.Layers) - 1; i >= 0; i-- {
@@ -167,7 +239,7 @@ func moduleIn(layer, name string) (string, error) {
 		return "", err
 	}
 	defer root.Close()
-	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY, 0)
+	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY|unix.O_NONBLOCK, 0) // a layer may have a FIFO there
 	if err != nil {
 		return "", err
 	}
