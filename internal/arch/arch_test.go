@@ -15,25 +15,29 @@ const module = "github.com/magikrun/magikpod/"
 
 // layers is the table: a package may import packages of a lower layer only. internal/* and tests/* stand beside it.
 var layers = map[string]int{
-	"pod":                 0,
-	"runtime":             1,
-	"image":               2,
-	"volume":              2,
-	"netsetup":            2,
-	"units":               2,
-	"runtime/oci":         2,
-	"agent":               2,
-	"runtime/native":      3,
-	"runtime/wasm/engine": 2,
-	"runtime/wasm":        3,
-	"runtime/microvm":     3,
-	"daemon":              4,
-	"dbus":                4,
-	"cmd/magikpodd":       5,
-	"cmd/magikpodctl":     5,
-	"cmd/magikagent":      5,
-	"cmd/magikwasm":       5,
-	"runtime/runtimetest": 3, // imported by tests only
+	"pod":                        0,
+	"runtime":                    1,
+	"image":                      2,
+	"volume":                     2,
+	"netsetup":                   2,
+	"units":                      2,
+	"runtime/oci":                2,
+	"agent":                      2,
+	"runtime/native":             3,
+	"runtime/wasm/engine":        2,
+	"runtime/wasm":               3,
+	"runtime/microvm":            3,
+	"runtime/microvm/vmm":        1,
+	"runtime/microvm/guestimage": 2,
+	"runtime/microvm/disks":      2,
+	"runtime/microvm/supervise":  2,
+	"daemon":                     4,
+	"dbus":                       4,
+	"cmd/magikpodd":              5,
+	"cmd/magikpodctl":            5,
+	"cmd/magikagent":             5,
+	"cmd/magikwasm":              5,
+	"runtime/runtimetest":        3, // imported by tests only
 }
 
 // forbidden names imports that a package must not have, directly, and why.
