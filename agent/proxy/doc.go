@@ -8,5 +8,5 @@
 //
 // What does not belong here: the machine (runtime/microvm), other actions than those of a container's life (agent/client).
 //
-// Layer L3: it may import agent, agent/client and agent/wire.
+// Layer L2: it may import agent, agent/client and agent/wire.
 package proxy

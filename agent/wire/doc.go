@@ -7,5 +7,5 @@
 // What belongs here: what both sides must agree on. What does not: sockets (agent/client, agent/guest). It imports the standard library only and does
 // no IO but on the streams that it is given.
 //
-// Layer L1.
+// Layer L0.
 package wire
