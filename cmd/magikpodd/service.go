@@ -28,10 +28,12 @@ import (
 	"github.com/magikrun/magikpod/volume"
 )
 
-// Where make install puts the helpers; $MAGIKPOD_AGENT, $MAGIKPOD_WASM and $MAGIKPOD_GUEST replace them.
+// Where make install puts the helpers; $MAGIKPOD_AGENT, $MAGIKPOD_WASM,
+// $MAGIKPOD_VMM and $MAGIKPOD_GUEST replace them.
 const (
 	agentPath = "/usr/libexec/magikpod/magikagent"
 	wasmPath  = "/usr/libexec/magikpod/magikwasm"
+	vmmPath   = "/usr/libexec/magikpod/magikvmm"
 	guestPath = "/usr/libexec/magikpod/magikguest"
 )
 
@@ -148,7 +150,8 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 func machines(config daemon.Config, agent string) *microvm.Launcher {
 	c := &config.MicroVM
 	return microvm.NewLauncher(microvm.Config{
-		StateDir: filepath.Join(config.StateDir, "microvm"), AgentPath: agent, GuestPath: helper("MAGIKPOD_GUEST", guestPath),
+		StateDir: filepath.Join(config.StateDir, "microvm"), AgentPath: agent,
+		SupervisorPath: helper("MAGIKPOD_VMM", vmmPath), GuestPath: helper("MAGIKPOD_GUEST", guestPath),
 		Driver: c.VMM, Program: c.Program, Machine: c.Machine, Accel: c.Accel, Kernel: c.Kernel, Runtime: c.Runtime,
 		MemoryBytes: c.Memory.Value(), CPUs: c.CPUs, ScratchBytes: c.Scratch.Value(), PIDsLimit: config.PIDsLimit,
 	})

@@ -64,6 +64,7 @@ func (m *Manager) startMachine(ctx context.Context, s *sandbox, config runtime.S
 	if err := m.fault("prepare machine"); err != nil {
 		return err
 	}
+	config.Network.NetNS = s.ns.net // kept as long as the sandbox, so that others can find it by its path
 	props, err := m.config.Sandboxes.PrepareSandbox(ctx, m.machine(s), config)
 	if err != nil {
 		return err

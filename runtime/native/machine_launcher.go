@@ -26,7 +26,7 @@ type SandboxLauncher interface {
 	// PodLimits are the limits of the pod's slice, in which the machine has to fit.
 	PodLimits(p *corev1.Pod) units.Limits
 	// PrepareSandbox makes the files of a machine and returns the properties of its unit. The machine may start at once. It is called once for each life
-	// of the sandbox; after a call that has failed or was cut off, RemoveSandbox is called.
+	// of the sandbox; after a call that has failed or was cut off, RemoveSandbox is called. The network namespace of config stays open in this process.
 	PrepareSandbox(ctx context.Context, s Sandbox, config runtime.SandboxConfig) ([]units.Property, error)
 	// ReadySandbox returns when containers can be run in the machine, whose unit is up. The pod's network is. It is called for each start of a container.
 	// Errors are of kind Unavailable when the machine is to blame.
