@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/magikrun/magikpod/internal/nsfile"
@@ -21,10 +22,10 @@ type Config struct {
 	// UID and GID are the monitor's own, not 0; see [UserOf].
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
-	// Dir is a directory of this machine alone, made by who writes the configuration. The sockets of VM (Control, Vsock.Path, Share.Socket) lie in it, without
-	// directories in between, and go with the machine.
-	Dir string     `json:"dir"`
-	VM  vmm.Config `json:"vm"`
+	// Dir is a directory of this machine alone, which only root can enter; who writes the configuration makes it. The supervisor removes what it makes in it.
+	Dir string `json:"dir"`
+	// VM is the machine. Its sockets lie where SetPaths puts them.
+	VM vmm.Config `json:"vm"`
 	// PowerOffMillis is how long the guest may take to power off when the unit is stopped (SIGTERM); 0: 5 s.
 	PowerOffMillis int `json:"powerOffMillis,omitempty"`
 }
@@ -54,6 +55,24 @@ func (c *Config) powerOff() time.Duration {
 	}
 	return time.Duration(c.PowerOffMillis) * time.Millisecond
 }
+
+// SetPaths sets the paths of the machine's sockets. Those that the monitor or a helper makes itself are in a directory that the machine's user may write to: the
+// state, which root trusts, is not.
+func (c *Config) SetPaths() {
+	c.VM.Control = filepath.Join(c.Dir, "control")
+	if c.VM.Driver == (vmm.Firecracker{}).Name() {
+		c.VM.Control = filepath.Join(c.socketDir(), "control")
+	}
+	if c.VM.Vsock.Kind != vmm.VsockVhost {
+		c.VM.Vsock.Path = filepath.Join(c.socketDir(), "vsock")
+	}
+	if c.VM.Share != nil {
+		c.VM.Share.Socket = filepath.Join(c.Dir, "share")
+	}
+}
+
+// socketDir belongs to the machine's user.
+func (c *Config) socketDir() string { return filepath.Join(c.Dir, "s") }
 
 // ReadConfig reads a configuration. Unknown fields are errors: a file of another version is not understood by half.
 func ReadConfig(path string) (*Config, error) {

@@ -145,10 +145,12 @@ type Command struct {
 	Env  []string // KEY=VALUE; the whole environment
 	// FDs become the descriptors 3, 4, ... of the program.
 	FDs []FD
-	// Mounts are the files and directories of the host that the program sees; nothing else is there, but for an empty /tmp, and /dev with null, zero, urandom.
+	// Mounts are the files and directories of the host that the program sees; nothing else is there, but for /dev with null, zero and urandom.
 	Mounts []Mount
 	// Files are small files that are made for it, by path.
 	Files map[string]string
+	// Root: it stays root, and sees /proc. Otherwise it gets the machine's user.
+	Root bool
 }
 
 // FDKind is a way to make a descriptor.
