@@ -25,7 +25,7 @@ var layers = map[string]int{
 	"agent":               2,
 	"agent/wire":          1,
 	"agent/client":        2,
-	"agent/guest":         2,
+	"agent/guest":         3,
 	"agent/proxy":         3,
 	"runtime/native":      3,
 	"runtime/wasm/engine": 2,
@@ -37,6 +37,7 @@ var layers = map[string]int{
 	"cmd/magikpodctl":     5,
 	"cmd/magikagent":      5,
 	"cmd/magikwasm":       5,
+	"cmd/magikguest":      5,
 	"runtime/runtimetest": 3, // imported by tests only
 }
 
