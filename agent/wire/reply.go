@@ -199,7 +199,9 @@ type Exit struct {
 	Signal int    `json:"signal,omitempty"` // that killed it
 	OOM    bool   `json:"oom,omitempty"`    // it was killed because its memory was used up
 	// TimedOut says that the time of an exec was over.
-	TimedOut   bool      `json:"timed_out,omitempty"`
+	TimedOut bool `json:"timed_out,omitempty"`
+	// Error says why an exec could not be run (Code is 126 or 127 then); nothing has said so on its outputs.
+	Error      string    `json:"error,omitempty"`
 	FinishedAt time.Time `json:"finished_at,omitzero"`
 	// Message is the end of the termination message, at most [MaxMessage] bytes.
 	Message []byte `json:"message,omitempty"`
@@ -216,6 +218,7 @@ func (e *Exit) Check() {
 	if e.Signal > 0 {
 		e.Code = 128 + e.Signal
 	}
+	e.Error = clean(e.Error)
 	if len(e.Message) > MaxMessage {
 		e.Message = e.Message[len(e.Message)-MaxMessage:]
 	}

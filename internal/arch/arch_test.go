@@ -42,6 +42,7 @@ var layers = map[string]int{
 	"cmd/magikvmm":               5,
 	"cmd/magikagent":             5,
 	"cmd/magikwasm":              5,
+	"cmd/magikguest":             5,
 	"runtime/runtimetest":        3, // imported by tests only
 }
 
