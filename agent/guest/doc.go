@@ -12,5 +12,5 @@
 //
 // What does not belong here: deciding what runs (pod, on the host).
 //
-// Layer L2.: it may import agent and agent/wire. magikguest is a program of its own because every pod pays for what magikagent is made of.
+// Layer L2: it may import agent and agent/wire. magikguest is a program of its own because every pod pays for what magikagent is made of.
 package guest

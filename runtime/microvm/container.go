@@ -15,11 +15,10 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
-	"github.com/magikrun/magikpod/runtime/native"
 )
 
 // PrepareContainer implements native.SandboxLauncher. The disk with the image is plugged, and the container's directories of the host are shown in the share.
-func (l *Launcher) PrepareContainer(ctx context.Context, s native.Sandbox, a native.Attempt, config runtime.ContainerConfig) (any, []string, error) {
+func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
 	m, err := l.machine(s)
 	if err != nil {
 		return nil, nil, err
@@ -69,7 +68,7 @@ func (l *Launcher) plug(ctx context.Context, m *machine, image runtime.Image) (s
 }
 
 // bind shows parts of the host in the share, each once: what is bound stays until the machine ends, also over a restart of the daemon.
-func (m *machine) bind(s native.Sandbox, wanted []shared) error {
+func (m *machine) bind(s runtime.Machine, wanted []shared) error {
 	file := filepath.Join(s.RunDir, sharesFile)
 	if m.shares == nil {
 		m.shares = map[string]bool{}
@@ -93,7 +92,7 @@ func (m *machine) bind(s native.Sandbox, wanted []shared) error {
 }
 
 // call runs one request to the agent of a machine.
-func (l *Launcher) call(s native.Sandbox, do func(*client.Client) error) error {
+func (l *Launcher) call(s runtime.Machine, do func(*client.Client) error) error {
 	m, err := l.machine(s)
 	if err != nil {
 		return err
@@ -104,12 +103,12 @@ func (l *Launcher) call(s native.Sandbox, do func(*client.Client) error) error {
 }
 
 // Signal implements native.SandboxLauncher.
-func (l *Launcher) Signal(ctx context.Context, s native.Sandbox, container string, sig syscall.Signal) error {
+func (l *Launcher) Signal(ctx context.Context, s runtime.Machine, container string, sig syscall.Signal) error {
 	return l.call(s, func(c *client.Client) error { return c.Signal(ctx, container, sig) })
 }
 
 // Probe implements native.SandboxLauncher.
-func (l *Launcher) Probe(ctx context.Context, s native.Sandbox, container string, p runtime.Probe) (ok bool, message string, err error) {
+func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container string, p runtime.Probe) (ok bool, message string, err error) {
 	request := wire.Probe{Container: container, Timeout: p.Timeout.Milliseconds(), Exec: p.Exec}
 	if h := p.HTTP; h != nil {
 		request.HTTP = &wire.HTTPProbe{Scheme: h.Scheme, Host: h.Host, Port: h.Port, Path: h.Path}
@@ -126,7 +125,7 @@ func (l *Launcher) Probe(ctx context.Context, s native.Sandbox, container string
 }
 
 // Stats implements native.SandboxLauncher.
-func (l *Launcher) Stats(ctx context.Context, s native.Sandbox) (map[string]pod.ResourceUse, error) {
+func (l *Launcher) Stats(ctx context.Context, s runtime.Machine) (map[string]pod.ResourceUse, error) {
 	var reply wire.StatsReply
 	if err := l.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx, ""); return err }); err != nil {
 		return nil, err

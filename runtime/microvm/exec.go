@@ -9,11 +9,10 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/runtime/native"
 )
 
 // Exec implements native.SandboxLauncher.
-func (l *Launcher) Exec(ctx context.Context, s native.Sandbox, container string, p runtime.Process) (runtime.ExitStatus, error) {
+func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error) {
 	request := wire.Exec{
 		Container: container, Args: p.Args, Env: p.Env, Cwd: p.WorkingDir, User: p.User, TTY: p.TTY, Stdin: p.Stdin != nil, Timeout: p.Timeout.Milliseconds(),
 	}

@@ -22,7 +22,6 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
-	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -37,9 +36,6 @@ const (
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
 	sharesFile  = "shares.json"
-	controlFile = "control.sock"
-	vsockFile   = "vsock.sock"
-	shareFile   = "share.sock"
 	scratchFile = "scratch.img"
 
 	maxRecordBytes = 1 << 20
@@ -74,7 +70,7 @@ type machine struct {
 }
 
 // machine returns what is known of the machine of a sandbox, read from its files if need be. It is locked.
-func (l *Launcher) machine(s native.Sandbox) (*machine, error) {
+func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
 	l.mu.Lock()
 	m := l.machines[s.RunDir]
 	if m == nil {
@@ -109,7 +105,7 @@ func (r *record) address() client.Address {
 }
 
 // PrepareSandbox implements native.SandboxLauncher.
-func (l *Launcher) PrepareSandbox(ctx context.Context, s native.Sandbox, config runtime.SandboxConfig) ([]units.Property, error) {
+func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config runtime.SandboxConfig) ([]units.Property, error) {
 	if config.Network.NetNS == nil {
 		return nil, pod.Errorf(pod.Unsupported, "a machine has no part in the host's network")
 	}
@@ -148,7 +144,7 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s native.Sandbox, config 
 }
 
 // recordOf decides what a machine is.
-func (l *Launcher) recordOf(s native.Sandbox, config runtime.SandboxConfig) *record {
+func (l *Launcher) recordOf(s runtime.Machine, config runtime.SandboxConfig) *record {
 	p := config.Pod
 	r := &record{
 		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: l.sizeOf(p),
@@ -160,20 +156,17 @@ func (l *Launcher) recordOf(s native.Sandbox, config runtime.SandboxConfig) *rec
 	cid := newCID()
 	vm := l.base
 	vm.CPUs, vm.MemoryMiB = r.Size.CPUs, r.Size.MemoryMiB
-	vm.Control = filepath.Join(s.RunDir, controlFile)
 	vm.Vsock.CID = cid
-	if vm.Vsock.Kind != vmm.VsockVhost {
-		vm.Vsock.Path = filepath.Join(s.RunDir, vsockFile)
-	}
 	if l.share != "" && needsShare(p) {
-		vm.Share = &vmm.Share{Tag: shareTag, Daemon: l.share, Socket: filepath.Join(s.RunDir, shareFile)}
+		vm.Share = &vmm.Share{Tag: shareTag, Daemon: l.share}
 	}
 	start, _ := nsfile.StartTime(os.Getpid()) // 0 is not checked
 	r.VMM = supervise.Config{
 		Owner: nsfile.Owner{PID: os.Getpid(), StartTime: start},
 		NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), config.Network.NetNS.Fd()),
-		UID:   supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: s.RunDir, VM: vm,
+		UID:   supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: s.RunDir, VM: vm, PowerOffMillis: int(powerOffTimeout.Milliseconds()),
 	}
+	r.VMM.SetPaths()
 	return r
 }
 
@@ -186,7 +179,7 @@ func newCID() uint32 {
 
 // ReadySandbox implements native.SandboxLauncher. The first call connects the machine to the pod's network, waits for the agent, and tells it what the
 // machine is.
-func (l *Launcher) ReadySandbox(ctx context.Context, s native.Sandbox, network *os.File) error {
+func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network *os.File) error {
 	m, err := l.machine(s)
 	if err != nil {
 		return err
@@ -236,13 +229,13 @@ func (r *record) configure(link netsetup.PodLink) wire.Configure {
 }
 
 // RemoveSandbox implements native.SandboxLauncher.
-func (l *Launcher) RemoveSandbox(s native.Sandbox) error {
+func (l *Launcher) RemoveSandbox(s runtime.Machine) error {
 	l.forget(s)
 	return remove(s.RunDir)
 }
 
 // ForgetSandbox implements native.SandboxLauncher.
-func (l *Launcher) ForgetSandbox(s native.Sandbox) error {
+func (l *Launcher) ForgetSandbox(s runtime.Machine) error {
 	l.forget(s)
 	if err := remove(s.StateDir); err != nil {
 		return err
@@ -252,7 +245,7 @@ func (l *Launcher) ForgetSandbox(s native.Sandbox) error {
 }
 
 // forget removes what is known of a machine.
-func (l *Launcher) forget(s native.Sandbox) {
+func (l *Launcher) forget(s runtime.Machine) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.machines, s.RunDir)

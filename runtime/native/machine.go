@@ -52,9 +52,9 @@ func (m *SandboxManager) ContainerStats(ctx context.Context, ref pod.Ref) (map[s
 }
 
 // machine names the machine of a sandbox.
-func (m *Manager) machine(s *sandbox) Sandbox {
-	return Sandbox{
-		Ref: s.ref, Names: s.names, RunDir: filepath.Join(s.dir, machineName),
+func (m *Manager) machine(s *sandbox) runtime.Machine {
+	return runtime.Machine{
+		Ref: s.ref, RunDir: filepath.Join(s.dir, machineName),
 		StateDir: filepath.Join(filepath.Dir(m.layersDir(s.ref.UID)), machineName),
 	}
 }
@@ -157,7 +157,7 @@ func (m *Manager) prepareInMachine(ctx context.Context, s *sandbox, config runti
 	a.record.OwnPID, a.record.Runtime = true, m.class.Name
 	var err error
 	a.document, a.argv, err = m.config.Sandboxes.PrepareContainer(ctx, m.machine(s),
-		Attempt{ID: a.record.ID, Number: config.Attempt, Bundle: a.bundle, Log: filepath.Join(a.bundle, runtimeLog)}, config)
+		runtime.Attempt{ID: a.record.ID, Number: config.Attempt, Bundle: a.bundle, Log: filepath.Join(a.bundle, runtimeLog)}, config)
 	switch pod.KindOf(err) {
 	case pod.Invalid, pod.NotFound, pod.Unsupported:
 		a.refused = err

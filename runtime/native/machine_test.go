@@ -87,17 +87,17 @@ func (m *testMachines) Validate(p *corev1.Pod) field.ErrorList {
 
 func (m *testMachines) PodLimits(*corev1.Pod) units.Limits { return m.limits }
 
-func (m *testMachines) PrepareSandbox(_ context.Context, s Sandbox, _ runtime.SandboxConfig) ([]units.Property, error) {
+func (m *testMachines) PrepareSandbox(_ context.Context, s runtime.Machine, _ runtime.SandboxConfig) ([]units.Property, error) {
 	for _, dir := range []string{s.RunDir, s.StateDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
-	pause := units.PauseProps(units.PauseUnit{Names: s.Names, Pod: &corev1.Pod{}, Argv: []string{m.program, "machine", filepath.Join(s.RunDir, "pid")}, SharePID: true})
+	pause := units.PauseProps(units.PauseUnit{Names: units.Names(s.Ref.Namespace, s.Ref.Name), Pod: &corev1.Pod{}, Argv: []string{m.program, "machine", filepath.Join(s.RunDir, "pid")}, SharePID: true})
 	return pause, m.prepare
 }
 
-func (m *testMachines) ReadySandbox(ctx context.Context, _ Sandbox, network *os.File) error {
+func (m *testMachines) ReadySandbox(ctx context.Context, _ runtime.Machine, network *os.File) error {
 	if network == nil {
 		return errors.New("no network")
 	}
@@ -107,10 +107,10 @@ func (m *testMachines) ReadySandbox(ctx context.Context, _ Sandbox, network *os.
 	return nil
 }
 
-func (m *testMachines) RemoveSandbox(s Sandbox) error { return os.RemoveAll(s.RunDir) }
-func (m *testMachines) ForgetSandbox(s Sandbox) error { return os.RemoveAll(s.StateDir) }
+func (m *testMachines) RemoveSandbox(s runtime.Machine) error { return os.RemoveAll(s.RunDir) }
+func (m *testMachines) ForgetSandbox(s runtime.Machine) error { return os.RemoveAll(s.StateDir) }
 
-func (m *testMachines) PrepareContainer(_ context.Context, s Sandbox, a Attempt, config runtime.ContainerConfig) (any, []string, error) {
+func (m *testMachines) PrepareContainer(_ context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
 	script := config.Container.Command[2]
 	if script == "invalid" {
 		return nil, nil, pod.Errorf(pod.Invalid, "it is invalid")
@@ -122,21 +122,21 @@ func (m *testMachines) PrepareContainer(_ context.Context, s Sandbox, a Attempt,
 	return c, []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}, nil
 }
 
-func (m *testMachines) Signal(_ context.Context, s Sandbox, container string, sig syscall.Signal) error {
+func (m *testMachines) Signal(_ context.Context, s runtime.Machine, container string, sig syscall.Signal) error {
 	m.signals.Add(1)
 	return nil
 }
 
-func (m *testMachines) Exec(_ context.Context, _ Sandbox, container string, p runtime.Process) (runtime.ExitStatus, error) {
+func (m *testMachines) Exec(_ context.Context, _ runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error) {
 	_, err := p.Stdout.WriteString(container + strings.Join(p.Args, " "))
 	return runtime.ExitStatus{Code: 3}, err
 }
 
-func (m *testMachines) Probe(_ context.Context, _ Sandbox, container string, p runtime.Probe) (bool, string, error) {
+func (m *testMachines) Probe(_ context.Context, _ runtime.Machine, container string, p runtime.Probe) (bool, string, error) {
 	return p.TCP != nil, container, nil
 }
 
-func (m *testMachines) Stats(context.Context, Sandbox) (map[string]pod.ResourceUse, error) {
+func (m *testMachines) Stats(context.Context, runtime.Machine) (map[string]pod.ResourceUse, error) {
 	return map[string]pod.ResourceUse{"a": {Processes: 2}}, nil
 }
 

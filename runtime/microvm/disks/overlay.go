@@ -42,8 +42,8 @@ func mountOverlay(rootfs runtime.Rootfs, target string) error {
 		lower = append(lower, rootfs.Layers[i])
 	}
 	if len(lower) == 1 {
-		// overlayfs wants two lower directories when there is no upper one.
-		lower = append(lower, lower[0])
+		// overlayfs wants two lower directories when there is no upper one, and they must differ: the place where it is mounted is empty.
+		lower = append(lower, target)
 	}
 	options := "lowerdir=" + strings.Join(lower, ":")
 	for _, feature := range []string{"metacopy", "redirect_dir"} {
