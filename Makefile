@@ -36,10 +36,10 @@ test: deps ## run every test: units, race, end to end on both Debian releases
 unit: ## run the tests that need nothing but Go and root
 	$(GO) test -p $(JOBS) ./...
 
-host-test: deps ## run the tests of PKG=./units (or others) on a disposable host, as systemd's children
+host-test: deps guests ## run the tests of PKG=./units (or others) on a disposable host, as systemd's children
 	@mkdir -p .cache
 	$(GO) build -o .cache/magikhost ./tests/host/magikhost
-	$(GO) test -count=1 -p 1 -exec '$(CURDIR)/.cache/magikhost run --here --' $(TESTFLAGS) $(PKG)
+	MAGIKPOD_GUESTS=$(CURDIR)/.cache/guests $(GO) test -count=1 -p 1 -exec '$(CURDIR)/.cache/magikhost run --here --' $(TESTFLAGS) $(PKG)
 
 race: ## run the tests of concurrent packages under the race detector (needs gcc)
 	scripts/race-packages | CGO_ENABLED=1 xargs --no-run-if-empty $(GO) test -race -p $(JOBS)
@@ -60,13 +60,13 @@ staged: ## what make install makes, in .cache/install
 	@rm -rf $(INSTALLED)
 	@$(MAKE) --no-print-directory install DESTDIR=$(INSTALLED) PREFIX=/usr SYSCONFDIR=/etc
 
-e2e: deps staged ## end-to-end tests on the machine's own root file system
+e2e: deps staged guests ## end-to-end tests on the machine's own root file system
 	MAGIKPOD_E2E=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
-e2e-trixie: deps staged root-trixie ## end-to-end tests on Debian 13
+e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
 	MAGIKPOD_E2E=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
-bench: deps staged root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md
+bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
 demo: deps ## show it all, on this machine or on a disposable host
@@ -83,10 +83,13 @@ test-vm: deps staged ## tests in a QEMU machine, which has every feature: limits
 shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed
 	$(GO) run ./tests/vm/magikvm shell --install $(INSTALLED)
 
+guests: deps ## build the WebAssembly modules that tests run, for hosts without compilers
+	@$(GO) run ./tests/testwasm/build .cache/guests
+
 root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 	$(GO) run ./tests/host/magikhost root trixie
 
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo test-vm shell shell-vm root-trixie clean
+.PHONY: help deps build install guests test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo test-vm shell shell-vm root-trixie clean

@@ -24,6 +24,9 @@ type Env struct {
 	// Behave is set for a class that runs no processes: it is told what the commands of the containers would do. What only processes can show
 	// is skipped then.
 	Behave func(container string, attempts ...Behavior)
+	// Modules is set for a class whose containers are WebAssembly modules: they know no signals, so every stop ends them at once, by its signal, and no
+	// other process can be run in them. What they cannot show is skipped.
+	Modules bool
 	// Leaks lists what is left of pods on the host; nil: it is not looked at. It is called when all pods are deleted and forgotten.
 	Leaks func() []string
 	// Pod changes a pod of the suite before it is used: runtimeClassName, for example. Nil: nothing to change.
@@ -38,45 +41,47 @@ type check struct {
 	do   func(h *suite)
 	// processes says that only real processes can show it.
 	processes bool
+	// native says that modules cannot show it.
+	native bool
 }
 
 // checks in the order of the interface.
 var checks = []check{
-	{"Class", checkClass, false},
-	{"UnknownPod", checkUnknownPod, false},
-	{"CreateSandboxAgain", checkCreateSandboxAgain, false},
-	{"RunWithoutSandbox", checkRunWithoutSandbox, false},
-	{"RunContainer", checkRunContainer, false},
-	{"ExitCodes", checkExitCodes, false},
-	{"RunSameAttempt", checkRunSameAttempt, false},
-	{"NextAttempt", checkNextAttempt, false},
-	{"StartError", checkStartError, false},
-	{"ConcurrentContainers", checkConcurrentContainers, false},
-	{"TwoPods", checkTwoPods, false},
-	{"Signal", checkSignal, false},
-	{"StopObeyed", checkStopObeyed, false},
-	{"StopKills", checkStopKills, false},
-	{"StopAtOnce", checkStopAtOnce, false},
-	{"StopNotRunning", checkStopNotRunning, false},
-	{"DeleteSandbox", checkDeleteSandbox, false},
-	{"DeleteInOrder", checkDeleteInOrder, false},
-	{"SandboxAfterDelete", checkSandboxAfterDelete, false},
-	{"Forget", checkForget, false},
-	{"Exec", checkExec, false},
-	{"ExecNotRunning", checkExecNotRunning, false},
-	{"ExecTimeout", checkExecTimeout, false},
-	{"ObserveIsSteady", checkObserveIsSteady, false},
-	{"OnChange", checkOnChange, false},
-	{"Adopt", checkAdopt, false},
-	{"AdoptUnknownPod", checkAdoptUnknownPod, false},
-	{"Environment", checkEnvironment, true},
-	{"FreshLayer", checkFreshLayer, true},
-	{"SharedNamespaces", checkSharedNamespaces, true},
-	{"SharedTmpfs", checkSharedTmpfs, true},
-	{"Mounts", checkMounts, true},
-	{"SubPathStaysInside", checkSubPathStaysInside, true},
-	{"ExecOptions", checkExecOptions, true},
-	{"ExecTerminal", checkExecTerminal, true},
+	{"Class", checkClass, false, false},
+	{"UnknownPod", checkUnknownPod, false, false},
+	{"CreateSandboxAgain", checkCreateSandboxAgain, false, false},
+	{"RunWithoutSandbox", checkRunWithoutSandbox, false, false},
+	{"RunContainer", checkRunContainer, false, false},
+	{"ExitCodes", checkExitCodes, false, false},
+	{"RunSameAttempt", checkRunSameAttempt, false, false},
+	{"NextAttempt", checkNextAttempt, false, false},
+	{"StartError", checkStartError, false, false},
+	{"ConcurrentContainers", checkConcurrentContainers, false, false},
+	{"TwoPods", checkTwoPods, false, false},
+	{"Signal", checkSignal, false, false},
+	{"StopObeyed", checkStopObeyed, false, false},
+	{"StopKills", checkStopKills, false, true},
+	{"StopAtOnce", checkStopAtOnce, false, false},
+	{"StopNotRunning", checkStopNotRunning, false, false},
+	{"DeleteSandbox", checkDeleteSandbox, false, false},
+	{"DeleteInOrder", checkDeleteInOrder, false, false},
+	{"SandboxAfterDelete", checkSandboxAfterDelete, false, false},
+	{"Forget", checkForget, false, false},
+	{"Exec", checkExec, false, true},
+	{"ExecNotRunning", checkExecNotRunning, false, true},
+	{"ExecTimeout", checkExecTimeout, false, true},
+	{"ObserveIsSteady", checkObserveIsSteady, false, false},
+	{"OnChange", checkOnChange, false, false},
+	{"Adopt", checkAdopt, false, false},
+	{"AdoptUnknownPod", checkAdoptUnknownPod, false, false},
+	{"Environment", checkEnvironment, true, false},
+	{"FreshLayer", checkFreshLayer, true, false},
+	{"SharedNamespaces", checkSharedNamespaces, true, true},
+	{"SharedTmpfs", checkSharedTmpfs, true, true},
+	{"Mounts", checkMounts, true, false},
+	{"SubPathStaysInside", checkSubPathStaysInside, true, false},
+	{"ExecOptions", checkExecOptions, true, true},
+	{"ExecTerminal", checkExecTerminal, true, true},
 }
 
 // Suite holds the manager that env makes to what the comments of [runtime.PodManager] promise, each promise in a subtest with an Env of its own.
@@ -86,6 +91,9 @@ func Suite(t *testing.T, env func(t *testing.T) Env) {
 			e := env(t)
 			if c.processes && e.Behave != nil {
 				t.Skip("this class runs no processes, and only they can show it")
+			}
+			if c.native && e.Modules {
+				t.Skip("WebAssembly modules handle no signals, and have neither a second process nor /proc")
 			}
 			c.run(t, t, e)
 		})

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,10 +94,40 @@ type program struct {
 	script   string
 	behavior Behavior
 	command  []string // instead of the script
+	module   string   // what a module does instead of the script, because it knows no signals
+}
+
+// commandFor is what the container runs.
+func (h *suite) commandFor(p program) []string {
+	switch {
+	case p.command != nil:
+		return p.command
+	case h.env.Modules && p.module != "":
+		return []string{"/bin/sh", "-c", p.module}
+	}
+	return []string{"/bin/sh", "-c", p.script}
+}
+
+// obeyed is the exit code of a program that has obeyed, insisted that of one that was killed after its grace period.
+func (h *suite) obeyed() int {
+	if h.env.Modules {
+		return 128 + int(syscall.SIGTERM)
+	}
+	return 3
+}
+
+func (h *suite) insisted() int {
+	if h.env.Modules {
+		return 128 + int(syscall.SIGTERM)
+	}
+	return 128 + int(syscall.SIGKILL)
 }
 
 // Every program that keeps running says that it is ready, so that no signal reaches it too early.
 const ready = "echo > " + sharedDir + "/$NAME.$ATTEMPT.ready; "
+
+// stays is what a module does instead of listening for signals.
+const stays = ready + "sleep 100000"
 
 // exits ends at once.
 func exits(code int) program {
@@ -107,18 +138,21 @@ func exits(code int) program {
 var obeys = program{
 	script:   "trap 'exit 3' TERM INT; " + ready + "while :; do sleep 1000 & wait $!; done",
 	behavior: Behavior{StopCode: 3},
+	module:   stays,
 }
 
 // slow is obeys, but it takes a second.
 var slow = program{
 	script:   "trap 'sleep 1; exit 3' TERM; " + ready + "while :; do sleep 1000 & wait $!; done",
 	behavior: Behavior{StopCode: 3, StopDelay: time.Second},
+	module:   stays,
 }
 
 // stubborn must be killed.
 var stubborn = program{
 	script:   "trap '' TERM INT; " + ready + "while :; do sleep 1; done",
 	behavior: Behavior{IgnoreStop: true},
+	module:   stays,
 }
 
 // missing cannot be started.
@@ -126,7 +160,7 @@ var missing = program{command: []string{"/no/such/command"}, behavior: Behavior{
 
 // waits runs the script, then stays until it is asked to end.
 func waits(script string) program {
-	return program{script: "set -e; " + script + "; " + obeys.script, behavior: obeys.behavior}
+	return program{script: "set -e; " + script + "; " + obeys.script, behavior: obeys.behavior, module: "set -e; " + script + "; " + stays}
 }
 
 // testPod is one pod of a check.
@@ -161,10 +195,7 @@ func (h *suite) newPod(programs map[string]program) *testPod {
 		p.network.Hostname = name
 	}
 	for _, c := range sortedKeys(programs) {
-		command := programs[c].command
-		if command == nil {
-			command = []string{"/bin/sh", "-c", programs[c].script}
-		}
+		command := h.commandFor(programs[c])
 		p.pod.Spec.Containers = append(p.pod.Spec.Containers, corev1.Container{Name: c, Image: h.env.Image.Reference, Command: command})
 		if h.env.Behave != nil {
 			h.env.Behave(c, programs[c].behavior)
@@ -193,10 +224,7 @@ func (p *testPod) change(container string, next program) {
 	i := slices.IndexFunc(p.pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == container })
 	// What was handed out already is not changed.
 	p.pod = p.pod.DeepCopy()
-	p.pod.Spec.Containers[i].Command = next.command
-	if next.command == nil {
-		p.pod.Spec.Containers[i].Command = []string{"/bin/sh", "-c", next.script}
-	}
+	p.pod.Spec.Containers[i].Command = p.commandFor(next)
 	if p.env.Behave != nil {
 		p.env.Behave(container, next.behavior)
 	}

@@ -207,7 +207,7 @@ func checkConcurrentContainers(h *suite) {
 	}
 	each("StopContainer", func(name string) error { return h.manager.StopContainer(h.ctx, p.ref, name, longGrace) })
 	for name := range programs {
-		p.exited(p.state(name), 0, 3)
+		p.exited(p.state(name), 0, h.obeyed())
 	}
 	close(done)
 	watching.Wait()

@@ -5,8 +5,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
+// ClassName is the runtime class.
+const ClassName = "pod-wasm"
+
 // Validate returns what a WebAssembly module cannot honour.
-func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
+func Validate(p *corev1.Pod) field.ErrorList {
 	var errs field.ErrorList
 	spec := field.NewPath("spec")
 	forbid := func(path *field.Path, why string) { errs = append(errs, field.Forbidden(path, why)) }

@@ -2,44 +2,132 @@
 package testwasm
 
 import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
-var (
+// envGuests names a directory with guests that `make guests` has built, for hosts without compilers.
+const envGuests = "MAGIKPOD_GUESTS"
+
+// guest is a module that is built once for each test program.
+type guest struct {
+	name    string
+	command []string // TARGET is the module's path
+	env     []string
+
 	once  sync.Once
 	built []byte
-	out   []byte
-	fail  error
+	err   error
+}
+
+var (
+	wasip1   = []string{"GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0"}
+	goGuest  = guest{name: "guest", command: []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", "TARGET", "./guest"}, env: wasip1}
+	goBox    = guest{name: "busybox", command: []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", "TARGET", "./busybox"}, env: wasip1}
+	preview1 = guest{name: "preview1", command: []string{"clang", "--target=wasm32-wasi", "-O2", "-Wall", "-Werror", "-o", "TARGET", "preview1/preview1.c"}}
 )
 
-// Guest returns the module of tests/testwasm/guest, built for wasip1 by the go command, once for each test program.
-func Guest(t testing.TB) []byte {
+// Guest returns the module of tests/testwasm/guest.
+func Guest(t testing.TB) []byte { return goGuest.get(t) }
+
+// Busybox returns the module of tests/testwasm/busybox.
+func Busybox(t testing.TB) []byte { return goBox.get(t) }
+
+// Preview1 returns the module of tests/testwasm/preview1, which is C.
+func Preview1(t testing.TB) []byte { return preview1.get(t) }
+
+func (g *guest) get(t testing.TB) []byte {
 	t.Helper()
-	once.Do(func() {
-		dir, err := os.MkdirTemp("", "testwasm-")
-		if err != nil {
-			fail = err
+	g.once.Do(func() { g.built, g.err = g.make() })
+	if g.err != nil {
+		t.Fatalf("cannot build the guest %s: %v", g.name, g.err)
+	}
+	return g.built
+}
+
+func (g *guest) make() ([]byte, error) {
+	if dir := os.Getenv(envGuests); dir != "" {
+		return os.ReadFile(filepath.Join(dir, g.name+".wasm"))
+	}
+	dir, err := os.MkdirTemp("", "testwasm-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return g.build(filepath.Join(dir, g.name+".wasm"))
+}
+
+func (g *guest) build(target string) ([]byte, error) {
+	argv := slices.Clone(g.command)
+	argv[slices.Index(argv, "TARGET")] = target
+	_, file, _, _ := runtime.Caller(0)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir, cmd.Env = filepath.Dir(file), append(os.Environ(), g.env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(target)
+}
+
+// Build builds all guests into a directory, for hosts without compilers.
+func Build(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, g := range []*guest{&goGuest, &goBox, &preview1} {
+		if _, err := g.build(filepath.Join(dir, g.name+".wasm")); err != nil {
+			return fmt.Errorf("cannot build the guest %s: %w", g.name, err)
+		}
+	}
+	return nil
+}
+
+// Applets are the commands of the busybox module.
+var Applets = strings.Fields("sh true false echo env uptime sleep usleep seq cat wc touch rm mkdir ln ls httpd")
+
+// Image writes a root file system like testimage's, with the busybox module, a link for each of its commands in /bin, a file /etc/passwd and a world-writable /tmp. More files
+// (name, content) go to the root.
+func Image(w io.Writer, busybox []byte, more map[string][]byte) error {
+	t := tar.NewWriter(w)
+	var errs []error
+	add := func(name string, kind byte, mode int64, content []byte, link string) {
+		h := &tar.Header{Typeflag: kind, Name: name, Linkname: link, Mode: mode, Size: int64(len(content)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
+		if err := t.WriteHeader(h); err != nil {
+			errs = append(errs, err)
 			return
 		}
-		defer os.RemoveAll(dir)
-		_, file, _, _ := runtime.Caller(0)
-		target := filepath.Join(dir, "guest.wasm")
-		cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", target, ".")
-		cmd.Dir = filepath.Join(filepath.Dir(file), "guest")
-		cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
-		if out, fail = cmd.CombinedOutput(); fail == nil {
-			built, fail = os.ReadFile(target)
-		}
-	})
-	if fail != nil {
-		t.Fatalf("cannot build the guest: %v: %s", fail, out)
+		_, err := t.Write(content)
+		errs = append(errs, err)
 	}
-	return built
+	for _, dir := range []string{"bin/", "etc/", "root/", "var/"} {
+		add(dir, tar.TypeDir, 0o755, nil, "")
+	}
+	add("tmp/", tar.TypeDir, 0o1777, nil, "")
+	add("bin/busybox", tar.TypeReg, 0o755, busybox, "")
+	for _, applet := range Applets {
+		add("bin/"+applet, tar.TypeSymlink, 0o777, nil, "busybox")
+	}
+	add("etc/passwd", tar.TypeReg, 0o644, []byte("root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\n"), "")
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		add(name, tar.TypeReg, 0o644, more[name], "")
+	}
+	return errors.Join(append(errs, t.Close())...)
 }
 
 // section makes a section of a module.

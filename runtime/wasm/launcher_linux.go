@@ -26,9 +26,6 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// ClassName is the runtime class.
-const ClassName = "pod-wasm"
-
 // listenVariable tells a guest its sockets.
 const listenVariable = "MAGIKPOD_LISTEN_FDS"
 
@@ -62,6 +59,9 @@ func NewLauncher(program, cache string) *Launcher {
 	return l
 }
 
+// Validate implements native.Launcher: it is the function of that name.
+func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList { return Validate(p) }
+
 // Class says whether the class can be used.
 func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
@@ -80,7 +80,7 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 	}
 	c := Config{
 		Module: file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
-		Root: spec.Root.Path, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
+		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
 		UID: spec.Process.User.UID, GID: spec.Process.User.GID, Groups: spec.Process.User.AdditionalGids, Sysctls: spec.Linux.Sysctl,
 		Mounts: volumesOf(config, spec), Listen: listeners(config.Container),
 	}

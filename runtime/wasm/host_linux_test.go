@@ -96,8 +96,17 @@ func newWorld(t *testing.T) *world {
 	})
 	for name, data := range map[string][]byte{
 		"guest.wasm": testwasm.Guest(t), "trap.wasm": testwasm.Trap(), "component.wasm": testwasm.Component(), "script": []byte("#!/bin/sh\nexit 0\n"),
+		"preview1.wasm": testwasm.Preview1(t), "bin/busybox": testwasm.Busybox(t),
 	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(layer, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(filepath.Join(layer, name), data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range testwasm.Applets {
+		if err := os.Symlink("busybox", filepath.Join(layer, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -146,13 +155,8 @@ func (w *world) close() {
 			w.t.Error(err)
 		}
 	}
-	for _, dir := range []string{w.run + "/pods", w.state + "/pods"} {
-		if list, _ := os.ReadDir(dir); len(list) > 0 {
-			w.t.Errorf("left in %s: %v", dir, list)
-		}
-	}
-	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), w.run+"/") {
-		w.t.Errorf("mounts are left on the host (%v)", err)
+	if left := w.left(); len(left) > 0 {
+		w.t.Errorf("left on the host: %v", left)
 	}
 	w.manager.Close()
 	w.config.Units.Close()

@@ -27,6 +27,13 @@ func mountVolumes(config *Config) error {
 			return fmt.Errorf("cannot mount a volume at %s: %w", m.Destination, err)
 		}
 	}
+	if dir := strings.Trim(path.Clean("/"+config.Cwd), "/"); dir != "" {
+		f, err := safepath.MkdirAll(root, dir, 0o755)
+		if err != nil {
+			return fmt.Errorf("cannot begin in the directory %s: %w", config.Cwd, err)
+		}
+		_ = f.Close()
+	}
 	if !config.ReadOnlyRoot {
 		return nil
 	}

@@ -23,6 +23,7 @@ type Config struct {
 	Cache  string `json:"cache"`           // of machine code
 	// Root is where the container's root file system is mounted; ReadOnlyRoot says that it cannot be written to. Volumes are another matter.
 	Root         string  `json:"root"`
+	Cwd          string  `json:"cwd"` // in the root; made when it is missing
 	ReadOnlyRoot bool    `json:"readOnlyRoot,omitempty"`
 	Mounts       []Mount `json:"mounts,omitempty"` // parents before children
 
