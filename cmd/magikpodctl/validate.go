@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/wasm"
 )
 
 func validateCommand(a *app) *cobra.Command {
@@ -42,8 +43,8 @@ func validateCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host's runtime classes cannot do, nor
-// which names are taken.
+// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host's runtime classes cannot do, but for what no
+// WebAssembly module can, nor which names are taken.
 func check(text []byte, namespace string) []pod.Problem {
 	m, err := pod.Parse(text)
 	if err == nil {
@@ -55,7 +56,13 @@ func check(text []byte, namespace string) []pod.Problem {
 	for _, p := range m.Pods {
 		pod.Default(p)
 	}
-	return pod.Problems(pod.Validate(&m))
+	errs, warnings := pod.Validate(&m)
+	for _, p := range m.Pods {
+		if all, _ := wasm.Asked(p); all || *p.Spec.RuntimeClassName == wasm.ClassName {
+			errs = append(errs, m.Of(p, wasm.Validate(p))...)
+		}
+	}
+	return pod.Problems(errs, warnings)
 }
 
 // podNames returns the pods of a manifest as NAMESPACE/NAME. Only names matter here: the pod may have been made from an older manifest, or may be

@@ -192,25 +192,8 @@ func (l *Launcher) PrepareImage(ctx context.Context, image runtime.Image) error 
 	return nil
 }
 
-// The annotations by which pods of other runtimes ask for WebAssembly: crun's, of the pod, and that of compat images, which has come to be used for
-// pods, too. "Smart" is for pods with other containers beside the modules.
-const (
-	annotationHandler = "run.oci.handler"
-	annotationVariant = "module.wasm.image/variant"
-)
-
-// Asked implements native.Chooser.
-func (l *Launcher) Asked(p *corev1.Pod) (all, some bool) {
-	for name, values := range map[string][2]string{annotationHandler: {"wasm", "wasm-smart"}, annotationVariant: {"compat", "compat-smart"}} {
-		switch p.Annotations[name] {
-		case values[0]:
-			all = true
-		case values[1]:
-			some = true
-		}
-	}
-	return all, some && !all
-}
+// Asked implements native.Chooser: it is the function of that name.
+func (l *Launcher) Asked(p *corev1.Pod) (all, some bool) { return Asked(p) }
 
 // Wants implements native.Chooser: of a pod that asks smartly it wants the containers whose command ends in .wasm.
 func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool {

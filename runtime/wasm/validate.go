@@ -86,3 +86,23 @@ func validateSecurity(sc *corev1.SecurityContext, path *field.Path) field.ErrorL
 	}
 	return errs
 }
+
+// The annotations by which pods of other runtimes ask for WebAssembly: crun's, of the pod, and that of compat images, which has come to be used for
+// pods, too. "Smart" is for pods with other containers beside the modules.
+const (
+	annotationHandler = "run.oci.handler"
+	annotationVariant = "module.wasm.image/variant"
+)
+
+// Asked says whether a pod of another class asks for WebAssembly by an annotation, for all of its containers or for some.
+func Asked(p *corev1.Pod) (all, some bool) {
+	for name, values := range map[string][2]string{annotationHandler: {"wasm", "wasm-smart"}, annotationVariant: {"compat", "compat-smart"}} {
+		switch p.Annotations[name] {
+		case values[0]:
+			all = true
+		case values[1]:
+			some = true
+		}
+	}
+	return all, some && !all
+}

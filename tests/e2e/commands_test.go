@@ -39,8 +39,11 @@ func commands() map[string]command {
 	}
 }
 
-// condition knows [program:NAME].
-func condition(cond string) (bool, error) {
+// condition knows [program:NAME] and [class:NAME].
+func (c class) condition(cond string) (bool, error) {
+	if name, ok := strings.CutPrefix(cond, "class:"); ok {
+		return name == c.name, nil
+	}
 	if name, ok := strings.CutPrefix(cond, "program:"); ok {
 		_, err := exec.LookPath(name)
 		return err == nil, nil

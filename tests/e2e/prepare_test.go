@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/magikrun/magikpod/tests/testimage"
+	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 	images = "/run/e2e"
 	// busybox is the image that all scripts can use.
 	busybox = "localhost/busybox:1"
+	// wasmbox is the same for the class pod-wasm: its commands are WebAssembly modules.
+	wasmbox = "localhost/wasmbox:1"
 )
 
 // baseConfig is the daemon's configuration where a script gives no other: backoff that a test can wait for, and a daemon that stays.
@@ -43,11 +46,22 @@ func prepare(ctx context.Context) error {
 	if err := writeFile(archive, func(f *os.File) error { return testimage.Busybox(f) }); err != nil {
 		return err
 	}
+	modules := filepath.Join(images, "wasmbox.tar")
+	if err := writeFile(modules, writeModules); err != nil {
+		return err
+	}
 	if err := writeArchives(archive); err != nil {
 		return err
 	}
 	var err error
 	if registryAddress, err = serveRegistry(archive); err != nil {
+		return err
+	}
+	guest, err := os.ReadFile(filepath.Join(images, "guest.wasm"))
+	if err != nil {
+		return err
+	}
+	if err := pushModules(guest); err != nil {
 		return err
 	}
 	if err := exec.CommandContext(ctx, "cp", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", filepath.Join(images, "helper")).Run(); err != nil {
@@ -60,12 +74,30 @@ func prepare(ctx context.Context) error {
 	// The first pod makes directories that stay, so it must come before the first look for leftovers.
 	for _, args := range [][]string{
 		{"image", "load", "--tag", busybox, archive}, {"run", "-f", manifest, "--wait", "completed"}, {"delete", "-f", manifest},
+		{"image", "load", "--tag", wasmbox, modules},
 	} {
 		if out, err := exec.CommandContext(ctx, "magikpodctl", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("magikpodctl %s: %w: %s", strings.Join(args, " "), err, out)
 		}
 	}
 	return nil
+}
+
+// writeModules writes the image of the class pod-wasm, from the guests that make guests has built, and copies them to $IMAGES.
+func writeModules(f *os.File) error {
+	guests := map[string][]byte{}
+	for _, name := range []string{"busybox", "guest", "preview1"} {
+		module, err := os.ReadFile(filepath.Join("..", "..", ".cache", "guests", name+".wasm"))
+		if err != nil {
+			return fmt.Errorf("%w (try: make guests)", err)
+		}
+		guests[name] = module
+		if err := os.WriteFile(filepath.Join(images, name+".wasm"), module, 0o644); err != nil {
+			return err
+		}
+	}
+	more := map[string][]byte{"guest.wasm": guests["guest"], "preview1.wasm": guests["preview1"]}
+	return testwasm.Image(f, guests["busybox"], more)
 }
 
 const firstPod = `apiVersion: v1

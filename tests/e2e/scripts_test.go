@@ -1,14 +1,18 @@
 package e2e
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // TestScripts runs the scripts that can run at the same time.
@@ -21,23 +25,91 @@ func TestScripts(t *testing.T) {
 	t.Cleanup(func() { // runs after the parallel subtests
 		checkLeft(t, world, before)
 	})
-	run(t, "testdata/*.txtar", false)
+	run(t, containers, "testdata/*.txtar", false)
+}
+
+// TestWasm runs those scripts over the class pod-wasm that apply to it, and those that are for it alone.
+func TestWasm(t *testing.T) {
+	inside(t)
+	before, err := world()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { checkLeft(t, world, before) })
+	run(t, modules, "testdata/*.txtar", false)
+	run(t, class{name: pod.ClassWasm}, "testdata/wasm/*.txtar", false)
+}
+
+// TestWasmAlone is TestAlone over the class pod-wasm.
+func TestWasmAlone(t *testing.T) {
+	inside(t)
+	run(t, modules, "testdata/alone/*.txtar", true)
 }
 
 // TestAlone runs the scripts that need the daemon for themselves, one after the other.
 func TestAlone(t *testing.T) {
 	inside(t)
-	run(t, "testdata/alone/*.txtar", true)
+	run(t, containers, "testdata/alone/*.txtar", true)
 }
 
-func run(t *testing.T, pattern string, alone bool) {
-	scripts, err := filepath.Glob(pattern)
+// class is a runtime class that scripts run over.
+type class struct {
+	name string
+	// adapt makes a script's manifest one for the class. Nil: it is one.
+	adapt func(manifest string) string
+	// marked says that only scripts with the line "# over: pod-containers pod-wasm" apply.
+	marked bool
+}
+
+var (
+	containers = class{name: pod.ClassContainers}
+	modules    = class{name: pod.ClassWasm, adapt: forModules, marked: true}
+)
+
+var (
+	podSpec = regexp.MustCompile(`(?m)^(\s*)spec:( \{|$)`)
+	ofClass = regexp.MustCompile(`(?m)^# over: pod-containers pod-wasm$`)
+)
+
+// forModules gives each pod of a manifest the class, and the image that has modules for commands.
+func forModules(manifest string) string {
+	manifest = strings.ReplaceAll(manifest, busybox, wasmbox)
+	return podSpec.ReplaceAllStringFunc(manifest, func(spec string) string {
+		if open, ok := strings.CutSuffix(spec, "{"); ok {
+			return open + "{runtimeClassName: pod-wasm, "
+		}
+		indent, _, _ := strings.Cut(spec, "spec:")
+		return spec + "\n" + indent + "  runtimeClassName: pod-wasm"
+	})
+}
+
+// scriptsOf are the scripts that apply to a class.
+func scriptsOf(c class, pattern string) ([]string, error) {
+	files, err := filepath.Glob(pattern)
+	if err != nil || !c.marked {
+		return files, err
+	}
+	var scripts []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if ofClass.Match(text) {
+			scripts = append(scripts, file)
+		}
+	}
+	return scripts, nil
+}
+
+func run(t *testing.T, c class, pattern string, alone bool) {
+	scripts, err := scriptsOf(c, pattern)
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("there are no scripts %s: %v", pattern, err)
 	}
 	p := testscript.Params{
-		Files: scripts, Cmds: commands(), RequireExplicitExec: true, RequireUniqueNames: true, Condition: condition,
-		Setup: func(e *testscript.Env) error { return setup(e, alone) },
+		Files: scripts, Cmds: commands(), RequireExplicitExec: true, RequireUniqueNames: true, Condition: c.condition,
+		Setup: func(e *testscript.Env) error { return setup(e, c, alone) },
 	}
 	if alone {
 		for name, cmd := range aloneCommands() {
@@ -48,7 +120,10 @@ func run(t *testing.T, pattern string, alone bool) {
 }
 
 // setup gives a script its namespace, and looks in the end that nothing of it is left.
-func setup(e *testscript.Env, alone bool) error {
+func setup(e *testscript.Env, c class, alone bool) error {
+	if err := c.adaptFiles(e.WorkDir); err != nil {
+		return err
+	}
 	ns := strings.TrimSuffix(filepath.Base(e.WorkDir), ".txtar")
 	ns = strings.TrimPrefix(ns, "script-")
 	t := e.T().(scriptT)
@@ -75,6 +150,32 @@ func setup(e *testscript.Env, alone bool) error {
 		}
 		checkLeft(t.T, look, before)
 	})
+	return nil
+}
+
+// adaptFiles makes the manifests of a script, which are in dir, those of the class, unless they name one.
+func (c class) adaptFiles(dir string) error {
+	if c.adapt == nil {
+		return nil
+	}
+	for _, pattern := range []string{"*.yaml", "*.json"} {
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			if strings.Contains(string(text), "runtimeClassName") {
+				continue
+			}
+			if err := os.WriteFile(file, []byte(c.adapt(string(text))), 0o600); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

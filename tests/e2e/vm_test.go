@@ -22,5 +22,5 @@ func TestVM(t *testing.T) {
 			t.Skipf("this host has no cgroup controller %q, because the machine below has not (try: make test-vm)", want)
 		}
 	}
-	run(t, "testdata/vm/*.txtar", true)
+	run(t, containers, "testdata/vm/*.txtar", true)
 }
