@@ -178,7 +178,7 @@ func (l *Launcher) noShare() string {
 
 // needsShare says whether a pod has directories of the host.
 func needsShare(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil })
+	return slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return v.EmptyDir == nil && !copied(&v) })
 }
 
 // PrepareGuest makes kernel and initramfs of the machines, unless they are there.

@@ -1,6 +1,8 @@
 package microvm
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io/fs"
 	"os"
@@ -17,7 +19,7 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// etcPrefix begins the names of copies that are files of /etc: no volume has a dot in its name.
+// etcPrefix begins the names of what is of no volume, as files of /etc: no volume has a dot in its name.
 const etcPrefix = "etc."
 
 // readOnlySuffix ends the place of a volume in the share that is not to be written to there; no name of a volume has a dot.
@@ -72,17 +74,30 @@ func (s *staged) sort(config runtime.ContainerConfig, m runtime.Mount, tmpfs map
 	case volume == nil && path.Clean(m.Destination) == path.Clean(config.Container.TerminationMessagePath):
 		s.messageFile = m.Source
 		return wire.Mount{Kind: wire.MountMessage}, nil
+	case volume == nil && isDir(m.Source): // of no volume, but somebody wants it there
+		sum := sha256.Sum256([]byte(m.Source))
+		return s.share(etcPrefix+hex.EncodeToString(sum[:8]), m)
 	case volume == nil: // a file of /etc
 		name := etcPrefix + filepath.Base(m.Source)
 		s.copy(name, m.Source)
 		return wire.Mount{Kind: wire.MountCopy, Name: name, SubPath: filepath.Base(m.Source)}, nil
 	case volume.EmptyDir != nil:
 		return scratchMount(volume.Name, m)
-	case volume.HostPath != nil:
+	case !copied(volume):
 		return s.share(volume.Name, m)
 	}
 	s.copy(volume.Name, m.Source)
 	return wire.Mount{Kind: wire.MountCopy, Name: volume.Name, SubPath: m.SubPath}, nil
+}
+
+// copied says whether a machine gets a copy of a volume: its content is magikpod's own, and small.
+func copied(v *corev1.Volume) bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // copy has a file or a directory copied, once.
