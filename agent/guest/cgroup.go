@@ -77,7 +77,7 @@ func (s *Server) enableControllers() error {
 	for _, dir := range []string{s.config.CgroupRoot, filepath.Join(s.config.CgroupRoot, s.config.CgroupParent)} {
 		for _, name := range names {
 			// One by one: some cannot be given on (a realtime process, a hybrid host). A limit that needs it says so.
-			_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(name), 0)
+			_ = writeExisting(filepath.Join(dir, "cgroup.subtree_control"), name)
 		}
 	}
 	return nil
@@ -111,7 +111,7 @@ func writeUnified(path string, values map[string]string) error {
 		if name != filepath.Base(name) || strings.HasPrefix(name, "cgroup.") || strings.HasPrefix(name, ".") {
 			return wire.Errorf(wire.CodeInvalidRequest, "the limit %q is none", name)
 		}
-		if err := os.WriteFile(filepath.Join(path, name), []byte(value), 0); err != nil {
+		if err := writeExisting(filepath.Join(path, name), value); err != nil {
 			return err
 		}
 	}
@@ -160,7 +160,17 @@ func (c *cgroup) child(name string) (*cgroup, error) {
 func (c *cgroup) fd() int { return int(c.dir.Fd()) }
 
 func (c *cgroup) write(file, value string) error {
-	return os.WriteFile(filepath.Join(c.path, file), []byte(value), 0)
+	return writeExisting(filepath.Join(c.path, file), value)
+}
+
+// writeExisting writes to a file of the kernel's, which never makes one.
+func writeExisting(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
 }
 
 // kill kills all processes in it and below.

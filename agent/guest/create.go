@@ -19,8 +19,12 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 )
 
-// replaceTime is how long a create waits for an earlier attempt that is being removed.
-const replaceTime = 10 * time.Second
+// replaceTime is how long a create waits for an earlier attempt that is being removed; letGoTime, for the owner of one to let go, whose end of connection may come
+// after the next attempt's request.
+const (
+	replaceTime = 10 * time.Second
+	letGoTime   = 2 * time.Second
+)
 
 // create makes a container and serves its owner until the connection closes.
 func (s *Server) create(p *peer, r *wire.Create) error {
@@ -62,7 +66,8 @@ func checkSpec(spec *specs.Spec) error {
 
 // reserve takes the name.
 func (s *Server) reserve(r *wire.Create) (*container, error) {
-	for deadline := time.Now().Add(replaceTime); ; {
+	begin := time.Now()
+	for {
 		s.mu.Lock()
 		old := s.containers[r.Container]
 		switch {
@@ -86,15 +91,18 @@ func (s *Server) reserve(r *wire.Create) (*container, error) {
 		}
 		s.mu.Unlock()
 		old.mu.Lock()
-		removing := old.removing
+		patience := letGoTime
+		if old.removing {
+			patience = replaceTime
+		}
 		old.mu.Unlock()
-		if !removing {
+		left := time.Until(begin.Add(patience))
+		if left <= 0 || old.id == r.ID {
 			return nil, wire.Errorf(wire.CodeInvalidRequest, "there is a container %q already", r.Container)
 		}
 		select {
 		case <-old.gone:
-		case <-time.After(time.Until(deadline)):
-			return nil, wire.Errorf(wire.CodeTimeout, "the last attempt at the container %q is not gone yet", r.Container)
+		case <-time.After(min(left, 10*time.Millisecond)):
 		}
 	}
 }

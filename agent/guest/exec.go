@@ -51,7 +51,7 @@ func (s *Server) exec(p *peer, r *wire.Exec) error {
 }
 
 // newExecution starts the process.
-func (s *Server) newExecution(r *wire.Exec) (x *execution, err error) {
+func (s *Server) newExecution(r *wire.Exec) (_ *execution, err error) {
 	c, pid, err := s.running(r.Container, "")
 	if err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func (s *Server) newExecution(r *wire.Exec) (x *execution, err error) {
 	s.execs++
 	id := "exec-" + strconv.Itoa(s.execs)
 	s.mu.Unlock()
-	x = &execution{c: c, dir: c.path(id), timeout: time.Duration(r.Timeout) * time.Millisecond, sized: r.Size}
+	x := &execution{c: c, dir: c.path(id), timeout: time.Duration(r.Timeout) * time.Millisecond, sized: r.Size}
 	defer func() {
 		if err != nil {
 			x.close()

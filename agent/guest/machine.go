@@ -170,7 +170,7 @@ func setSysctls(values map[string]string) error {
 		if !strings.Contains(name, "/") {
 			path = "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
 		}
-		if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		if err := writeExisting(path, value); err != nil {
 			return fmt.Errorf("set the sysctl %s: %w", name, err)
 		}
 	}
