@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	goruntime "runtime"
 	"strings"
 
@@ -42,8 +43,11 @@ func mountOverlay(rootfs runtime.Rootfs, target string) error {
 		lower = append(lower, rootfs.Layers[i])
 	}
 	if len(lower) == 1 {
-		// overlayfs wants two lower directories when there is no upper one, and they must differ: the place where it is mounted is empty.
-		lower = append(lower, target)
+		// overlayfs wants two lower directories, which must not be the same. A whiteout, of which a lowest layer has none, stays one below the guest's overlay.
+		if err := unix.Mount(filepath.Join(rootfs.Dir, lower[0]), target, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("cannot mount the layer: %w", err)
+		}
+		return nil
 	}
 	options := "lowerdir=" + strings.Join(lower, ":")
 	for _, feature := range []string{"metacopy", "redirect_dir"} {

@@ -73,6 +73,8 @@ type machine struct {
 	output *bytes.Buffer
 	exited chan struct{}
 	began  time.Time
+	// replaced: another supervisor has taken its place.
+	replaced bool
 }
 
 // accel is what MAGIKVM_ACCEL says, as for tests/vm.
@@ -90,7 +92,7 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 		t.Skip("needs root")
 	}
 	c := &Config{UID: UserOf(42), GID: UserOf(42)}
-	c.VM = vmm.Config{Driver: driver.Name(), Accel: accel(), CPUs: 1, MemoryMiB: 256, Vsock: vmm.Vsock{CID: 42}}
+	c.VM = vmm.Config{Driver: driver.Name(), Accel: accel(), CPUs: 1, MemoryMiB: 256, Vsock: vmm.Vsock{CID: 42}, Console: true}
 	if change != nil {
 		change(c)
 	}
@@ -131,6 +133,9 @@ func launch(t testing.TB, c *Config) *machine {
 		t.Fatal(err)
 	}
 	notify := filepath.Join(c.Dir, "notify")
+	if err := remove(notify); err != nil {
+		t.Fatal(err)
+	}
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +150,11 @@ func launch(t testing.TB, c *Config) *machine {
 		t.Fatal(err)
 	}
 	go func() { _ = m.cmd.Wait(); close(m.exited) }()
-	t.Cleanup(m.close)
+	t.Cleanup(func() {
+		if !m.replaced {
+			m.close()
+		}
+	})
 	ready := make(chan string, 1)
 	go func() {
 		buf := make([]byte, 100)
@@ -170,7 +179,7 @@ func (m *machine) close() {
 	_ = m.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-m.exited:
-	case <-time.After(host.Patience(30 * time.Second)):
+	case <-time.After(host.Patience(40 * time.Second)):
 		m.t.Errorf("the supervisor does not end")
 		_ = m.cmd.Process.Kill()
 		<-m.exited
@@ -235,7 +244,7 @@ func (m *machine) pidOf(word string) int {
 // answers waits until the guest answers a ping, and returns how long that took from the start.
 func (m *machine) answers() time.Duration {
 	m.t.Helper()
-	for deadline := time.Now().Add(host.Patience(2 * time.Minute)); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(host.Patience(40 * time.Second)); ; time.Sleep(2 * time.Millisecond) {
 		a, err := m.try(request{Action: "ping"})
 		if err == nil && a.Release != "" {
 			return time.Since(m.began)
@@ -253,7 +262,7 @@ func (m *machine) answers() time.Duration {
 
 // try makes one request.
 func (m *machine) try(r request) (answer, error) {
-	conn, err := dialAgent(&m.VM, time.Now().Add(host.Patience(20*time.Second)))
+	conn, err := dialAgent(&m.VM, time.Now().Add(host.Patience(10*time.Second)))
 	if err != nil {
 		return answer{}, err
 	}

@@ -34,6 +34,8 @@ const (
 type supervisor struct {
 	config *Config
 	netns  int // -1: the host's
+	// guest is where a guest says that it is there; nil: there is no gate.
+	guest *net.UnixListener
 
 	mu        sync.Mutex
 	processes []*process
@@ -75,12 +77,13 @@ func (s *supervisor) run(stop <-chan os.Signal) error {
 	if err != nil {
 		return err
 	}
-	ready := make(chan error, 1)
-	go func() { ready <- s.ready(ctx, monitor) }()
+	work := make(chan error, 2)
+	go func() { work <- s.ready(ctx, monitor) }()
+	go func() { work <- s.openGate(ctx) }()
 	for {
 		select {
-		case err := <-ready:
-			if err != nil {
+		case err := <-work:
+			if err != nil && ctx.Err() == nil {
 				return err
 			}
 		case <-s.ended:
@@ -111,6 +114,15 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 	}
 	if err := errors.Join(makeDir(filepath.Join(c.Dir, jailDir), 0), makeDir(c.socketDir(), int(c.UID))); err != nil {
 		return nil, err
+	}
+	if _, socket := c.VM.VsockGate(); socket != "" {
+		if s.guest, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
+			return nil, err
+		}
+		// The helper, which connects to it, is the machine's user.
+		if err := os.Chown(socket, int(c.UID), int(c.GID)); err != nil {
+			return nil, err
+		}
 	}
 	for name, helper := range vmm.Helpers(&c.VM) {
 		if _, err := s.launch(ctx, name, helper); err != nil {
@@ -286,6 +298,9 @@ func (s *supervisor) clear() error {
 	}
 	if s.netns >= 0 {
 		unix.Close(s.netns)
+	}
+	if s.guest != nil {
+		_ = s.guest.Close()
 	}
 	var errs []error
 	for _, path := range []string{s.config.VM.Control, filepath.Join(s.config.Dir, stateFile), filepath.Join(s.config.Dir, stateFile+".new")} {

@@ -29,6 +29,12 @@ func TestBoot(t *testing.T) {
 	}
 }
 
+// TestMuteGuest: a guest that does not say that it is there is found all the same.
+func TestMuteGuest(t *testing.T) {
+	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.Cmdline = "mute" })
+	t.Logf("first answer after %v", time.Since(m.began))
+}
+
 // TestJail: what the monitor is and sees.
 func TestJail(t *testing.T) {
 	m := boot(t, vmm.QEMU{}, nil)
@@ -110,8 +116,8 @@ func TestSupervisorKilled(t *testing.T) {
 		}
 	}
 	// Files of a supervisor that was killed are cleared by the next one.
-	next := launch(t, m.Config)
-	next.answers()
+	m.replaced = true
+	launch(t, m.Config).answers()
 }
 
 // TestGuestEnds: a guest that panics or powers off by itself is a machine that has ended.

@@ -14,6 +14,21 @@ const vsockDeviceProgram = "/usr/bin/vhost-device-vsock"
 // vsockDeviceSocket is where QEMU finds it: beside the host's socket.
 func vsockDeviceSocket(c *Config) string { return c.Vsock.Path + ".vhost" }
 
+// ReadyPort is the port of the host that the agent in the guest connects to, once, as soon as it listens; it need not say anything, nor mind if nobody is there.
+const ReadyPort = 1025
+
+// VsockGate is the path at which vhost-device-vsock listens for connections to the guest until the guest's driver is up, and ReadySocket that of the unix socket that it
+// connects to when the guest connects to ReadyPort. Before that time nobody may connect: a connection between the setting of the guest's memory and that of the
+// queues ends the thread of vhost-device-vsock 0.3 that does all the work (its handle_event lets the error of a queue that is not ready go up), and the guest is never heard of
+// again. So the supervisor renames the gate to [Vsock.Path] when the guest is there. Both are empty where there is no gate.
+func (c *Config) VsockGate() (gate, readySocket string) {
+	if c.Driver != (QEMU{}).Name() || c.Vsock.Kind != VsockHybrid {
+		return "", ""
+	}
+	gate = c.Vsock.Path + ".gate"
+	return gate, fmt.Sprintf("%s_%d", gate, ReadyPort)
+}
+
 // Helpers are the programs that must run before the monitor is started, by name: vsock, share. The sockets that the monitor connects to are those of
 // its descriptors.
 func Helpers(c *Config) map[string]*Command {
@@ -29,8 +44,9 @@ func Helpers(c *Config) map[string]*Command {
 
 // vsockDevice makes both of its sockets itself, so it sees their directory.
 func vsockDevice(c *Config) *Command {
+	gate, _ := c.VsockGate()
 	return &Command{
-		Argv:   []string{vsockDeviceProgram, "--guest-cid", fmt.Sprint(c.Vsock.CID), "--socket", vsockDeviceSocket(c), "--uds-path", c.Vsock.Path},
+		Argv:   []string{vsockDeviceProgram, "--guest-cid", fmt.Sprint(c.Vsock.CID), "--socket", vsockDeviceSocket(c), "--uds-path", gate},
 		Env:    []string{"PATH=/usr/bin", "RUST_LOG=error"},
 		Mounts: append(distribution[:len(distribution):len(distribution)], Mount{Source: filepath.Dir(c.Vsock.Path), Writable: true}),
 	}

@@ -3,6 +3,7 @@ package vmm
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -160,10 +161,36 @@ func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
 	suffix := q.bus(c)
 	switch c.Vsock.Kind {
 	case VsockHybrid:
-		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-"+suffix+",chardev=vsock")
+		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-"+suffix+",id="+vsockID+",chardev=vsock")
 	default:
 		add("-device", fmt.Sprintf("vhost-vsock-%s,guest-cid=%d,vhostfd=%d", suffix, c.Vsock.CID, cmd.fd(FDFile, "/dev/vhost-vsock", false)))
 	}
+}
+
+const vsockID = "vsock0"
+
+// VsockStarted says whether the guest's driver has started the vsock device of a machine with a [Config.VsockGate].
+func (q QEMU) VsockStarted(ctx context.Context, c *Config) (bool, error) {
+	m, err := dialQMP(ctx, c.Control)
+	if err != nil {
+		return false, err
+	}
+	defer m.close()
+	path := "/machine/peripheral/" + vsockID
+	if q.bus(c) == "pci" {
+		path += "/virtio-backend"
+	}
+	answer, err := m.execute(ctx, "x-query-virtio-status", map[string]any{"path": path}, nil)
+	if err != nil {
+		return false, err
+	}
+	var status struct {
+		Started bool `json:"vhost-started"`
+	}
+	if err := json.Unmarshal(answer, &status); err != nil {
+		return false, fmt.Errorf("QEMU's answer to x-query-virtio-status: %w", err)
+	}
+	return status.Started, nil
 }
 
 // nodeName and deviceID are a disk's names in QEMU.
