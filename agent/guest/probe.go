@@ -35,7 +35,7 @@ func (s *Server) probe(ctx context.Context, r *wire.Probe) (any, error) {
 		exit, output := x.run(ctx.Done())
 		reply.Code, reply.Message, reply.Success = exit.Code, string(output), exit.Code == 0
 		if exit.TimedOut {
-			reply.Message = fmt.Sprintf("no end within %s", timeout)
+			reply.TimedOut, reply.Message = true, fmt.Sprintf("no end within %s", timeout)
 		} else if exit.Error != "" {
 			reply.Message = exit.Error
 		}

@@ -230,6 +230,8 @@ type ProbeReply struct {
 	Success bool   `json:"success"`
 	// Code is the exit code or the HTTP status; 0 without.
 	Code int `json:"code,omitempty"`
+	// TimedOut says that the time was over before the process had ended.
+	TimedOut bool `json:"timed_out,omitempty"`
 	// Message is what the process or the server said (its beginning), or why it could not be asked.
 	Message string `json:"message,omitempty"`
 }

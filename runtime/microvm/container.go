@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/magikrun/magikpod/agent/client"
@@ -121,7 +123,24 @@ func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container strin
 	}
 	var reply wire.ProbeReply
 	err = l.call(s, func(c *client.Client) (err error) { reply, err = c.Probe(ctx, request); return err })
-	return reply.Success, reply.Message, err
+	if err != nil || reply.Success {
+		return reply.Success, "", err
+	}
+	return false, failure(p, reply), nil
+}
+
+// failure is what the kubelet says of a probe that has failed.
+func failure(p runtime.Probe, reply wire.ProbeReply) string {
+	command := `command "` + strings.Join(p.Exec, " ") + `"`
+	switch {
+	case p.Exec != nil && reply.TimedOut:
+		return command + " timed out"
+	case p.Exec != nil && strings.TrimSpace(reply.Message) == "":
+		return command + " exited with code " + strconv.Itoa(reply.Code)
+	case p.HTTP != nil && reply.Code != 0:
+		return "HTTP probe failed with statuscode: " + strconv.Itoa(reply.Code)
+	}
+	return reply.Message
 }
 
 // Stats implements native.SandboxLauncher.

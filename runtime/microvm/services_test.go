@@ -72,11 +72,12 @@ func TestProbes(t *testing.T) {
 	}{
 		{"exec", runtime.Probe{Exec: []string{"test", "-e", "/www/ready"}, Timeout: timeout}, true, ""},
 		{"exec that fails", runtime.Probe{Exec: []string{"sh", "-c", "echo not yet; exit 1"}, Timeout: timeout}, false, "not yet"},
-		{"exec that takes too long", runtime.Probe{Exec: []string{"sleep", "100"}, Timeout: time.Second}, false, "timed out"},
+		{"exec that takes too long", runtime.Probe{Exec: []string{"sleep", "100"}, Timeout: time.Second}, false, `command "sleep 100" timed out`},
+		{"exec that says nothing", runtime.Probe{Exec: []string{"sh", "-c", "exit 4"}, Timeout: timeout}, false, `command "sh -c exit 4" exited with code 4`},
 		{"exec of nothing", runtime.Probe{Exec: []string{"/no/such/program"}, Timeout: timeout}, false, ""},
 		{"http", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/index.html"}, Timeout: timeout}, true, ""},
 		{"http with headers", runtime.Probe{HTTP: &runtime.HTTPProbe{Scheme: "http", Host: ip, Port: 8080, Path: "/", Headers: []corev1.HTTPHeader{{Name: "X-A", Value: "b"}}}, Timeout: timeout}, true, ""},
-		{"http of no page", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/none"}, Timeout: timeout}, false, "404"},
+		{"http of no page", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/none"}, Timeout: timeout}, false, "HTTP probe failed with statuscode: 404"},
 		{"tcp", runtime.Probe{TCP: &runtime.TCPProbe{Host: ip, Port: 8080}, Timeout: timeout}, true, ""},
 		{"tcp of nobody", runtime.Probe{TCP: &runtime.TCPProbe{Host: ip, Port: 81}, Timeout: timeout}, false, "refused"},
 	} {

@@ -1,6 +1,7 @@
 package microvm_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,7 +39,7 @@ func TestVolumes(t *testing.T) {
 	hosts := put("etc/hosts", "127.0.0.1 localhost\n10.0.0.1 from-the-host\n", 0o644)
 	message := put("message", "", 0o666)
 	empty := filepath.Join(dir, "empty")
-	if err := os.Mkdir(empty, 0o777); err != nil {
+	if err := errors.Join(os.Mkdir(empty, 0o777), os.Chmod(empty, 0o777)); err != nil {
 		t.Fatal(err)
 	}
 
