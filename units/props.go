@@ -234,6 +234,8 @@ type ContainerUnit struct {
 	// StopAfter names the containers that end before this one when all are stopped at once. The order between them follows from the
 	// pod, see [PodSlices]; here it only counts whether there are any.
 	StopAfter []string
+	// VM says that the container runs in the pod's virtual machine: its unit stops before that one.
+	VM bool
 	// Delegate gives the unit's cgroup to the OCI runtime.
 	Delegate bool
 	// Jail takes from the command all that it needs not for mounting the container's file systems and jailing itself: most capabilities and system
@@ -247,12 +249,16 @@ type ContainerUnit struct {
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
+	// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
+	after := append([]string{u.Names.Pause, "network.target", "remote-fs.target"}, orderSlices(u.Pod, u.Container.Name)...)
+	if u.VM {
+		after = append(after, u.Names.VM)
+	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
 		prop("Requires", []string{u.Names.Pause}),
-		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
-		prop("After", append([]string{u.Names.Pause, "network.target", "remote-fs.target"}, orderSlices(u.Pod, u.Container.Name)...)),
+		prop("After", after),
 	}
 	if len(u.StopAfter) > 0 {
 		props = append(props, prop("Before", []string{OrderSlice(u.Pod.Namespace, u.Pod.Name, u.Container.Name)}))

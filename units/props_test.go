@@ -40,12 +40,15 @@ func TestProps(t *testing.T) {
 		"container-sidecar":  show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.InitContainers[1], Names: names, Argv: launch, Grace: time.Second, StopAfter: []string{"main"}})),
 		"container-no-grace": show(ContainerProps(ContainerUnit{Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT})),
 		"container-special": show(ContainerProps(ContainerUnit{
-			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT, Grace: time.Minute, Delegate: true,
+			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT, Grace: time.Minute, Delegate: true, VM: true,
 			Devices: []Device{{"/dev/fuse", "rwm"}}, Rlimits: []Rlimit{{"NOFILE", 10, 20}, {"CORE", 0, infinity}},
 		})),
 		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
-		"update":               show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
-		"update-nothing":       show(Limits{}.UpdateProps()),
+		"vm": show(VMProps(VMUnit{
+			Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikvmm", "--config", "/run/x.json"}, PowerOff: 10 * time.Second, Limits: Limits{MemoryMax: 1 << 29},
+		})),
+		"update":         show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
+		"update-nothing": show(Limits{}.UpdateProps()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata", "props", name+".txt")
