@@ -45,8 +45,11 @@ func TestProps(t *testing.T) {
 		})),
 		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
 		"container-machine":    show(ContainerProps(ContainerUnit{Pod: privileged, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: time.Second, InMachine: true})),
-		"update":               show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
-		"update-nothing":       show(Limits{}.UpdateProps()),
+		"vm": show(VMProps(VMUnit{
+			Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikvmm", "--config", "/run/x.json"}, PowerOff: 10 * time.Second, Limits: Limits{MemoryMax: 1 << 29},
+		})),
+		"update":         show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
+		"update-nothing": show(Limits{}.UpdateProps()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata", "props", name+".txt")

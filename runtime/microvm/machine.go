@@ -140,7 +140,7 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config
 	if err := save(filepath.Join(s.RunDir, configFile), r.VMM); err != nil {
 		return nil, err
 	}
-	return l.unit(s, config.Pod, r)
+	return l.unit(s, config.Pod), nil
 }
 
 // recordOf decides what a machine is.

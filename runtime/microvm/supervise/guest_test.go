@@ -136,7 +136,7 @@ func handle(r request) (answer, error) {
 	case "panic":
 		return answer{}, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 	case "disks":
-		serials, err := disks()
+		serials, err := guestDisks()
 		var lines []string
 		for serial := range serials {
 			lines = append(lines, serial)
@@ -164,8 +164,8 @@ func handle(r request) (answer, error) {
 	return answer{}, fmt.Errorf("action %q", r.Action)
 }
 
-// disks returns the block devices by serial number.
-func disks() (map[string]string, error) {
+// guestDisks returns the block devices by serial number.
+func guestDisks() (map[string]string, error) {
 	files, err := filepath.Glob("/sys/block/*/serial")
 	found := map[string]string{}
 	for _, file := range files {
@@ -187,7 +187,7 @@ func mounted(r request) (string, error) {
 	source := r.Serial
 	flags := uintptr(0)
 	for r.FSType != "virtiofs" {
-		found, err := disks()
+		found, err := guestDisks()
 		if err != nil {
 			return "", err
 		}
