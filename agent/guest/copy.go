@@ -2,6 +2,7 @@ package guest
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"github.com/magikrun/magikpod/agent/wire"
 )
@@ -157,7 +159,34 @@ func (v *volume) replace(name string, header *tar.Header, create func(temporary 
 	if err := create(temporary); err != nil {
 		return err
 	}
+	if same, err := v.same(temporary, name); err != nil || same {
+		return errors.Join(err, v.root.Remove(temporary))
+	}
 	return v.root.Rename(temporary, name)
+}
+
+// same says whether two entries are files with the same content, owner and mode. Such a file stays what it is: a container that is just being created may be about to
+// mount it, and the kernel mounts no file that has lost its name.
+func (v *volume) same(one, other string) (bool, error) {
+	a, err := v.root.Lstat(one)
+	if err != nil {
+		return false, err
+	}
+	b, err := v.root.Lstat(other)
+	if err != nil || !a.Mode().IsRegular() || a.Mode() != b.Mode() || a.Size() != b.Size() {
+		return false, nil // also when there is none yet
+	}
+	as, aok := a.Sys().(*syscall.Stat_t)
+	bs, bok := b.Sys().(*syscall.Stat_t)
+	if !aok || !bok || as.Uid != bs.Uid || as.Gid != bs.Gid {
+		return false, nil
+	}
+	x, err := v.root.ReadFile(one)
+	if err != nil {
+		return false, err
+	}
+	y, err := v.root.ReadFile(other)
+	return err == nil && bytes.Equal(x, y), err
 }
 
 // prune removes what the stream had not.
