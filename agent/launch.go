@@ -194,16 +194,18 @@ func tidyProcess() error {
 	return nil
 }
 
-// complain writes one line to stderr and, when there is one, one entry to the log, in crun's and runc's JSON format.
-func complain(log string, err error) {
-	text := "magikagent launch: " + strings.ReplaceAll(err.Error(), "\n", " ")
+func complain(log string, err error) { Complain("magikagent launch", log, err) }
+
+// Complain writes one line to stderr and, when log is the path of one, one entry to the log, in crun's and runc's JSON format. program is who says it.
+func Complain(program, log string, err error) {
+	text := program + ": " + strings.ReplaceAll(err.Error(), "\n", " ")
 	os.Stderr.WriteString(text + "\n")
 	if log == "" {
 		return
 	}
 	f, openErr := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if openErr != nil {
-		os.Stderr.WriteString("magikagent launch: cannot write " + log + ": " + openErr.Error() + "\n")
+		os.Stderr.WriteString(program + ": cannot write " + log + ": " + openErr.Error() + "\n")
 		return
 	}
 	defer f.Close()

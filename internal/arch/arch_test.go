@@ -39,6 +39,11 @@ var layers = map[string]int{
 	"cmd/magikagent":             5,
 	"cmd/magikwasm":              5,
 	"runtime/runtimetest":        3, // imported by tests only
+	"agent/wire":                 1,
+	"agent/client":               2,
+	"agent/guest":                3,
+	"agent/proxy":                3,
+	"cmd/magikguest":             5,
 }
 
 // forbidden names imports that a package must not have, directly, and why.
@@ -56,6 +61,13 @@ var forbidden = map[string]map[string]string{
 		"os":      "the spec builder is pure",
 		"os/exec": "the spec builder is pure",
 		"net":     "the spec builder is pure",
+	},
+	"agent/wire": {
+		"os":       "the protocol is pure",
+		"os/exec":  "the protocol is pure",
+		"net":      "the protocol is pure",
+		"syscall":  "the protocol is pure",
+		"log/slog": "the protocol is pure",
 	},
 	"image":    {"log/slog": "L2 returns errors"},
 	"volume":   {"log/slog": "L2 returns errors"},
