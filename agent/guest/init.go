@@ -71,7 +71,18 @@ func listen() (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on vsock port %d: %w", wire.Port, err)
 	}
+	go sayReady()
 	return listener, nil
+}
+
+// readyPort is vmm.ReadyPort.
+const readyPort = 1025
+
+// sayReady tells the host that the guest listens, by a connection; a host that does not want to know refuses it.
+func sayReady() {
+	if conn, err := vsock.Dial(vsock.Host, readyPort, nil); err == nil {
+		_ = conn.Close()
+	}
 }
 
 // moveRoot puts a bind mount of the root over the root. The kernel's first root, where an initramfs is unpacked, has no parent, so that pivot_root(2), which crun
