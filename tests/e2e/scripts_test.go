@@ -57,6 +57,7 @@ func TestMachines(t *testing.T) {
 	}
 	t.Cleanup(func() { checkLeft(t, world, before) })
 	run(t, machines, "testdata/*.txtar", false)
+	run(t, class{name: pod.ClassMicroVM}, "testdata/machine/*.txtar", false)
 }
 
 // TestMachinesAlone is TestAlone over the class pod-microvm-containers.
@@ -111,8 +112,17 @@ func forModules(manifest string) string {
 	return ofClass(strings.ReplaceAll(manifest, busybox, wasmbox), pod.ClassWasm)
 }
 
-// forMachines gives each pod of a manifest the class.
-func forMachines(manifest string) string { return ofClass(manifest, pod.ClassMicroVM) }
+// forMachines gives each pod of a manifest the class, and its probes time: in an emulated machine, on a busy host, a command takes a second.
+func forMachines(manifest string) string {
+	var patient strings.Builder
+	for line := range strings.Lines(manifest) {
+		if strings.Contains(line, "Probe: {") && !strings.Contains(line, "timeoutSeconds") {
+			line = strings.Replace(line, "Probe: {", "Probe: {timeoutSeconds: 20, ", 1)
+		}
+		patient.WriteString(line)
+	}
+	return ofClass(patient.String(), pod.ClassMicroVM)
+}
 
 func ofClass(manifest, class string) string {
 	return podSpec.ReplaceAllStringFunc(manifest, func(spec string) string {
