@@ -54,6 +54,9 @@ func checkOptional(what, name string, limit int) error {
 	return checkName(what, name, limit)
 }
 
+// isObject tells whether valid JSON is an object.
+func isObject(raw []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) }
+
 func checkTimeout(ms int64) error {
 	if ms < 0 || ms > MaxWait.Milliseconds() {
 		return invalid("the timeout of %d ms is not between 0 and %d", ms, MaxWait.Milliseconds())
@@ -199,7 +202,7 @@ func (r Create) Check() error {
 	if err := first(checkContainer(r.Container), checkID(r.ID)); err != nil {
 		return err
 	}
-	if len(bytes.TrimSpace(r.Spec)) == 0 || r.Attempt < 0 || len(r.Mounts) > MaxMounts {
+	if !isObject(r.Spec) || r.Attempt < 0 || len(r.Mounts) > MaxMounts {
 		return invalid("there is no spec, the attempt is negative or there are more than %d mounts", MaxMounts)
 	}
 	if (r.Rootfs.Disk == "") == (r.Rootfs.Share == "") {
@@ -331,7 +334,7 @@ func (r Logs) Check() error {
 
 // Check implements [Request].
 func (r Update) Check() error {
-	if len(bytes.TrimSpace(r.Resources)) == 0 {
+	if !isObject(r.Resources) {
 		return invalid("there are no limits")
 	}
 	return checkContainer(r.Container)

@@ -76,7 +76,8 @@ func prepare(dir string) error {
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", ""},
 		{"tmpfs", state, "tmpfs", "mode=0755"},
 	} {
-		if err := unix.Mount(m.source, m.target, m.kind, 0, m.options); err != nil {
+		// EBUSY: it is there, where the machine has no other cgroups.
+		if err := unix.Mount(m.source, m.target, m.kind, 0, m.options); err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("cannot mount %s: %w", m.target, err)
 		}
 	}
