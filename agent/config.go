@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
 // The exit statuses of magikagent launch, before it has become the OCI runtime.
@@ -23,11 +25,7 @@ const (
 const maxConfigBytes = 4 << 20
 
 // Owner names the daemon whose /proc/PID/fd paths stand in a configuration.
-type Owner struct {
-	PID int `json:"pid"`
-	// StartTime is field 22 of /proc/PID/stat (proc_pid_stat(5)): clock ticks since boot. With it a reused PID is told apart. 0: not checked.
-	StartTime uint64 `json:"startTime"`
-}
+type Owner = nsfile.Owner
 
 // LaunchConfig is what magikagent launch reads (c/NAME/launch.json). All paths are absolute, and are those of the pod's mount namespace.
 type LaunchConfig struct {

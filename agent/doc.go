@@ -7,5 +7,5 @@
 //
 // What does not belong here: deciding what runs (pod), units (units).
 //
-// Layer L2: it may import pod and runtime, and does not.
+// Layer L1: it may import pod, and does not.
 package agent

@@ -7,15 +7,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
 // errGone marks a failure for which the container is not to blame: the namespaces' holder has died.
-var errGone = errors.New("its holder is gone")
+var errGone = nsfile.ErrGone
 
 // Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime, or, with [LaunchConfig.Start], makes it
 // create and start the container. It returns the exit status: that of an OCI runtime that has failed, else one of the Exit constants. The caller must be on the process's main thread, locked to it (runtime.LockOSThread in an init function): only the
@@ -128,43 +129,11 @@ func enterMountNS(config *LaunchConfig) error {
 	return nil
 }
 
-// openNamespace opens a namespace file. errGone: its holder does not exist any more, or is another process by now.
-func openNamespace(path string, owner Owner) (int, error) {
-	if owner.PID > 0 && owner.StartTime > 0 && strings.HasPrefix(path, "/proc/"+strconv.Itoa(owner.PID)+"/") {
-		if start, err := StartTime(owner.PID); err != nil || start != owner.StartTime {
-			return -1, fmt.Errorf("%s: %w", path, errGone)
-		}
-	}
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
-		return -1, fmt.Errorf("%s: %w", path, errGone)
-	case err != nil:
-		return -1, fmt.Errorf("%s: %w", path, err)
-	}
-	// Checked after opening: in between /proc/PID/fd/N may have become something else.
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-		unix.Close(fd)
-		return -1, fmt.Errorf("%s is no namespace: %w", path, errGone)
-	}
-	return fd, nil
-}
+// openNamespace is [nsfile.Open].
+func openNamespace(path string, owner Owner) (int, error) { return nsfile.Open(path, owner) }
 
-// StartTime is the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), which with the PID names it for good.
-func StartTime(pid int) (uint64, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	// The command's name, field 2, may contain blanks and parentheses: count from the last one.
-	_, rest, ok := strings.Cut(string(data[max(strings.LastIndexByte(string(data), ')'), 0):]), ") ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 20 {
-		return 0, fmt.Errorf("cannot parse /proc/%d/stat", pid)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
-}
+// StartTime is [nsfile.StartTime].
+func StartTime(pid int) (uint64, error) { return nsfile.StartTime(pid) }
 
 // enterSubCgroup moves this process to a child of its cgroup (version 2).
 func enterSubCgroup(name string) error {
@@ -225,16 +194,18 @@ func tidyProcess() error {
 	return nil
 }
 
-// complain writes one line to stderr and, when there is one, one entry to the log, in crun's and runc's JSON format.
-func complain(log string, err error) {
-	text := "magikagent launch: " + strings.ReplaceAll(err.Error(), "\n", " ")
+func complain(log string, err error) { Complain("magikagent launch", log, err) }
+
+// Complain writes one line to stderr and, when log is the path of one, one entry to the log, in crun's and runc's JSON format. program is who says it.
+func Complain(program, log string, err error) {
+	text := program + ": " + strings.ReplaceAll(err.Error(), "\n", " ")
 	os.Stderr.WriteString(text + "\n")
 	if log == "" {
 		return
 	}
 	f, openErr := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if openErr != nil {
-		os.Stderr.WriteString("magikagent launch: cannot write " + log + ": " + openErr.Error() + "\n")
+		os.Stderr.WriteString(program + ": cannot write " + log + ": " + openErr.Error() + "\n")
 		return
 	}
 	defer f.Close()

@@ -19,6 +19,8 @@ const (
 	StatusCreated    = "created"
 	StatusStarted    = "started"
 	StatusNotStarted = "not started" // the OCI runtime could not, and its log tells why
+	// StatusOOMKilled is the last one of a container in a machine: its memory was used up there, of which systemd knows nothing.
+	StatusOOMKilled = "killed: out of memory"
 )
 
 // barrierTimeout is how long the service manager may take to deal with a notification.
@@ -108,6 +110,16 @@ func openFirst(pidFile string) (process, error) {
 		return process{}, fmt.Errorf("cannot open the container's first process %d: %w", pid, err)
 	}
 	return process{pid, pidfd}, nil
+}
+
+// Notify tells the service manager (sd_notify(3)). Without $NOTIFY_SOCKET it is an error.
+func Notify(state string) error {
+	manager, err := dialManager()
+	if err != nil {
+		return err
+	}
+	defer manager.close()
+	return manager.send(state)
 }
 
 // notifier is a connection to the service manager.

@@ -204,3 +204,6 @@ func quoteJSON(s string) string {
 	}
 	return string(quoted)
 }
+
+// MountBind makes one volume ready at its target, for the agent of a machine. Nothing that a container does to the volume at the same time leads out of it.
+func MountBind(b *Bind) error { return mountBind(b) }

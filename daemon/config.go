@@ -6,8 +6,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -42,6 +45,7 @@ type Config struct {
 	JobTimeout  metav1.Duration `json:"jobTimeout,omitzero"`  // of run and start, when the caller gives none
 
 	Network NetworkConfig `json:"network,omitzero"`
+	MicroVM MicroVMConfig `json:"microvm,omitzero"`
 }
 
 // NetworkConfig says where pods are connected. Empty fields keep the defaults of package netsetup.
@@ -49,6 +53,54 @@ type NetworkConfig struct {
 	Bridge string       `json:"bridge,omitempty"`
 	IPv4   netip.Prefix `json:"ipv4,omitzero"`
 	IPv6   netip.Prefix `json:"ipv6,omitzero"`
+}
+
+// MicroVMConfig says how the machines of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
+type MicroVMConfig struct {
+	VMM     string `json:"vmm,omitempty"`     // qemu, cloud-hypervisor, firecracker or libkrun; empty: the first that can be used
+	Program string `json:"program,omitempty"` // its path
+	Machine string `json:"machine,omitempty"` // of qemu: pc, q35 or microvm
+	Accel   string `json:"accel,omitempty"`   // kvm or tcg
+	Kernel  string `json:"kernel,omitempty"`  // a pattern of file names
+	Runtime string `json:"runtime,omitempty"` // the path of the OCI runtime that is put into the machines
+	// Memory is what the containers of a pod without a limit have together, CPUs how many CPUs its machine has.
+	Memory resource.Quantity `json:"memory,omitzero"`
+	CPUs   int               `json:"cpus,omitempty"`
+	// Scratch is the size of the disk for what containers write.
+	Scratch resource.Quantity `json:"scratch,omitzero"`
+}
+
+// check returns the first value that makes no sense.
+func (c *MicroVMConfig) check() error {
+	for _, choice := range []struct {
+		key, value string
+		from       []string
+	}{
+		{"vmm", c.VMM, []string{"qemu", "cloud-hypervisor", "firecracker", "libkrun"}},
+		{"machine", c.Machine, []string{"pc", "q35", "microvm"}},
+		{"accel", c.Accel, []string{"kvm", "tcg"}},
+	} {
+		if choice.value != "" && !slices.Contains(choice.from, choice.value) {
+			return fmt.Errorf("microvm.%s: %q is none of %s", choice.key, choice.value, strings.Join(choice.from, ", "))
+		}
+	}
+	for key, path := range map[string]string{"program": c.Program, "kernel": c.Kernel, "runtime": c.Runtime} {
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("microvm.%s: %q is not absolute", key, path)
+		}
+	}
+	for key, size := range map[string]struct {
+		value    resource.Quantity
+		min, max int64
+	}{"memory": {c.Memory, 32 << 20, 1 << 44}, "scratch": {c.Scratch, 64 << 20, 1 << 44}} {
+		if v := size.value.Value(); v != 0 && (v < size.min || v > size.max) {
+			return fmt.Errorf("microvm.%s: %s is not in 32Mi (scratch: 64Mi) to 16Ti", key, size.value.String())
+		}
+	}
+	if c.CPUs < 0 || c.CPUs > 1024 {
+		return fmt.Errorf("microvm.cpus: %d is not in 1 to 1024", c.CPUs)
+	}
+	return nil
 }
 
 // DefaultConfig is the configuration without a file.
@@ -111,7 +163,7 @@ func (c *Config) check() error {
 			return fmt.Errorf("%s: %s is not in 1ms to 24h", key, d.Duration)
 		}
 	}
-	return nil
+	return c.MicroVM.check()
 }
 
 // policy is what the planner needs of the configuration.

@@ -382,13 +382,16 @@ func (d *Daemon) ControlHandler() http.Handler {
 	return newControlHandler(d.Check, d.metrics.WritePrometheus, d.Info)
 }
 
-// Stats reads what the pod and its containers use from their cgroups. Conflict: the pod does not run.
-func (d *Daemon) Stats(_ context.Context, ref pod.Ref) (pod.Stats, error) {
+// Stats reads what the pod and its containers use from their cgroups, or asks the runtime class for its containers. Conflict: the pod does not run.
+func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return pod.Stats{}, err
 	}
 	slice := units.SlicePath(d.sliceOf(w.ref))
+	if reader, ok := w.manager.(runtime.StatsReader); ok {
+		return statsBy(ctx, d.host.CgroupRoot, slice, w.ref, reader)
+	}
 	containers := make(map[string]string)
 	for name, o := range w.snapshot().seen.Containers {
 		if o.Stage.Live() {

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 )
 
 // newProber makes the prober of a worker: results wait until the worker's next turn.
@@ -17,6 +18,7 @@ func (w *worker) newProber() *prober {
 		w.mu.Unlock()
 		w.nudge()
 	})
+	b.remote, _ = w.manager.(runtime.Prober)
 	b.errored = func(ref pod.ProbeRef, err error) {
 		w.log.Debug("cannot probe", "MAGIKPOD_CONTAINER", ref.Container, "probe", string(ref.Kind), "error", err)
 	}

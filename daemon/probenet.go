@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/magikrun/magikpod/runtime"
 )
 
 // probeUserAgent is what servers see that tell probes apart in their logs; they look for its beginning. The number is that of the API.
@@ -116,15 +118,46 @@ func probeHeaders(request *http.Request, headers []corev1.HTTPHeader) {
 	}
 }
 
-// probeAddress is the host and the port to connect to, or what is wrong.
+// remoteProbe is a probe in a form that needs no manifest to be understood, or what is wrong with it.
+func remoteProbe(c *corev1.Container, probe *corev1.Probe, host string) (asked runtime.Probe, message string) {
+	switch {
+	case probe.Exec != nil:
+		asked.Exec = probeArgs(c, probe.Exec.Command)
+	case probe.HTTPGet != nil:
+		h := &runtime.HTTPProbe{Path: probe.HTTPGet.Path, Scheme: strings.ToLower(string(probe.HTTPGet.Scheme)), Headers: probe.HTTPGet.HTTPHeaders}
+		if h.Scheme == "" {
+			h.Scheme = "http"
+		}
+		h.Host, h.Port, message = probeHostPort(c, probe.HTTPGet.Port, probe.HTTPGet.Host, host)
+		asked.HTTP = h
+	case probe.TCPSocket != nil:
+		t := &runtime.TCPProbe{}
+		t.Host, t.Port, message = probeHostPort(c, probe.TCPSocket.Port, probe.TCPSocket.Host, host)
+		asked.TCP = t
+	default:
+		message = "the probe has no handler"
+	}
+	return asked, message
+}
+
+// probeAddress is the address to connect to, or what is wrong.
 func probeAddress(c *corev1.Container, port intstr.IntOrString, wanted, host string) (address, message string) {
+	host, number, message := probeHostPort(c, port, wanted, host)
+	if message != "" {
+		return "", message
+	}
+	return net.JoinHostPort(host, strconv.Itoa(number)), ""
+}
+
+// probeHostPort is the host and the port to connect to, or what is wrong.
+func probeHostPort(c *corev1.Container, port intstr.IntOrString, wanted, host string) (_ string, number int, message string) {
 	if wanted != "" {
 		host = wanted
 	}
 	if host == "" {
-		return "", "the pod has no IP address"
+		return "", 0, "the pod has no IP address"
 	}
-	number := port.IntValue()
+	number = port.IntValue()
 	if port.Type == intstr.String {
 		for _, p := range c.Ports {
 			if p.Name == port.StrVal {
@@ -133,7 +166,7 @@ func probeAddress(c *corev1.Container, port intstr.IntOrString, wanted, host str
 		}
 	}
 	if number < 1 || number > 65535 {
-		return "", "invalid port number: " + port.String()
+		return "", 0, "invalid port number: " + port.String()
 	}
-	return net.JoinHostPort(host, strconv.Itoa(number)), ""
+	return host, number, ""
 }

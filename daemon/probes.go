@@ -24,6 +24,8 @@ type prober struct {
 	// errored, when not nil, is told of a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
 	// It is set before the first Set.
 	errored func(ref pod.ProbeRef, err error)
+	// remote, when not nil, makes the probes. It is set before the first Set.
+	remote runtime.Prober
 
 	wg      sync.WaitGroup
 	mu      sync.Mutex
@@ -157,6 +159,8 @@ func (b *prober) probe(ctx context.Context, c *corev1.Container, probe *corev1.P
 		host = "127.0.0.1"
 	}
 	switch {
+	case b.remote != nil:
+		return b.probeRemote(ctx, pod.RefOf(p), c, probe, host, timeout)
 	case probe.Exec != nil:
 		return b.probeExec(ctx, pod.RefOf(p), c, probe.Exec, timeout)
 	case probe.HTTPGet != nil:
@@ -165,6 +169,16 @@ func (b *prober) probe(ctx context.Context, c *corev1.Container, probe *corev1.P
 		return probeTCP(ctx, c, probe.TCPSocket, host, timeout)
 	}
 	return false, "", pod.Errorf(pod.Invalid, "cannot probe container %q: the probe has no handler", c.Name)
+}
+
+// probeRemote has the runtime class make the probe.
+func (b *prober) probeRemote(ctx context.Context, ref pod.Ref, c *corev1.Container, probe *corev1.Probe, host string, timeout time.Duration) (bool, string, error) {
+	asked, message := remoteProbe(c, probe, host)
+	if message != "" {
+		return false, message, nil
+	}
+	asked.Timeout = timeout
+	return b.remote.Probe(ctx, ref, c.Name, asked)
 }
 
 // probeExec runs a command: exit code 0 is success.

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 )
 
 // statsOf reads what a pod and its containers use. root is where cgroup version 2 is mounted (/sys/fs/cgroup), slice the pod's cgroup and containers
@@ -35,6 +38,20 @@ func statsOf(root, slice string, containers map[string]string) (pod.Stats, error
 			s.Containers[name] = use
 		}
 	}
+	return s, nil
+}
+
+// statsBy is statsOf for a class whose containers have no cgroups on the host. The pod's figures are the host's, with all that it takes to run them.
+func statsBy(ctx context.Context, root, slice string, ref pod.Ref, reader runtime.StatsReader) (pod.Stats, error) {
+	s, err := statsOf(root, slice, nil)
+	if err != nil {
+		return s, err
+	}
+	use, err := reader.ContainerStats(ctx, ref)
+	if err != nil {
+		return pod.Stats{}, err
+	}
+	maps.Copy(s.Containers, use)
 	return s, nil
 }
 

@@ -201,9 +201,18 @@ func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (*sandbox, []st
 	var result netsetup.Result
 	var netErr error
 	var wg sync.WaitGroup
-	wg.Go(func() { result, netErr = w.d.networks.Setup(ctx, want, ns) })
-	err = w.manager.CreateSandbox(ctx, config)
+	creating, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	wg.Go(func() {
+		if result, netErr = w.d.networks.Setup(ctx, want, ns); netErr != nil {
+			cancel(netErr) // a machine waits for its network
+		}
+	})
+	err = w.manager.CreateSandbox(creating, config)
 	wg.Wait()
+	if netErr != nil && errors.Is(err, netErr) {
+		err = nil // it says nothing else
+	}
 	if err := errors.Join(err, netErr); err != nil {
 		return nil, nil, firstKind(err, netErr)
 	}

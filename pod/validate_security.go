@@ -165,7 +165,7 @@ var ipcSysctls = []string{
 
 var sysctlName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)+$`)
 
-// sysctls allows those that belong to a namespace of the pod: the others would change the host.
+// sysctls allows those that belong to a namespace of the pod: the others would change the host. A pod in a machine has a kernel of its own.
 func (c *checker) sysctls(s *corev1.PodSpec, at *field.Path) {
 	seen := make(map[string]bool)
 	for i, sysctl := range s.SecurityContext.Sysctls {
@@ -177,6 +177,7 @@ func (c *checker) sysctls(s *corev1.PodSpec, at *field.Path) {
 			c.invalid(name, sysctl.Name, "must be a name such as net.ipv4.ip_local_port_range")
 		case seen[sysctl.Name]:
 			c.add(field.Duplicate(name, sysctl.Name))
+		case s.RuntimeClassName != nil && *s.RuntimeClassName == ClassMicroVM: // the kernel is the pod's own
 		case strings.HasPrefix(sysctl.Name, "net."):
 			c.namespaced(name, "network", s.HostNetwork)
 		case strings.HasPrefix(sysctl.Name, "fs.mqueue."), slices.Contains(ipcSysctls, sysctl.Name):

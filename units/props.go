@@ -239,6 +239,9 @@ type ContainerUnit struct {
 	// Jail takes from the command all that it needs not for mounting the container's file systems and jailing itself: most capabilities and system
 	// calls, new privileges, new namespaces.
 	Jail bool
+	// InMachine says that the container runs in the pod's machine, and the command stands in for it: it needs the VM unit, and next to no privileges;
+	// the container's limits are not its own.
+	InMachine bool
 	// Devices are allowed beside the usual ones. A privileged container may use all devices.
 	Devices []Device
 	// Rlimits replace the defaults of the same name.
@@ -247,12 +250,16 @@ type ContainerUnit struct {
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
+	holders := []string{u.Names.Pause}
+	if u.InMachine {
+		holders = append(holders, u.Names.VM)
+	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
-		prop("Requires", []string{u.Names.Pause}),
+		prop("Requires", holders),
 		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
-		prop("After", append([]string{u.Names.Pause, "network.target", "remote-fs.target"}, orderSlices(u.Pod, u.Container.Name)...)),
+		prop("After", append(append(holders[:len(holders):len(holders)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
 	}
 	if len(u.StopAfter) > 0 {
 		props = append(props, prop("Before", []string{OrderSlice(u.Pod.Namespace, u.Pod.Name, u.Container.Name)}))
@@ -278,7 +285,10 @@ func ContainerProps(u ContainerUnit) []Property {
 		// One process out of memory takes the whole container along, as Kubernetes does it on cgroup v2 (memory.oom.group).
 		prop("OOMPolicy", "kill"),
 	)
-	limits := ContainerLimits(u.Container)
+	var limits Limits
+	if !u.InMachine {
+		limits = ContainerLimits(u.Container)
+	}
 	// The pod's limit counts, not systemd's default for a service.
 	limits.TasksMax = infinity
 	props = append(props, limits.Props()...)
@@ -287,6 +297,9 @@ func ContainerProps(u ContainerUnit) []Property {
 	}
 	if u.Jail {
 		props = append(props, jailProps()...)
+	}
+	if u.InMachine {
+		props = append(props, proxyProps()...)
 	}
 	return props
 }
@@ -316,6 +329,27 @@ func jailProps() []Property {
 		prop("SystemCallFilter", list{true, []string{"@system-service", "@mount"}}),
 		prop("SystemCallArchitectures", []string{"native"}),
 		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_INET", "AF_INET6"}}),
+		prop("RestrictRealtime", true),
+		prop("LockPersonality", true),
+		prop("KeyringMode", "private"),
+	}
+}
+
+// proxyProps confine a command that reads its configuration, talks to a machine, and writes what a container in it says.
+func proxyProps() []Property {
+	type list struct {
+		Allow bool
+		Names []string
+	}
+	return []Property{
+		prop("NoNewPrivileges", true),
+		// The sockets of the machine and the files of the pod are other users'.
+		prop("CapabilityBoundingSet", uint64(1<<unix.CAP_DAC_OVERRIDE)),
+		prop("AmbientCapabilities", uint64(0)),
+		prop("RestrictNamespaces", uint64(0)),
+		prop("SystemCallFilter", list{true, []string{"@system-service"}}),
+		prop("SystemCallArchitectures", []string{"native"}),
+		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_VSOCK"}}),
 		prop("RestrictRealtime", true),
 		prop("LockPersonality", true),
 		prop("KeyringMode", "private"),
@@ -378,7 +412,7 @@ func stdProp(name string, f *os.File) Property {
 }
 
 func deviceProps(u ContainerUnit) []Property {
-	if s := u.Container.SecurityContext; s != nil && s.Privileged != nil && *s.Privileged {
+	if s := u.Container.SecurityContext; !u.InMachine && s != nil && s.Privileged != nil && *s.Privileged {
 		return []Property{prop("DevicePolicy", "auto")}
 	}
 	allow := append(standardDevices[:len(standardDevices):len(standardDevices)], u.Devices...)

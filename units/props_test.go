@@ -44,8 +44,12 @@ func TestProps(t *testing.T) {
 			Devices: []Device{{"/dev/fuse", "rwm"}}, Rlimits: []Rlimit{{"NOFILE", 10, 20}, {"CORE", 0, infinity}},
 		})),
 		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
-		"update":               show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
-		"update-nothing":       show(Limits{}.UpdateProps()),
+		"container-machine":    show(ContainerProps(ContainerUnit{Pod: privileged, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: time.Second, InMachine: true})),
+		"vm": show(VMProps(VMUnit{
+			Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikvmm", "--config", "/run/x.json"}, PowerOff: 10 * time.Second, Limits: Limits{MemoryMax: 1 << 29},
+		})),
+		"update":         show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
+		"update-nothing": show(Limits{}.UpdateProps()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata", "props", name+".txt")

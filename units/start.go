@@ -244,7 +244,8 @@ func (m *Manager) expectStop(unit string) (undo func()) {
 	}
 }
 
-// stopsWith tells whether a stop of the unit cause stops the unit name too, by what their names say.
+// stopsWith tells whether a stop of the unit cause stops the unit name too, by what their names say: all that is in a slice, all of a pod with its pause
+// unit, and its containers with its VM unit.
 func stopsWith(name, cause string) bool {
 	if name == cause {
 		return true
@@ -253,5 +254,9 @@ func stopsWith(name, cause string) bool {
 		return strings.HasPrefix(name, slice+"-")
 	}
 	p, ok := ParseName(cause)
-	return ok && p.Kind == KindPause && sliceOf(name) == sliceOf(cause)
+	if !ok || sliceOf(name) != sliceOf(cause) {
+		return false
+	}
+	of, _ := ParseName(name)
+	return p.Kind == KindPause || p.Kind == KindVM && of.Kind == KindContainer
 }

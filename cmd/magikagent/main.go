@@ -1,5 +1,5 @@
 // Command magikagent is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
-// file systems and has the OCI runtime start it. It is started by systemd, not by people.
+// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine. It is started by systemd, not by people.
 package main
 
 import (
@@ -7,6 +7,7 @@ import (
 	"runtime"
 
 	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/agent/proxy"
 )
 
 // version is set by the linker.
@@ -23,12 +24,14 @@ func run(args []string) int {
 		return agent.Pause(args[2])
 	case len(args) == 3 && args[0] == "launch" && args[1] == "--config":
 		return agent.Launch(args[2])
+	case len(args) == 3 && args[0] == "proxy" && args[1] == "--config":
+		return proxy.Run(args[2])
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		return agent.Reap()
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikagent " + version + "\n")
 		return 0
 	}
-	os.Stderr.WriteString("usage: magikagent pause --config FILE | launch --config FILE | version\n")
+	os.Stderr.WriteString("usage: magikagent pause --config FILE | launch --config FILE | proxy --config FILE | version\n")
 	return agent.ExitUsage
 }

@@ -21,16 +21,20 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	magikruntime "github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm"
 	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/runtime/wasm"
 	"github.com/magikrun/magikpod/units"
 	"github.com/magikrun/magikpod/volume"
 )
 
-// Where make install puts the helpers; $MAGIKPOD_AGENT and $MAGIKPOD_WASM replace them.
+// Where make install puts the helpers; $MAGIKPOD_AGENT, $MAGIKPOD_WASM,
+// $MAGIKPOD_VMM and $MAGIKPOD_GUEST replace them.
 const (
 	agentPath = "/usr/libexec/magikpod/magikagent"
 	wasmPath  = "/usr/libexec/magikpod/magikwasm"
+	vmmPath   = "/usr/libexec/magikpod/magikvmm"
+	guestPath = "/usr/libexec/magikpod/magikguest"
 )
 
 // networks joins the manager with the function that makes namespaces.
@@ -78,15 +82,12 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 	if err != nil {
 		return err
 	}
-	containers, modules, err := classes(ctx, config, systemd, log)
+	registry, err := classes(ctx, config, systemd, log)
 	if err != nil {
 		return err
 	}
-	var registry magikruntime.Registry
-	registry.Add(containers)
-	registry.Add(modules)
 	d, err := daemon.New(ctx, daemon.Options{
-		Config: config, Registry: &registry, Images: images, Networks: networks{network}, Volumes: volumes,
+		Config: config, Registry: registry, Images: images, Networks: networks{network}, Volumes: volumes,
 		Host: daemon.ReadHost(version, systemd.Version()), Log: log,
 	})
 	if err != nil {
@@ -115,20 +116,45 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 	return wait(ctx, config, log, systemd, d, server)
 }
 
-// classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it by an annotation, and pod-wasm.
-func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (containers, modules *native.Manager, err error) {
+// classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it by an annotation, pod-wasm, and
+// pod-microvm-containers.
+func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (*magikruntime.Registry, error) {
 	common := native.Config{
 		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, AgentPath: helper("MAGIKPOD_AGENT", agentPath),
 		Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
 	}
 	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"))
 	common.Chooser = launcher
-	if containers, err = native.New(ctx, common); err != nil {
-		return nil, nil, err
+	containers, err := native.New(ctx, common)
+	if err != nil {
+		return nil, err
 	}
 	common.Chooser, common.Launcher = nil, launcher
-	modules, err = native.New(ctx, common)
-	return containers, modules, err
+	modules, err := native.New(ctx, common)
+	if err != nil {
+		return nil, err
+	}
+	common.Launcher, common.Sandboxes = nil, machines(config, common.AgentPath)
+	vms, err := native.NewSandboxManager(ctx, common)
+	if err != nil {
+		return nil, err
+	}
+	var registry magikruntime.Registry
+	registry.Add(containers)
+	registry.Add(modules)
+	registry.Add(vms)
+	return &registry, nil
+}
+
+// machines runs virtual machines as the configuration says.
+func machines(config daemon.Config, agent string) *microvm.Launcher {
+	c := &config.MicroVM
+	return microvm.NewLauncher(microvm.Config{
+		StateDir: filepath.Join(config.StateDir, "microvm"), AgentPath: agent,
+		SupervisorPath: helper("MAGIKPOD_VMM", vmmPath), GuestPath: helper("MAGIKPOD_GUEST", guestPath),
+		Driver: c.VMM, Program: c.Program, Machine: c.Machine, Accel: c.Accel, Kernel: c.Kernel, Runtime: c.Runtime,
+		MemoryBytes: c.Memory.Value(), CPUs: c.CPUs, ScratchBytes: c.Scratch.Value(), PIDsLimit: config.PIDsLimit,
+	})
 }
 
 // helper is the path of a program that the daemon starts.

@@ -32,12 +32,14 @@ type attempt struct {
 	record attemptRecord
 	bundle string // directory
 	spec   *specs.Spec
-	launch agent.LaunchConfig
+	launch *agent.LaunchConfig // nil: nothing of the container is on this host
 	// document is what is written as config.json: spec, or what a Launcher has made of it.
 	document any
-	// launcher launches it; nil: the OCI runtime.
+	// argv is the command of the unit; its last element is the path of its configuration.
+	argv []string
+	// launcher launches it; nil: the OCI runtime, or a machine.
 	launcher Launcher
-	// refused is why launcher cannot launch it: a failed start.
+	// refused is why a launcher cannot launch it: a failed start.
 	refused error
 }
 
@@ -47,23 +49,19 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	if err := m.holdNamespaces(ctx, s); err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
 	}
-	if m.oci == nil && m.config.Launcher == nil {
+	if m.oci == nil && m.config.other() == nil {
 		return nil, pod.Errorf(pod.Unsupported, "cannot run container %q: %s", config.Container.Name, m.class.Reason)
+	}
+	if m.config.Sandboxes != nil {
+		return m.prepareInMachine(ctx, s, config)
 	}
 	pid, err := m.podPID(ctx, s)
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
 	}
 	name := config.Container.Name
-	a := &attempt{
-		config: config,
-		bundle: filepath.Join(s.dir, containersName, name),
-		record: attemptRecord{
-			Container: name, Attempt: config.Attempt, ID: newID(), Grace: grace(config.Pod),
-			Signal: int(stopSignal(config.Container, config.Image.Config)), StopAfter: config.StopAfter,
-			OwnPID: pid == nil && !config.Pod.Spec.HostPID,
-		},
-	}
+	a := m.newAttempt(s, config)
+	a.record.OwnPID = pid == nil && !config.Pod.Spec.HostPID
 	mounts, binds := stageMounts(s.dir, a.bundle, config.Mounts)
 	s.mu.Lock()
 	ns, sandbox := s.ns, s.record
@@ -90,12 +88,13 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 		return nil, err
 	}
 	a.spec.Version = specVersion
+	a.argv = []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)}
 	a.launcher = m.launcher(config, a.spec)
 	a.record.Runtime = m.runtimeName(a.launcher)
 	a.document, a.launch = a.spec, m.launchConfig(s, a, nsPath(ns.mnt), binds)
 	if a.launcher != nil {
 		a.launch.NetNS, a.launch.IPCNS, a.launch.UTSNS = nsPath(ns.net), nsPath(ns.ipc), nsPath(ns.uts)
-		if a.document, err = a.launcher.Prepare(ctx, config, a.bundle, a.spec, &a.launch); err != nil {
+		if a.document, err = a.launcher.Prepare(ctx, config, a.bundle, a.spec, a.launch); err != nil {
 			if ctx.Err() != nil {
 				return nil, pod.Errorf(pod.Unavailable, "cannot run container %q: %w", name, context.Cause(ctx))
 			}
@@ -105,8 +104,21 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	return a, nil
 }
 
+// newAttempt is an attempt of which nothing but the record is decided.
+func (m *Manager) newAttempt(s *sandbox, config runtime.ContainerConfig) *attempt {
+	name := config.Container.Name
+	return &attempt{
+		config: config,
+		bundle: filepath.Join(s.dir, containersName, name),
+		record: attemptRecord{
+			Container: name, Attempt: config.Attempt, ID: newID(), Grace: grace(config.Pod),
+			Signal: int(stopSignal(config.Container, config.Image.Config)), StopAfter: config.StopAfter,
+		},
+	}
+}
+
 // launchConfig is what magikagent launch reads.
-func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []agent.Bind) agent.LaunchConfig {
+func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []agent.Bind) *agent.LaunchConfig {
 	log, layers := filepath.Join(a.bundle, runtimeLog), filepath.Join(m.layersDir(s.ref.UID), a.record.Container)
 	pidFile := filepath.Join(a.bundle, pidName)
 	config := agent.LaunchConfig{
@@ -120,7 +132,7 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
 		config.Argv, config.Start = m.oci.createArgv(log, a.bundle, pidFile, a.record.ID), m.oci.startArgv(log, a.record.ID)
 	}
-	return config
+	return &config
 }
 
 // stageMounts gives each volume a place below the bundle that launch binds it to: the OCI runtime sees nothing but such places, so nothing in a
@@ -154,7 +166,7 @@ func (m *Manager) writeBundle(s *sandbox, a *attempt) error {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(a.bundle, "config.json"), spec, 0o600)
 	}
-	if err == nil {
+	if err == nil && a.launch != nil {
 		err = saveRecord(filepath.Join(a.bundle, launchName), a.launch)
 	}
 	if err == nil {

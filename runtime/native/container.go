@@ -180,9 +180,9 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 	m.rememberUnit(unit, s)
 	job, err := m.units.StartTransient(ctx, unit, units.ContainerProps(units.ContainerUnit{
 		Pod: a.config.Pod, Container: a.config.Container, Names: s.names,
-		Argv:   []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)},
+		Argv:   a.argv,
 		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
-		Delegate: a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil,
+		Delegate: a.launch != nil && a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil, InMachine: a.launch == nil,
 	}))
 	if err != nil {
 		return err
@@ -198,7 +198,7 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 
 // awaitStarted waits until the OCI runtime has started the container, or has told that it cannot. The unit is up already.
 func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) error {
-	unit, launch := s.unit(a.record.Container), filepath.Join(a.bundle, launchName)
+	unit, launch := s.unit(a.record.Container), a.argv[len(a.argv)-1]
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
 	for {
@@ -216,7 +216,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		case <-changed:
 		case <-check.C:
 			if !launching(cgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
-				return pod.Errorf(pod.Internal, "magikagent launch was killed")
+				return pod.Errorf(pod.Internal, "magikagent was killed")
 			}
 		case <-ctx.Done():
 			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
@@ -230,7 +230,7 @@ func (m *Manager) startedOrEnded(ctx context.Context, unit string) bool {
 	return err != nil || state.StatusText == agent.StatusStarted || over(state)
 }
 
-// launching says whether magikagent launch with this configuration runs in a cgroup, or in a child of it.
+// launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it.
 func launching(cgroup, config string) bool {
 	lists, _ := filepath.Glob(cgroup + "/*/cgroup.procs") // the pattern is fine
 	for _, list := range append(lists, cgroup+"/cgroup.procs") {

@@ -42,6 +42,13 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
 	}
+	if m.config.Sandboxes != nil {
+		status, err := m.config.Sandboxes.Exec(ctx, m.machine(s), name, p)
+		if err != nil {
+			err = fail(err)
+		}
+		return status, err
+	}
 	if m.config.Launcher != nil || m.config.Chooser != nil && record.Runtime == m.config.Chooser.Class().Name {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "a container of the class %s has no second process", record.Runtime))
 	}

@@ -12,16 +12,21 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
+// class is what each class says of itself.
+type class interface {
+	// Class says what the class is and whether it can be used.
+	Class() pod.ClassInfo
+	// Validate is that of [runtime.PodManager].
+	Validate(p *corev1.Pod) field.ErrorList
+}
+
 // Launcher is what runs in the containers' units when that is no OCI runtime. A class that differs from this one in nothing else (sandbox, units,
 // logs, stop and adoption are the same) is a [Manager] with a Launcher; cmd/magikpodd joins them, because the classes do not know each other.
 //
 // The program that it names becomes the main process of a confined unit ([units.ContainerUnit], Jail). It tells READY=1 and STATUS=[agent.StatusStarted]
 // when the container runs. If it ends before, that is a failed start, and the last error in LaunchConfig.Log says why.
 type Launcher interface {
-	// Class says what the class is and whether it can be used.
-	Class() pod.ClassInfo
-	// Validate is that of [runtime.PodManager].
-	Validate(p *corev1.Pod) field.ErrorList
+	class
 	// PrepareImage does what takes long for an image that has just come, so that its first container starts quickly. It changes nothing but caches.
 	PrepareImage(ctx context.Context, image runtime.Image) error
 	// Prepare decides how an attempt is launched. spec is what an OCI runtime would be given; launch has all but Argv and Env. What it returns is
@@ -64,4 +69,15 @@ func (m *Manager) runtimeName(launcher Launcher) string {
 		return launcher.Class().Name
 	}
 	return m.oci.name
+}
+
+// other is the class that this manager is made for; nil: its own.
+func (c *Config) other() class {
+	switch {
+	case c.Launcher != nil:
+		return c.Launcher
+	case c.Sandboxes != nil:
+		return c.Sandboxes
+	}
+	return nil
 }

@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 		os.Exit(agent.Pause(args[2]))
 	case len(args) == 3 && args[0] == "launch" && args[1] == "--config":
 		os.Exit(agent.Launch(args[2]))
+	case len(args) == 2 && args[0] == "machine":
+		os.Exit(runMachine(args[1]))
+	case len(args) == 2 && args[0] == "stand-in":
+		os.Exit(standIn(args[1]))
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		os.Exit(agent.Reap())
 	}
@@ -71,7 +75,7 @@ func eachRuntime(t *testing.T, test func(t *testing.T, w *world)) {
 	}
 }
 
-func newWorld(t testing.TB, runtimeName string, fault func(string) error) *world {
+func newWorld(t testing.TB, runtimeName string, fault func(string) error, changes ...func(*Config)) *world {
 	t.Helper()
 	run, err := os.MkdirTemp("/run", "magikpod-test-")
 	if err != nil {
@@ -94,7 +98,11 @@ func newWorld(t testing.TB, runtimeName string, fault func(string) error) *world
 			m.config.Units.Close()
 		}
 	})
-	w.Manager = w.manager(Config{RunDir: run, StateDir: state, Runtime: runtimeName, Fault: fault})
+	config := Config{RunDir: run, StateDir: state, Runtime: runtimeName, Fault: fault}
+	for _, change := range changes {
+		change(&config)
+	}
+	w.Manager = w.manager(config)
 	t.Cleanup(w.checkClean)
 	return w
 }
@@ -190,7 +198,11 @@ func (w *world) leftovers() string {
 		return err.Error()
 	}
 	left = append(left, names...)
-	for _, dir := range []string{w.config.RunDir + "/pods", w.config.RunDir + "/runtime/" + w.oci.name, w.config.StateDir + "/pods"} {
+	name := w.class.Name
+	if w.oci != nil {
+		name = w.oci.name
+	}
+	for _, dir := range []string{w.config.RunDir + "/pods", w.config.RunDir + "/runtime/" + name, w.config.StateDir + "/pods"} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			left = append(left, err.Error())

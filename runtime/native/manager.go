@@ -35,6 +35,8 @@ type Config struct {
 	Runtime string
 	// Launcher, when not nil, is what runs in the containers' units instead of an OCI runtime.
 	Launcher Launcher
+	// Sandboxes, when not nil, runs the containers in virtual machines instead of on this host; see [NewSandboxManager].
+	Sandboxes SandboxLauncher
 	// Chooser, when not nil, takes single containers from the OCI runtime: those whose pod asks for it by an annotation.
 	Chooser Chooser
 	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
@@ -93,8 +95,8 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 		sandboxes: map[types.UID]*sandbox{},
 		byUnit:    map[string]*sandbox{},
 	}
-	if config.Launcher != nil {
-		m.class = config.Launcher.Class()
+	if other := config.other(); other != nil {
+		m.class = other.Class()
 	} else if m.oci, err = findRuntime(ctx, config.Runtime, config.RunDir); err != nil {
 		m.class.Reason = err.Error()
 	} else {
@@ -158,12 +160,15 @@ func (m *Manager) find(ref pod.Ref) *sandbox {
 	return m.sandboxes[ref.UID]
 }
 
-// remember adds a sandbox and its pause unit.
+// remember adds a sandbox and its own units.
 func (m *Manager) remember(s *sandbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sandboxes[s.ref.UID] = s
 	m.byUnit[s.names.Pause] = s
+	if m.config.Sandboxes != nil {
+		m.byUnit[s.names.VM] = s
+	}
 }
 
 // rememberUnit adds the unit of a container.

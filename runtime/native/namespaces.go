@@ -31,6 +31,7 @@ type namespaces struct {
 
 // namespacesWanted says what to make.
 type namespacesWanted struct {
+	none     bool
 	hostIPC  bool
 	hostname string // set in a new UTS namespace; empty: stay in the host's
 	dir      string // of the pod below RunDir; shm and tmpfs/VOLUME lie in it
@@ -39,6 +40,9 @@ type namespacesWanted struct {
 
 // makeNamespaces makes the pod's mount namespace with its shared file systems, and its IPC and UTS namespaces. On an error nothing is left.
 func makeNamespaces(want namespacesWanted) (*namespaces, error) {
+	if want.none {
+		return &namespaces{}, nil
+	}
 	type result struct {
 		ns  *namespaces
 		err error
@@ -132,7 +136,7 @@ func mountTmpfs(target string, flags uintptr, t runtime.Tmpfs) error {
 var errNotEntered = errors.New("the pause process has not entered the pod's namespaces yet")
 
 // openNamespaces opens the namespaces of a process that is in those of the pod. errNotEntered: it is still in one of the host's.
-func openNamespaces(pid int, host hostNamespaces) (*namespaces, error) {
+func openNamespaces(pid int, record sandboxRecord) (*namespaces, error) {
 	ns := &namespaces{}
 	var errs []error
 	open := func(name string) *os.File {
@@ -143,13 +147,17 @@ func openNamespaces(pid int, host hostNamespaces) (*namespaces, error) {
 		errs = append(errs, err)
 		return f
 	}
-	ns.mnt = open("mnt")
-	if !host.Network {
+	if !record.Host.Network {
 		ns.net = open("net")
-		ns.uts = open("uts")
 	}
-	if !host.IPC {
-		ns.ipc = open("ipc")
+	if !record.NetworkOnly {
+		ns.mnt = open("mnt")
+		if !record.Host.Network {
+			ns.uts = open("uts")
+		}
+		if !record.Host.IPC {
+			ns.ipc = open("ipc")
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		ns.close()
@@ -178,7 +186,7 @@ func (m *Manager) holdNamespaces(ctx context.Context, s *sandbox) error {
 	defer cancel()
 	for {
 		s.mu.Lock()
-		held, host := s.ns != nil, s.record.Host
+		held, record := s.ns != nil, s.record
 		s.mu.Unlock()
 		if held {
 			return nil
@@ -187,7 +195,7 @@ func (m *Manager) holdNamespaces(ctx context.Context, s *sandbox) error {
 			return pod.Errorf(pod.Conflict, "its sandbox is gone")
 		}
 		if pause, _ := m.units.State(s.names.Pause); pause.MainPID > 0 {
-			if ns, err := openNamespaces(pause.MainPID, host); err == nil {
+			if ns, err := openNamespaces(pause.MainPID, record); err == nil {
 				s.hold(ns)
 				return nil
 			}

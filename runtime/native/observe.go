@@ -37,18 +37,32 @@ func (s *sandbox) containerNames() []string {
 	return names
 }
 
-// sandboxState is what the pause unit tells.
+// sandboxState is what the pause unit tells, and the VM unit where there is one: the sandbox is as well as the worse of them.
 func (m *Manager) sandboxState(s *sandbox) pod.SandboxState {
-	if job := s.job(); job != nil {
+	pauseJob, vmJob := s.jobs()
+	pause := m.holderState(s.names.Pause, pauseJob, "pause")
+	if m.config.Sandboxes == nil || pause.Stage == pod.SandboxDead {
+		return pause
+	}
+	vm := m.holderState(s.names.VM, vmJob, "VM")
+	if vm.Stage == pod.SandboxDead || pause.Stage == pod.SandboxReady {
+		return vm
+	}
+	return pause
+}
+
+// holderState is what one of the sandbox's own units tells. job is its start job, when this manager has made it.
+func (m *Manager) holderState(unit string, job *units.Job, what string) pod.SandboxState {
+	if job != nil {
 		select {
 		case <-job.Done():
 		default:
 			return pod.SandboxState{Stage: pod.SandboxStarting}
 		}
 	}
-	state, ok := m.units.State(s.names.Pause)
+	state, ok := m.units.State(unit)
 	if !ok {
-		return pod.SandboxState{Stage: pod.SandboxDead, Message: "the pause unit is gone"}
+		return pod.SandboxState{Stage: pod.SandboxDead, Message: "the " + what + " unit is gone"}
 	}
 	switch state.Active {
 	case "active", "reloading":
@@ -58,7 +72,7 @@ func (m *Manager) sandboxState(s *sandbox) pod.SandboxState {
 	}
 	dead := pod.SandboxState{Stage: pod.SandboxDead, StoppedByAdmin: state.StoppedByAdmin}
 	if !dead.StoppedByAdmin {
-		dead.Message = "the pause process has ended (" + state.Result + ")"
+		dead.Message = "the " + what + " process has ended (" + state.Result + ")"
 	}
 	return dead
 }
@@ -136,7 +150,7 @@ func ended(c *container, state pod.ContainerState, unit units.State) pod.Contain
 	state.StartedAt = unit.ExecMainStart
 	state.ExitCode, state.Signal = unit.ExitCode()
 	switch {
-	case unit.Result == "oom-kill":
+	case unit.Result == "oom-kill", unit.StatusText == agent.StatusOOMKilled:
 		state.Reason = pod.ReasonOOMKilled
 	case state.ExitCode == 0:
 		state.Reason = pod.ReasonCompleted
@@ -187,7 +201,11 @@ func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
 	case pause.MainPID > 0:
 		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, holdNamespaces
 		// comes back to it.
-		s.ns, _ = openNamespaces(pause.MainPID, s.record.Host)
+		s.ns, _ = openNamespaces(pause.MainPID, s.record)
+	}
+	if err := m.adoptMachine(ctx, s); err != nil {
+		m.forgetSandbox(s)
+		return pod.Errorf(pod.KindOf(err), "cannot adopt pod %s: %w", ref, err)
 	}
 	if err := m.adoptContainers(ctx, s); err != nil {
 		m.forgetSandbox(s)

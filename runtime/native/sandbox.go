@@ -29,6 +29,7 @@ type sandbox struct {
 	record     sandboxRecord
 	ns         *namespaces
 	pauseJob   *units.Job // of this daemon's CreateSandbox; nil after a restart of the daemon
+	vmJob      *units.Job // as pauseJob, of the VM unit
 	containers map[string]*container
 	changed    chan struct{} // closed at the next change of one of its units
 }
@@ -40,11 +41,11 @@ func (s *sandbox) watch() <-chan struct{} {
 	return s.changed
 }
 
-// job is the start job of the pause unit, when this manager has made it.
-func (s *sandbox) job() *units.Job {
+// jobs are the start jobs of the pause unit and the VM unit, when this manager has made them.
+func (s *sandbox) jobs() (pause, vm *units.Job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.pauseJob
+	return s.pauseJob, s.vmJob
 }
 
 // wake closes what watch has returned.
@@ -60,6 +61,8 @@ type sandboxRecord struct {
 	Hostname string         `json:"hostname"`
 	Host     hostNamespaces `json:"host"`
 	SharePID bool           `json:"sharePID,omitempty"`
+	// NetworkOnly says that the pause process holds no other namespace: the containers are in a machine.
+	NetworkOnly bool `json:"networkOnly,omitempty"`
 }
 
 // hostNamespaces are the namespaces that the pod shares with the host. With the network goes the host's name.
@@ -99,11 +102,7 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 		}
 	}
 	s := m.newSandbox(ref)
-	s.record = sandboxRecord{
-		Hostname: config.Network.Hostname,
-		Host:     hostNamespaces{Network: config.Network.Host, IPC: config.Pod.Spec.HostIPC},
-		SharePID: sharePID(config.Pod),
-	}
+	s.record = m.sandboxRecordOf(config)
 	if err := m.createSandbox(ctx, s, config); err != nil {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
@@ -127,11 +126,7 @@ func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.
 	if err := m.fault("make namespaces"); err != nil {
 		return err
 	}
-	want := namespacesWanted{hostIPC: s.record.Host.IPC, dir: s.dir, tmpfs: config.SharedTmpfs}
-	if !s.record.Host.Network {
-		want.hostname = s.record.Hostname
-	}
-	ns, err := makeNamespaces(want)
+	ns, err := makeNamespaces(s.wanted(config))
 	if err != nil {
 		return pod.Errorf(pod.Internal, "cannot make namespaces: %w", err)
 	}
@@ -150,11 +145,35 @@ func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.
 	if err := saveRecord(filepath.Join(s.dir, pauseName), m.pauseConfig(s, config)); err != nil {
 		return err
 	}
-	return m.startPause(ctx, s, config.Pod)
+	if m.config.Sandboxes != nil {
+		return m.startMachine(ctx, s, config)
+	}
+	return m.startPause(ctx, s, config.Pod, units.PodLimits(config.Pod))
+}
+
+// sandboxRecordOf decides what a sandbox is.
+func (m *Manager) sandboxRecordOf(config runtime.SandboxConfig) sandboxRecord {
+	if m.config.Sandboxes != nil {
+		return sandboxRecord{Hostname: config.Network.Hostname, NetworkOnly: true}
+	}
+	return sandboxRecord{
+		Hostname: config.Network.Hostname,
+		Host:     hostNamespaces{Network: config.Network.Host, IPC: config.Pod.Spec.HostIPC},
+		SharePID: sharePID(config.Pod),
+	}
+}
+
+// wanted are the namespaces of the sandbox beside the network's.
+func (s *sandbox) wanted(config runtime.SandboxConfig) namespacesWanted {
+	want := namespacesWanted{none: s.record.NetworkOnly, hostIPC: s.record.Host.IPC, dir: s.dir, tmpfs: config.SharedTmpfs}
+	if !s.record.Host.Network {
+		want.hostname = s.record.Hostname
+	}
+	return want
 }
 
 // startPause queues the slice and the pause unit.
-func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) error {
+func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod, limits units.Limits) error {
 	if err := m.fault("start pause unit"); err != nil {
 		return err
 	}
@@ -163,7 +182,6 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) err
 		Argv: []string{m.config.AgentPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
 	})
 	m.remember(s)
-	limits := units.PodLimits(p)
 	if m.config.PIDsLimit > 0 {
 		limits.TasksMax = uint64(m.config.PIDsLimit)
 	}

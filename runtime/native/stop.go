@@ -19,7 +19,12 @@ func (m *Manager) SignalContainer(ctx context.Context, ref pod.Ref, name string,
 	if err != nil {
 		return pod.Errorf(pod.KindOf(err), "cannot signal container %q of pod %s: %w", name, ref, err)
 	}
-	if err := m.units.Kill(ctx, s.unit(name), "main", sig); err != nil {
+	if m.config.Sandboxes != nil {
+		err = m.config.Sandboxes.Signal(ctx, m.machine(s), name, sig)
+	} else {
+		err = m.units.Kill(ctx, s.unit(name), "main", sig)
+	}
+	if err != nil {
 		return pod.Errorf(pod.KindOf(err), "cannot signal container %q of pod %s: %w", name, ref, err)
 	}
 	return nil
@@ -170,6 +175,7 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 		return err
 	}
 	m.units.ExpectStop(s.names.Pause)
+	m.units.ExpectStop(s.names.VM)
 	m.units.ExpectStop(s.names.Slice)
 	byHand := false
 	for _, name := range s.containerNames() {
@@ -261,7 +267,7 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 			paths = append(paths, m.stateDirOf(record))
 		}
 	}
-	errs = append(errs, m.units.Release(ctx, s.names.Pause), m.units.Release(ctx, s.names.Slice))
+	errs = append(errs, m.releaseMachine(ctx, s), m.units.Release(ctx, s.names.Pause), m.units.Release(ctx, s.names.Slice))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -286,6 +292,11 @@ func (m *Manager) Forget(_ context.Context, ref pod.Ref) error {
 	}
 	if m.find(ref) != nil {
 		return pod.Errorf(pod.Conflict, "cannot forget pod %s: its sandbox exists", ref)
+	}
+	if m.config.Sandboxes != nil {
+		if err := m.config.Sandboxes.ForgetSandbox(m.machine(m.newSandbox(ref))); err != nil {
+			return pod.Errorf(pod.KindOf(err), "cannot forget pod %s: %w", ref, err)
+		}
 	}
 	layers := m.layersDir(ref.UID)
 	if err := removeAll(append(m.newSandbox(ref).files(), layers)...); err != nil {

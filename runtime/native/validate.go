@@ -10,8 +10,8 @@ import (
 
 // Validate implements [runtime.PodManager].
 func (m *Manager) Validate(p *corev1.Pod) field.ErrorList {
-	if m.config.Launcher != nil {
-		return m.config.Launcher.Validate(p)
+	if other := m.config.other(); other != nil {
+		return other.Validate(p)
 	}
 	var errs field.ErrorList
 	spec := field.NewPath("spec")

@@ -29,6 +29,7 @@ const baseConfig = `backoffInitial: 500ms
 backoffMax: 4s
 backoffReset: 10m
 idleTimeout: 1h
+microvm: {accel: tcg, memory: 96Mi, scratch: 1Gi}
 `
 
 // registryAddress is the address of the tests' own registry, as $REGISTRY.

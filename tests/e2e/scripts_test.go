@@ -47,6 +47,40 @@ func TestWasmAlone(t *testing.T) {
 	run(t, modules, "testdata/alone/*.txtar", true)
 }
 
+// TestMachines runs those scripts over the class pod-microvm-containers that apply to it.
+func TestMachines(t *testing.T) {
+	inside(t)
+	needMachines(t)
+	before, err := world()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { checkLeft(t, world, before) })
+	run(t, machines, "testdata/*.txtar", false)
+	run(t, class{name: pod.ClassMicroVM}, "testdata/machine/*.txtar", false)
+}
+
+// TestMachinesAlone is TestAlone over the class pod-microvm-containers.
+func TestMachinesAlone(t *testing.T) {
+	inside(t)
+	needMachines(t)
+	run(t, machines, "testdata/alone/*.txtar", true)
+}
+
+// needMachines skips a test where no machine can be run, and says why not.
+func needMachines(t *testing.T) {
+	t.Helper()
+	out, err := exec.Command("magikpodctl", "classes").CombinedOutput()
+	if err != nil {
+		t.Fatalf("magikpodctl classes: %v: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == pod.ClassMicroVM && fields[1] != "true" {
+			t.Skipf("no machine can be run here: %s", line)
+		}
+	}
+}
+
 // TestAlone runs the scripts that need the daemon for themselves, one after the other.
 func TestAlone(t *testing.T) {
 	inside(t)
@@ -58,29 +92,45 @@ type class struct {
 	name string
 	// adapt makes a script's manifest one for the class. Nil: it is one.
 	adapt func(manifest string) string
-	// marked says that only scripts with the line "# over: pod-containers pod-wasm" apply.
+	// marked says that only scripts with a line "# over: CLASS CLASS ..." apply in which the class is.
 	marked bool
 }
 
 var (
 	containers = class{name: pod.ClassContainers}
 	modules    = class{name: pod.ClassWasm, adapt: forModules, marked: true}
+	machines   = class{name: pod.ClassMicroVM, adapt: forMachines, marked: true}
 )
 
 var (
-	podSpec = regexp.MustCompile(`(?m)^(\s*)spec:( \{|$)`)
-	ofClass = regexp.MustCompile(`(?m)^# over: pod-containers pod-wasm$`)
+	podSpec  = regexp.MustCompile(`(?m)^(\s*)spec:( \{|$)`)
+	overLine = regexp.MustCompile(`(?m)^# over: (.*)$`)
 )
 
 // forModules gives each pod of a manifest the class, and the image that has modules for commands.
 func forModules(manifest string) string {
-	manifest = strings.ReplaceAll(manifest, busybox, wasmbox)
+	return ofClass(strings.ReplaceAll(manifest, busybox, wasmbox), pod.ClassWasm)
+}
+
+// forMachines gives each pod of a manifest the class, and its probes time: in an emulated machine, on a busy host, a command takes a second.
+func forMachines(manifest string) string {
+	var patient strings.Builder
+	for line := range strings.Lines(manifest) {
+		if strings.Contains(line, "Probe: {") && !strings.Contains(line, "timeoutSeconds") {
+			line = strings.Replace(line, "Probe: {", "Probe: {timeoutSeconds: 20, ", 1)
+		}
+		patient.WriteString(line)
+	}
+	return ofClass(patient.String(), pod.ClassMicroVM)
+}
+
+func ofClass(manifest, class string) string {
 	return podSpec.ReplaceAllStringFunc(manifest, func(spec string) string {
 		if open, ok := strings.CutSuffix(spec, "{"); ok {
-			return open + "{runtimeClassName: pod-wasm, "
+			return open + "{runtimeClassName: " + class + ", "
 		}
 		indent, _, _ := strings.Cut(spec, "spec:")
-		return spec + "\n" + indent + "  runtimeClassName: pod-wasm"
+		return spec + "\n" + indent + "  runtimeClassName: " + class
 	})
 }
 
@@ -96,7 +146,7 @@ func scriptsOf(c class, pattern string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if ofClass.Match(text) {
+		if over := overLine.FindSubmatch(text); over != nil && slices.Contains(strings.Fields(string(over[1])), c.name) {
 			scripts = append(scripts, file)
 		}
 	}

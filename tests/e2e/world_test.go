@@ -119,7 +119,7 @@ func processes() ([]string, error) {
 			continue // it has ended
 		}
 		switch name := strings.TrimSpace(string(comm)); name {
-		case "magikagent", "magikwasm", "crun", "runc":
+		case "magikagent", "magikwasm", "magikvmm", "crun", "runc":
 			lines = append(lines, "process "+name+" "+filepath.Base(filepath.Dir(path)))
 		case "magikpodd":
 			lines = append(lines, heldNamespaces(filepath.Join(filepath.Dir(path), "fd"))...)
@@ -147,7 +147,8 @@ func files() ([]string, error) {
 	for _, dir := range []string{"/run/magikpod", "/var/lib/magikpod", "/run/crun", "/run/runc", "/var/log/pods"} {
 		more, err := find(dir, func(path string, _ fs.DirEntry) bool {
 			// One directory for each OCI runtime, in which crun keeps seccomp filters that it has compiled.
-			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && !strings.HasPrefix(path, "/var/lib/magikpod/wasm") && filepath.Dir(path) != "/run/magikpod/runtime" &&
+			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && !strings.HasPrefix(path, "/var/lib/magikpod/wasm") &&
+				!strings.HasPrefix(path, "/var/lib/magikpod/microvm") && filepath.Dir(path) != "/run/magikpod/runtime" &&
 				!strings.HasPrefix(path, "/run/magikpod/runtime/crun/.cache")
 		}, "file")
 		if err != nil {

@@ -19,6 +19,8 @@ import (
 var trixiePackages = []string{
 	"systemd", "systemd-sysv", "dbus", "polkitd", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static", "netcat-openbsd",
 	"podman", "catatonit", "netavark", "aardvark-dns", "passt", "systemd-container",
+	// For pods in virtual machines; vhost-device-vsock comes from sid, see BuildTrixie.
+	"linux-image-cloud-amd64", "qemu-system-x86", "virtiofsd", "erofs-utils", "e2fsprogs", "kmod",
 }
 
 // trixieSetup is the script that finishes the root; $1 is its directory.
@@ -48,7 +50,30 @@ func BuildTrixie(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return dir, Cached(dir, "trixie-*", func(building string) error { return Debootstrap(ctx, building, trixiePackages, trixieSetup) })
+	return dir, Cached(dir, "trixie-*", func(building string) error {
+		if err := Debootstrap(ctx, building, trixiePackages, trixieSetup); err != nil {
+			return err
+		}
+		return installVsockDevice(ctx, building)
+	})
+}
+
+// installVsockDevice installs vhost-device-vsock, which Debian 13 does not have, in the root.
+func installVsockDevice(ctx context.Context, root string) error {
+	tree, err := SourceTree()
+	if err != nil {
+		return err
+	}
+	deb := root + ".vhost-device-vsock.deb"
+	defer os.Remove(deb)
+	for _, argv := range [][]string{{filepath.Join(tree, "scripts/vhost-device-vsock"), deb}, {"dpkg", "--root=" + root, "--install", deb}} {
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("cannot install vhost-device-vsock: %w", err)
+		}
+	}
+	return nil
 }
 
 // Cached has build make the directory dir, under another name that is given to it, unless dir is there. Siblings of dir that match the pattern stale are
@@ -107,7 +132,7 @@ func trixieDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256([]byte(strings.Join(trixiePackages, " ") + "\x00" + trixieSetup))
+	sum := sha256.Sum256([]byte(strings.Join(trixiePackages, " ") + "\x00" + trixieSetup + "\x00vhost-device-vsock"))
 	return filepath.Join(top, ".cache", "trixie-"+hex.EncodeToString(sum[:6])), nil
 }
 

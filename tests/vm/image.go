@@ -8,14 +8,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
+	"github.com/magikrun/magikpod/internal/vmlinux"
 	"github.com/magikrun/magikpod/tests/host"
 )
 
@@ -100,30 +98,11 @@ func (i Image) unpackKernel() error {
 	if err != nil {
 		return err
 	}
-	// Code that looks like the magic number may stand before the compressed kernel.
-	for magic := []byte("\x28\xb5\x2f\xfd"); ; data = data[1:] {
-		at := bytes.Index(data, magic)
-		if at < 0 {
-			return fmt.Errorf("%s holds no kernel compressed with zstd", path)
-		}
-		data = data[at:]
-		if kernel, ok := unpack(data); ok {
-			return os.WriteFile(i.kernel(), kernel, 0o644)
-		}
-	}
-}
-
-// unpack returns the ELF file at the beginning of data; what follows it is no matter.
-func unpack(data []byte) ([]byte, bool) {
-	r, err := zstd.NewReader(bytes.NewReader(data))
+	kernel, err := vmlinux.Unpack(data)
 	if err != nil {
-		return nil, false
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	defer r.Close()
-	var kernel bytes.Buffer
-	_, err = io.Copy(&kernel, io.LimitReader(r, 1<<30))
-	elf := bytes.HasPrefix(kernel.Bytes(), []byte("\x7fELF"))
-	return kernel.Bytes(), elf && (err == nil || errors.Is(err, zstd.ErrMagicMismatch))
+	return os.WriteFile(i.kernel(), kernel, 0o644)
 }
 
 // one returns the one path that matches a pattern.

@@ -1,0 +1,119 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/mdlayher/vsock"
+
+	"github.com/magikrun/magikpod/agent/wire"
+)
+
+// Dialer opens a connection to an agent. The context bounds the dialing only.
+type Dialer func(ctx context.Context) (net.Conn, error)
+
+// Address says where an agent is. Exactly one of CID and Path is set.
+type Address struct {
+	// CID is the context ID of the machine: AF_VSOCK.
+	CID uint32 `json:"cid,omitempty"`
+	// Path is a unix socket. With Direct it leads straight to the agent (libkrun); else the other side is told the port first (Firecracker, Cloud Hypervisor,
+	// vhost-device-vsock).
+	Path   string `json:"path,omitempty"`
+	Direct bool   `json:"direct,omitempty"`
+	// Port is the vsock port; 0: wire.Port.
+	Port uint32 `json:"port,omitempty"`
+}
+
+// Dialer is the dialer for the address.
+func (a Address) Dialer() Dialer {
+	port := a.Port
+	if port == 0 {
+		port = wire.Port
+	}
+	switch {
+	case a.Path == "":
+		return VSock(a.CID, port)
+	case a.Direct:
+		return Unix(a.Path)
+	}
+	return Hybrid(a.Path, port)
+}
+
+// VSock dials AF_VSOCK, which needs /dev/vhost-vsock behind the machine.
+func VSock(cid, port uint32) Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		conn, err := vsock.DialContext(ctx, cid, port, nil)
+		if err != nil {
+			return nil, fmt.Errorf("cannot dial port %d of machine %d: %w", port, cid, err)
+		}
+		return conn, nil
+	}
+}
+
+// Unix dials a unix socket whose path may be longer than the 107 bytes that an address holds.
+func Unix(path string) Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		name := path
+		if len(name) > 107 {
+			dir, err := os.Open(filepath.Dir(path))
+			if err != nil {
+				return nil, fmt.Errorf("cannot dial %s: %w", path, err)
+			}
+			defer dir.Close()
+			name = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", name)
+		if err != nil {
+			return nil, fmt.Errorf("cannot dial %s: %w", path, err)
+		}
+		return conn, nil
+	}
+}
+
+// Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N".
+func Hybrid(path string, port uint32) Dialer {
+	dial := Unix(path)
+	return func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		err = handshake(conn, port)
+		if !stop() {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("cannot dial port %d at %s: %w", port, path, err)
+		}
+		return conn, nil
+	}
+}
+
+// handshake asks for a port. Nothing beyond the answer's line is read.
+func handshake(conn net.Conn, port uint32) error {
+	if _, err := conn.Write([]byte("CONNECT " + strconv.FormatUint(uint64(port), 10) + "\n")); err != nil {
+		return err
+	}
+	answer, one := "", make([]byte, 1)
+	for len(answer) < 32 {
+		if _, err := conn.Read(one); err != nil {
+			return err
+		}
+		if one[0] == '\n' {
+			if !strings.HasPrefix(answer, "OK ") {
+				return fmt.Errorf("the VMM answered %q", answer)
+			}
+			return nil
+		}
+		answer += string(one)
+	}
+	return errors.New("the VMM's answer is too long")
+}

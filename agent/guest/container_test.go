@@ -1,0 +1,240 @@
+package guest_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/magikrun/magikpod/agent/client"
+	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/internal/guesttest"
+)
+
+// outcome runs a session to its end.
+func outcome(t *testing.T, session *client.Session) (wire.Exit, string, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	exit, err := session.Run(ctx, client.IO{Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		t.Fatalf("%v; stdout %q, stderr %q", err, stdout.String(), stderr.String())
+	}
+	return exit, stdout.String(), stderr.String()
+}
+
+// eventually waits for something that takes a moment.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+// TestExits: how a container ends is told as it is, with all of its output before that.
+func TestExits(t *testing.T) {
+	m := guesttest.Start(t)
+	for _, tc := range []struct {
+		name, script   string
+		code, signal   int
+		stdout, stderr string
+	}{
+		{"zero", "echo out; echo err >&2", 0, 0, "out\n", "err\n"},
+		{"code", "exit 7", 7, 0, "", ""},
+		{"killed", "sleep 100", 137, 9, "", ""},
+		{"more than a pipe holds", "seq 100000 | tail -n 1; yes | head -c 300000", 0, 0, "100000\n" + strings.Repeat("y\n", 150000), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			request := guesttest.Container(t, "a", nil, "/bin/sh", "-c", tc.script)
+			session := m.Run(t, request)
+			if tc.signal != 0 {
+				if err := m.Signal(t.Context(), "a", syscall.Signal(tc.signal)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			exit, stdout, stderr := outcome(t, session)
+			if exit.Code != tc.code || exit.Signal != tc.signal || exit.OOM || stdout != tc.stdout || stderr != tc.stderr || exit.FinishedAt.IsZero() {
+				t.Errorf("%+v, stdout %d bytes %.40q, stderr %q", exit, len(stdout), stdout, stderr)
+			}
+			eventually(t, "removed", func() bool { return m.Containers(t) == "" })
+		})
+	}
+}
+
+// TestEnvironment looks at a container from inside.
+func TestEnvironment(t *testing.T) {
+	m := guesttest.Start(t)
+	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", `hostname; id -u; grep 0: /proc/self/cgroup; grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; echo $$$$; cat /proc/1/oom_score_adj; ls /proc/self/fd | wc -l; touch /sys/x 2>&1; grep -c ' / / ' /proc/self/mountinfo`))
+	exit, stdout, stderr := outcome(t, session)
+	want := "web\n0\n0::/\nNoNewPrivs:\t0\nSeccomp:\t2\n1\n1000\n4\ntouch: /sys/x: Read-only file system\n1\n"
+	if exit.Code != 0 || stdout != want {
+		t.Errorf("%+v, stdout\n%s\nwant\n%s\nstderr %s", exit, stdout, want, stderr)
+	}
+}
+
+// TestSignals: a signal reaches the first process, and a container that has ended has none.
+func TestSignals(t *testing.T) {
+	m := guesttest.Start(t)
+	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", `trap 'echo hup' HUP; trap 'echo term; exit 3' TERM; echo ready; while true; do sleep 0.05; done`))
+	var stdout lineBuffer
+	type result struct {
+		exit wire.Exit
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		exit, err := session.Run(t.Context(), client.IO{Stdout: &stdout})
+		done <- result{exit, err}
+	}()
+	for _, step := range []struct {
+		line   string
+		signal syscall.Signal
+	}{{"ready\n", syscall.SIGHUP}, {"ready\nhup\n", syscall.SIGTERM}} {
+		eventually(t, step.line, func() bool { return stdout.String() == step.line })
+		if err := m.Signal(t.Context(), "a", step.signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := <-done; r.err != nil || r.exit.Code != 3 || r.exit.Signal != 0 || stdout.String() != "ready\nhup\nterm\n" {
+		t.Errorf("%+v, %q", r, stdout.String())
+	}
+	if err := m.Signal(t.Context(), "b", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
+		t.Errorf("signal to nobody: %v", err)
+	}
+}
+
+// TestLife goes through the states of a container, as others than its owner see them.
+func TestLife(t *testing.T) {
+	m := guesttest.Start(t)
+	ctx := t.Context()
+	request := guesttest.Container(t, "a", nil, "/bin/sh", "-c", "exit 5")
+	request.Attempt = 3
+	session, err := m.Create(ctx, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	state := func() wire.ContainerStatus {
+		t.Helper()
+		list, err := m.Status(ctx, "")
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v %v", list, err)
+		}
+		return list[0]
+	}
+	if c := state(); c.State != wire.StateCreated || c.PID == 0 || c.Attempt != 3 || c.ID != request.ID || !c.StartedAt.IsZero() {
+		t.Errorf("%+v", c)
+	}
+	if _, err := m.Create(ctx, request); wire.CodeOf(err) != wire.CodeInvalidRequest {
+		t.Errorf("created twice: %v", err)
+	}
+	if err := m.Start(ctx, "a", "other"); wire.CodeOf(err) != wire.CodeContainerNotFound {
+		t.Errorf("start of another attempt: %v", err)
+	}
+	waiting := make(chan wire.Exit, 1)
+	go func() {
+		exit, err := m.Wait(ctx, "a", request.ID)
+		if err != nil {
+			t.Error(err)
+		}
+		waiting <- exit
+	}()
+	if err := m.Start(ctx, "a", request.ID); err != nil {
+		t.Fatal(err)
+	}
+	if exit := <-waiting; exit.Code != 5 {
+		t.Errorf("%+v", exit)
+	}
+	// Nobody has read the owner's stream: the end is known all the same.
+	if c := state(); c.State != wire.StateExited || c.Exit == nil || c.Exit.Code != 5 || c.PID != 0 || c.StartedAt.IsZero() {
+		t.Errorf("%+v", c)
+	}
+	if err := m.Start(ctx, "a", request.ID); wire.CodeOf(err) != wire.CodeContainerNotRunning {
+		t.Errorf("started twice: %v", err)
+	}
+	if err := m.Signal(ctx, "a", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotRunning {
+		t.Errorf("signal after the end: %v", err)
+	}
+	// The next attempt takes the name as soon as the owner has let go.
+	session.Close()
+	next := guesttest.Container(t, "a", nil, "/bin/true")
+	again := m.Run(t, next)
+	if exit, _, _ := outcome(t, again); exit.Code != 0 {
+		t.Errorf("%+v", exit)
+	}
+}
+
+// TestOwnerGone: a container lives by its connection.
+func TestOwnerGone(t *testing.T) {
+	m := guesttest.Start(t)
+	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "trap '' TERM HUP; sleep 1000 & sleep 1000"))
+	if got := m.Containers(t); got != "a" {
+		t.Fatalf("containers %q", got)
+	}
+	session.Close()
+	eventually(t, "gone", func() bool {
+		list, err := m.Status(t.Context(), "")
+		return err == nil && len(list) == 0
+	})
+	if got := m.Containers(t); got != "" {
+		t.Errorf("cgroups are left: %q", got)
+	}
+	if mounts, err := os.ReadFile("/proc/" + itoa(m.PID) + "/mountinfo"); err != nil || strings.Contains(string(mounts), "/containers/") {
+		t.Errorf("mounts are left: %v\n%s", err, mounts)
+	}
+}
+
+// TestDelete: anybody may have a container removed, and when the answer comes it is.
+func TestDelete(t *testing.T) {
+	m := guesttest.Start(t)
+	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sleep", "1000"))
+	if err := m.Delete(t.Context(), "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Containers(t); got != "" {
+		t.Errorf("cgroups are left: %q", got)
+	}
+	// The owner is told, too.
+	if exit, err := session.Run(t.Context(), client.IO{}); err != nil || exit.Signal != 9 {
+		t.Errorf("%+v %v", exit, err)
+	}
+	if err := m.Delete(t.Context(), "a", ""); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}
+
+// TestStartFails: what cannot be run is told with the reason and the shell's exit code, and nothing is left.
+func TestStartFails(t *testing.T) {
+	m := guesttest.Start(t)
+	for _, tc := range []struct {
+		command, message string
+		exit             int
+	}{{"/bin/none", "/bin/none", 127}, {"/bin/notexec", "ermission denied", 126}} {
+		request := guesttest.Container(t, "a", nil, tc.command)
+		session, err := m.Create(t.Context(), request)
+		if err == nil {
+			err = m.Start(t.Context(), "a", request.ID)
+			session.Close()
+		}
+		failed, ok := errors.AsType[*wire.Error](err)
+		if !ok || failed.Code != wire.CodeExecFailed || failed.Exit != tc.exit || !strings.Contains(failed.Message, tc.message) {
+			t.Errorf("%s: %v", tc.command, err)
+		}
+		eventually(t, "gone", func() bool { return m.Containers(t) == "" })
+	}
+	broken := guesttest.Container(t, "a", nil, "/bin/true")
+	broken.Rootfs = wire.Rootfs{Share: "none"}
+	if _, err := m.Create(t.Context(), broken); wire.CodeOf(err) != wire.CodeInternal || !strings.Contains(err.Error(), "overlay") {
+		t.Errorf("%v", err)
+	}
+	if list, err := m.Status(t.Context(), ""); err != nil || len(list) != 0 {
+		t.Errorf("%v %v", list, err)
+	}
+}

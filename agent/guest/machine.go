@@ -1,0 +1,178 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/agent/wire"
+)
+
+// configure sets up the machine, again if need be.
+func (s *Server) configure(r *wire.Configure) error {
+	s.setup.Lock()
+	defer s.setup.Unlock()
+	for _, step := range []func(*wire.Configure) error{s.setClock, s.setHostname, s.setNetworks, s.mountScratch, s.mountShm, s.mountShares, s.sharePID} {
+		if err := step(r); err != nil {
+			return fmt.Errorf("cannot configure the machine: %w", err)
+		}
+	}
+	if err := setSysctls(r.Sysctls); err != nil {
+		return fmt.Errorf("cannot configure the machine: %w", err)
+	}
+	s.mu.Lock()
+	s.configured = true
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Server) setClock(r *wire.Configure) error {
+	if r.Time.IsZero() {
+		return nil
+	}
+	ts := unix.NsecToTimespec(r.Time.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("set the clock: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) setHostname(r *wire.Configure) error {
+	if r.Hostname == "" {
+		return nil
+	}
+	if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
+		return fmt.Errorf("set the host name: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) setNetworks(r *wire.Configure) error {
+	if err := setLoopback(); err != nil || r.Network == nil {
+		return err
+	}
+	return setNetwork(r.Network)
+}
+
+// mountScratch mounts the disk for what containers write. Once it is mounted it stays.
+func (s *Server) mountScratch(r *wire.Configure) error {
+	path := s.path(scratchName)
+	if mounted, err := isMounted(path, s.config.Dir); mounted || err != nil {
+		return err
+	}
+	if r.Scratch == "" {
+		// Overlays want a file system of their own kind below them: Dir may be on an overlay.
+		return mountTmpfs(path, "mode=0700")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), diskTimeout)
+	defer cancel()
+	device, err := findDisk(ctx, r.Scratch)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(device, path, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("mount the disk %q: ext4: %w", r.Scratch, err)
+	}
+	return nil
+}
+
+// defaultShm is the size of /dev/shm, in bytes, as CRI runtimes have it.
+const defaultShm = 64 << 20
+
+// mountShm mounts what is /dev/shm of all containers.
+func (s *Server) mountShm(r *wire.Configure) error {
+	size, path := r.ShmBytes, s.path(shmName)
+	if size == 0 {
+		size = defaultShm
+	}
+	options := fmt.Sprintf("mode=1777,size=%d", size)
+	mounted, err := isMounted(path, s.config.Dir)
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		return mountTmpfs(path, options)
+	}
+	if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return fmt.Errorf("change the size of /dev/shm: %w", err)
+	}
+	return nil
+}
+
+func mountTmpfs(path, options string) error {
+	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount %s: tmpfs: %w", path, err)
+	}
+	return nil
+}
+
+// isMounted tells whether path, a child or grandchild of parent, is another file system.
+func isMounted(path, parent string) (bool, error) {
+	var here, above unix.Stat_t
+	if err := errors.Join(unix.Stat(path, &here), unix.Stat(parent, &above)); err != nil {
+		return false, err
+	}
+	return here.Dev != above.Dev, nil
+}
+
+func (s *Server) mountShares(r *wire.Configure) error {
+	for _, tag := range r.Shares {
+		path := s.path(sharesName, tag)
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return err
+		}
+		if mounted, err := isMounted(path, s.path(sharesName)); mounted || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := unix.Mount(tag, path, "virtiofs", unix.MS_NODEV, ""); err != nil {
+			return fmt.Errorf("mount the share %q: virtiofs: %w", tag, err)
+		}
+	}
+	return nil
+}
+
+// sharePID starts the first process of the pod's PID namespace.
+func (s *Server) sharePID(r *wire.Configure) error {
+	s.mu.Lock()
+	there := s.sharedPID > 0
+	s.mu.Unlock()
+	if !r.SharePID || there {
+		return nil
+	}
+	cmd := exec.Command("/proc/self/exe", agent.ReapCommand)
+	cmd.Args[0], cmd.Env = "magikguest", []string{"GOMAXPROCS=1", "GOGC=20"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	cmd.Stderr = os.Stderr
+	pid, _, err := s.config.Reaper.Start(cmd)
+	if err != nil {
+		return fmt.Errorf("make the pod's PID namespace: %w", err)
+	}
+	s.mu.Lock()
+	s.sharedPID = pid
+	s.mu.Unlock()
+	return nil
+}
+
+// setSysctls sets kernel parameters of the machine.
+func setSysctls(values map[string]string) error {
+	for name, value := range values {
+		path := "/proc/sys/" + name
+		if !strings.Contains(name, "/") {
+			path = "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
+		}
+		if err := writeExisting(path, value); err != nil {
+			return fmt.Errorf("set the sysctl %s: %w", name, err)
+		}
+	}
+	return nil
+}

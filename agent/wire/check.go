@@ -1,0 +1,341 @@
+package wire
+
+import (
+	"bytes"
+	"net/netip"
+	"path"
+	"strings"
+)
+
+func invalid(format string, args ...any) error { return Errorf(CodeInvalidRequest, format, args...) }
+
+// first is the first error, as an interface that is nil when there is none.
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkName accepts the names of containers, volumes, disks, shares: they become parts of paths. IDs of attempts too.
+func checkName(what, name string, limit int) error {
+	if name == "" || len(name) > limit {
+		return invalid("the %s must have 1 to %d characters", what, limit)
+	}
+	for _, r := range name {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.' {
+			return invalid("the %s %.80q has characters other than letters, digits, '-', '_' and '.'", what, name)
+		}
+	}
+	if name[0] == '.' || name[0] == '-' {
+		return invalid("the %s %.80q begins with %q", what, name, name[0])
+	}
+	return nil
+}
+
+// A container's name is at most 63 characters long, as in Kubernetes; others come from names of 253, or from hashes.
+func checkContainer(name string) error { return checkName("container name", name, 63) }
+
+func checkID(id string) error { return checkName("container ID", id, 64) }
+
+func checkOptionalID(id string) error {
+	if id == "" {
+		return nil
+	}
+	return checkID(id)
+}
+
+func checkOptional(what, name string, limit int) error {
+	if name == "" {
+		return nil
+	}
+	return checkName(what, name, limit)
+}
+
+// isObject tells whether valid JSON is an object.
+func isObject(raw []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) }
+
+func checkTimeout(ms int64) error {
+	if ms < 0 || ms > MaxWait.Milliseconds() {
+		return invalid("the timeout of %d ms is not between 0 and %d", ms, MaxWait.Milliseconds())
+	}
+	return nil
+}
+
+func checkPort(port int) error {
+	if port < 1 || port > 65535 {
+		return invalid("the port %d is not between 1 and 65535", port)
+	}
+	return nil
+}
+
+func checkText(what, text string, limit int) error {
+	if len(text) > limit || strings.ContainsRune(text, 0) {
+		return invalid("the %s has more than %d bytes or a NUL", what, limit)
+	}
+	return nil
+}
+
+// checkSubPath accepts relative paths that do not go up.
+func checkSubPath(sub string) error {
+	if sub == "" {
+		return nil
+	}
+	if err := checkText("path", sub, MaxPathSize); err != nil {
+		return err
+	}
+	for part := range strings.SplitSeq(sub, "/") {
+		if part == ".." {
+			return invalid("the path %.80q contains ..", sub)
+		}
+	}
+	if path.IsAbs(sub) {
+		return invalid("the path %.80q is absolute", sub)
+	}
+	return nil
+}
+
+func checkArgs(args []string) error {
+	if len(args) == 0 || len(args) > MaxArgs || args[0] == "" {
+		return invalid("the command must have 1 to %d parts, the first not empty", MaxArgs)
+	}
+	for _, arg := range args {
+		if err := checkText("argument", arg, MaxArg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Check implements [Request].
+func (r Ping) Check() error { return nil }
+
+// Check implements [Request].
+func (r Events) Check() error { return nil }
+
+// Check implements [Request].
+func (r PowerOff) Check() error { return nil }
+
+// Check implements [Request].
+func (r Configure) Check() error {
+	if err := first(checkText("host name", r.Hostname, 64), checkOptional("serial", r.Scratch, 64)); err != nil {
+		return err
+	}
+	if len(r.Shares) > MaxShares || len(r.Sysctls) > MaxSysctls {
+		return invalid("there are more than %d shares or %d sysctls", MaxShares, MaxSysctls)
+	}
+	for _, tag := range r.Shares {
+		if err := checkName("share", tag, 36); err != nil {
+			return err
+		}
+	}
+	for name, value := range r.Sysctls {
+		if err := first(checkSysctl(name), checkText("sysctl", value, MaxPathSize)); err != nil {
+			return err
+		}
+	}
+	if r.ShmBytes < 0 {
+		return invalid("the size of /dev/shm is negative")
+	}
+	if r.Network == nil {
+		return nil
+	}
+	return r.Network.check()
+}
+
+// checkSysctl accepts the names that become a path below /proc/sys.
+func checkSysctl(name string) error {
+	if err := checkSubPath(name); err != nil {
+		return err
+	}
+	return checkName("sysctl", strings.ReplaceAll(name, "/", "."), 253)
+}
+
+func (n *Network) check() error {
+	if len(n.MAC) != 17 {
+		return invalid("the hardware address %.40q is not of the form 02:00:00:00:00:01", n.MAC)
+	}
+	if n.MTU < 0 || n.MTU > 65535 || len(n.Addresses) > MaxNetwork || len(n.Routes) > MaxNetwork {
+		return invalid("the network has an MTU of %d, %d addresses and %d routes: more than there can be", n.MTU, len(n.Addresses), len(n.Routes))
+	}
+	if err := checkOptional("interface name", n.Name, 15); err != nil {
+		return err
+	}
+	for _, address := range n.Addresses {
+		if _, err := netip.ParsePrefix(address); err != nil {
+			return invalid("the address %.80q is not an address with a prefix length", address)
+		}
+	}
+	for _, route := range n.Routes {
+		if err := route.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r Route) check() error {
+	if r.To == "" && r.Via == "" {
+		return invalid("a route has neither a destination nor a gateway")
+	}
+	if _, err := netip.ParsePrefix(r.To); r.To != "" && err != nil {
+		return invalid("the destination %.80q of a route is not a prefix", r.To)
+	}
+	for _, address := range []string{r.Via, r.Source} {
+		if _, err := netip.ParseAddr(address); address != "" && err != nil {
+			return invalid("%.80q of a route is not an address", address)
+		}
+	}
+	if r.Metric < 0 {
+		return invalid("the metric of a route is negative")
+	}
+	return nil
+}
+
+// Check implements [Request].
+func (r Copy) Check() error { return checkName("volume", r.Volume, 253) }
+
+// Check implements [Request].
+func (r Create) Check() error {
+	if err := first(checkContainer(r.Container), checkID(r.ID)); err != nil {
+		return err
+	}
+	if !isObject(r.Spec) || r.Attempt < 0 || len(r.Mounts) > MaxMounts {
+		return invalid("there is no spec, the attempt is negative or there are more than %d mounts", MaxMounts)
+	}
+	if (r.Rootfs.Disk == "") == (r.Rootfs.Share == "") {
+		return invalid("the root file system must be either on a disk or on a share")
+	}
+	if err := first(checkOptional("serial", r.Rootfs.Disk, 64), checkOptional("share", r.Rootfs.Share, 36), checkSubPath(r.Rootfs.Path)); err != nil {
+		return err
+	}
+	for _, m := range r.Mounts {
+		if err := m.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m Mount) check() error {
+	limit := 253
+	switch m.Kind {
+	case MountCopy, MountScratch, MountTmpfs:
+	case MountShare:
+		limit = 36
+	case MountDisk:
+		limit = 64
+	case MountMessage:
+		if m.Name != "" || m.SubPath != "" {
+			return invalid("a mount of the kind message has no name and no path")
+		}
+		return nil
+	default:
+		return invalid("there is no kind of mounts %.40q", m.Kind)
+	}
+	if m.Mode > 0o7777 || m.Bytes < 0 {
+		return invalid("the mode or the size of a mount cannot be")
+	}
+	return first(checkName("source of a mount", m.Name, limit), checkSubPath(m.SubPath))
+}
+
+// Check implements [Request].
+func (r Start) Check() error { return first(checkContainer(r.Container), checkID(r.ID)) }
+
+// Check implements [Request].
+func (r Signal) Check() error {
+	if r.Signal < 1 || r.Signal > 64 {
+		return invalid("there is no signal %d", r.Signal)
+	}
+	return first(checkContainer(r.Container), checkOptionalID(r.ID))
+}
+
+// Check implements [Request].
+func (r Status) Check() error {
+	if r.Container == "" {
+		return nil
+	}
+	return checkContainer(r.Container)
+}
+
+// Check implements [Request].
+func (r Stats) Check() error { return Status{Container: r.Container}.Check() }
+
+// Check implements [Request].
+func (r Wait) Check() error {
+	return first(checkContainer(r.Container), checkOptionalID(r.ID), checkTimeout(r.Timeout))
+}
+
+// Check implements [Request].
+func (r Delete) Check() error { return first(checkContainer(r.Container), checkOptionalID(r.ID)) }
+
+// Check implements [Request].
+func (r Exec) Check() error {
+	if err := first(checkContainer(r.Container), checkArgs(r.Args), checkTimeout(r.Timeout), checkText("user", r.User, 256), checkText("directory", r.Cwd, MaxPathSize)); err != nil {
+		return err
+	}
+	if len(r.Env) > MaxEnv || r.Cwd != "" && !path.IsAbs(r.Cwd) || r.Size != nil && !r.TTY {
+		return invalid("there are more than %d variables, a relative directory or a size without a terminal", MaxEnv)
+	}
+	for _, entry := range r.Env {
+		if err := checkText("variable", entry, MaxArg); err != nil {
+			return err
+		}
+		if name, _, ok := strings.Cut(entry, "="); !ok || name == "" {
+			return invalid("the variable %.80q is not of the form NAME=VALUE", entry)
+		}
+	}
+	return nil
+}
+
+// Check implements [Request].
+func (r Probe) Check() error {
+	if err := first(checkContainer(r.Container), checkTimeout(r.Timeout)); err != nil {
+		return err
+	}
+	kinds := 0
+	for _, set := range []bool{r.Exec != nil, r.HTTP != nil, r.TCP != nil} {
+		if set {
+			kinds++
+		}
+	}
+	switch {
+	case kinds != 1:
+		return invalid("a probe is one of exec, http and tcp")
+	case r.Exec != nil:
+		return checkArgs(r.Exec)
+	case r.TCP != nil:
+		return first(checkPort(r.TCP.Port), checkText("host", r.TCP.Host, 253))
+	}
+	return r.HTTP.check()
+}
+
+func (h *HTTPProbe) check() error {
+	if h.Scheme != "" && h.Scheme != "http" && h.Scheme != "https" || len(h.Headers) > MaxHeaders {
+		return invalid("the scheme of the probe is neither http nor https, or it has more than %d headers", MaxHeaders)
+	}
+	for _, header := range h.Headers {
+		if err := first(checkText("header", header.Name, 256), checkText("header", header.Value, MaxPathSize)); err != nil {
+			return err
+		}
+	}
+	return first(checkPort(h.Port), checkText("host", h.Host, 253), checkText("path", h.Path, MaxPathSize))
+}
+
+// Check implements [Request].
+func (r Logs) Check() error {
+	if r.Tail != nil && (*r.Tail < 0 || *r.Tail > MaxTail) {
+		return invalid("the number of lines is not between 0 and %d", MaxTail)
+	}
+	return checkContainer(r.Container)
+}
+
+// Check implements [Request].
+func (r Update) Check() error {
+	if !isObject(r.Resources) {
+		return invalid("there are no limits")
+	}
+	return checkContainer(r.Container)
+}

@@ -1,0 +1,283 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Code says of which kind an error is. The list is closed.
+type Code string
+
+// The codes.
+const (
+	CodeContainerNotFound   Code = "container_not_found"
+	CodeContainerNotRunning Code = "container_not_running" // also: not created, not started, or started already
+	CodeExecFailed          Code = "exec_failed"           // the process cannot be run as it was asked for; Exit says 126 or 127
+	CodeInternal            Code = "internal"
+	CodeTimeout             Code = "timeout"
+	CodeInvalidRequest      Code = "invalid_request"
+)
+
+// known says whether c is in the list.
+func (c Code) known() bool {
+	switch c {
+	case CodeContainerNotFound, CodeContainerNotRunning, CodeExecFailed, CodeInternal, CodeTimeout, CodeInvalidRequest:
+		return true
+	}
+	return false
+}
+
+// Error is an error that the agent tells the host. Its Message is one line of at most [MaxMessage] bytes.
+type Error struct {
+	Code    Code
+	Message string
+	// Exit (exec_failed) is the exit code that shells give: 127 when there is no such command, else 126.
+	Exit int
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Errorf makes an [*Error].
+func Errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: clean(fmt.Sprintf(format, args...))}
+}
+
+// CodeOf is the code of the first [*Error] in err's chain; CodeInternal when there is none, and empty for nil.
+func CodeOf(err error) Code {
+	if err == nil {
+		return ""
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return CodeInternal
+}
+
+// clean makes one line of printable text of at most MaxMessage bytes: it comes from the other side, and goes to terminals and logs.
+func clean(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), 4*MaxMessage)], "\ufffd")
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, text)
+	if len(text) > MaxMessage {
+		text = text[:MaxMessage]
+		for !utf8.ValidString(text) {
+			text = text[:len(text)-1]
+		}
+	}
+	return strings.TrimSpace(text)
+}
+
+// reply is the line of a reply.
+type reply struct {
+	Status  string          `json:"status"` // ok or error
+	Data    json.RawMessage `json:"data,omitempty"`
+	Code    Code            `json:"code,omitempty"`
+	Message string          `json:"message,omitempty"`
+	Exit    int             `json:"exit,omitempty"`
+}
+
+// EncodeReply is the line of an ok with data, or without when it is nil. A reply above [MaxReply] is [ErrTooLong].
+func EncodeReply(data any) ([]byte, error) {
+	r := reply{Status: "ok"}
+	if data != nil {
+		raw, err := json.Marshal(data)
+		if err != nil {
+			return nil, fmt.Errorf("cannot make a reply: %w", err)
+		}
+		r.Data = raw
+	}
+	return lineOf(r)
+}
+
+// EncodeError is the line of an error; one that is no [*Error] is internal.
+func EncodeError(err error) []byte {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		e = &Error{Code: CodeInternal}
+	}
+	line, err := lineOf(reply{Status: "error", Code: e.Code, Message: clean(err.Error()), Exit: e.Exit})
+	if err != nil { // it cannot be: all parts are bounded
+		return []byte(`{"status":"error","code":"internal"}` + "\n")
+	}
+	return line
+}
+
+func lineOf(r reply) ([]byte, error) {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a reply: %w", err)
+	}
+	if len(line) > MaxReply {
+		return nil, fmt.Errorf("cannot send a reply of %d bytes: %w", len(line), ErrTooLong)
+	}
+	return append(line, '\n'), nil
+}
+
+// DecodeReply reads the line of a reply into data, a pointer, or nil when only ok counts. What the agent reports is an [*Error]; anything else that is
+// not a reply is a plain error.
+func DecodeReply(line []byte, data any) error {
+	var r reply
+	if err := json.Unmarshal(line, &r); err != nil {
+		return fmt.Errorf("cannot read a reply: %w", err)
+	}
+	switch {
+	case r.Status == "error" && r.Code.known():
+		exit := 0
+		if r.Code == CodeExecFailed {
+			exit = min(max(r.Exit, 126), 127)
+		}
+		return &Error{Code: r.Code, Message: clean(r.Message), Exit: exit}
+	case r.Status != "ok":
+		return errors.New("cannot read a reply: its status is neither ok nor error")
+	case data == nil:
+		return nil
+	case len(bytes.TrimSpace(r.Data)) == 0:
+		return errors.New("cannot read a reply: it has no data")
+	}
+	if err := json.Unmarshal(r.Data, data); err != nil {
+		return fmt.Errorf("cannot read a reply: %w", err)
+	}
+	return nil
+}
+
+// Pong is the reply to [Ping].
+type Pong struct {
+	Type           string `json:"type"` // pong
+	Version        string `json:"version"`
+	Protocol       int    `json:"protocol"`
+	ContainerCount int    `json:"container_count"`
+	// Uptime is that of the machine, in milliseconds.
+	Uptime int64 `json:"uptime_ms"`
+	// Configured says that Configure has succeeded.
+	Configured bool `json:"configured"`
+	// Controllers are the cgroup controllers that limits can be set with.
+	Controllers []string `json:"controllers,omitempty"`
+}
+
+// State is what a container is doing.
+type State string
+
+// The states. There is no other way than from the top to the bottom.
+const (
+	StateCreating State = "creating"
+	StateCreated  State = "created"
+	StateRunning  State = "running"
+	StateExited   State = "exited"
+)
+
+// ContainerStatus is one container in a [StatusReply].
+type ContainerStatus struct {
+	Container string `json:"container"`
+	ID        string `json:"id"`
+	Attempt   int    `json:"attempt"`
+	State     State  `json:"state"`
+	PID       int    `json:"pid,omitempty"` // of its first process, in the machine
+	// StartedAt is the zero time before it runs.
+	StartedAt time.Time `json:"started_at,omitzero"`
+	Exit      *Exit     `json:"exit,omitempty"` // state exited
+}
+
+// StatusReply is the reply to [Status].
+type StatusReply struct {
+	Type       string            `json:"type"` // status
+	Containers []ContainerStatus `json:"containers"`
+}
+
+// Exit is how a container or a process has ended: the reply to [Wait], and what an exit frame carries.
+type Exit struct {
+	Type   string `json:"type"`             // exit
+	Code   int    `json:"code"`             // 0 to 255; 128+Signal when it was killed
+	Signal int    `json:"signal,omitempty"` // that killed it
+	OOM    bool   `json:"oom,omitempty"`    // it was killed because its memory was used up
+	// TimedOut says that the time of an exec was over.
+	TimedOut bool `json:"timed_out,omitempty"`
+	// Error says why an exec could not be run (Code is 126 or 127 then). Without a terminal its stderr has said so, too.
+	Error      string    `json:"error,omitempty"`
+	FinishedAt time.Time `json:"finished_at,omitzero"`
+	// Message is the end of the termination message, at most [MaxMessage] bytes.
+	Message []byte `json:"message,omitempty"`
+}
+
+// Check makes what a guest said usable: numbers that cannot be become ones that can, and what is too long is cut.
+func (e *Exit) Check() {
+	if e.Signal < 0 || e.Signal > 64 {
+		e.Signal = 0
+	}
+	if e.Code < 0 || e.Code > 255 {
+		e.Code = 255
+	}
+	if e.Signal > 0 {
+		e.Code = 128 + e.Signal
+	}
+	e.Error = clean(e.Error)
+	if len(e.Message) > MaxMessage {
+		e.Message = e.Message[len(e.Message)-MaxMessage:]
+	}
+}
+
+// ProbeReply is the reply to [Probe].
+type ProbeReply struct {
+	Type    string `json:"type"` // probe
+	Success bool   `json:"success"`
+	// Code is the exit code or the HTTP status; 0 without.
+	Code int `json:"code,omitempty"`
+	// TimedOut says that the time was over before the process had ended.
+	TimedOut bool `json:"timed_out,omitempty"`
+	// Message is what the process or the server said (its beginning), or why it could not be asked.
+	Message string `json:"message,omitempty"`
+}
+
+// StatsReply is the reply to [Stats].
+type StatsReply struct {
+	Type string `json:"type"` // stats
+	// Time is when it was measured.
+	Time       time.Time        `json:"time"`
+	Machine    MachineStats     `json:"machine"`
+	Containers []ContainerStats `json:"containers"`
+}
+
+// MachineStats is the whole machine, in bytes and microseconds.
+type MachineStats struct {
+	MemoryTotal     uint64 `json:"memory_total"`
+	MemoryAvailable uint64 `json:"memory_available"`
+	CPUUsec         uint64 `json:"cpu_usec"`
+}
+
+// ContainerStats is one container, in bytes and microseconds. What the kernel does not count is 0.
+type ContainerStats struct {
+	Container        string `json:"container"`
+	CPUUsec          uint64 `json:"cpu_usec"`
+	Memory           uint64 `json:"memory"`
+	MemoryWorkingSet uint64 `json:"memory_working_set"` // without inactive file pages, as the kubelet counts
+	MemoryLimit      uint64 `json:"memory_limit,omitempty"`
+	PIDs             uint64 `json:"pids"`
+	OOMKills         uint64 `json:"oom_kills,omitempty"`
+}
+
+// EventType says what has happened.
+type EventType string
+
+// The events.
+const (
+	EventOOM  EventType = "oom"  // a process of the container was killed because the container's memory was used up
+	EventExit EventType = "exit" // the container has ended
+	EventLost EventType = "lost" // events were dropped, because the host did not read them: ask for the status
+)
+
+// Event is what an event frame carries.
+type Event struct {
+	Type      EventType `json:"type"`
+	Container string    `json:"container,omitempty"`
+	ID        string    `json:"id,omitempty"`
+	Time      time.Time `json:"time"`
+	Exit      *Exit     `json:"exit,omitempty"`
+}

@@ -1,0 +1,355 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Action names a request.
+type Action string
+
+// The actions.
+const (
+	ActionPing      Action = "ping"
+	ActionConfigure Action = "configure"
+	ActionCopy      Action = "copy"
+	ActionCreate    Action = "create"
+	ActionStart     Action = "start"
+	ActionSignal    Action = "signal"
+	ActionStatus    Action = "status"
+	ActionWait      Action = "wait"
+	ActionDelete    Action = "delete"
+	ActionExec      Action = "exec"
+	ActionProbe     Action = "probe"
+	ActionLogs      Action = "logs"
+	ActionStats     Action = "stats"
+	ActionUpdate    Action = "update"
+	ActionEvents    Action = "events"
+	ActionPowerOff  Action = "poweroff"
+)
+
+// Head is the beginning of every request. [EncodeRequest] fills it in.
+type Head struct {
+	Action Action `json:"action"`
+}
+
+// Request is one of the request types of this package, by value or pointer.
+type Request interface {
+	// Name is the action that the type stands for.
+	Name() Action
+	// Check returns an [*Error] of the code [CodeInvalidRequest] when the request cannot be served by any agent.
+	Check() error
+}
+
+// Ping asks whether the agent is there. Reply: [Pong].
+type Ping struct{ Head }
+
+// Configure sets up the machine. It may be repeated: what it says is added to or replaces what is there, and containers go on. It must have succeeded
+// once before the first Create.
+type Configure struct {
+	Head
+	Hostname string `json:"hostname,omitempty"`
+	// Time sets the clock; the zero time leaves it.
+	Time    time.Time `json:"time,omitzero"`
+	Network *Network  `json:"network,omitempty"`
+	// Scratch is the serial of the disk for containers' writable layers and emptyDirs, a file system of ext4. Empty: they are in the memory of the machine.
+	Scratch string `json:"scratch,omitempty"`
+	// Shares are the tags of virtiofs file systems to mount.
+	Shares []string `json:"shares,omitempty"`
+	// SharePID asks for one PID namespace for all containers (shareProcessNamespace).
+	SharePID bool `json:"share_pid,omitempty"`
+	// Sysctls are set in the machine, by name (net.ipv4.ip_forward).
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// ShmBytes bounds /dev/shm, which all containers share; 0: 64 MiB.
+	ShmBytes int64 `json:"shm_bytes,omitempty"`
+}
+
+// Network is the machine's one network interface; lo is always set up.
+type Network struct {
+	// MAC is the hardware address that the interface is found by, with colons.
+	MAC string `json:"mac"`
+	// MTU in bytes; 0: as it is.
+	MTU int `json:"mtu,omitempty"`
+	// Addresses are IPv4 and IPv6 addresses with prefix length.
+	Addresses []string `json:"addresses,omitempty"`
+	Routes    []Route  `json:"routes,omitempty"`
+	// Name is what the interface is called; empty: eth0.
+	Name string `json:"name,omitempty"`
+}
+
+// Route is one route.
+type Route struct {
+	// To is a prefix; empty: a default route of the family of Via.
+	To string `json:"to,omitempty"`
+	// Via is the gateway, reachable on the interface even if no prefix covers it; empty: on the link.
+	Via string `json:"via,omitempty"`
+	// Source is the preferred source address; empty: the kernel's choice.
+	Source string `json:"source,omitempty"`
+	// Metric is the priority; 0: the kernel's.
+	Metric int `json:"metric,omitempty"`
+}
+
+// Copy sends a volume that the machine keeps in memory (configMap, secret, files of /etc). After a first ok the host sends a tar stream in data frames, an
+// empty one at its end, and the agent replies again. The volume is made equal to the stream, file by file in the order of the stream, and what the stream has
+// not is removed last: a container that has it mounted sees the new files.
+type Copy struct {
+	Head
+	Volume string `json:"volume"`
+}
+
+// Create makes a container. After the ok the connection is the owner's: frames of stdin and resize to the agent, of stdout, stderr and at the end exit
+// from it. When it closes, the container is killed and removed.
+type Create struct {
+	Head
+	Container string `json:"container"`
+	ID        string `json:"id"` // of the attempt, chosen by the host
+	Attempt   int    `json:"attempt"`
+	// Spec is the OCI runtime spec, config.json. root.path, linux.cgroupsPath and the namespaces but user and cgroup are the agent's to fill in: the network,
+	// IPC and UTS namespaces are the machine's. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the machine.
+	Spec   json.RawMessage `json:"spec"`
+	Rootfs Rootfs          `json:"rootfs"`
+	Mounts []Mount         `json:"mounts,omitempty"`
+	// Stdin keeps the standard input open for stdin frames; without, it is empty.
+	Stdin bool `json:"stdin,omitempty"`
+	// Size is the first size of the terminal; only with process.terminal.
+	Size *Size `json:"size,omitempty"`
+}
+
+// Rootfs is the read-only part of a container's root file system: either Disk or Share. Above it lies a writable layer of the attempt.
+type Rootfs struct {
+	// Disk is the serial of a disk with an erofs.
+	Disk string `json:"disk,omitempty"`
+	// Share is the tag of a virtiofs file system, and Path a directory of it.
+	Share string `json:"share,omitempty"`
+	Path  string `json:"path,omitempty"`
+}
+
+// MountKind says where a mount comes from.
+type MountKind string
+
+// The kinds of mounts.
+const (
+	MountCopy    MountKind = "copy"    // Name is a volume that Copy has sent
+	MountScratch MountKind = "scratch" // Name is a directory on the scratch disk, made when it is missing, kept until the machine ends (emptyDir)
+	MountTmpfs   MountKind = "tmpfs"   // Name is a tmpfs of all containers, made when it is missing (emptyDir with medium Memory)
+	MountShare   MountKind = "share"   // Name is the tag of a virtiofs file system
+	MountDisk    MountKind = "disk"    // Name is the serial of a disk with an erofs
+	MountMessage MountKind = "message" // an empty file of the attempt's own, whose end comes back in Exit.Message
+)
+
+// Mount is what one bind mount of the spec shows.
+type Mount struct {
+	Kind MountKind `json:"kind"`
+	Name string    `json:"name,omitempty"`
+	// SubPath is a path below the source, out of which no symlink leads; a missing directory is made. Empty: the source itself.
+	SubPath string `json:"sub_path,omitempty"`
+	// ReadOnly makes it read-only below the container too.
+	ReadOnly bool `json:"read_only,omitempty"`
+	// Mode (scratch, tmpfs) is that of the directory when it is made, with the bits 01000 and 02000; 0: 0777.
+	Mode uint32 `json:"mode,omitempty"`
+	// GID (scratch, tmpfs) is its group when it is made.
+	GID uint32 `json:"gid,omitempty"`
+	// Bytes (tmpfs) is its size; 0: half of the machine's memory.
+	Bytes int64 `json:"bytes,omitempty"`
+}
+
+// MountSource is the source of the spec's bind mount that shows Create.Mounts[i].
+func MountSource(i int) string { return fmt.Sprintf("/magikpod/mount/%d", i) }
+
+// Start starts a created container.
+type Start struct {
+	Head
+	Container string `json:"container"`
+	ID        string `json:"id"`
+}
+
+// Signal sends a signal to a container's first process.
+type Signal struct {
+	Head
+	Container string `json:"container"`
+	ID        string `json:"id,omitempty"` // empty: whichever
+	Signal    int    `json:"signal"`
+}
+
+// Status asks what the containers do. Reply: [StatusReply].
+type Status struct {
+	Head
+	Container string `json:"container,omitempty"` // empty: all
+}
+
+// Wait waits until a container has ended. Reply: [Exit]; [CodeTimeout] when it has not ended in time.
+type Wait struct {
+	Head
+	Container string `json:"container"`
+	ID        string `json:"id,omitempty"`
+	// Timeout in milliseconds; 0: [MaxWait].
+	Timeout int64 `json:"timeout_ms,omitempty"`
+}
+
+// Delete kills and removes a container, and answers when nothing of it is left. One that does not exist is no error.
+type Delete struct {
+	Head
+	Container string `json:"container"`
+	ID        string `json:"id,omitempty"`
+}
+
+// Exec runs a process in a running container. After the ok frames follow as with Create, up to the exit frame. When the connection closes, the process and all
+// that it has started are killed.
+type Exec struct {
+	Head
+	Container string   `json:"container"`
+	Args      []string `json:"args"`
+	Env       []string `json:"env,omitempty"` // KEY=VALUE, added to the container's
+	Cwd       string   `json:"cwd,omitempty"` // empty: the container's
+	// User is USER[:GROUP], names or numbers, by the container's files; empty: the container's.
+	User  string `json:"user,omitempty"`
+	TTY   bool   `json:"tty,omitempty"`
+	Size  *Size  `json:"size,omitempty"` // with TTY
+	Stdin bool   `json:"stdin,omitempty"`
+	// Timeout in milliseconds ends the process with SIGKILL, and Exit.TimedOut says so; 0: none.
+	Timeout int64 `json:"timeout_ms,omitempty"`
+}
+
+// Probe asks whether a container is well. Exactly one of Exec, HTTP and TCP is set. Reply: [ProbeReply].
+type Probe struct {
+	Head
+	Container string `json:"container"`
+	// Timeout in milliseconds; 0: one second, as in Kubernetes.
+	Timeout int64      `json:"timeout_ms,omitempty"`
+	Exec    []string   `json:"exec,omitempty"` // success: exit code 0
+	HTTP    *HTTPProbe `json:"http,omitempty"`
+	TCP     *TCPProbe  `json:"tcp,omitempty"`
+}
+
+// HTTPProbe is a GET request whose success is a status of 200 to 399.
+type HTTPProbe struct {
+	Scheme string `json:"scheme,omitempty"` // http (also when empty) or https; certificates are not checked, as in Kubernetes
+	// Host is the address; empty: 127.0.0.1.
+	Host    string   `json:"host,omitempty"`
+	Port    int      `json:"port"`
+	Path    string   `json:"path,omitempty"` // with the query
+	Headers []Header `json:"headers,omitempty"`
+}
+
+// Header is a header of an HTTP request.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// TCPProbe is a connection.
+type TCPProbe struct {
+	Host string `json:"host,omitempty"` // empty: 127.0.0.1
+	Port int    `json:"port"`
+}
+
+// Logs asks for what a container has written last. After the ok frames of stdout and stderr follow, whole lines as far as they are ended. The agent
+// keeps some lines only ([docs/agent-protocol.md]); the host has all of them.
+type Logs struct {
+	Head
+	Container string `json:"container"`
+	Follow    bool   `json:"follow,omitempty"` // until the container ends, then an exit frame
+	Tail      *int   `json:"tail,omitempty"`   // lines; nil: all that are kept
+}
+
+// Stats asks for what the containers use. Reply: [StatsReply].
+type Stats struct {
+	Head
+	Container string `json:"container,omitempty"` // empty: all
+}
+
+// Update changes the limits of a container.
+type Update struct {
+	Head
+	Container string `json:"container"`
+	// Resources is linux.resources of the OCI runtime spec; what it does not name stays.
+	Resources json.RawMessage `json:"resources"`
+}
+
+// Events asks for event frames until the connection closes.
+type Events struct{ Head }
+
+// PowerOff kills the containers, writes the disks and ends the machine. The reply comes before that.
+type PowerOff struct {
+	Head
+	// Reboot ends the machine by a reset, for a VMM that takes that for the end and knows no power button.
+	Reboot bool `json:"reboot,omitempty"`
+}
+
+// The names of the actions.
+
+func (Ping) Name() Action      { return ActionPing }
+func (Configure) Name() Action { return ActionConfigure }
+func (Copy) Name() Action      { return ActionCopy }
+func (Create) Name() Action    { return ActionCreate }
+func (Start) Name() Action     { return ActionStart }
+func (Signal) Name() Action    { return ActionSignal }
+func (Status) Name() Action    { return ActionStatus }
+func (Wait) Name() Action      { return ActionWait }
+func (Delete) Name() Action    { return ActionDelete }
+func (Exec) Name() Action      { return ActionExec }
+func (Probe) Name() Action     { return ActionProbe }
+func (Logs) Name() Action      { return ActionLogs }
+func (Stats) Name() Action     { return ActionStats }
+func (Update) Name() Action    { return ActionUpdate }
+func (Events) Name() Action    { return ActionEvents }
+func (PowerOff) Name() Action  { return ActionPowerOff }
+
+// newRequest is a pointer to the type of an action; nil when there is none of that name.
+func newRequest(action Action) Request {
+	for _, r := range []Request{
+		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Status{}, &Wait{}, &Delete{}, &Exec{}, &Probe{}, &Logs{}, &Stats{}, &Update{}, &Events{}, &PowerOff{},
+	} {
+		if r.Name() == action {
+			return r
+		}
+	}
+	return nil
+}
+
+// EncodeRequest checks a request and makes its line. A request above [MaxRequest] is [ErrTooLong].
+func EncodeRequest(request Request) ([]byte, error) {
+	if err := request.Check(); err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(request)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a request: %w", err)
+	}
+	// Head is the first field of every type.
+	empty, action := []byte(`{"action":""`), []byte(`{"action":"`+request.Name()+`"`)
+	if bytes.HasPrefix(data, empty) {
+		data = append(action, data[len(empty):]...)
+	}
+	if len(data) > MaxRequest {
+		return nil, fmt.Errorf("cannot send a request of %d bytes: %w", len(data), ErrTooLong)
+	}
+	return append(data, '\n'), nil
+}
+
+// DecodeRequest reads and checks a request; it is a pointer to one of the types. All errors are an [*Error] of the code [CodeInvalidRequest].
+func DecodeRequest(line []byte) (Request, error) {
+	var head Head
+	if err := json.Unmarshal(line, &head); err != nil {
+		return nil, Errorf(CodeInvalidRequest, "cannot read the request: %v", err)
+	}
+	request := newRequest(head.Action)
+	if request == nil {
+		return nil, Errorf(CodeInvalidRequest, "cannot serve the request: there is no action %.40q", head.Action)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(request); err != nil {
+		return nil, Errorf(CodeInvalidRequest, "cannot read the request %s: %v", head.Action, err)
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return nil, Errorf(CodeInvalidRequest, "cannot read the request %s: something follows it", head.Action)
+	}
+	if err := request.Check(); err != nil {
+		return nil, err
+	}
+	return request, nil
+}

@@ -1,0 +1,32 @@
+// Command magikguest is the agent in a virtual machine: PID 1, which runs the pod's containers and serves the host over vsock. It is started by the kernel,
+// not by people.
+package main
+
+import (
+	"os"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/agent/guest"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	switch {
+	case len(args) == 1 && args[0] == agent.ReapCommand: // PID 1 as well, of the pod's PID namespace
+		return agent.Reap()
+	case len(args) > 1 && args[0] == guest.ScoreCommand:
+		os.Stderr.WriteString("magikguest: " + guest.SetScore(args[1:]).Error() + "\n")
+		return agent.ExitFailure
+	case len(args) == 1 && args[0] == "version":
+		os.Stdout.WriteString("magikguest " + version + "\n")
+		return 0
+	case os.Getpid() == 1: // the kernel passes on what it does not know of its command line
+		guest.Init(version)
+	}
+	os.Stderr.WriteString("usage: magikguest is PID 1 of a virtual machine; magikguest version\n")
+	return agent.ExitUsage
+}

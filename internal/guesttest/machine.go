@@ -1,0 +1,199 @@
+package guesttest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent/client"
+	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/oci"
+)
+
+// Machine is a running agent.
+type Machine struct {
+	*client.Client
+	Socket string // of the agent
+	Cgroup string // that the containers' are in, as this process sees it
+	PID    int    // of the agent
+	stdin  io.Closer
+	stderr *safeBuffer
+}
+
+var count atomic.Int32
+
+// Start starts an agent and has it configured. It is skipped without root, crun or busybox.
+func Start(t testing.TB) *Machine {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: run the tests with sudo")
+	}
+	for program, pkg := range map[string]string{"crun": "crun", "busybox": "busybox-static"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s: apt-get install %s", program, pkg)
+		}
+	}
+	dir, err := os.MkdirTemp("", "guest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/state", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("magikguest-test-%d-%d", os.Getpid(), count.Add(1))
+	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), dirVariable+"="+dir, cgroupVariable+"="+name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC, Unshareflags: unix.CLONE_NEWNS,
+	}
+	cmd.Stdout, cmd.Stderr = m.stderr, m.stderr
+	if m.stdin, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.PID = cmd.Process.Pid
+	t.Cleanup(func() {
+		m.stdin.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if err := errors.Join(removeCgroups(m.Cgroup), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("the agent said:\n%s", m.stderr)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := m.WaitReady(ctx); err != nil {
+		t.Fatalf("%v\n%s", err, m.stderr)
+	}
+	if err := m.Configure(ctx, wire.Configure{Hostname: "web", SharePID: false}); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// safeBuffer is a buffer that is read while it is written.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *safeBuffer) Write(data []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(data)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// cgroupRoot is where cgroups of version 2 are.
+func cgroupRoot() string {
+	const root = "/sys/fs/cgroup"
+	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+		return root + "/unified" // a hybrid host
+	}
+	return root
+}
+
+// removeCgroups removes a cgroup whose processes have been killed, and those below.
+func removeCgroups(path string) error {
+	var err error
+	for range 500 {
+		_ = filepath.WalkDir(path, func(name string, entry os.DirEntry, err error) error { return err })
+		var dirs []string
+		_ = filepath.WalkDir(path, func(name string, entry os.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, name)
+			}
+			return nil
+		})
+		err = nil
+		for i := len(dirs) - 1; i >= 0; i-- {
+			err = errors.Join(err, os.Remove(dirs[i]))
+		}
+		if err == nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}
+
+// Containers are the names of the cgroups of the containers that there are.
+func (m *Machine) Containers(t testing.TB) string {
+	t.Helper()
+	entries, err := os.ReadDir(m.Cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if entry.IsDir() {
+			names = append(names, entry.Name())
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// Container is a container of a plain pod that runs args; change, when not nil, makes it another.
+func Container(t testing.TB, name string, change func(in *oci.Input), args ...string) wire.Create {
+	t.Helper()
+	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: name, Command: args}}}}
+	p.Namespace, p.Name, p.UID = "default", "web", "u1"
+	in := oci.Input{
+		Pod: p, Container: &p.Spec.Containers[0], Rootfs: "/rootfs", ShmDir: "/dev/shm", Hostname: "web",
+		Image: runtime.Image{Config: runtime.ImageConfig{Env: []string{"PATH=/bin"}, WorkingDir: "/"}},
+	}
+	if change != nil {
+		change(&in)
+	}
+	spec, err := oci.Spec(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Version = "1.0.2" // crun 1.8 refuses newer ones
+	data, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wire.Create{Container: name, ID: name + "-id-" + fmt.Sprint(count.Add(1)), Spec: data, Rootfs: wire.Rootfs{Share: "image"}}
+}
+
+// Run creates and starts a container, whose session the test ends.
+func (m *Machine) Run(t testing.TB, request wire.Create) *client.Session {
+	t.Helper()
+	session, err := m.Create(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { session.Close() })
+	if err := m.Start(t.Context(), request.Container, request.ID); err != nil {
+		t.Fatal(err)
+	}
+	return session
+}

@@ -1,0 +1,144 @@
+package netsetup
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// PodLink is how a pod's namespace is connected: what a virtual machine that takes the pod's place in the network must have.
+type PodLink struct {
+	MAC       net.HardwareAddr
+	MTU       int
+	Addresses []netip.Prefix
+	Gateways  []netip.Addr // of the default routes
+}
+
+// Redirect puts the machine at the end of the tap device in the place of the pod: each frame that comes to eth0 goes out by the tap, and each that comes
+// from the tap goes out by eth0. The namespace's own network stack sees none of them any more; its eth0 keeps the addresses, which are returned. The
+// machine is to have the same hardware address.
+//
+// It may be called again, for another tap of the same name too. There is nothing to undo: it goes with the links.
+func Redirect(ns *os.File, tap string) (PodLink, error) {
+	var found PodLink
+	if err := fileOK(ns); err != nil {
+		return found, err
+	}
+	err := inNetns(ns, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		found, err = redirect(h, tap)
+		return err
+	})
+	if err != nil {
+		return found, pod.Errorf(kindOf(err), "cannot connect %s and %s of a pod: %w", podLink, tap, err)
+	}
+	return found, nil
+}
+
+// redirect is Redirect in the namespace of the handle.
+func redirect(h *netlink.Handle, tap string) (PodLink, error) {
+	eth, err := h.LinkByName(podLink)
+	if err != nil {
+		return PodLink{}, err
+	}
+	found, err := podLinkOf(h, eth)
+	if err != nil {
+		return found, err
+	}
+	dev, err := h.LinkByName(tap)
+	if err != nil {
+		return found, err
+	}
+	// The namespace has nothing to say to the machine by itself.
+	if err := writeSysctl(ipv6Conf+"/"+tap+"/disable_ipv6", "1"); err != nil && !isNotExist(err) {
+		return found, err
+	}
+	if dev.Attrs().MTU != found.MTU {
+		if err := h.LinkSetMTU(dev, found.MTU); err != nil {
+			return found, err
+		}
+	}
+	if err := h.LinkSetUp(dev); err != nil {
+		return found, err
+	}
+	if err := send(h, eth, dev); err != nil {
+		return found, err
+	}
+	return found, send(h, dev, eth)
+}
+
+// podLinkOf reads addresses and default routes; what the kernel has made of itself is not among them.
+func podLinkOf(h *netlink.Handle, eth netlink.Link) (PodLink, error) {
+	found := PodLink{MAC: eth.Attrs().HardwareAddr, MTU: eth.Attrs().MTU}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(eth, family) })
+		if err != nil {
+			return found, err
+		}
+		for _, a := range addrs {
+			if a.Scope != unix.RT_SCOPE_UNIVERSE {
+				continue
+			}
+			ones, _ := a.Mask.Size()
+			found.Addresses = append(found.Addresses, netip.PrefixFrom(addrOf(a.IP), ones))
+		}
+		routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(eth, family) })
+		if err != nil {
+			return found, err
+		}
+		for _, r := range routes {
+			if len(r.Gw) > 0 {
+				found.Gateways = append(found.Gateways, addrOf(r.Gw))
+			}
+		}
+	}
+	return found, nil
+}
+
+// ingress is the handle of the discipline for what comes in.
+var ingress = netlink.MakeHandle(0xffff, 0)
+
+// send makes what comes in by one link go out by another.
+//
+// The filter is one of u32 that matches everything: matchall is the same thing in fewer words, but kernels exist that have only u32.
+func send(h *netlink.Handle, from, to netlink.Link) error {
+	filters, err := dump(func() ([]netlink.Filter, error) { return h.FilterList(from, ingress) })
+	if err != nil && kindOf(err) != pod.Internal {
+		return err
+	}
+	if err == nil && slices.ContainsFunc(filters, func(f netlink.Filter) bool { return leadsTo(f, to) }) {
+		return nil
+	}
+	discipline := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Attrs().Index, Handle: ingress, Parent: netlink.HANDLE_INGRESS}}
+	if len(filters) > 0 { // to a tap that is gone
+		if err := h.QdiscDel(discipline); err != nil {
+			return err
+		}
+	}
+	if err := h.QdiscReplace(discipline); err != nil {
+		return err
+	}
+	return h.FilterAdd(&netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Attrs().Index, Parent: ingress, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions:     []netlink.Action{netlink.NewMirredAction(to.Attrs().Index)},
+	})
+}
+
+// leadsTo says whether a filter sends what it matches out by a link.
+func leadsTo(f netlink.Filter, to netlink.Link) bool {
+	u, ok := f.(*netlink.U32)
+	return ok && slices.ContainsFunc(u.Actions, func(a netlink.Action) bool {
+		m, ok := a.(*netlink.MirredAction)
+		return ok && m.MirredAction == netlink.TCA_EGRESS_REDIR && m.Ifindex == to.Attrs().Index
+	})
+}

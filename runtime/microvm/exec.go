@@ -1,0 +1,87 @@
+package microvm
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/agent/client"
+	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// Exec implements native.SandboxLauncher.
+func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error) {
+	request := wire.Exec{
+		Container: container, Args: p.Args, Env: p.Env, Cwd: p.WorkingDir, User: p.User, TTY: p.TTY, Stdin: p.Stdin != nil, Timeout: p.Timeout.Milliseconds(),
+	}
+	files := client.IO{Stdin: p.Stdin}
+	if p.Stdout != nil {
+		files.Stdout = p.Stdout
+	}
+	if p.Stderr != nil {
+		files.Stderr = p.Stderr
+	}
+	if p.TTY && p.Resize != nil {
+		sizes, stop := sizesOf(p.Resize)
+		defer stop()
+		files.Resize = sizes
+	}
+	var exit wire.Exit
+	err := l.call(s, func(c *client.Client) error {
+		session, err := c.Exec(ctx, request)
+		if err != nil {
+			return err
+		}
+		exit, err = session.Run(ctx, files)
+		return err
+	})
+	if err == nil {
+		return runtime.ExitStatus{Code: exit.Code, Signal: exit.Signal}, nil
+	}
+	if ctx.Err() != nil {
+		return runtime.ExitStatus{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)}, err
+	}
+	refused, ok := errors.AsType[*wire.Error](err)
+	if !ok || refused.Code != wire.CodeExecFailed {
+		return runtime.ExitStatus{}, err
+	}
+	tellWhy(p, refused.Message)
+	return runtime.ExitStatus{Code: refused.Exit}, err
+}
+
+// tellWhy writes on the process's own files why it could not be run.
+func tellWhy(p runtime.Process, message string) {
+	switch {
+	case p.TTY && p.Stdout != nil:
+		_, _ = p.Stdout.WriteString(message + "\r\n")
+	case p.Stderr != nil:
+		_, _ = p.Stderr.WriteString(message + "\n")
+	}
+}
+
+// sizesOf translates the sizes of a terminal until stop is called.
+func sizesOf(resize <-chan runtime.WinSize) (sizes <-chan wire.Size, stop func()) {
+	out, done, ended := make(chan wire.Size), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer close(out)
+		for {
+			select {
+			case size, ok := <-resize:
+				if !ok {
+					return
+				}
+				select {
+				case out <- wire.Size{Rows: size.Rows, Cols: size.Cols}:
+				case <-done:
+					return
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return out, func() { close(done); <-ended }
+}

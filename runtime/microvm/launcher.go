@@ -1,0 +1,191 @@
+package microvm
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/microvm/disks"
+	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// ClassName is the runtime class.
+const ClassName = "pod-microvm-containers"
+
+// The defaults of a [Config].
+const (
+	DefaultMemory  = 512 * mib
+	DefaultCPUs    = 1
+	DefaultScratch = 16 << 30
+)
+
+// Config says how machines are made. Empty fields have defaults.
+type Config struct {
+	// StateDir is where the caches are: kernels and initramfs, disks of images.
+	StateDir string
+	// AgentPath is magikagent, SupervisorPath magikvmm, and GuestPath magikguest, the agent in the machines.
+	AgentPath, SupervisorPath, GuestPath string
+
+	// Driver is the VMM: qemu, cloud-hypervisor, firecracker or libkrun. Empty: the first of them that can be used. Program is its path.
+	Driver, Program string
+	// Machine is QEMU's: pc, q35 or microvm.
+	Machine string
+	// Accel is kvm (when empty) or tcg.
+	Accel string
+	// Kernel is a pattern of file names; empty: /boot/vmlinuz-*. A directory lib/modules/VERSION must stand beside that of the kernel.
+	Kernel string
+	// Runtime is the OCI runtime that is put into the machines; empty: crun.
+	Runtime string
+	// MemoryBytes is what the containers of a pod have together when they have no limit, CPUs how many CPUs a machine without a limit has.
+	MemoryBytes int64
+	CPUs        int
+	// ScratchBytes is the size of the disk with the writable layers and emptyDirs of a pod. It takes no more room than is written.
+	ScratchBytes int64
+	// PIDsLimit is how many processes and threads a container may have; 0: no limit.
+	PIDsLimit int64
+}
+
+// Launcher runs pods in machines. It is a native.SandboxLauncher.
+type Launcher struct {
+	config Config
+	class  pod.ClassInfo
+	driver vmm.Driver
+	base   vmm.Config // what all machines have in common
+	parts  guestimage.Parts
+	guests guestimage.Cache
+	images *disks.Cache
+	share  string // virtiofsd; empty: there is none
+
+	mu       sync.Mutex
+	machines map[string]*machine // by directory
+}
+
+// NewLauncher makes one. That something is missing is no error: Class says what.
+func NewLauncher(config Config) *Launcher {
+	if config.MemoryBytes <= 0 {
+		config.MemoryBytes = DefaultMemory
+	}
+	if config.CPUs <= 0 {
+		config.CPUs = DefaultCPUs
+	}
+	if config.ScratchBytes <= 0 {
+		config.ScratchBytes = DefaultScratch
+	}
+	if config.Accel == "" {
+		config.Accel = vmm.AccelKVM
+	}
+	l := &Launcher{
+		config: config, class: pod.ClassInfo{Name: ClassName}, machines: map[string]*machine{},
+		guests: guestimage.Cache{Dir: filepath.Join(config.StateDir, "guests")}, images: disks.NewCache(filepath.Join(config.StateDir, "images")),
+	}
+	if reason := l.find(); reason != "" {
+		l.class.Reason = reason
+		return l
+	}
+	l.class.Available, l.class.Reason = true, l.description()
+	return l
+}
+
+// find looks for all that machines need, and returns what is missing.
+func (l *Launcher) find() string {
+	var missing []string
+	for _, look := range []func() error{l.findDriver, l.findKernel, l.findPrograms} {
+		if err := look(); err != nil {
+			missing = append(missing, err.Error())
+		}
+	}
+	return strings.Join(missing, "; ")
+}
+
+// findDriver finds the VMM: the one that is wanted, or the first that can be used.
+func (l *Launcher) findDriver() error {
+	var reasons []string
+	for _, driver := range vmm.Drivers() {
+		if l.config.Driver != "" && driver.Name() != l.config.Driver {
+			continue
+		}
+		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel}
+		kind, err := vmm.FindVsock(driver, &base)
+		if err != nil {
+			reasons = append(reasons, driver.Name()+": "+strings.ReplaceAll(err.Error(), "\n", ", "))
+			continue
+		}
+		base.Vsock.Kind = kind
+		l.driver, l.base = driver, base
+		if driver.Can(&base).Share {
+			l.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
+		}
+		return nil
+	}
+	if len(reasons) == 0 {
+		_, err := vmm.Find(l.config.Driver)
+		return err
+	}
+	return pod.Errorf(pod.Unsupported, "%s", strings.Join(reasons, "; "))
+}
+
+func (l *Launcher) findKernel() (err error) {
+	l.parts.Kernel, l.parts.Modules, err = guestimage.FindKernel(l.config.Kernel)
+	return err
+}
+
+// findPrograms finds what goes into the machine beside the kernel.
+func (l *Launcher) findPrograms() error {
+	l.parts.Init, l.parts.Runtime = l.config.GuestPath, l.config.Runtime
+	if l.parts.Runtime == "" {
+		l.parts.Runtime = "/usr/bin/crun"
+	}
+	for _, path := range []string{l.config.SupervisorPath, l.parts.Init, l.parts.Runtime} {
+		if info, err := os.Stat(path); err != nil || info.IsDir() || info.Mode()&0o111 == 0 {
+			return pod.Errorf(pod.Unsupported, "%s is not installed", path)
+		}
+	}
+	return nil
+}
+
+// description tells people what runs the machines.
+func (l *Launcher) description() string {
+	text := l.driver.Name() + ", " + l.base.Accel + ", vsock by " + string(l.base.Vsock.Kind) + ", kernel " + filepath.Base(l.parts.Modules)
+	if l.share == "" {
+		text += ", no hostPath: " + l.noShare()
+	}
+	return text
+}
+
+// Class says whether the class can be used.
+func (l *Launcher) Class() pod.ClassInfo { return l.class }
+
+// emulated says that the machines' instructions are translated.
+func (l *Launcher) emulated() bool { return l.config.Accel == vmm.AccelTCG }
+
+// noShare says why directories of the host cannot be shown in a machine; empty: they can.
+func (l *Launcher) noShare() string {
+	switch {
+	case l.share != "" || l.driver == nil:
+		return ""
+	case !l.driver.Can(&l.base).Share:
+		return l.driver.Name() + " has no virtiofs"
+	}
+	return "virtiofsd is not installed"
+}
+
+// needsShare says whether a pod has directories of the host.
+func needsShare(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return v.EmptyDir == nil && !copied(&v) })
+}
+
+// PrepareGuest makes kernel and initramfs of the machines, unless they are there.
+func (l *Launcher) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
+	image, err := l.guests.Build(ctx, l.parts)
+	if err != nil {
+		return image, pod.Errorf(kindOr(err, pod.Unavailable), "%w", err)
+	}
+	return image, nil
+}

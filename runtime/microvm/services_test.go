@@ -1,0 +1,122 @@
+package microvm_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+const server = "mkdir -p /www; echo it works > /www/index.html; touch /www/ready; httpd -f -p 8080 -h /www"
+
+// get asks a pod for a page, until it answers.
+func (w *world) get(url string) string {
+	w.t.Helper()
+	var err error
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		var response *http.Response
+		if response, err = (&http.Client{Timeout: 10 * time.Second}).Get(url); err == nil {
+			defer response.Body.Close()
+			data, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+			return string(data)
+		}
+	}
+	w.t.Fatalf("%s: %v", url, err)
+	return ""
+}
+
+// TestNetwork: a machine has the addresses of its pod.
+func TestNetwork(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.pod(server), w.pod("sleep 1000")
+	result := w.up(a)
+	for _, ip := range result.IPs {
+		host := ip.String()
+		if ip.Is6() {
+			host = "[" + host + "]"
+		}
+		if text := w.get("http://" + host + ":8080/"); text != "it works\n" {
+			t.Errorf("%s: %q", host, text)
+		}
+	}
+	w.up(b)
+	ip, gateway := result.IPs[0], result.Gateways[0]
+	if text, _ := w.exec(b, "a", fmt.Sprintf("wget -q -O - -T 20 http://%s:8080/", ip)); text != "it works\n" {
+		t.Errorf("from one machine to another: %q", text)
+	}
+	text, _ := w.exec(a, "a", "ip -o -4 addr show dev eth0; ip route")
+	if !strings.Contains(text, ip.String()+"/") || !strings.Contains(text, "default via "+gateway.String()) {
+		t.Errorf("the network of the machine: %s", text)
+	}
+}
+
+// TestProbes: probes are made in the machine.
+func TestProbes(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod(server)
+	ip := w.up(p).IPs[0].String()
+	w.get("http://" + ip + ":8080/")
+	const timeout = 20 * time.Second
+	for _, c := range []struct {
+		name  string
+		probe runtime.Probe
+		ok    bool
+		part  string
+	}{
+		{"exec", runtime.Probe{Exec: []string{"test", "-e", "/www/ready"}, Timeout: timeout}, true, ""},
+		{"exec that fails", runtime.Probe{Exec: []string{"sh", "-c", "echo not yet; exit 1"}, Timeout: timeout}, false, "not yet"},
+		{"exec that takes too long", runtime.Probe{Exec: []string{"sleep", "100"}, Timeout: time.Second}, false, `command "sleep 100" timed out`},
+		{"exec that says nothing", runtime.Probe{Exec: []string{"sh", "-c", "exit 4"}, Timeout: timeout}, false, `command "sh -c exit 4" exited with code 4`},
+		{"exec of nothing", runtime.Probe{Exec: []string{"/no/such/program"}, Timeout: timeout}, false, ""},
+		{"http", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/index.html"}, Timeout: timeout}, true, ""},
+		{"http with headers", runtime.Probe{HTTP: &runtime.HTTPProbe{Scheme: "http", Host: ip, Port: 8080, Path: "/", Headers: []corev1.HTTPHeader{{Name: "X-A", Value: "b"}}}, Timeout: timeout}, true, ""},
+		{"http of no page", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/none"}, Timeout: timeout}, false, "HTTP probe failed with statuscode: 404"},
+		{"tcp", runtime.Probe{TCP: &runtime.TCPProbe{Host: ip, Port: 8080}, Timeout: timeout}, true, ""},
+		{"tcp of nobody", runtime.Probe{TCP: &runtime.TCPProbe{Host: ip, Port: 81}, Timeout: timeout}, false, "refused"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ok, message, err := w.manager.Probe(t.Context(), pod.RefOf(p), "a", c.probe)
+			if err != nil || ok != c.ok || !strings.Contains(message, c.part) {
+				t.Errorf("%t, %q, %v; want %t and %q", ok, message, err, c.ok, c.part)
+			}
+		})
+	}
+	if _, _, err := w.manager.Probe(t.Context(), pod.RefOf(p), "none", runtime.Probe{Exec: []string{"true"}, Timeout: timeout}); pod.KindOf(err) != pod.NotFound {
+		t.Errorf("of a container that is not there: %v", err)
+	}
+}
+
+// TestStats: what the containers use is counted in the machine.
+func TestStats(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("while :; do :; done", "sleep 1000")
+	p.Spec.Containers[1].Resources = corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: quantity("48Mi")}}
+	w.up(p)
+	use := func() map[string]pod.ResourceUse {
+		t.Helper()
+		use, err := w.manager.ContainerStats(t.Context(), pod.RefOf(p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return use
+	}
+	first := use()
+	time.Sleep(time.Second)
+	second := use()
+	if busy := second["a"].CPUNanos - first["a"].CPUNanos; busy < uint64(100*time.Millisecond) {
+		t.Errorf("a container that is busy has used %s in a second", time.Duration(busy))
+	}
+	if idle := second["b"]; idle.Processes != 1 || idle.MemoryBytes == 0 || idle.MemoryLimitBytes != 48<<20 {
+		t.Errorf("a container that sleeps uses %+v", idle)
+	}
+	if len(second) != 2 {
+		t.Errorf("%v", second)
+	}
+}

@@ -1,0 +1,74 @@
+package microvm
+
+import (
+	goruntime "runtime"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/units"
+)
+
+const (
+	mib = 1 << 20
+
+	// guestOverhead is what the kernel of the machine, the agent and the file system caches need beside the containers.
+	guestOverhead = 96 * mib
+	// vmmOverhead is what the VMM and its helpers need on the host beside the machine's memory; in emulation the translated code is among it.
+	vmmOverhead         = 128 * mib
+	vmmEmulatedOverhead = 384 * mib
+	// vmmCPU is the share of a CPU that the VMM may use beside the containers' limits.
+	vmmCPU = 250 * time.Millisecond
+
+	// maxMachineMemory keeps the arithmetic far from an overflow: 16 TiB.
+	maxMachineMemory = 1 << 44
+)
+
+// size is how large a machine is.
+type size struct {
+	CPUs      int
+	MemoryMiB int
+}
+
+// sizeOf makes a machine that the containers fit in: their limits, or for those that have none what the configuration says, and the overhead.
+func (l *Launcher) sizeOf(p *corev1.Pod) size {
+	limits := units.PodLimits(p)
+	memory := limits.MemoryMax
+	if memory == 0 {
+		memory = uint64(l.config.MemoryBytes) + limitedMemory(p)
+	}
+	memory = min(memory, maxMachineMemory) + guestOverhead
+	cpus := l.config.CPUs
+	if limits.CPUQuota > 0 {
+		cpus = int((limits.CPUQuota + time.Second - 1) / time.Second)
+	}
+	return size{CPUs: max(min(cpus, goruntime.NumCPU()), 1), MemoryMiB: int((memory + mib - 1) / mib)}
+}
+
+// limitedMemory is the sum of the memory limits in a pod some of whose containers have none.
+func limitedMemory(p *corev1.Pod) (sum uint64) {
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			sum = min(sum+units.ContainerLimits(&list[i]).MemoryMax, maxMachineMemory)
+		}
+	}
+	return sum
+}
+
+// PodLimits are those of the slice: the machine, and what it takes to run it. In emulation a limit of the containers' CPU time holds in the machine
+// only: what their instructions cost on the host is another matter.
+func (l *Launcher) PodLimits(p *corev1.Pod) units.Limits {
+	limits, machine := units.PodLimits(p), l.sizeOf(p)
+	overhead := uint64(vmmOverhead)
+	if l.emulated() {
+		overhead = vmmEmulatedOverhead
+	}
+	limits.MemoryMax = uint64(machine.MemoryMiB)*mib + overhead
+	if limits.CPUQuota > 0 {
+		limits.CPUQuota += vmmCPU
+		if l.emulated() {
+			limits.CPUQuota = time.Duration(machine.CPUs+1) * time.Second
+		}
+	}
+	return limits
+}

@@ -1,0 +1,70 @@
+package microvm
+
+import (
+	goruntime "runtime"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+func limited(memory, cpu string) corev1.ResourceRequirements {
+	r := corev1.ResourceRequirements{Limits: corev1.ResourceList{}}
+	if memory != "" {
+		r.Limits[corev1.ResourceMemory] = resource.MustParse(memory)
+	}
+	if cpu != "" {
+		r.Limits[corev1.ResourceCPU] = resource.MustParse(cpu)
+	}
+	return r
+}
+
+func TestSize(t *testing.T) {
+	const guest, vmmMiB = guestOverhead / mib, vmmOverhead / mib
+	for _, c := range []struct {
+		name       string
+		containers []corev1.ResourceRequirements
+		memory     int // MiB of the machine, without the guest's overhead
+		cpus       int
+		quota      time.Duration
+	}{
+		{"no limits", []corev1.ResourceRequirements{{}, {}}, 512, 1, 0},
+		{"limits", []corev1.ResourceRequirements{limited("100Mi", "300m"), limited("28Mi", "200m")}, 128, 1, 500*time.Millisecond + vmmCPU},
+		{"one without", []corev1.ResourceRequirements{limited("100Mi", ""), {}}, 612, 1, 0},
+		{"more CPUs than one", []corev1.ResourceRequirements{limited("1Gi", "1500m")}, 1024, min(2, goruntime.NumCPU()), 1500*time.Millisecond + vmmCPU},
+		{"more CPUs than there are", []corev1.ResourceRequirements{limited("1Gi", "5000")}, 1024, goruntime.NumCPU(), 5000*time.Second + vmmCPU},
+		{"a part of a MiB", []corev1.ResourceRequirements{limited("1", "")}, 1, 1, 0},
+		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxMachineMemory / mib, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := NewLauncher(Config{Accel: vmm.AccelKVM})
+			p := &corev1.Pod{}
+			for _, r := range c.containers {
+				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Resources: r})
+			}
+			if got, want := l.sizeOf(p), (size{CPUs: c.cpus, MemoryMiB: c.memory + guest}); got != want {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+			limits := l.PodLimits(p)
+			if want := uint64(c.memory+guest+vmmMiB) * mib; limits.MemoryMax != want {
+				t.Errorf("MemoryMax of the slice is %d, want %d", limits.MemoryMax, want)
+			}
+			if limits.CPUQuota != c.quota {
+				t.Errorf("CPUQuota of the slice is %s, want %s", limits.CPUQuota, c.quota)
+			}
+		})
+	}
+}
+
+// In emulation the CPU limit holds in the machine: on the host it is that of its CPUs.
+func TestSizeEmulated(t *testing.T) {
+	l := NewLauncher(Config{Accel: vmm.AccelTCG})
+	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Resources: limited("64Mi", "100m")}}}}
+	limits := l.PodLimits(p)
+	if limits.CPUQuota != 2*time.Second || limits.MemoryMax != 64*mib+guestOverhead+vmmEmulatedOverhead {
+		t.Errorf("%+v", limits)
+	}
+}

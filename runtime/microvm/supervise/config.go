@@ -1,0 +1,114 @@
+package supervise
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// Config is what the supervisor reads. All paths are absolute.
+type Config struct {
+	// Owner is checked before NetNS is opened when that lies below /proc/Owner.PID; the zero value is not checked.
+	Owner nsfile.Owner `json:"owner,omitzero"`
+	// NetNS is the pod's network namespace; empty: stay in the one of the host.
+	NetNS string `json:"netNS,omitempty"`
+	// UID and GID are the monitor's own, not 0; see [UserOf].
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+	// Dir is a directory of this machine alone, which only root can enter; who writes the configuration makes it. The supervisor removes what it makes in it.
+	Dir string `json:"dir"`
+	// VM is the machine. Its sockets lie where SetPaths puts them.
+	VM vmm.Config `json:"vm"`
+	// PowerOffMillis is how long the guest may take to power off when the unit is stopped (SIGTERM); 0: 5 s.
+	PowerOffMillis int `json:"powerOffMillis,omitempty"`
+}
+
+// State is what the supervisor writes to STATE in Dir when the machine runs.
+type State struct {
+	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as the host sees them.
+	Monitor nsfile.Owner `json:"monitor"`
+	Share   nsfile.Owner `json:"share,omitzero"`
+}
+
+// stateFile is the name of the file with the State, in Dir.
+const stateFile = "vm.state"
+
+// maxConfigBytes bounds a configuration file.
+const maxConfigBytes = 1 << 20
+
+// firstUser: the users from here on are for nobody else (systemd's UIDS-GIDS.md: unused from 1879048192).
+const firstUser = 1_900_000_000
+
+// UserOf returns the user and group of a machine, from its context ID, which only one machine of the host has.
+func UserOf(cid uint32) uint32 { return firstUser + cid%100_000_000 }
+
+func (c *Config) powerOff() time.Duration {
+	if c.PowerOffMillis <= 0 {
+		return 5 * time.Second
+	}
+	return time.Duration(c.PowerOffMillis) * time.Millisecond
+}
+
+// SetPaths sets the paths of the machine's sockets. Those that the monitor or a helper makes itself are in a directory that the machine's user may write to: the
+// state, which root trusts, is not.
+func (c *Config) SetPaths() {
+	c.VM.Control = filepath.Join(c.Dir, "control")
+	if c.VM.Driver == (vmm.Firecracker{}).Name() {
+		c.VM.Control = filepath.Join(c.socketDir(), "control")
+	}
+	if c.VM.Vsock.Kind != vmm.VsockVhost {
+		c.VM.Vsock.Path = filepath.Join(c.socketDir(), "vsock")
+	}
+	if c.VM.Share != nil {
+		c.VM.Share.Socket = filepath.Join(c.Dir, "share")
+	}
+}
+
+// socketDir belongs to the machine's user.
+func (c *Config) socketDir() string { return filepath.Join(c.Dir, "s") }
+
+// ReadConfig reads a configuration. Unknown fields are errors: a file of another version is not understood by half.
+func ReadConfig(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err == nil && len(data) > maxConfigBytes {
+		err = fmt.Errorf("it has more than %d bytes", maxConfigBytes)
+	}
+	config := &Config{}
+	if err == nil {
+		decoder := json.NewDecoder(bytes.NewReader(data))
+		decoder.DisallowUnknownFields()
+		err = decoder.Decode(config)
+	}
+	if err == nil && (config.UID == 0 || config.GID == 0 || config.Dir == "") {
+		err = fmt.Errorf("uid, gid and dir are needed")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read configuration %s: %w", path, err)
+	}
+	return config, nil
+}
+
+// ReadState returns the state of a machine that runs.
+func (c *Config) ReadState() (State, error) {
+	var s State
+	data, err := os.ReadFile(c.Dir + "/" + stateFile)
+	if err == nil {
+		err = json.Unmarshal(data, &s)
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("cannot read the state of the machine: %w", err)
+	}
+	return s, nil
+}

@@ -1,0 +1,75 @@
+package supervise
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay what the helper may take to hear of it, both for guests that
+// do not connect to [vmm.ReadyPort].
+const (
+	gateInterval = 50 * time.Millisecond
+	gateDelay    = 200 * time.Millisecond
+)
+
+// openGate lets connections to the guest through when its driver is up: see [vmm.Config.VsockGate].
+func (s *supervisor) openGate(ctx context.Context) error {
+	if s.guest == nil {
+		return nil
+	}
+	connected := make(chan struct{})
+	go func() {
+		if conn, err := s.guest.Accept(); err == nil { // ends with the listener
+			_ = conn.Close()
+			close(connected)
+		}
+	}()
+	started := make(chan struct{})
+	go func() {
+		if s.waitVsock(ctx) {
+			close(started)
+		}
+	}()
+	select {
+	case <-connected:
+	case <-started:
+	case <-ctx.Done():
+		return nil
+	case <-s.ended:
+		return nil // told by the other
+	}
+	gate, _ := s.config.VM.VsockGate()
+	if err := os.Rename(gate, s.config.VM.Vsock.Path); err != nil {
+		return fmt.Errorf("cannot let connections to the guest through: %w", err)
+	}
+	return nil
+}
+
+// waitVsock waits until QEMU says that the guest's driver is up and some time has passed; false: the machine ends.
+func (s *supervisor) waitVsock(ctx context.Context) bool {
+	pause := time.NewTicker(gateInterval)
+	defer pause.Stop()
+	var since time.Time
+	for {
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return false
+		case <-s.ended:
+			return false
+		}
+		if !since.IsZero() {
+			if time.Since(since) >= gateDelay {
+				return true
+			}
+			continue
+		}
+		if up, err := (vmm.QEMU{}).VsockStarted(ctx, &s.config.VM); err == nil && up {
+			since = time.Now()
+		}
+	}
+}

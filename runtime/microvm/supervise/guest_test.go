@@ -1,0 +1,277 @@
+package supervise
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The test binary is also the first process of the guests: one request a connection, one JSON object a line each way, as the agent does.
+
+type request struct {
+	Action string `json:"action"`
+	Serial string `json:"serial,omitempty"` // tree, write: of the disk; share: the tag
+	FSType string `json:"fstype,omitempty"`
+	Path   string `json:"path,omitempty"` // write
+}
+
+type answer struct {
+	Status  string   `json:"status"`
+	Message string   `json:"message,omitempty"`
+	Release string   `json:"release,omitempty"`
+	UserHZ  int64    `json:"uptimeMillis,omitempty"`
+	Lines   []string `json:"lines,omitempty"`
+}
+
+func guestInit() {
+	err := guestMain()
+	fmt.Fprintln(os.Stderr, "init:", err)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	select {}
+}
+
+func guestMain() error {
+	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
+		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m[1], err)
+		}
+	}
+	modules, err := filepath.Glob("/modules/*.ko")
+	if err != nil {
+		return err
+	}
+	slices.Sort(modules)
+	for _, path := range modules {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+			fmt.Fprintln(os.Stderr, "init:", path, err)
+		}
+		f.Close()
+	}
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: 1024})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 8)
+	}
+	if err != nil {
+		return fmt.Errorf("vsock: %w", err)
+	}
+	sayReady()
+	for {
+		conn, peer, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		f := os.NewFile(uintptr(conn), "connection")
+		if p, ok := peer.(*unix.SockaddrVM); !ok || p.CID != unix.VMADDR_CID_HOST {
+			f.Close()
+			continue
+		}
+		go serve(f)
+	}
+}
+
+// sayReady tells the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.
+func sayReady() {
+	line, _ := os.ReadFile("/proc/cmdline")
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil || strings.Contains(string(line), "mute") {
+		return
+	}
+	_ = unix.Connect(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_HOST, Port: 1025})
+	unix.Close(fd)
+}
+
+func serve(f *os.File) {
+	defer f.Close()
+	line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadBytes('\n')
+	if err != nil {
+		return
+	}
+	var r request
+	var a answer
+	if err = json.Unmarshal(line, &r); err == nil {
+		a, err = handle(r)
+	}
+	a.Status = "ok"
+	if err != nil {
+		a = answer{Status: "error", Message: err.Error()}
+	}
+	_ = json.NewEncoder(f).Encode(a)
+	if r.Action == "poweroff" && err == nil {
+		unix.Sync()
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+}
+
+func handle(r request) (answer, error) {
+	switch r.Action {
+	case "ping":
+		var u unix.Utsname
+		var up unix.Timespec
+		err := errors.Join(unix.Uname(&u), unix.ClockGettime(unix.CLOCK_BOOTTIME, &up))
+		return answer{Release: unix.ByteSliceToString(u.Release[:]), UserHZ: up.Nano() / 1e6}, err
+	case "poweroff":
+		return answer{}, nil
+	case "hang":
+		time.Sleep(time.Hour)
+	case "panic":
+		return answer{}, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	case "disks":
+		serials, err := guestDisks()
+		var lines []string
+		for serial := range serials {
+			lines = append(lines, serial)
+		}
+		slices.Sort(lines)
+		return answer{Lines: lines}, err
+	case "tree":
+		return tree(r)
+	case "links":
+		names, err := filepath.Glob("/sys/class/net/*/address")
+		var lines []string
+		for _, name := range names {
+			address, _ := os.ReadFile(name)
+			lines = append(lines, strings.TrimSpace(string(address)))
+		}
+		return answer{Lines: lines}, err
+	case "write":
+		dir, err := mounted(r)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, r.Path), []byte("written by the guest\n"), 0o644)
+		}
+		unix.Sync()
+		return answer{}, err
+	}
+	return answer{}, fmt.Errorf("action %q", r.Action)
+}
+
+// guestDisks returns the block devices by serial number.
+func guestDisks() (map[string]string, error) {
+	files, err := filepath.Glob("/sys/block/*/serial")
+	found := map[string]string{}
+	for _, file := range files {
+		serial, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		found[strings.TrimSpace(string(serial))] = "/dev/" + filepath.Base(filepath.Dir(file))
+	}
+	return found, err
+}
+
+// mounted mounts a disk or a share, once, waiting for the disk.
+func mounted(r request) (string, error) {
+	dir := "/mnt/" + r.Serial
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	source := r.Serial
+	flags := uintptr(0)
+	for r.FSType != "virtiofs" {
+		found, err := guestDisks()
+		if err != nil {
+			return "", err
+		}
+		if source = found[r.Serial]; source != "" {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if r.FSType == "erofs" {
+		flags = unix.MS_RDONLY
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(source, dir, r.FSType, flags, ""); err != nil {
+		return "", errors.Join(fmt.Errorf("mount %s: %w", source, err), os.Remove(dir))
+	}
+	return dir, nil
+}
+
+// tree lists everything on a disk.
+func tree(r request) (answer, error) {
+	dir, err := mounted(r)
+	if err != nil {
+		return answer{}, err
+	}
+	lines, err := listTree(dir)
+	return answer{Lines: lines}, err
+}
+
+// listTree describes each file below dir: name, mode, owner, time, size and content, link, device, extended attributes.
+func listTree(dir string) ([]string, error) {
+	var lines []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		name, _ := filepath.Rel(dir, path)
+		what := ""
+		switch {
+		case info.Mode().IsRegular():
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			sum := sha256.Sum256(data)
+			what = fmt.Sprintf("%d %s", len(data), hex.EncodeToString(sum[:6]))
+		case info.Mode()&fs.ModeSymlink != 0:
+			what, err = os.Readlink(path)
+		case info.Mode()&fs.ModeDevice != 0:
+			what = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+		}
+		if err != nil {
+			return err
+		}
+		lines = append(lines, fmt.Sprintf("%s %v %d:%d %d %s %s", name, info.Mode(), st.Uid, st.Gid, info.ModTime().Unix(), what, xattrs(path)))
+		return nil
+	})
+	return lines, err
+}
+
+func xattrs(path string) string {
+	buf := make([]byte, 4096)
+	n, err := unix.Llistxattr(path, buf)
+	if err != nil || n == 0 {
+		return ""
+	}
+	var all []string
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
+		if strings.HasPrefix(name, "trusted.overlay.") {
+			continue
+		}
+		value := make([]byte, 4096)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return err.Error()
+		}
+		all = append(all, fmt.Sprintf("%s=%x", name, value[:n]))
+	}
+	slices.Sort(all)
+	return strings.Join(all, ",")
+}

@@ -1,0 +1,179 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// AttachDisk plugs a disk into a running machine, once: one that is there already stays. It returns the serial number by which the guest finds it.
+func AttachDisk(ctx context.Context, c *Config, d vmm.Disk) (string, error) {
+	driver, err := vmm.Find(c.VM.Driver)
+	if err != nil {
+		return "", err
+	}
+	control, err := driver.Control(ctx, &c.VM)
+	if err != nil {
+		return "", err
+	}
+	defer control.Close()
+	mode := os.O_RDWR
+	if d.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	f, err := os.OpenFile(d.Path, mode, 0)
+	if err != nil {
+		return "", fmt.Errorf("cannot attach disk: %w", err)
+	}
+	defer f.Close()
+	if driver.Name() == (vmm.CloudHypervisor{}).Name() {
+		// It opens the file itself.
+		state, err := c.ReadState()
+		if err != nil {
+			return "", err
+		}
+		if err := bindInto(state.Monitor, d.Path, vmm.DiskPath(d.Serial), d.ReadOnly); err != nil {
+			return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
+		}
+	}
+	return control.AttachDisk(ctx, d, f)
+}
+
+// DetachDisk unplugs a disk of a running machine, with the guest's help. One that is not there is no error.
+func DetachDisk(ctx context.Context, c *Config, serial string) error {
+	driver, err := vmm.Find(c.VM.Driver)
+	if err != nil {
+		return err
+	}
+	control, err := driver.Control(ctx, &c.VM)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	return control.DetachDisk(ctx, serial)
+}
+
+// BindShare makes a directory or a file of the host appear as name in the directory that the machine shares; with readOnly the host's kernel refuses writes. A
+// name that is there already is mounted over. name has no slashes in it.
+func BindShare(c *Config, name, source string, readOnly bool) error {
+	state, err := c.shareState(name)
+	if err == nil {
+		err = bindInto(state.Share, source, filepath.Join(vmm.SharedDir, name), readOnly)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot share %s with the machine: %w", source, err)
+	}
+	return nil
+}
+
+// UnbindShare takes back what BindShare did, also if that was done more than once, or never.
+func UnbindShare(c *Config, name string) error {
+	state, err := c.shareState(name)
+	if err == nil {
+		err = inMountNS(state.Share, func() error {
+			target := filepath.Join(vmm.SharedDir, name)
+			for {
+				// Lazy: the guest may have files in it open.
+				if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+					break
+				}
+			}
+			if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("cannot unshare %s: %w", name, err)
+	}
+	return nil
+}
+
+func (c *Config) shareState(name string) (State, error) {
+	if name == "" || strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
+		return State{}, fmt.Errorf("%q is not a name", name)
+	}
+	state, err := c.ReadState()
+	if err == nil && state.Share.PID == 0 {
+		err = errors.New("the machine shares no directory")
+	}
+	return state, err
+}
+
+// bindInto mounts a part of this mount namespace in that of another process. Mounts below the source come along.
+func bindInto(process nsfile.Owner, source, target string, readOnly bool) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.AT_RECURSIVE|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open_tree: %w", err)
+	}
+	defer unix.Close(tree)
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return err
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	if readOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return fmt.Errorf("mount_setattr: %w", err)
+	}
+	return inMountNS(process, func() error {
+		if err := makeMountPoint(target, st.Mode&unix.S_IFMT == unix.S_IFDIR); err != nil {
+			return err
+		}
+		if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("move_mount: %w", err)
+		}
+		return nil
+	})
+}
+
+// makeMountPoint makes an empty directory or file, and what leads to it.
+func makeMountPoint(path string, dir bool) error {
+	if dir {
+		return os.MkdirAll(path, 0o755)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// inMountNS runs fn on a thread in the mount namespace of a process, at its root.
+func inMountNS(process nsfile.Owner, fn func() error) error {
+	ns, err := nsfile.Open(fmt.Sprintf("/proc/%d/ns/mnt", process.PID), process)
+	if err != nil {
+		return fmt.Errorf("cannot open the mount namespace of process %d: %w", process.PID, err)
+	}
+	defer unix.Close(ns)
+	result := make(chan error, 1)
+	go func() {
+		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		// setns(2): a thread that shares its file system information cannot change the mount namespace.
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Setns(ns, unix.CLONE_NEWNS)
+		}
+		if err != nil {
+			result <- fmt.Errorf("cannot join the mount namespace of process %d: %w", process.PID, err)
+			return
+		}
+		result <- fn()
+	}()
+	return <-result
+}

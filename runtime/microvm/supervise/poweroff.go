@@ -1,0 +1,123 @@
+package supervise
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// quitTime is how long the monitor may take to end after SIGTERM, for which all of them end in order, before it is killed.
+const quitTime = 2 * time.Second
+
+// powerOff has the guest power off, and ends the monitor if that does not help.
+func (s *supervisor) powerOff(monitor *process) {
+	deadline := time.Now().Add(s.config.powerOff())
+	asked := make(chan error, 1)
+	go func() { asked <- askPowerOff(&s.config.VM, deadline) }()
+	limit := time.NewTimer(time.Until(deadline))
+	defer limit.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-monitor.exited:
+			return
+		case err := <-asked:
+			if err != nil {
+				complain(fmt.Errorf("cannot power off the guest: %w", err))
+				waiting = false
+			}
+			asked = nil
+		case <-limit.C:
+			waiting = false
+		}
+	}
+	monitor.signal(syscall.SIGTERM)
+	select {
+	case <-monitor.exited:
+	case <-time.After(quitTime):
+	}
+}
+
+// askPowerOff sends the agent the request and reads what it answers, if it does.
+func askPowerOff(c *vmm.Config, deadline time.Time) error {
+	conn, err := dialAgent(c, deadline)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, `{"action":"poweroff"}`+"\n"); err != nil {
+		return err
+	}
+	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadString('\n')
+	if err != nil {
+		return nil // it may be too busy with it
+	}
+	if strings.Contains(answer, `"error"`) {
+		return fmt.Errorf("the agent answers %s", strings.TrimSpace(answer))
+	}
+	return nil
+}
+
+// dialAgent connects to the agent's port. Reads and writes end at the deadline.
+func dialAgent(c *vmm.Config, deadline time.Time) (io.ReadWriteCloser, error) {
+	if c.Vsock.Kind == vmm.VsockVhost {
+		return dialVsock(c.Vsock.CID, deadline)
+	}
+	conn, err := (&net.Dialer{Deadline: deadline}).Dial("unix", c.Vsock.Path)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.SetDeadline(deadline); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	if c.Vsock.Kind == vmm.VsockPort {
+		return conn, nil
+	}
+	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vmm.AgentPort); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	// One byte at a time: what follows the line is the agent's.
+	var line []byte
+	for b := make([]byte, 1); len(line) < 64; {
+		if _, err := conn.Read(b); err != nil {
+			return nil, errors.Join(fmt.Errorf("the guest does not listen: %w", err), conn.Close())
+		}
+		if b[0] == '\n' {
+			break
+		}
+		line = append(line, b[0])
+	}
+	if !strings.HasPrefix(string(line), "OK ") {
+		return nil, errors.Join(fmt.Errorf("the guest does not listen: %q", line), conn.Close())
+	}
+	return conn, nil
+}
+
+// dialVsock is AF_VSOCK without a library: one request in a process's life.
+func dialVsock(cid uint32, deadline time.Time) (io.ReadWriteCloser, error) {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("AF_VSOCK: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "vsock")
+	timeout := unix.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
+	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		err = errors.Join(err, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &timeout))
+	}
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrVM{CID: cid, Port: vmm.AgentPort}) // gives up after 2 s by itself (vsock(7))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to context %d: %w", cid, errors.Join(err, f.Close()))
+	}
+	return f, nil
+}

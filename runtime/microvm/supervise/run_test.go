@@ -1,0 +1,146 @@
+package supervise
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// TestBoot boots a machine up to the first answer and powers it off in order.
+func TestBoot(t *testing.T) {
+	m := boot(t, vmm.QEMU{}, nil)
+	t.Logf("first answer after %v", time.Since(m.began))
+	if got := m.ask(request{Action: "ping"}); !strings.Contains(shared.image.Release, got.Release) {
+		t.Errorf("the guest runs %q, want %q", got.Release, shared.image.Release)
+	}
+	begin := time.Now()
+	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	m.ends(0, "")
+	if took := time.Since(begin); took > m.powerOff() {
+		t.Errorf("it took %v: the guest was not asked, or did not hear", took)
+	}
+}
+
+// TestMuteGuest: a guest that does not say that it is there is found all the same.
+func TestMuteGuest(t *testing.T) {
+	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.Cmdline = "mute" })
+	t.Logf("first answer after %v", time.Since(m.began))
+}
+
+// TestJail: what the monitor is and sees.
+func TestJail(t *testing.T) {
+	m := boot(t, vmm.QEMU{}, nil)
+	for _, word := range []string{"qemu", "vhost-device-vsock"} {
+		if word != "qemu" && m.VM.Vsock.Kind != vmm.VsockHybrid {
+			continue
+		}
+		pid := m.pidOf(word)
+		status := string(read(t, pid, "status"))
+		for _, want := range []string{"NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapAmb:\t0000000000000000"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("%s: no %q in its status:\n%s", word, want, status)
+			}
+		}
+		if word == "qemu" && !strings.Contains(status, "Seccomp:\t2") {
+			t.Errorf("%s has no system call filter:\n%s", word, status)
+		}
+		if !strings.Contains(status, "Uid:\t1900000042\t1900000042\t1900000042\t1900000042") {
+			t.Errorf("%s is not the machine's user:\n%s", word, status)
+		}
+		for _, path := range []string{"/etc/passwd", "/root", "/proc", "/sys", "/var", "/run/systemd", "/home", "/dev/net"} {
+			if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid), "root", path)); err == nil {
+				t.Errorf("%s sees %s", word, path)
+			}
+		}
+		for line := range strings.Lines(string(read(t, pid, "mountinfo"))) {
+			fields := strings.Fields(line)
+			target, options := fields[4], fields[5]
+			writable := strings.HasPrefix(options, "rw")
+			if writable && target != "/" && !strings.HasPrefix(target, "/dev/") && !strings.HasSuffix(target, "/s") {
+				t.Errorf("%s may write to %s", word, line)
+			}
+			if !strings.Contains(options, "nosuid") {
+				t.Errorf("%s: %s", word, line)
+			}
+		}
+	}
+}
+
+// read reads a file of a process's directory in /proc.
+func read(t *testing.T, pid int, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// TestKilled: whoever of them dies, all end.
+func TestKilled(t *testing.T) {
+	for _, c := range []struct{ program, want string }{
+		{"qemu", "the machine has ended: signal: killed"},
+		{"vhost-device-vsock", "lost its vsock device"},
+	} {
+		t.Run(c.program, func(t *testing.T) {
+			m := boot(t, vmm.QEMU{}, nil)
+			if c.program != "qemu" && m.VM.Vsock.Kind != vmm.VsockHybrid {
+				t.Skip("the host has a vsock device of its own")
+			}
+			if err := syscall.Kill(m.pidOf(c.program), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			m.ends(ExitFailure, c.want)
+		})
+	}
+}
+
+// TestSupervisorKilled: the kernel takes everything along.
+func TestSupervisorKilled(t *testing.T) {
+	m := boot(t, vmm.QEMU{}, nil)
+	if err := m.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-m.exited
+	for deadline := time.Now().Add(10 * time.Second); len(m.processes()) > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("processes go on: %v", m.processes())
+		}
+	}
+	// Files of a supervisor that was killed are cleared by the next one.
+	m.replaced = true
+	launch(t, m.Config).answers()
+}
+
+// TestGuestEnds: a guest that panics or powers off by itself is a machine that has ended.
+func TestGuestEnds(t *testing.T) {
+	for _, action := range []string{"panic", "poweroff"} {
+		t.Run(action, func(t *testing.T) {
+			m := boot(t, vmm.QEMU{}, nil)
+			_, _ = m.try(request{Action: action})
+			m.ends(ExitFailure, "the machine has ended")
+		})
+	}
+}
+
+// TestDeafGuest: a guest that does not power off is ended.
+func TestDeafGuest(t *testing.T) {
+	m := launch(t, newConfig(t, vmm.QEMU{}, func(c *Config) { c.PowerOffMillis = 300 }))
+	// Long before it answers.
+	begin := time.Now()
+	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	m.ends(0, "")
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

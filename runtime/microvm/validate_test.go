@@ -1,0 +1,98 @@
+package microvm
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+func testPod(change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{{Name: "init"}},
+		Containers:     []corev1.Container{{Name: "main"}},
+		Volumes: []corev1.Volume{
+			{Name: "scratch", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+			{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/srv"}}},
+		},
+	}}
+	for _, c := range change {
+		c(p)
+	}
+	return p
+}
+
+func TestValidate(t *testing.T) {
+	yes, no := true, false
+	bidirectional, into := corev1.MountPropagationBidirectional, corev1.MountPropagationHostToContainer
+	socket, device, directory := corev1.HostPathSocket, corev1.HostPathCharDev, corev1.HostPathDirectory
+	localhost := "profile"
+	for _, c := range []struct {
+		name   string
+		change func(*corev1.Pod)
+		want   string // path and a part of the reason; empty: it is accepted
+	}{
+		{"plain", func(*corev1.Pod) {}, ""},
+		{"shared processes", func(p *corev1.Pod) { p.Spec.ShareProcessNamespace = &yes }, ""},
+		{"any sysctl", func(p *corev1.Pod) {
+			p.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "vm.max_map_count", Value: "300000"}}}
+		}, ""},
+		{"privileged", func(p *corev1.Pod) { p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes} }, ""},
+		{"directory", func(p *corev1.Pod) { p.Spec.Volumes[1].HostPath.Type = &directory }, ""},
+		{"hostNetwork", func(p *corev1.Pod) { p.Spec.HostNetwork = true }, "spec.hostNetwork: Forbidden: a machine has a network of its own"},
+		{"hostPID", func(p *corev1.Pod) { p.Spec.HostPID = true }, "spec.hostPID: Forbidden"},
+		{"hostIPC", func(p *corev1.Pod) { p.Spec.HostIPC = true }, "spec.hostIPC: Forbidden"},
+		{"hostUsers", func(p *corev1.Pod) { p.Spec.HostUsers = &no }, "spec.hostUsers: Forbidden"},
+		{"os", func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} }, `spec.os.name: Unsupported value: "windows"`},
+		{"socket", func(p *corev1.Pod) { p.Spec.Volumes[1].HostPath.Type = &socket }, "spec.volumes[1].hostPath.type: Forbidden: nobody listens"},
+		{"device", func(p *corev1.Pod) { p.Spec.Volumes[1].HostPath.Type = &device }, "spec.volumes[1].hostPath.type: Forbidden: the host's devices"},
+		{"bidirectional", func(p *corev1.Pod) {
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "host", MountPath: "/x", MountPropagation: &bidirectional}}
+		}, "spec.containers[0].volumeMounts[0].mountPropagation: Forbidden"},
+		{"host to container", func(p *corev1.Pod) {
+			p.Spec.InitContainers[0].VolumeMounts = []corev1.VolumeMount{{Name: "host", MountPath: "/x", MountPropagation: &into}}
+		}, "spec.initContainers[0].volumeMounts[0].mountPropagation: Forbidden"},
+		{"tty", func(p *corev1.Pod) { p.Spec.Containers[0].TTY = true }, "spec.containers[0].tty: Forbidden"},
+		{"block", func(p *corev1.Pod) { p.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{}} }, "spec.containers[0].volumeDevices[0]: Forbidden"},
+		{"seccomp", func(p *corev1.Pod) {
+			p.Spec.SecurityContext = &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost, LocalhostProfile: &localhost}}
+		}, "spec.securityContext.seccompProfile.type: Unsupported value"},
+		{"apparmor", func(p *corev1.Pod) {
+			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost}}
+		}, "spec.containers[0].securityContext.appArmorProfile.type: Unsupported value"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := &Launcher{driver: vmm.QEMU{}, share: "/usr/libexec/virtiofsd"}
+			errs := l.Validate(testPod(c.change))
+			switch {
+			case c.want == "" && len(errs) > 0:
+				t.Error(errs.ToAggregate())
+			case c.want != "" && (len(errs) != 1 || !strings.HasPrefix(errs[0].Error(), c.want)):
+				t.Errorf("%v, want %s", errs, c.want)
+			}
+		})
+	}
+}
+
+// What the host lacks is told with the field that needs it.
+func TestValidateShare(t *testing.T) {
+	for _, c := range []struct {
+		driver vmm.Driver
+		want   string
+	}{
+		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed"},
+		{vmm.Firecracker{}, "spec.volumes[1].hostPath: Forbidden: firecracker has no virtiofs"},
+	} {
+		errs := (&Launcher{driver: c.driver}).Validate(testPod())
+		if len(errs) != 1 || errs[0].Error() != c.want {
+			t.Errorf("%s: %v, want %s", c.driver.Name(), errs, c.want)
+		}
+	}
+	without := testPod(func(p *corev1.Pod) { p.Spec.Volumes = slices.Delete(p.Spec.Volumes, 1, 2) })
+	if errs := (&Launcher{driver: vmm.QEMU{}}).Validate(without); len(errs) > 0 {
+		t.Error(errs)
+	}
+}

@@ -1,0 +1,144 @@
+package vmm
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// full is a machine with everything that the driver can do.
+func full(d Driver) *Config {
+	c := &Config{
+		Driver: d.Name(), Accel: AccelKVM, Kernel: "/img/vmlinux", Initrd: "/img/initrd.cpio", Cmdline: "extra=1", CPUs: 2, MemoryMiB: 512, Control: "/run/vm/control",
+		Disks: []Disk{{Path: "/data/scratch", Serial: "scratch"}, {Path: "/data/image", Serial: "img-1", ReadOnly: true}}, NIC: &NIC{Tap: "mvm0", MAC: "02:00:00:00:00:01", MTU: 1400}, Console: true,
+	}
+	can := d.Can(c)
+	c.Vsock = Vsock{Kind: can.Vsock[len(can.Vsock)-1], CID: 7, Path: "/run/vm/s/vsock"}
+	if can.Share {
+		c.Share = &Share{Tag: "share", Daemon: "/usr/libexec/virtiofsd", Socket: "/run/vm/share"}
+	}
+	return c
+}
+
+// show writes a command as text.
+func show(c *Command) string {
+	var b strings.Builder
+	for i, arg := range c.Argv {
+		if i > 0 && strings.HasPrefix(arg, "-") {
+			b.WriteString("\n ")
+		}
+		b.WriteString(" " + arg)
+	}
+	fmt.Fprintf(&b, "\nenv %q root=%t\n", c.Env, c.Root)
+	for i, fd := range c.FDs {
+		fmt.Fprintf(&b, "fd %d %s %s readonly=%t\n", i+3, fd.Kind, fd.Path, fd.ReadOnly)
+	}
+	for _, m := range c.Mounts {
+		fmt.Fprintf(&b, "mount %s %s writable=%t optional=%t\n", m.Source, m.Target, m.Writable, m.Optional)
+	}
+	for _, path := range slices.Sorted(maps.Keys(c.Files)) {
+		fmt.Fprintf(&b, "file %s %s\n", path, c.Files[path])
+	}
+	return b.String()
+}
+
+// TestCommand: what each monitor and helper is told. Run go test ./runtime/microvm/vmm -update when it is meant to change, and read the difference. Only QEMU is
+// also run with it where these tests were written.
+func TestCommand(t *testing.T) {
+	configs := map[string]*Config{}
+	for _, d := range Drivers() {
+		configs[d.Name()] = full(d)
+	}
+	small := func(machine string) *Config {
+		return &Config{
+			Driver: "qemu", Machine: machine, Accel: AccelTCG, Kernel: "/k", Initrd: "/i", CPUs: 1, MemoryMiB: 128, Control: "/c", Vsock: Vsock{Kind: VsockVhost, CID: 3},
+		}
+	}
+	configs["qemu-q35"], configs["qemu-microvm"], configs["qemu-small"] = small("q35"), small("microvm"), small("")
+	for name, c := range configs {
+		t.Run(name, func(t *testing.T) {
+			d, err := Find(c.Driver)
+			if err != nil {
+				t.Fatal(err)
+			}
+			command, err := d.Command(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := show(command)
+			helpers := Helpers(c)
+			for _, name := range slices.Sorted(maps.Keys(helpers)) {
+				got += "\nhelper " + name + "\n" + show(helpers[name])
+			}
+			path := filepath.Join("testdata", name+".txt")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestCommandBad: what no monitor is told.
+func TestCommandBad(t *testing.T) {
+	for _, d := range Drivers() {
+		for name, c := range map[string]struct {
+			change func(c *Config)
+			want   string
+		}{
+			"comma":    {func(c *Config) { c.Disks[0].Path = "/data/a,readonly=off" }, "comma"},
+			"relative": {func(c *Config) { c.Kernel = "vmlinux" }, "not absolute"},
+			"serial":   {func(c *Config) { c.Disks[0].Serial = "a,b" }, "serial number"},
+			"long":     {func(c *Config) { c.Disks[0].Serial = strings.Repeat("a", 21) }, "serial number"},
+			"cid":      {func(c *Config) { c.Vsock.CID = 2 }, "reserved"},
+			"accel":    {func(c *Config) { c.Accel = "" }, "accelerator"},
+			"memory":   {func(c *Config) { c.MemoryMiB = 0 }, "too little"},
+			"kernel":   {func(c *Config) { c.Kernel = "" }, "are needed"},
+		} {
+			config := full(d)
+			c.change(config)
+			if _, err := d.Command(config); err == nil || !strings.HasPrefix(err.Error(), "cannot run a machine: ") || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s, %s: %v; want an error with %q", d.Name(), name, err, c.want)
+			}
+		}
+	}
+}
+
+// TestCheck: the reason why a driver cannot be used names what is missing.
+func TestCheck(t *testing.T) {
+	for _, d := range Drivers() {
+		c := full(d)
+		c.Share = nil
+		c.Program = "/none/program"
+		if err := d.Check(c); err == nil || !strings.Contains(err.Error(), "/none/program is not installed") {
+			t.Errorf("%s: %v", d.Name(), err)
+		}
+		if d.Name() == "qemu" {
+			continue
+		}
+		c.Program, c.Accel = "/bin/true", AccelTCG
+		if err := d.Check(c); err == nil || !strings.Contains(err.Error(), "KVM") && !strings.Contains(err.Error(), KrunHelper) {
+			t.Errorf("%s without KVM: %v", d.Name(), err)
+		}
+	}
+	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor, firecracker, libkrun") {
+		t.Errorf("an unknown driver: %v", err)
+	}
+}

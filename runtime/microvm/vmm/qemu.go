@@ -1,0 +1,234 @@
+package vmm
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// QEMU is the driver of qemu-system-x86_64 and qemu-system-aarch64.
+type QEMU struct{}
+
+// Where the kernel and the initrd are in a monitor's jail.
+const (
+	jailKernel = "/vm/kernel"
+	jailInitrd = "/vm/initrd"
+)
+
+// Name is qemu.
+func (QEMU) Name() string { return "qemu" }
+
+// hotPlugSlots is how many root ports a q35 has for disks.
+const hotPlugSlots = 20
+
+// Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
+func (QEMU) Can(c *Config) Abilities {
+	a := Abilities{HotPlug: true, MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
+	switch c.Machine {
+	case "q35":
+		a.MaxDisks = hotPlugSlots
+	case "microvm":
+		// No slots that a guest watches.
+		a.HotPlug = false
+	}
+	return a
+}
+
+// Check looks for the program and the devices.
+func (q QEMU) Check(c *Config) error {
+	switch cmp.Or(c.Machine, "pc") {
+	case "pc", "q35", "microvm":
+	default:
+		return fmt.Errorf("QEMU's machine %q is not known here (pc, q35 and microvm are)", c.Machine)
+	}
+	if err := checkProgram(q.program(c), "qemu-system-x86"); err != nil {
+		return err
+	}
+	if c.Accel == AccelKVM {
+		if err := checkKVM(); err != nil {
+			return err
+		}
+	}
+	if c.Vsock.Kind == VsockHybrid {
+		return checkProgram(vsockDeviceProgram, "vhost-device-vsock")
+	}
+	return checkDevice("/dev/vhost-vsock", "modprobe vhost_vsock")
+}
+
+func (QEMU) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/qemu-system-x86_64") }
+
+// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail holds the distribution's files and the guest's kernel.
+func (q QEMU) Command(c *Config) (*Command, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	cmd := &Command{
+		Argv: []string{q.program(c), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "magikpod"},
+		Env:  []string{"PATH=/usr/bin", "LC_ALL=C"},
+		Mounts: append(distribution[:len(distribution):len(distribution)], Mount{Source: "/etc/qemu", Optional: true}, Mount{Source: c.Kernel, Target: jailKernel},
+			Mount{Source: c.Initrd, Target: jailInitrd}),
+	}
+	add := func(args ...string) { cmd.Argv = append(cmd.Argv, args...) }
+	add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	q.machine(c, cmd, add)
+	add("-kernel", jailKernel, "-initrd", jailInitrd, "-append", q.cmdline(c))
+	add("-chardev", fmt.Sprintf("socket,id=control,server=on,wait=off,fd=%d", cmd.fd(FDListen, c.Control, false)), "-mon", "chardev=control,mode=control")
+	if c.Console {
+		add("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console")
+	}
+	suffix := q.bus(c)
+	add("-device", "virtio-rng-"+suffix)
+	for i, d := range c.Disks {
+		set := i + 1
+		mode := "off"
+		if d.ReadOnly {
+			mode = "on"
+		}
+		add("-add-fd", fmt.Sprintf("fd=%d,set=%d", cmd.fd(FDFile, d.Path, d.ReadOnly), set),
+			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off", nodeName(d.Serial), mode, set),
+			"-device", fmt.Sprintf("virtio-blk-%s,drive=%s,serial=%s,id=%s", suffix, nodeName(d.Serial), d.Serial, deviceID(d.Serial)))
+	}
+	if n := c.NIC; n != nil {
+		device := fmt.Sprintf("virtio-net-%s,netdev=net0,mac=%s", suffix, n.MAC)
+		if suffix == "pci" {
+			device += ",romfile=" // nobody boots from it
+		}
+		add("-netdev", fmt.Sprintf("tap,id=net0,fd=%d", cmd.fd(FDTap, n.Tap, false)), "-device", device)
+	}
+	q.vsock(c, cmd, add)
+	if s := c.Share; s != nil {
+		add("-chardev", fmt.Sprintf("socket,id=share,fd=%d", cmd.fd(FDConnect, s.Socket, false)), "-device", fmt.Sprintf("vhost-user-fs-%s,chardev=share,tag=%s", suffix, s.Tag))
+	}
+	return cmd, nil
+}
+
+func (QEMU) bus(c *Config) string {
+	if c.Machine == "microvm" {
+		return "device"
+	}
+	return "pci"
+}
+
+func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
+	machine := cmp.Or(c.Machine, "pc")
+	switch machine {
+	case "pc":
+		machine += ",usb=off,vmport=off"
+	case "q35":
+		machine += ",usb=off,vmport=off,sata=off,smbus=off"
+	case "microvm":
+		machine += ",acpi=on,rtc=on,pit=on,pic=on,isa-serial=" + onOff(c.Console)
+	}
+	// A vhost-user device, another process, works in the guest's memory.
+	if c.Vsock.Kind == VsockHybrid || c.Share != nil {
+		machine += ",memory-backend=memory"
+		add("-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", c.MemoryMiB))
+	}
+	add("-M", machine)
+	if c.Accel == AccelKVM {
+		cmd.Mounts = append(cmd.Mounts, Mount{Source: "/dev/kvm", Writable: true})
+		add("-accel", "kvm", "-cpu", "host")
+	} else {
+		add("-accel", "tcg,thread=multi", "-cpu", "max")
+	}
+	add("-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB))
+	if c.Machine == "q35" {
+		for i := range hotPlugSlots {
+			add("-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d,bus=pcie.0,addr=%#x.%d,multifunction=on", i, i+1, 0x10+i/8, i%8))
+		}
+	}
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+func (q QEMU) cmdline(c *Config) string {
+	line := Cmdline
+	if c.Console {
+		line = "console=ttyS0 " + line
+	}
+	return strings.TrimSpace(line + " " + c.Cmdline)
+}
+
+func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
+	suffix := q.bus(c)
+	switch c.Vsock.Kind {
+	case VsockHybrid:
+		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-"+suffix+",id="+vsockID+",chardev=vsock")
+	default:
+		add("-device", fmt.Sprintf("vhost-vsock-%s,guest-cid=%d,vhostfd=%d", suffix, c.Vsock.CID, cmd.fd(FDFile, "/dev/vhost-vsock", false)))
+	}
+}
+
+const vsockID = "vsock0"
+
+// VsockStarted says whether the guest's driver has started the vsock device of a machine with a [Config.VsockGate].
+func (q QEMU) VsockStarted(ctx context.Context, c *Config) (bool, error) {
+	m, err := dialQMP(ctx, c.Control)
+	if err != nil {
+		return false, err
+	}
+	defer m.close()
+	path := "/machine/peripheral/" + vsockID
+	if q.bus(c) == "pci" {
+		path += "/virtio-backend"
+	}
+	answer, err := m.execute(ctx, "x-query-virtio-status", map[string]any{"path": path}, nil)
+	if err != nil {
+		return false, err
+	}
+	var status struct {
+		Started bool `json:"vhost-started"`
+	}
+	if err := json.Unmarshal(answer, &status); err != nil {
+		return false, fmt.Errorf("QEMU's answer to x-query-virtio-status: %w", err)
+	}
+	return status.Started, nil
+}
+
+// nodeName and deviceID are a disk's names in QEMU.
+func nodeName(serial string) string { return "node-" + serial }
+func deviceID(serial string) string { return "disk-" + serial }
+
+// Control connects to QEMU's monitor.
+func (q QEMU) Control(ctx context.Context, c *Config) (Control, error) {
+	m, err := dialQMP(ctx, c.Control)
+	if err != nil {
+		return nil, err
+	}
+	return &qemuControl{monitor: m, machine: c.Machine}, nil
+}
+
+type qemuControl struct {
+	monitor *qmp
+	machine string
+}
+
+// Close ends the connection, not the machine.
+func (c *qemuControl) Close() error { return c.monitor.close() }
+
+// Quit ends QEMU.
+func (c *qemuControl) Quit(ctx context.Context) error {
+	if _, err := c.monitor.execute(ctx, "quit", nil, nil); err != nil {
+		return fmt.Errorf("cannot end the machine: %w", err)
+	}
+	return nil
+}
+
+// AttachDisk hands QEMU the descriptor and plugs a virtio-blk device.
+func (c *qemuControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (string, error) {
+	if !serialForm.MatchString(d.Serial) {
+		return "", fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)
+	}
+	if err := c.attach(ctx, d, file); err != nil {
+		return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
+	}
+	return d.Serial, nil
+}

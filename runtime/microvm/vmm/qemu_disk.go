@@ -1,0 +1,141 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// attach does what is not done yet: an earlier call may have been cut short anywhere.
+func (c *qemuControl) attach(ctx context.Context, d Disk, file *os.File) error {
+	if c.machine == "microvm" {
+		return errors.New("QEMU's machine microvm has no hot plug")
+	}
+	plugged, err := c.plugged(ctx, d.Serial)
+	if err != nil || plugged {
+		return err
+	}
+	// A node without its device is of an earlier call.
+	if err := c.removeNode(ctx, d.Serial); err != nil {
+		return err
+	}
+	var set struct {
+		ID int `json:"fdset-id"`
+	}
+	answer, err := c.monitor.execute(ctx, "add-fd", map[string]any{"opaque": d.Serial}, file)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(answer, &set); err != nil {
+		return fmt.Errorf("QEMU's answer to add-fd: %w", err)
+	}
+	_, err = c.monitor.execute(ctx, "blockdev-add", map[string]any{
+		"driver": "raw", "node-name": nodeName(d.Serial), "read-only": d.ReadOnly,
+		"file": map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set.ID), "locking": "off"},
+	}, nil)
+	if err == nil {
+		device := map[string]any{"driver": "virtio-blk-pci", "id": deviceID(d.Serial), "drive": nodeName(d.Serial), "serial": d.Serial}
+		err = c.addDevice(ctx, device)
+	}
+	if err != nil {
+		return errors.Join(err, c.removeNode(ctx, d.Serial))
+	}
+	return nil
+}
+
+// addDevice plugs a device; on a q35 into the first root port that is free.
+func (c *qemuControl) addDevice(ctx context.Context, device map[string]any) error {
+	if c.machine != "q35" {
+		_, err := c.monitor.execute(ctx, "device_add", device, nil)
+		return err
+	}
+	for i := range hotPlugSlots {
+		device["bus"] = fmt.Sprintf("slot%d", i)
+		_, err := c.monitor.execute(ctx, "device_add", device, nil)
+		var refused *qmpError
+		if err == nil || !errors.As(err, &refused) || ctx.Err() != nil {
+			return err
+		}
+		if i == hotPlugSlots-1 {
+			return err
+		}
+	}
+	return nil
+}
+
+// plugged says whether the disk is there.
+func (c *qemuControl) plugged(ctx context.Context, serial string) (bool, error) {
+	answer, err := c.monitor.execute(ctx, "qom-list", map[string]any{"path": "/machine/peripheral"}, nil)
+	if err != nil {
+		return false, err
+	}
+	var devices []struct{ Name string }
+	if err := json.Unmarshal(answer, &devices); err != nil {
+		return false, fmt.Errorf("QEMU's list of devices: %w", err)
+	}
+	for _, device := range devices {
+		if device.Name == deviceID(serial) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// DetachDisk asks the guest to let go of the disk and waits until it has.
+func (c *qemuControl) DetachDisk(ctx context.Context, serial string) error {
+	if err := c.detach(ctx, serial); err != nil {
+		return fmt.Errorf("cannot detach disk %s: %w", serial, err)
+	}
+	return nil
+}
+
+func (c *qemuControl) detach(ctx context.Context, serial string) error {
+	plugged, err := c.plugged(ctx, serial)
+	if err != nil {
+		return err
+	}
+	if plugged {
+		gone := c.monitor.event("DEVICE_DELETED", func(data json.RawMessage) bool {
+			var event struct{ Device string }
+			return json.Unmarshal(data, &event) == nil && event.Device == deviceID(serial)
+		})
+		var refused *qmpError
+		// An unplug that is under way already is refused, and ends with the same event.
+		if _, err := c.monitor.execute(ctx, "device_del", map[string]any{"id": deviceID(serial)}, nil); err != nil && !errors.As(err, &refused) {
+			return err
+		}
+		if err := c.monitor.wait(ctx, gone); err != nil {
+			return fmt.Errorf("the guest does not let go of it: %w", err)
+		}
+	}
+	return c.removeNode(ctx, serial)
+}
+
+// removeNode removes the block node of a disk and its descriptor, if there are any.
+func (c *qemuControl) removeNode(ctx context.Context, serial string) error {
+	var refused *qmpError
+	if _, err := c.monitor.execute(ctx, "blockdev-del", map[string]any{"node-name": nodeName(serial)}, nil); err != nil && !errors.As(err, &refused) {
+		return err
+	}
+	answer, err := c.monitor.execute(ctx, "query-fdsets", nil, nil)
+	if err != nil {
+		return err
+	}
+	var sets []struct {
+		ID  int `json:"fdset-id"`
+		FDs []struct{ Opaque string }
+	}
+	if err := json.Unmarshal(answer, &sets); err != nil {
+		return fmt.Errorf("QEMU's list of descriptors: %w", err)
+	}
+	for _, set := range sets {
+		if len(set.FDs) > 0 && set.FDs[0].Opaque == serial {
+			if _, err := c.monitor.execute(ctx, "remove-fd", map[string]any{"fdset-id": set.ID}, nil); err != nil && !errors.As(err, &refused) {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+package microvm_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// TestVolumes: what a pod's containers see of its volumes, and what of it comes back to the host.
+func TestVolumes(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(w.state, "volumes")
+	put := func(name, text string, mode os.FileMode) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// As the atomic writer of package volume leaves it: the keys are links to the newest version.
+	put("config/..v1/key", "configured", 0o440)
+	for name, target := range map[string]string{"..data": "..v1", "key": "..data/key"} {
+		if err := os.Symlink(target, filepath.Join(dir, "config", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("host/file", "from the host", 0o644)
+	hosts := put("etc/hosts", "127.0.0.1 localhost\n10.0.0.1 from-the-host\n", 0o644)
+	message := put("message", "", 0o666)
+	empty := filepath.Join(dir, "empty")
+	if err := errors.Join(os.Mkdir(empty, 0o777), os.Chmod(empty, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+
+	p := w.pod(`trap 'echo the last words > /dev/termination-log; exit 9' TERM; while :; do sleep 0.1; done`, "sleep 1000")
+	p.Spec.Volumes = []corev1.Volume{
+		{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}},
+		{Name: "empty", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		{Name: "memory", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
+		{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: filepath.Join(dir, "host")}}},
+	}
+	for i := range p.Spec.Containers {
+		p.Spec.Containers[i].TerminationMessagePath = "/dev/termination-log"
+		p.Spec.Containers[i].VolumeMounts = []corev1.VolumeMount{
+			{Name: "config", MountPath: "/config"}, {Name: "config", MountPath: "/key"}, {Name: "empty", MountPath: "/empty"}, {Name: "memory", MountPath: "/memory"},
+			{Name: "host", MountPath: "/host"}, {Name: "host", MountPath: "/host-ro"}, {Name: "host", MountPath: "/host-file"},
+		}
+	}
+	mounts := []runtime.Mount{
+		{Source: filepath.Join(dir, "config"), Destination: "/config", ReadOnly: true},
+		{Source: filepath.Join(dir, "config"), SubPath: "key", Destination: "/key", ReadOnly: true},
+		{Source: empty, Destination: "/empty"}, {SharedTmpfs: "memory", Destination: "/memory"},
+		{Source: filepath.Join(dir, "host"), Destination: "/host"},
+		{Source: filepath.Join(dir, "host"), Destination: "/host-ro", ReadOnly: true},
+		{Source: filepath.Join(dir, "host"), SubPath: "file", Destination: "/host-file"},
+		{Source: hosts, Destination: "/etc/hosts"},
+	}
+	w.create(p, runtime.Tmpfs{Name: "memory", SizeBytes: 8 << 20, Mode: 0o777 | os.ModeSticky})
+	for i, name := range []string{"a", "b"} {
+		own := mounts
+		if i == 0 {
+			own = append(mounts[:len(mounts):len(mounts)], runtime.Mount{Source: message, Destination: "/dev/termination-log"})
+		}
+		if err := w.attempt(p, name, 0, own...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ container, script, want string }{
+		{"a", "cat /config/key /key", "configuredconfigured"},
+		{"a", "echo x 2>&1 > /config/key || echo refused", "refused"},
+		{"a", "stat -c %a /config/..v1/key", "440"},
+		{"a", "grep -c from-the-host /etc/hosts; echo own >> /etc/hosts && echo written", "1\nwritten"},
+		{"a", "echo shared > /empty/x; echo memory > /memory/x; stat -c %a /empty /memory", "777\n1777"},
+		{"b", "cat /empty/x /memory/x; df -k /memory | tail -n 1 | awk '{print $2}'", "shared\nmemory\n8192"},
+		{"a", "cat /host/file /host-file", "from the hostfrom the host"},
+		{"a", "echo from the machine > /host/new; echo no > /host-ro/new2 2>/dev/null || echo refused", "refused"},
+		{"b", "cat /host/new /host-ro/new", "from the machine\nfrom the machine"},
+	} {
+		if text, _ := w.exec(p, c.container, c.script); !strings.HasSuffix(strings.TrimSpace(text), c.want) {
+			t.Errorf("%s: %s\n= %q, want %q", c.container, c.script, text, c.want)
+		}
+	}
+	if data, err := os.ReadFile(filepath.Join(dir, "host", "new")); err != nil || string(data) != "from the machine\n" {
+		t.Errorf("what the container has written to the host: %q, %v", data, err)
+	}
+	if data, err := os.ReadFile(hosts); err != nil || strings.Contains(string(data), "own") {
+		t.Errorf("the host's own copy of /etc/hosts has changed: %q, %v", data, err)
+	}
+	if err := w.manager.StopContainer(t.Context(), pod.RefOf(p), "a", patience); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(message); err != nil || string(data) != "the last words\n" {
+		t.Errorf("the termination message: %q, %v", data, err)
+	}
+	if err := w.attempt(p, "a", 1, mounts...); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := w.exec(p, "a", "cat /empty/x; ls /host"); text != "shared\nfile\nnew\n" {
+		t.Errorf("the next attempt sees %q", text)
+	}
+}
+
+// A second machine of the pod, in the place of one that has died, has the emptyDir of the first.
+func TestVolumesOutliveMachine(t *testing.T) {
+	w := newWorld(t)
+	empty := filepath.Join(w.state, "empty")
+	if err := os.Mkdir(empty, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	p := w.pod("sleep 1000")
+	p.Spec.Volumes = []corev1.Volume{{Name: "empty", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "empty", MountPath: "/empty"}}
+	mount := runtime.Mount{Source: empty, Destination: "/empty"}
+	w.up(p, mount)
+	if text, status := w.exec(p, "a", "echo kept > /empty/x; echo layer > /x; sync"); status.Code != 0 {
+		t.Fatal(text)
+	}
+	if _, err := w.manager.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.network.Teardown(t.Context(), p.UID); err != nil {
+		t.Fatal(err)
+	}
+	w.create(p)
+	if err := w.attempt(p, "a", 1, mount); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := w.exec(p, "a", "cat /empty/x; ls /x 2>/dev/null"); text != "kept\n" {
+		t.Errorf("the second machine has %q", text)
+	}
+}
