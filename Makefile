@@ -78,6 +78,7 @@ shell: deps staged ## open a shell on a disposable host with magikpod installed
 test-vm: deps staged ## tests in a QEMU machine, which has every feature: limits, reboots, power cuts, vsock
 	$(GO) build -o .cache/magikvm ./tests/vm/magikvm
 	MAGIKPOD_VM=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/vm
+	$(GO) test -count=1 -timeout 10m -v -ldflags '-s -w' -exec '$(CURDIR)/.cache/magikvm run --here --' -run '^TestLimits$$' ./agent/guest
 	MAGIKPOD_VM=1 MAGIKPOD_E2E=inside MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v -ldflags '-s -w' -exec '$(CURDIR)/.cache/magikvm run --here --' -run '$(or $(RUN),^TestVM$$)' ./tests/e2e
 
 shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed
