@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"github.com/magikrun/magikpod/pod"
 	"golang.org/x/sys/unix"
@@ -13,7 +14,11 @@ import (
 // sockets are those that keep host processes from binding to a pod's ports: the process would get no packets and no error either.
 type sockets []int
 
+// close frees the ports at once. A child that is being made has a copy of each socket until it executes its program, which is what ForkLock waits for: without
+// it a port that was just given up may still be taken.
 func (s sockets) close() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for _, fd := range s {
 		unix.Close(fd)
 	}
