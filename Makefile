@@ -80,10 +80,8 @@ demo-wasm: deps ## the same of WebAssembly pods
 shell: deps staged ## open a shell on a disposable host with magikpod installed
 	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
 
-test-vm: deps staged ## tests in a QEMU machine, which has every feature: limits, reboots, power cuts, vsock
-	$(GO) build -o .cache/magikvm ./tests/vm/magikvm
-	MAGIKPOD_VM=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/vm
-	MAGIKPOD_VM=1 MAGIKPOD_E2E=inside MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v -ldflags '-s -w' -exec '$(CURDIR)/.cache/magikvm run --here --' -run '$(or $(RUN),^TestVM$$)' ./tests/e2e
+test-vm: deps staged ## tests in a QEMU machine, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
+	MAGIKPOD_LABEL='$(LABEL)' scripts/test-vm $(if $(RUN),-run '$(RUN)')
 
 shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed
 	$(GO) run ./tests/vm/magikvm shell --install $(INSTALLED)

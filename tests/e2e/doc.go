@@ -25,5 +25,8 @@
 //	crash                    kill -9 the daemon and wait for its next start (alone only)
 //	leaves-nothing           look for leftovers now (alone only)
 //
+// A script may carry labels in a line "# Labels: NAME...", and $MAGIKPOD_LABEL chooses by them. kernel: what it looks at depends on the kernel more
+// than on the release of Debian, so it is worth its time in an emulated machine in CI, too.
+//
 // Layer: none. Nothing that is shipped imports this package.
 package e2e

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -107,6 +108,10 @@ func run(t *testing.T, c class, pattern string, alone bool) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("there are no scripts %s: %v", pattern, err)
 	}
+	scripts = labelled(t, scripts, os.Getenv("MAGIKPOD_LABEL"))
+	if len(scripts) == 0 {
+		return // the other tests have those of this label
+	}
 	p := testscript.Params{
 		Files: scripts, Cmds: commands(), RequireExplicitExec: true, RequireUniqueNames: true, Condition: c.condition,
 		Setup: func(e *testscript.Env) error { return setup(e, c, alone) },
@@ -117,6 +122,25 @@ func run(t *testing.T, c class, pattern string, alone bool) {
 		}
 	}
 	testscript.RunT(scriptT{t, alone}, p)
+}
+
+// labelled keeps the scripts that have a line "# Labels: ..." with the label; all, when it is empty.
+func labelled(t *testing.T, scripts []string, label string) []string {
+	if label == "" {
+		return scripts
+	}
+	return slices.DeleteFunc(scripts, func(path string) bool {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if names, ok := strings.CutPrefix(line, "# Labels:"); ok {
+				return !slices.Contains(strings.Fields(names), label)
+			}
+		}
+		return true
+	})
 }
 
 // setup gives a script its namespace, and looks in the end that nothing of it is left.

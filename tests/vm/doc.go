@@ -2,10 +2,11 @@
 // cgroup controller with limits that act, reboots and power cuts, AF_VSOCK, virtual machines in it.
 //
 //	test process -> qemu -> Linux -> initrd: erofs root below an overlay in memory -> systemd -> guest, which runs commands
+//	             -> qemu with a saved state: the same, when it had booted                            -> guest
 //
 // The root file system, the kernel and QEMU itself come from one Debian 13 root, built once and cached by what it is made from; QEMU runs from it
-// through its own dynamic loader, so that the release of this machine does not matter. What a machine gets beyond its root (the installed tree, the
-// program guest, the files of a test) lies in its initrd, in memory. QEMU gets all files but the cached ones and a persistent disk as descriptors,
+// through its own dynamic loader, so that the release of this machine does not matter. What a machine gets beyond its root (the
+// program guest) lies in its initrd, and the installed tree and the files of a test in a tar archive that is a disk, both in memory. QEMU gets all files but the cached ones and a persistent disk as descriptors,
 // and dies with its owner (PR_SET_PDEATHSIG): nothing is left behind, however it ends.
 //
 // Without KVM, in emulation (TCG), programs in the machine run 3 to 35 times slower than here, and processes start 35 to 50 times slower. Tests that

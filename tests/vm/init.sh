@@ -9,12 +9,14 @@ $B mount -t tmpfs -o mode=0755,size=75% tmpfs /rw
 $B mkdir -p /rw/lower /rw/upper /rw/work
 $B mount -t erofs -o ro /dev/vda /rw/lower
 $B mount -t overlay -o lowerdir=/rw/lower,upperdir=/rw/upper,workdir=/rw/work overlay /root
-$B cp -a /payload/. /root/
+$B cp -a /base/. /root/
+# Not busybox's tar, which reads all of the disk after the end of the archive.
+$B chroot /root /usr/bin/tar --no-overwrite-dir --keep-directory-symlink -C / -xf - </dev/vdb
 # The upper layers of containers cannot lie on an overlay.
 $B mkdir -p /root/var/lib/magikpod
-if [ -b /dev/vdb ]; then
+if [ -b /dev/vdc ]; then
 	$B mkdir -p /root/disk
-	$B mount -t ext4 /dev/vdb /root/disk
+	$B mount -t ext4 /dev/vdc /root/disk
 	$B mkdir -p /root/disk/magikpod /root/disk/etc
 	$B chmod 0700 /root/disk/magikpod
 	$B mount -o bind /root/disk/magikpod /root/var/lib/magikpod

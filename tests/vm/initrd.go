@@ -32,8 +32,8 @@ TasksMax=infinity
 KillMode=process
 `
 
-// writeInitrd makes the initrd in memory.
-func (i Image) writeInitrd(ctx context.Context, opts Options) (*os.File, error) {
+// writeInitrd makes the initrd in memory: what all machines have.
+func (i Image) writeInitrd(ctx context.Context) (*os.File, error) {
 	guest, err := buildGuest(ctx)
 	if err != nil {
 		return nil, err
@@ -44,27 +44,16 @@ func (i Image) writeInitrd(ctx context.Context, opts Options) (*os.File, error) 
 	}
 	f := os.NewFile(uintptr(fd), "initrd")
 	c := newCpio(f)
-	for _, dir := range []string{"bin", "dev", "proc", "root", "rw", "modules", "payload"} {
+	for _, dir := range []string{"bin", "dev", "proc", "root", "rw", "modules", "base"} {
 		c.mkdir(dir, 0o755)
 	}
 	c.device("dev/console", 5, 1)
 	c.text("init", 0o755, initScript)
 	c.add("bin/busybox", filepath.Join(i.root(), "usr/bin/busybox"))
 	c.add("modules", i.modules())
-	c.add("payload"+guestPath, guest)
-	c.text("payload/etc/systemd/system/guest.service", 0o644, guestUnit)
-	c.link("payload/etc/systemd/system/multi-user.target.wants/guest.service", "../guest.service")
-	if opts.Install != "" {
-		c.add("payload", opts.Install)
-	}
-	if opts.Enable {
-		for _, wanted := range []string{"multi-user.target.wants/magikpodd.service", "sockets.target.wants/magikpodd.socket"} {
-			c.link("payload/etc/systemd/system/"+wanted, "/usr/lib/systemd/system/"+filepath.Base(wanted))
-		}
-	}
-	for _, file := range opts.Files {
-		c.add("payload"+file.Guest, file.Local)
-	}
+	c.add("base"+guestPath, guest)
+	c.text("base/etc/systemd/system/guest.service", 0o644, guestUnit)
+	c.link("base/etc/systemd/system/multi-user.target.wants/guest.service", "../guest.service")
 	if err := c.close(); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot make the initrd: %w", err), f.Close())
 	}

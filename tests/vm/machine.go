@@ -24,6 +24,7 @@ type Machine struct {
 	exited  chan struct{}
 	console *tail
 	port    *os.File
+	monitor *os.File
 	conn    *wire.Conn
 	hello   chan struct{}
 
@@ -32,13 +33,14 @@ type Machine struct {
 	commands map[uint32]*Process
 }
 
-// Boot starts a machine and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it.
+// Boot starts a machine and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it. A machine
+// without a disk and without Enable is not booted, but restored from a state that was saved after one boot; where that fails it is booted.
 func Boot(ctx context.Context, opts Options) (*Machine, error) {
 	image, err := BuildImage(ctx)
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := image.writeInitrd(ctx, opts)
+	initrd, err := image.writeInitrd(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +51,25 @@ func Boot(ctx context.Context, opts Options) (*Machine, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not booted after %v", timeout))
 	defer cancel()
+	if opts.restorable() {
+		m, err := restore(ctx, image, opts, initrd)
+		if err == nil {
+			return m, nil
+		}
+		fmt.Fprintf(os.Stderr, "vm: %v; booting instead\n", err)
+	}
+	return coldBoot(ctx, image, opts, initrd)
+}
+
+// coldBoot is Boot without a saved state.
+func coldBoot(ctx context.Context, image Image, opts Options, initrd *os.File) (*Machine, error) {
+	payload, err := writePayload(opts)
+	if err != nil {
+		return nil, err
+	}
+	defer payload.Close()
 	for attempt := 1; ; attempt++ {
-		m, err := start(image, opts, initrd)
+		m, err := start(arguments(image, opts), image, opts, initrd, payload)
 		if err != nil {
 			return nil, fmt.Errorf("cannot start QEMU: %w", err)
 		}
@@ -72,23 +91,28 @@ const maxAttempts = 3
 var errHangs = errors.New("the kernel hangs")
 
 // start launches QEMU. PR_SET_PDEATHSIG is tied to the thread that starts the process, hence a goroutine of its own, locked to its thread.
-func start(image Image, opts Options, initrd *os.File) (*Machine, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+func start(args []string, image Image, opts Options, initrd, payload *os.File) (*Machine, error) {
+	port, theirPort, err := socketPair("control port")
 	if err != nil {
 		return nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "control port"), os.NewFile(uintptr(pair[1]), "QEMU's control port")
-	defer theirs.Close()
+	defer theirPort.Close()
+	monitor, theirMonitor, err := socketPair("monitor")
+	if err != nil {
+		return nil, errors.Join(err, port.Close())
+	}
+	defer theirMonitor.Close()
 	limit := opts.Limit
 	if limit == 0 {
 		limit = 30 * time.Minute
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	m := &Machine{
-		cancel: cancel, exited: make(chan struct{}), console: &tail{}, port: ours, conn: wire.New(ours), hello: make(chan struct{}), commands: map[uint32]*Process{},
+		cancel: cancel, exited: make(chan struct{}), console: &tail{}, port: port, monitor: monitor, conn: wire.New(port), hello: make(chan struct{}),
+		commands: map[uint32]*Process{},
 	}
-	cmd := image.command(ctx, "usr/bin/qemu-system-x86_64", arguments(image, opts)...)
-	cmd.ExtraFiles = []*os.File{initrd, theirs}
+	cmd := image.command(ctx, "usr/bin/qemu-system-x86_64", args...)
+	cmd.ExtraFiles = []*os.File{initrd, theirPort, payload, theirMonitor}
 	cmd.Stdout, cmd.Stderr = m.console, m.console
 	cmd.WaitDelay = 2 * time.Second
 	// A process group of its own: an interrupt typed at the terminal is the test's to handle.
@@ -97,10 +121,19 @@ func start(image Image, opts Options, initrd *os.File) (*Machine, error) {
 	go m.own(cmd, started)
 	if err := <-started; err != nil {
 		cancel()
-		return nil, errors.Join(err, ours.Close())
+		return nil, errors.Join(err, port.Close(), monitor.Close())
 	}
 	go m.receive()
 	return m, nil
+}
+
+// socketPair makes two connected sockets: ours, and the one that QEMU gets.
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), "QEMU's "+name), nil
 }
 
 // own starts QEMU and waits for its end.
@@ -112,6 +145,7 @@ func (m *Machine) own(cmd *exec.Cmd, started chan<- error) {
 		_ = cmd.Wait() // how it ended is told by its console
 		m.cancel()
 		_ = m.port.Close() // ends receive
+		_ = m.monitor.Close()
 	}
 	close(m.exited)
 }
@@ -148,15 +182,21 @@ func (m *Machine) Close() {
 }
 
 // PowerOff shuts the machine down in order and waits for its end.
-func (m *Machine) PowerOff(ctx context.Context) error {
-	if _, err := m.Run(ctx, "systemctl", "--no-block", "poweroff"); err != nil {
+func (m *Machine) PowerOff(ctx context.Context) error { return m.goDown(ctx, "poweroff") }
+
+// Reboot is PowerOff by way of a reboot, which ends QEMU, too: [Boot] boots what the machine has left on its disk.
+func (m *Machine) Reboot(ctx context.Context) error { return m.goDown(ctx, "reboot") }
+
+func (m *Machine) goDown(ctx context.Context, verb string) error {
+	_, err := m.Run(ctx, "systemctl", "--no-block", verb)
+	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	select {
+	select { // the machine may have ended before the command had
 	case <-m.exited:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("cannot power the machine off: %w\nits console:\n%s", context.Cause(ctx), m.Console())
+		return fmt.Errorf("cannot %s the machine: %w\nits console:\n%s", verb, errors.Join(context.Cause(ctx), err), m.Console())
 	}
 }
 

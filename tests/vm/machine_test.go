@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,13 @@ func TestMachine(t *testing.T) {
 		}
 		if got, err := os.ReadFile(filepath.Join(dir, "sub/big")); err != nil || string(got) != big {
 			t.Errorf("a file of %d bytes came back with %d: %v", len(big), len(got), err)
+		}
+	})
+	t.Run("files as they come", func(t *testing.T) { testFollow(t, m) })
+	t.Run("clock", func(t *testing.T) {
+		now, err := strconv.ParseInt(strings.TrimSpace(must(t, m, "date", "+%s")), 10, 64)
+		if off := time.Since(time.Unix(now, 0)).Abs(); err != nil || off > 15*time.Second {
+			t.Errorf("its clock is off by %v, %v", off, err)
 		}
 	})
 	t.Run("live", func(t *testing.T) { testLive(t, m) })
@@ -107,10 +115,63 @@ func testLive(t *testing.T, m *Machine) {
 	}
 }
 
+// testFollow sees a file before its writer has ended, and what became of it.
+func testFollow(t *testing.T, m *Machine) {
+	must(t, m, "mkdir", "/run/results")
+	dir := t.TempDir()
+	end, err := m.Follow(t.Context(), "/run/results", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, m, "sh", "-c", "echo one >/run/results/file")
+	path := filepath.Join(dir, "file")
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		if got, _ := os.ReadFile(path); string(got) == "one\n" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the file does not come")
+		}
+	}
+	must(t, m, "sh", "-c", "echo two >>/run/results/file; echo late >/run/results/other")
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"file": "one\ntwo\n", "other": "late\n"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s is %q, %v, want %q", name, got, err, want)
+		}
+	}
+}
+
+// TestRestore: the second machine comes from the state that the first one has left, and a state that is damaged does no harm.
+func TestRestore(t *testing.T) {
+	boot(t, Options{}).Close() // saves the state, unless it is there
+	began := time.Now()
+	boot(t, Options{}).Close()
+	t.Logf("restored in %.1f s", time.Since(began).Seconds())
+
+	states, err := filepath.Glob("../../.cache/vmstate-*/" + stateFile)
+	if err != nil || len(states) != 1 {
+		t.Fatalf("the saved states are %q, %v, want one", states, err)
+	}
+	if err := os.Truncate(states[0], 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	must(t, boot(t, Options{}), "true")
+	if _, err := os.Stat(states[0]); !os.IsNotExist(err) {
+		t.Errorf("the damaged state is still there: %v", err)
+	}
+	must(t, boot(t, Options{}), "true") // saves it again
+	if _, err := os.Stat(states[0]); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLimit: a machine ends when its time is up, whatever it does.
 func TestLimit(t *testing.T) {
 	needed(t)
-	m, err := Boot(t.Context(), Options{Limit: 2 * time.Second})
+	m, err := Boot(t.Context(), Options{Enable: true, Limit: 2 * time.Second})
 	if err == nil {
 		m.Close()
 		t.Fatal("it booted in two seconds")

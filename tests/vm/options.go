@@ -16,6 +16,8 @@ const (
 	// EnvCPUs and EnvMemory are the number of CPUs (2) and the memory in MiB (4096).
 	EnvCPUs   = "MAGIKVM_CPUS"
 	EnvMemory = "MAGIKVM_MEMORY"
+	// EnvPlain, when it is not empty, makes every machine boot, instead of being restored from a saved state where that is possible.
+	EnvPlain = "MAGIKVM_PLAIN"
 )
 
 // Options say what to boot. The zero value boots the bare image.
@@ -53,7 +55,7 @@ func Slowness() int {
 // slownessEnv is what every command in a machine gets.
 func slownessEnv() string { return host.EnvSlowness + "=" + strconv.Itoa(Slowness()) }
 
-// arguments are those of QEMU. The initrd, the control port and the console are its files 3, 4 and 1.
+// arguments are those of QEMU. Its files: 1 is the console, 3 the initrd, 4 the control port, 5 the payload, 6 the monitor.
 func arguments(i Image, opts Options) []string {
 	cpu := "max"
 	if accel() == "kvm" {
@@ -70,6 +72,8 @@ func arguments(i Image, opts Options) []string {
 		"-chardev", "socket,id=control,fd=4", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=control,name=org.magikrun.test",
 		"-device", "virtio-rng-pci",
 		"-drive", "if=none,id=root,format=raw,readonly=on,file=" + i.erofs(), "-device", "virtio-blk-pci,drive=root",
+		"-drive", "if=none,id=payload,format=raw,readonly=on,file=/proc/self/fd/5", "-device", "virtio-blk-pci,drive=payload",
+		"-chardev", "socket,id=monitor,fd=6", "-mon", "chardev=monitor,mode=control",
 	}
 	if opts.Disk != "" {
 		args = append(args, "-drive", "if=none,id=disk,format=raw,file="+opts.Disk, "-device", "virtio-blk-pci,drive=disk")

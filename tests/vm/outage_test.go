@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -138,13 +139,10 @@ func TestReboot(t *testing.T) {
 		d.ctl("exec", "always", "--", "true")
 		d.sound()
 	}
-	if _, err := d.Run(t.Context(), "systemctl", "--no-block", "reboot"); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute*time.Duration(Slowness()))
+	defer cancel()
+	if err := d.Reboot(ctx); err != nil {
 		t.Fatal(err)
-	}
-	select {
-	case <-d.Done():
-	case <-time.After(2 * time.Minute * time.Duration(Slowness())):
-		t.Fatalf("the machine does not go down:\n%s", d.Console())
 	}
 	d.again()
 	check()

@@ -135,26 +135,43 @@ func (m *Machine) WriteFile(ctx context.Context, path, content string) error {
 	return m.pipe(ctx, strings.NewReader(content), nil, "sh", "-c", `mkdir -p "${1%/*}" && exec cat >"$1"`, "sh", path)
 }
 
-// Pull copies a file or directory of the machine into a directory of this machine, which is made.
+// Pull copies the files of a directory of the machine into a directory of this machine, which is made.
 func (m *Machine) Pull(ctx context.Context, path, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	end, err := m.Follow(ctx, path, dir)
+	if err != nil {
 		return err
 	}
-	r, w := io.Pipe()
+	return end()
+}
+
+// Follow is Pull that goes on: files come when they appear or change, at most a second later. end brings the last ones.
+func (m *Machine) Follow(ctx context.Context, path, dir string) (end func() error, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	outR, outW := io.Pipe()
 	unpacked := make(chan error, 1)
 	go func() {
 		cmd := tarInto(ctx, dir)
-		cmd.Stdin = r
+		cmd.Stdin = outR
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("cannot unpack %s of a machine: %w: %s", path, err, out)
 		}
-		_, _ = io.Copy(io.Discard, r) // so that the machine's output does not stand still
+		_, _ = io.Copy(io.Discard, outR) // so that the machine's output does not stand still
 		unpacked <- err
 	}()
-	err := m.pipe(ctx, nil, w, "tar", "-C", path, "-cf", "-", ".")
-	_ = w.Close() // never fails
-	return errors.Join(err, <-unpacked)
+	inR, inW := io.Pipe()
+	exported := make(chan error, 1)
+	go func() {
+		err := m.pipe(ctx, inR, outW, guestPath, "export", path)
+		_, _ = outW.Close(), inR.Close() // never fail
+		exported <- err
+	}()
+	return func() error {
+		_ = inW.Close() // never fails
+		return errors.Join(<-exported, <-unpacked)
+	}, nil
 }
 
 func (m *Machine) pipe(ctx context.Context, stdin io.Reader, stdout io.Writer, argv ...string) error {

@@ -1,4 +1,5 @@
-// Command guest runs in a test machine (tests/vm): it runs the commands that come over the virtio-serial port. As the init of a still smaller machine
+// Command guest runs in a test machine (tests/vm): it runs the commands that come over the virtio-serial port; as one of
+// them ("export") it sends a directory's files as they change. As the init of a still smaller machine
 // in that one ("vsock-init") it answers over AF_VSOCK, and "vsock-ask" asks it.
 package main
 
@@ -19,12 +20,14 @@ import (
 const port = "/dev/vport0p1"
 
 func main() {
-	err := errors.New("usage: guest serve | vsock-init | vsock-serve PORT | vsock-ask CID PORT TEXT TIMEOUT")
+	err := errors.New("usage: guest serve | export DIRECTORY | vsock-init | vsock-serve PORT | vsock-ask CID PORT TEXT TIMEOUT")
 	switch args := os.Args[1:]; {
 	case os.Getpid() == 1:
 		err = vsockInit()
 	case len(args) == 1 && args[0] == "serve":
 		err = serve()
+	case len(args) == 2 && args[0] == "export":
+		err = export(args[1])
 	case len(args) == 2 && args[0] == "vsock-serve":
 		err = vsockServe(args[1])
 	case len(args) == 5 && args[0] == "vsock-ask":
@@ -73,8 +76,12 @@ func openPort() (*os.File, error) {
 }
 
 func (s *server) handle(f wire.Frame) {
-	if f.Kind == wire.Start {
+	switch f.Kind {
+	case wire.Start:
 		s.start(f)
+		return
+	case wire.Hello:
+		s.greet(f)
 		return
 	}
 	s.mu.Lock()
@@ -97,6 +104,15 @@ func (s *server) handle(f wire.Frame) {
 			p.resize(size)
 		}
 	}
+}
+
+// greet answers to a machine's owner who has restored it from a state that was saved at another time.
+func (s *server) greet(f wire.Frame) {
+	if now, err := time.Parse(time.RFC3339Nano, string(f.Data)); err == nil {
+		tv := syscall.NsecToTimeval(now.UnixNano())
+		_ = syscall.Settimeofday(&tv) // cosmetics
+	}
+	_ = s.Send(wire.Frame{Kind: wire.Hello})
 }
 
 func (s *server) start(f wire.Frame) {

@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.StringVar(&opts.dir, "dir", "", "working directory of the command")
 	flags.BoolVar(&opts.here, "here", false, "run: copy the source tree and COMMAND to their places, keep working directory and the environment of tests;\nfor go test -exec 'magikvm run --here --'")
 	flags.StringVar(&opts.journal, "journal", "", "write the journal to this file, as it comes; - is standard error")
-	flags.StringVar(&opts.out, "out", "", "run: $MAGIKVM_OUT is a directory in the machine whose files come to this directory in the end")
+	flags.StringVar(&opts.out, "out", "", "run: $MAGIKVM_OUT is a directory in the machine whose files come to this directory, as they are written")
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
 	if len(args) == 0 {
 		flags.Usage()
@@ -99,9 +99,13 @@ func (o *options) run(ctx context.Context, argv []string) (int, error) {
 		}
 	}
 	return o.inMachine(ctx, func(m *vm.Machine) (int, error) {
-		env := o.env
+		env, end := o.env, func() error { return nil }
 		if o.out != "" {
 			if _, err := m.Output(ctx, "mkdir", "-p", guestOut); err != nil {
+				return 1, err
+			}
+			var err error
+			if end, err = m.Follow(ctx, guestOut, o.out); err != nil {
 				return 1, err
 			}
 			env = append(env, "MAGIKVM_OUT="+guestOut)
@@ -111,9 +115,7 @@ func (o *options) run(ctx context.Context, argv []string) (int, error) {
 			return 1, err
 		}
 		code, err := p.Wait()
-		if o.out != "" && err == nil {
-			err = m.Pull(ctx, guestOut, o.out)
-		}
+		err = errors.Join(err, end())
 		if err != nil {
 			err = fmt.Errorf("%w\nthe machine's console:\n%s", err, m.Console())
 		}

@@ -11,9 +11,9 @@ import (
 // Kind says what a frame is.
 type Kind byte
 
-// The frames. Hello and those of a command's output come from the guest, the others go to it.
+// The frames. Hello goes both ways, those of a command's output come from the guest, the others go to it.
 const (
-	Hello      Kind = 'H' // the program in the guest is there
+	Hello      Kind = 'H' // the program in the guest is there; to the guest: Data is the time as RFC 3339, to be set and answered
 	Start      Kind = 'S' // Data is a Command as JSON; ID is new
 	Stdin      Kind = 'i' // standard input of the command; empty: its end
 	Kill       Kind = 'k' // SIGKILL for the command and its children
