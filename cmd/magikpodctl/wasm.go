@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -29,6 +30,7 @@ func wasmCommand(a *app) *cobra.Command {
 type wasmFlags struct {
 	env, dirs, listen []string
 	memory, entry     string
+	engine            string
 }
 
 func wasmRun(a *app) *cobra.Command {
@@ -37,7 +39,9 @@ func wasmRun(a *app) *cobra.Command {
 		Use: "run [FLAGS] FILE [ARGUMENT...]", Short: "Run a WebAssembly module (WASI preview 1) right here; no daemon is needed",
 		Long: `Run a WebAssembly module (WASI preview 1) right here; no daemon is needed. Its exit status is returned: 134 when it trapped.
 
-The module gets the arguments, the variables of --env, standard input, output and error, and the directories of --dir as its descriptors from 3 on, followed by the sockets of --listen. Nothing else of this machine, unless a directory is writable (:rw): a module can make a symbolic link in it and follow that to every file that the user may use. In a pod of the class pod-wasm a module is jailed and cannot.`,
+The module gets the arguments, the variables of --env, standard input, output and error, and the directories of --dir as its descriptors from 3 on, followed by the sockets of --listen. Nothing else of this machine, unless a directory is writable (:rw): a module can make a symbolic link in it and follow that to every file that the user may use. In a pod of the class pod-wasm a module is jailed and cannot.
+
+The engine wasmtime, where that is installed, runs components (WASI 0.2), too.`,
 		Example: `  magikpodctl wasm run hello.wasm
   magikpodctl wasm run --env LEVEL=debug --dir ./data:/data tool.wasm --verbose /data/in.txt`,
 		Args: someArgs,
@@ -51,11 +55,11 @@ The module gets the arguments, the variables of --env, standard input, output an
 			if err != nil {
 				return err
 			}
-			cache := ""
-			if dir, err := os.UserCacheDir(); err == nil {
-				cache = filepath.Join(dir, "magikpod", "wasm")
+			runner, err := flags.runner(cmd.Context())
+			if err != nil {
+				return err
 			}
-			program, err := engine.New(cache).Load(cmd.Context(), module, options)
+			program, err := runner.Load(cmd.Context(), module, options)
 			if err != nil {
 				return pod.Errorf(pod.KindOf(err), "cannot run %s: %w", args[0], err)
 			}
@@ -82,8 +86,24 @@ The module gets the arguments, the variables of --env, standard input, output an
 	f.StringArrayVar(&flags.dirs, "dir", nil, "DIRECTORY[:NAME][:rw]: a directory for the module, as NAME; read-only without :rw")
 	f.StringArrayVar(&flags.listen, "listen", nil, "[HOST:]PORT: a listening TCP socket for the module; HOST is 127.0.0.1 when not given")
 	f.StringVar(&flags.memory, "memory", "", "how far the module's memory may grow, such as 64Mi (default 4Gi)")
+	f.StringVar(&flags.engine, "engine", "wazero", "wazero, which is built in, or wasmtime, when it is installed")
 	f.StringVar(&flags.entry, "invoke", "", "the function to call instead of _start")
 	return cmd
+}
+
+// runner is the engine that was asked for.
+func (f *wasmFlags) runner(ctx context.Context) (engine.Engine, error) {
+	switch f.engine {
+	case "wazero":
+		cache := ""
+		if dir, err := os.UserCacheDir(); err == nil {
+			cache = filepath.Join(dir, "magikpod", "wasm")
+		}
+		return engine.New(cache), nil
+	case "wasmtime":
+		return engine.NewWasmtime(ctx, "wasmtime")
+	}
+	return nil, usagef("--engine %q is neither wazero nor wasmtime", f.engine)
 }
 
 // readModule reads a file, "-" from standard input.

@@ -47,22 +47,11 @@ func prepare(ctx context.Context) error {
 	if err := writeFile(archive, func(f *os.File) error { return testimage.Busybox(f) }); err != nil {
 		return err
 	}
-	modules := filepath.Join(images, "wasmbox.tar")
-	if err := writeFile(modules, writeModules); err != nil {
-		return err
-	}
 	if err := writeArchives(archive); err != nil {
 		return err
 	}
 	var err error
 	if registryAddress, err = serveRegistry(archive); err != nil {
-		return err
-	}
-	guest, err := os.ReadFile(filepath.Join(images, "guest.wasm"))
-	if err != nil {
-		return err
-	}
-	if err := pushModules(guest); err != nil {
 		return err
 	}
 	if err := exec.CommandContext(ctx, "cp", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", filepath.Join(images, "helper")).Run(); err != nil {
@@ -75,13 +64,12 @@ func prepare(ctx context.Context) error {
 	// The first pod makes directories that stay, so it must come before the first look for leftovers.
 	for _, args := range [][]string{
 		{"image", "load", "--tag", busybox, archive}, {"run", "-f", manifest, "--wait", "completed"}, {"delete", "-f", manifest},
-		{"image", "load", "--tag", wasmbox, modules},
 	} {
 		if out, err := exec.CommandContext(ctx, "magikpodctl", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("magikpodctl %s: %w: %s", strings.Join(args, " "), err, out)
 		}
 	}
-	return nil
+	return prepareModules(ctx)
 }
 
 // writeModules writes the image of the class pod-wasm, from the guests that make guests has built, and copies them to $IMAGES.
@@ -99,6 +87,28 @@ func writeModules(f *os.File) error {
 	}
 	more := map[string][]byte{"guest.wasm": guests["guest"], "preview1.wasm": guests["preview1"]}
 	return testwasm.Image(f, guests["busybox"], more)
+}
+
+// prepareModules gives the host what the class pod-wasm needs; not an emulated machine, where compiling takes too long.
+func prepareModules(ctx context.Context) error {
+	if os.Getenv("MAGIKPOD_VM") != "" {
+		return nil
+	}
+	modules := filepath.Join(images, "wasmbox.tar")
+	if err := writeFile(modules, writeModules); err != nil {
+		return err
+	}
+	guest, err := os.ReadFile(filepath.Join(images, "guest.wasm"))
+	if err != nil {
+		return err
+	}
+	if err := pushModules(guest); err != nil {
+		return err
+	}
+	if out, err := exec.CommandContext(ctx, "magikpodctl", "image", "load", "--tag", wasmbox, modules).CombinedOutput(); err != nil {
+		return fmt.Errorf("magikpodctl image load: %w: %s", err, out)
+	}
+	return nil
 }
 
 const firstPod = `apiVersion: v1
