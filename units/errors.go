@@ -64,6 +64,9 @@ func translate(err error, format string, args ...any) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return pod.Errorf(pod.Unavailable, "%s: %w", what, err)
 	}
+	if kind := pod.KindOf(err); kind != pod.Internal { // why a context has ended: its owner recognizes it
+		return pod.Errorf(kind, "%s: %w", what, err)
+	}
 	// What is neither the bus's word nor the context's is the transport's: a socket that was closed here or there.
 	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) {
 		return pod.Errorf(pod.Unavailable, "%s: the connection to systemd is lost", what)
