@@ -134,7 +134,7 @@ func withScore(cmd *exec.Cmd, score int) {
 // SetScore is ScoreCommand. It returns only with an error.
 func SetScore(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("usage: %s NUMBER PROGRAM ARGUMENT...", ScoreCommand)
+		return fmt.Errorf("cannot run %s: it takes a number and a program", ScoreCommand)
 	}
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(args[0]), 0); err != nil {
 		return fmt.Errorf("cannot set the OOM score %s: %w", args[0], err)

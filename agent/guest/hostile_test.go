@@ -156,3 +156,48 @@ func TestCheckHost(t *testing.T) {
 		}
 	}
 }
+
+// pipeListener hands out connections without end.
+type pipeListener struct {
+	left   int
+	closed int
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	if l.left == 0 {
+		return nil, net.ErrClosed
+	}
+	l.left--
+	return closeCounter{l}, nil
+}
+func (l *pipeListener) Close() error   { return nil }
+func (l *pipeListener) Addr() net.Addr { return &vsock.Addr{} }
+
+// closeCounter is a connection from a process in the machine.
+type closeCounter struct{ l *pipeListener }
+
+func (c closeCounter) RemoteAddr() net.Addr             { return &vsock.Addr{ContextID: vsock.Local} }
+func (c closeCounter) LocalAddr() net.Addr              { return &vsock.Addr{} }
+func (c closeCounter) Close() error                     { c.l.closed++; return nil }
+func (c closeCounter) Read([]byte) (int, error)         { panic("a refused connection is read") }
+func (c closeCounter) Write([]byte) (int, error)        { panic("a refused connection is answered") }
+func (c closeCounter) SetDeadline(time.Time) error      { return nil }
+func (c closeCounter) SetReadDeadline(time.Time) error  { return nil }
+func (c closeCounter) SetWriteDeadline(time.Time) error { return nil }
+
+// TestRefusedUnread: connections from within are closed unread, and a flood of them is told once.
+func TestRefusedUnread(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: run the tests with sudo")
+	}
+	told := 0
+	// The parent of the containers' cgroups is a plain directory here: no container is made.
+	s, err := guest.New(guest.Config{Dir: t.TempDir(), CgroupRoot: t.TempDir(), CgroupParent: "x", Check: guest.CheckHost, Log: func(error) { told++ }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &pipeListener{left: 1000}
+	if err := s.Serve(l); err != nil || l.closed != 1000 || told != 1 {
+		t.Errorf("%v, %d closed, told %d times", err, l.closed, told)
+	}
+}

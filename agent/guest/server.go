@@ -89,8 +89,12 @@ func (s *Server) path(parts ...string) string {
 	return filepath.Join(append([]string{s.config.Dir}, parts...)...)
 }
 
+// refusedPause is how often a refused connection is told about.
+const refusedPause = 10 * time.Second
+
 // Serve serves connections until the listener is closed, which is no error. Connections that are open go on.
 func (s *Server) Serve(listener net.Listener) error {
+	var refused time.Time
 	for {
 		conn, err := listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -104,8 +108,12 @@ func (s *Server) Serve(listener net.Listener) error {
 		}
 		if s.config.Check != nil {
 			if err := s.config.Check(conn); err != nil {
-				s.config.Log(err)
 				conn.Close()
+				// A container can do this without end, and the log is the host's.
+				if now := time.Now(); now.Sub(refused) > refusedPause {
+					refused = now
+					s.config.Log(err)
+				}
 				continue
 			}
 		}
