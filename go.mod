@@ -4,6 +4,7 @@ go 1.26.6
 
 require (
 	github.com/containerd/log v0.2.0
+	github.com/ebitengine/purego v0.11.3
 	github.com/erofs/go-erofs v0.3.1
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/google/go-cmp v0.7.0

@@ -17,7 +17,9 @@ func findDisk(ctx context.Context, serial string) (string, error) {
 	for {
 		device, seen := lookDisk("/sys/block", serial)
 		if device != "" {
-			if _, err := os.Stat(device); err == nil {
+			// Linux 6.1 shows a disk a moment before it can be opened.
+			if f, err := os.Open(device); err == nil {
+				_ = f.Close()
 				return device, nil
 			}
 		}

@@ -39,6 +39,7 @@ var layers = map[string]int{
 	"dbus":                       4,
 	"cmd/magikpodd":              5,
 	"cmd/magikpodctl":            5,
+	"cmd/magikkrun":              5,
 	"cmd/magikvmm":               5,
 	"cmd/magikagent":             5,
 	"cmd/magikwasm":              5,

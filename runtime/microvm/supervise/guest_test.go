@@ -202,7 +202,13 @@ func mounted(r request) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if err := unix.Mount(source, dir, r.FSType, flags, ""); err != nil {
+	err := unix.Mount(source, dir, r.FSType, flags, "")
+	for tries := 0; errors.Is(err, unix.ENXIO) && tries < 100; tries++ {
+		// Linux 6.1 shows a disk a moment before it can be opened.
+		time.Sleep(5 * time.Millisecond)
+		err = unix.Mount(source, dir, r.FSType, flags, "")
+	}
+	if err != nil {
 		return "", errors.Join(fmt.Errorf("mount %s: %w", source, err), os.Remove(dir))
 	}
 	return dir, nil

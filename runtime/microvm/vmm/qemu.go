@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -46,6 +47,9 @@ func (q QEMU) Check(c *Config) error {
 	}
 	if err := checkProgram(q.program(c), "qemu-system-x86"); err != nil {
 		return err
+	}
+	if c.Machine == "microvm" && c.Accel != AccelKVM {
+		return errors.New("QEMU's machine microvm has no clock against which an emulated CPU could be calibrated: it needs KVM")
 	}
 	if c.Accel == AccelKVM {
 		if err := checkKVM(); err != nil {

@@ -1,0 +1,69 @@
+package supervise
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+)
+
+// TestConformance: what every driver owes, whichever can be used here: it boots, the guest answers and finds its disks and its card, it plugs disks if it says so, it
+// powers off when it is asked to, and ends with its monitor.
+func TestConformance(t *testing.T) {
+	kinds := map[string]vmm.Config{"qemu-q35": {Driver: "qemu", Machine: "q35"}, "qemu-microvm": {Driver: "qemu", Machine: "microvm"}}
+	for _, d := range vmm.Drivers() {
+		kinds[d.Name()] = vmm.Config{Driver: d.Name()}
+	}
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) {
+			driver, err := vmm.Find(kind.Driver)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "disk")
+			if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			const address = "02:00:00:00:00:0a"
+			c := newConfig(t, driver, func(c *Config) {
+				c.VM.Machine = kind.Machine
+				c.VM.NIC = &vmm.NIC{Tap: "vmtest2", MAC: address}
+				c.VM.Disks = []vmm.Disk{{Path: path, Serial: "first"}}
+			})
+			want := []string{"first"}
+			if d := driver.Name(); d == "firecracker" || d == "libkrun" {
+				if want[0], err = vmm.FirecrackerSerial(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := launch(t, c)
+			m.answers()
+			m.sees(want...)
+			if got := m.ask(request{Action: "links"}).Lines; !slices.Contains(got, address) {
+				t.Errorf("the guest's links: %q", got)
+			}
+			disk := vmm.Disk{Path: path, Serial: "second", ReadOnly: true}
+			serial, err := AttachDisk(context.Background(), m.Config, disk)
+			switch hot := driver.Can(&c.VM).HotPlug; {
+			case hot && err != nil:
+				t.Errorf("attach: %v", err)
+			case hot:
+				m.sees(append(want, serial)...)
+				if err := DetachDisk(context.Background(), m.Config, serial); err != nil {
+					t.Error(err)
+				}
+				m.sees(want...)
+			case err == nil:
+				t.Error("a monitor without hot plug has plugged a disk")
+			}
+			if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			m.ends(0, "")
+		})
+	}
+}
