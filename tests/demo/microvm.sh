@@ -25,7 +25,7 @@ microvm:
   memory: 128Mi
 END
 sed 's/^spec:$/spec:\n  runtimeClassName: pod-microvm-containers/' web.yaml >vm.yaml
-expect 'pod-microvm-containers  true' magikpodctl classes
+expect 'pod-microvm-containers   true' magikpodctl classes
 expect localhost/web:1 magikpodctl image load --tag localhost/web:1 web.tar
 time expect default/web magikpodctl run -f vm.yaml --wait ready --timeout 120s
 expect pod-microvm-containers magikpodctl list -o wide
