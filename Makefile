@@ -41,6 +41,11 @@ host-test: deps guests ## run the tests of PKG=./units (or others) on a disposab
 	$(GO) build -o .cache/magikhost ./tests/host/magikhost
 	MAGIKPOD_GUESTS=$(CURDIR)/.cache/guests $(GO) test -count=1 -p 1 -exec '$(CURDIR)/.cache/magikhost run --here --' $(TESTFLAGS) $(PKG)
 
+vm-host-test: deps staged root-trixie ## run the tests of pods in machines, on a Debian 13 host (RUN='^TestLife$$' for one)
+	@mkdir -p .cache
+	$(GO) build -o .cache/magikhost ./tests/host/magikhost
+	MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -v -timeout 20m -ldflags '-s -w' -exec '$(CURDIR)/.cache/magikhost run --here --' -run '$(or $(RUN),.)' $(TESTFLAGS) ./runtime/microvm
+
 race: ## run the tests of concurrent packages under the race detector (needs gcc)
 	scripts/race-packages | CGO_ENABLED=1 xargs --no-run-if-empty $(GO) test -race -p $(JOBS)
 
@@ -71,6 +76,9 @@ bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 
 	$(GO) build -trimpath -ldflags='-s -w' -o .cache/guests/guest ./tests/testwasm/guest
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
+demo-microvm: deps root-trixie ## show a pod in a virtual machine, on a disposable Debian 13 host
+	MAGIKHOST_ROOT=trixie scripts/demo microvm
+
 demo: deps ## show it all, on this machine or on a disposable host
 	scripts/demo
 
@@ -95,4 +103,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install guests test unit host-test race lint fuzz man staged e2e e2e-trixie bench demo demo-wasm test-vm shell shell-vm root-trixie clean
+.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean

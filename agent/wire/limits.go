@@ -17,7 +17,7 @@ const (
 	MaxRequest = 2 << 20 // of a request's line
 	MaxReply   = 256 << 10
 	MaxFrame   = 64 << 10 // payload of a frame
-	Chunk      = 32 << 10 // what a sender puts into a frame of a stream
+	Chunk      = 8 << 10  // what a sender puts into a frame of a stream; vhost-device-vsock 0.3 holds one of 32 KiB back until something else comes
 
 	MaxArgs     = 256
 	MaxArg      = 128<<10 - 1 // the kernel's own (MAX_ARG_STRLEN)

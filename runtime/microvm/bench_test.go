@@ -1,0 +1,195 @@
+package microvm_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/magikrun/magikpod/agent/client"
+	"github.com/magikrun/magikpod/netsetup"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm"
+	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
+	"github.com/magikrun/magikpod/runtime/microvm/supervise"
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/units"
+)
+
+// BenchmarkPod measures a pod with one container, alternating with bare QEMU that boots the same kernel and initramfs to the agent's first reply (emulated,
+// over vhost-device-vsock): make vm-host-test RUN='^$$' TESTFLAGS='-bench=Pod -benchtime=5x'
+//
+//	s-bare     from the start of QEMU to the agent's first reply
+//	s-agent    from CreateSandbox to a machine that has been told its network
+//	s-pod      from CreateSandbox to a container that runs
+//	s-delete   DeleteSandbox and Forget
+//	ms-ping    a request to the agent and its reply
+//	ms-exec    Exec of a program that ends at once
+//	MB-beyond  memory of the VM unit's processes beyond the machine's
+//
+// Medians.
+func BenchmarkPod(b *testing.B) {
+	w := newWorld(b)
+	launcher := w.config.Sandboxes.(*microvm.Launcher)
+	guest, err := launcher.PrepareGuest(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	measured := map[string][]float64{}
+	timed := func(name string, unit time.Duration, since time.Time) {
+		measured[name] = append(measured[name], float64(time.Since(since))/float64(unit))
+	}
+	for b.Loop() {
+		begin := time.Now()
+		bareBoot(b, guest)
+		timed("s-bare", time.Second, begin)
+
+		p := w.pod("sleep 1000")
+		begin = time.Now()
+		ns := w.begin(b, p.Name)
+		m := runtime.Machine{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID), "vm")}
+		for launcher.ReadySandbox(b.Context(), m, ns) != nil { // until the supervisor has made the tap
+			time.Sleep(5 * time.Millisecond)
+		}
+		timed("s-agent", time.Second, begin)
+		if err := w.attempt(p, "a", 0); err != nil {
+			b.Fatal(err)
+		}
+		timed("s-pod", time.Second, begin)
+		agent := agentOf(b, m)
+		for range 5 {
+			begin = time.Now()
+			if _, err := agent.Ping(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			timed("ms-ping", time.Millisecond, begin)
+			begin = time.Now()
+			if _, err := w.manager.Exec(b.Context(), pod.RefOf(p), "a", runtime.Process{Args: []string{"true"}}); err != nil {
+				b.Fatal(err)
+			}
+			timed("ms-exec", time.Millisecond, begin)
+		}
+		measured["MB-beyond"] = append(measured["MB-beyond"], w.beyond(p.Name))
+		begin = time.Now()
+		w.delete(p)
+		timed("s-delete", time.Second, begin)
+		ns.Close()
+	}
+	for name, values := range measured {
+		slices.Sort(values)
+		b.ReportMetric(values[len(values)/2], name)
+	}
+}
+
+// begin makes the network and the sandbox of the newest pod, as the daemon does.
+func (w *world) begin(b *testing.B, name string) *os.File {
+	b.Helper()
+	p := w.pods[len(w.pods)-1]
+	ns, err := netsetup.NewNamespace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	connected := make(chan error, 1)
+	go func() {
+		_, err := w.network.Setup(b.Context(), netsetup.PodNetwork{UID: p.UID, Name: name}, ns)
+		connected <- err
+	}()
+	err = w.manager.CreateSandbox(b.Context(), runtime.SandboxConfig{Pod: p, Network: runtime.Network{NetNS: ns, Hostname: name}, LogDir: w.logDir(p)})
+	if netErr := <-connected; err != nil || netErr != nil {
+		b.Fatal(err, netErr)
+	}
+	return ns
+}
+
+// agentOf speaks to the agent of a machine.
+func agentOf(b *testing.B, m runtime.Machine) *client.Client {
+	b.Helper()
+	data, err := os.ReadFile(filepath.Join(m.RunDir, "vmm.json"))
+	var config supervise.Config
+	if err == nil {
+		err = json.Unmarshal(data, &config)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return client.New(client.Address{Path: config.VM.Vsock.Path}.Dialer())
+}
+
+// bareBoot starts QEMU as a person would, waits for the agent's first reply, and ends it.
+func bareBoot(b *testing.B, guest guestimage.Image) {
+	b.Helper()
+	dir := b.TempDir()
+	vsock := filepath.Join(dir, "v")
+	ctx, cancel := context.WithTimeout(b.Context(), patience)
+	defer cancel()
+	ready, err := net.Listen("unix", fmt.Sprintf("%s_%d", vsock, vmm.ReadyPort))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ready.Close()
+	start := func(argv ...string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		return cmd
+	}
+	device := start("/usr/bin/vhost-device-vsock", "--guest-cid", "42", "--socket", vsock+".vhost", "--uds-path", vsock)
+	for {
+		if _, err := os.Stat(vsock + ".vhost"); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	qemu := start("/usr/bin/qemu-system-x86_64", "-M", "pc,memory-backend=mem", "-object", "memory-backend-memfd,id=mem,size=224M,share=on", "-m", "224",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-chardev", "socket,id=vsock,path="+vsock+".vhost", "-device", "vhost-user-vsock-pci,chardev=vsock",
+		"-kernel", guest.Kernel, "-initrd", guest.Initrd, "-append", vmm.Cmdline)
+	if conn, err := ready.Accept(); err == nil {
+		conn.Close()
+	}
+	_, err = client.New(client.Hybrid(vsock, vmm.AgentPort)).WaitReady(ctx)
+	cancel()
+	_ = qemu.Wait() // they were killed
+	_ = device.Wait()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// beyond is the memory that the processes of a VM unit have without the machine's, in MB (proc_pid_smaps(5), Pss).
+func (w *world) beyond(name string) float64 {
+	state, _ := w.config.Units.State(units.Names("vm", name).VM)
+	var total float64
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} { // one of them
+		pids, _ := os.ReadFile(root + state.ControlGroup + "/cgroup.procs")
+		for pid := range strings.FieldsSeq(string(pids)) {
+			f, err := os.Open("/proc/" + pid + "/smaps")
+			if err != nil {
+				continue // it has ended
+			}
+			guest := false
+			for lines := bufio.NewScanner(f); lines.Scan(); {
+				var kib float64
+				first, _, _ := strings.Cut(lines.Text(), " ")
+				if strings.Contains(first, "-") && !strings.HasSuffix(first, ":") {
+					guest = strings.Contains(lines.Text(), "memfd:memory")
+				} else if _, err := fmt.Sscanf(lines.Text(), "Pss: %f kB", &kib); err == nil && !guest {
+					total += kib * 1024 / 1e6
+				}
+			}
+			f.Close()
+		}
+	}
+	return total
+}
