@@ -120,3 +120,15 @@ func TestStats(t *testing.T) {
 		t.Errorf("%v", second)
 	}
 }
+
+// TestMuchOutput: more goes through than any buffer between a container and the host holds, at once and in pieces of any size.
+func TestMuchOutput(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("sleep 1000")
+	w.up(p)
+	for _, size := range []int{60000, 65536, 100000, 3000000} {
+		if text, _ := w.exec(p, "a", fmt.Sprintf("head -c %d /dev/zero", size)); len(text) != size {
+			t.Errorf("%d bytes came of %d", len(text), size)
+		}
+	}
+}

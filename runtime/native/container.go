@@ -78,7 +78,9 @@ func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConf
 		return pod.Errorf(kindOr(err, pod.Internal), "cannot run container %q: cannot clear its last attempt: %w", name, err)
 	}
 	s.begin(a.record)
-	err = m.start(ctx, s, a)
+	starting, done := m.whileMachine(ctx, s)
+	err = m.start(starting, s, a)
+	done()
 	if err == nil {
 		s.started(name)
 		return nil
@@ -256,6 +258,8 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	state, known := m.units.State(s.unit(name))
 	reason := lastLogError(filepath.Join(a.bundle, runtimeLog))
 	switch {
+	case errors.Is(err, errMachineEnded):
+		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errMachineEnded)
 	case known && state.ExecMainStatus == agent.ExitTempFail:
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errNeverStarted)
 	case reason != "":
@@ -265,7 +269,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	}
 	cleanErr := m.removeAttempt(cleanup, s, a.record)
 	var failed *pod.ContainerState
-	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && (known || a.refused != nil) {
+	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && !errors.Is(err, errMachineEnded) && (known || a.refused != nil) {
 		now := time.Now()
 		failed = &pod.ContainerState{
 			Stage: pod.ContainerExited, Attempt: a.record.Attempt, ID: a.record.ID, FinishedAt: now, ExitCode: startErrorCode,

@@ -106,8 +106,8 @@ func (m *Manager) adoptMachine(ctx context.Context, s *sandbox) error {
 
 // awaitMachine waits until containers can be run in the machine.
 func (m *Manager) awaitMachine(ctx context.Context, s *sandbox) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, done := m.whileMachine(ctx, s)
+	defer done()
 	s.mu.Lock()
 	job, ns := s.vmJob, s.ns
 	s.mu.Unlock()
@@ -119,7 +119,6 @@ func (m *Manager) awaitMachine(ctx context.Context, s *sandbox) error {
 	if ns == nil {
 		return pod.Errorf(pod.Conflict, "its sandbox is gone")
 	}
-	m.spawn(func() { m.cancelWithMachine(ctx, s, cancel) })
 	err := m.config.Sandboxes.ReadySandbox(ctx, m.machine(s), ns.net)
 	if err != nil && errors.Is(context.Cause(ctx), errMachineEnded) {
 		return errMachineEnded
@@ -129,7 +128,17 @@ func (m *Manager) awaitMachine(ctx context.Context, s *sandbox) error {
 
 var errMachineEnded = pod.Errorf(pod.Unavailable, "the pod's machine has ended")
 
-// cancelWithMachine cancels ctx when the machine ends: what waits for an answer from it would wait in vain.
+// whileMachine returns a context that ends with the machine, if the class has one: what waits for an answer from it would wait in vain. done ends it, too.
+func (m *Manager) whileMachine(ctx context.Context, s *sandbox) (_ context.Context, done func()) {
+	if m.config.Sandboxes == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	m.spawn(func() { m.cancelWithMachine(ctx, s, cancel) })
+	return ctx, func() { cancel(nil) }
+}
+
+// cancelWithMachine cancels ctx when the machine ends.
 func (m *Manager) cancelWithMachine(ctx context.Context, s *sandbox, cancel context.CancelCauseFunc) {
 	for {
 		changed := s.watch()

@@ -63,6 +63,9 @@ func standIn(path string) int {
 		_ = os.WriteFile(config.Log, []byte(`{"level":"error","msg":"the machine does not like it"}`+"\n"), 0o600)
 		return 1
 	}
+	if config.Script == "hang" {
+		time.Sleep(time.Hour)
+	}
 	tell("READY=1")
 	tell("STATUS=" + config.Status)
 	env := []string{"MACHINE=" + config.Machine, "PATH=/bin:/usr/bin"}
@@ -311,10 +314,43 @@ func TestMachineDies(t *testing.T) {
 	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
 		t.Fatal(err)
 	}
+	w.dieDuringStart(p)
 	w.create(p) // and another one in its place
 	w.run(p, "a", 1)
 	if c := w.await(p, "a", pod.ContainerRunning); c.Attempt != 1 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// dieDuringStart kills the machine while the command of a container waits for it: the start ends at once, and the attempt does not count.
+func (w *world) dieDuringStart(p *corev1.Pod) {
+	t := w.t
+	t.Helper()
+	p.Spec.Containers[1].Command[2] = "hang"
+	w.create(p)
+	w.awaitSandbox(p, pod.SandboxReady)
+	started := make(chan error, 1)
+	go func() { started <- w.RunContainer(context.Background(), w.configOf(p, "b", 0)) }()
+	unit := units.ContainerService(p.Namespace, p.Name, "b")
+	for state, _ := w.units.State(unit); state.MainPID == 0; state, _ = w.units.State(unit) {
+		time.Sleep(time.Millisecond)
+	}
+	if err := syscall.Kill(w.machinePID(p), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-started:
+		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "machine has ended") {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the start goes on without a machine")
+	}
+	if c := w.state(p).Containers["b"]; c.Stage != "" && c.Stage != pod.ContainerAbsent {
+		t.Errorf("the attempt counts: %+v", c)
+	}
+	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+		t.Fatal(err)
 	}
 }
 
