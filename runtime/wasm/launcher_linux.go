@@ -113,7 +113,7 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 	}
 	c := Config{
 		Wasmtime: wasmtime,
-		Module: file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
+		Module:   file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
 		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
 		UID: spec.Process.User.UID, GID: spec.Process.User.GID, Groups: spec.Process.User.AdditionalGids, Sysctls: spec.Linux.Sysctl,
 		Mounts: volumesOf(config, spec), Listen: listeners(config.Container),
@@ -303,8 +303,14 @@ func (l *Launcher) cached(file string) bool {
 		if len(l.digests) >= maxDigests {
 			clear(l.digests)
 		}
-		l.digests[key] = sum
+		err = noteSource(l.cache, sum, file)
+		if err == nil {
+			l.digests[key] = sum
+		}
 		l.mu.Unlock()
+		if err != nil {
+			return false
+		}
 	}
 	return engine.Cached(l.cache, sum)
 }
