@@ -80,7 +80,7 @@ demo-wasm: deps ## the same of WebAssembly pods
 shell: deps staged ## open a shell on a disposable host with magikpod installed
 	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
 
-test-vm: deps staged ## tests in a QEMU machine, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
+test-vm: deps staged guests ## tests in a QEMU machine, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
 	MAGIKPOD_LABEL='$(LABEL)' scripts/test-vm $(if $(RUN),-run '$(RUN)')
 
 shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed

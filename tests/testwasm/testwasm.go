@@ -37,6 +37,7 @@ var (
 	goGuest  = guest{name: "guest", command: []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", "TARGET", "./guest"}, env: wasip1}
 	goBox    = guest{name: "busybox", command: []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", "TARGET", "./busybox"}, env: wasip1}
 	preview1 = guest{name: "preview1", command: []string{"clang", "--target=wasm32-wasi", "-O2", "-Wall", "-Werror", "-o", "TARGET", "preview1/preview1.c"}}
+	small    = guest{name: "small", command: []string{"clang", "--target=wasm32-wasi", "-O2", "-s", "-Wall", "-Werror", "-o", "TARGET", "small/small.c"}}
 )
 
 // Guest returns the module of tests/testwasm/guest.
@@ -47,6 +48,9 @@ func Busybox(t testing.TB) []byte { return goBox.get(t) }
 
 // Preview1 returns the module of tests/testwasm/preview1, which is C.
 func Preview1(t testing.TB) []byte { return preview1.get(t) }
+
+// Small returns the module of tests/testwasm/small, which is C and a few KiB.
+func Small(t testing.TB) []byte { return small.get(t) }
 
 func (g *guest) get(t testing.TB) []byte {
 	t.Helper()
@@ -90,7 +94,7 @@ func Build(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for _, g := range []*guest{&goGuest, &goBox, &preview1} {
+	for _, g := range []*guest{&goGuest, &goBox, &preview1, &small} {
 		if _, err := g.build(filepath.Join(dir, g.name+".wasm")); err != nil {
 			return fmt.Errorf("cannot build the guest %s: %w", g.name, err)
 		}
