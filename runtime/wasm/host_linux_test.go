@@ -279,9 +279,9 @@ func TestEnvironment(t *testing.T) {
 	w := newWorld(t)
 	_, log := w.result(func(p *corev1.Pod) {
 		p.Spec.Containers[0].WorkingDir = "/work"
-		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 18123}, {ContainerPort: 18124}}
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 18123}, {Name: "again", ContainerPort: 18123}, {ContainerPort: 18124}}
 	}, "args -- env")
-	for _, want := range []string{"/guest.wasm|args|--|env\n", "ATTEMPT=0\n", "HOSTNAME=p0\n", "PWD=/work\n", "MAGIKPOD_LISTEN_FDS=http=4,18124=5\n"} {
+	for _, want := range []string{"/guest.wasm|args|--|env\n", "ATTEMPT=0\n", "HOSTNAME=p0\n", "PWD=/work\n", "MAGIKPOD_LISTEN_FDS=http=4,again=4,18124=5\n"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("no %q in %q", want, log)
 		}

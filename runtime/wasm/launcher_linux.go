@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,8 +132,13 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 func environment(c *corev1.Container, spec *specs.Spec) []string {
 	env := append(spec.Process.Env[:len(spec.Process.Env):len(spec.Process.Env)], "PWD="+spec.Process.Cwd)
 	var sockets []string
-	for i, port := range listeners(c) {
-		sockets = append(sockets, port.Name+"="+strconv.Itoa(firstListener+i))
+	open := listeners(c)
+	for _, port := range c.Ports {
+		i := slices.IndexFunc(open, func(l Listener) bool { return l.Port == int(port.ContainerPort) })
+		socket := portName(port) + "=" + strconv.Itoa(firstListener+i)
+		if !slices.Contains(sockets, socket) {
+			sockets = append(sockets, socket)
+		}
 	}
 	if len(sockets) > 0 {
 		env = append(env, listenVariable+"="+strings.Join(sockets, ","))
@@ -140,17 +146,23 @@ func environment(c *corev1.Container, spec *specs.Spec) []string {
 	return env
 }
 
-// listeners are the container's ports, in the manifest's order.
+// listeners are the container's ports, in the manifest's order; one that is published more than once is one.
 func listeners(c *corev1.Container) []Listener {
 	var list []Listener
 	for _, port := range c.Ports {
-		name := port.Name
-		if name == "" {
-			name = strconv.Itoa(int(port.ContainerPort))
+		number := int(port.ContainerPort)
+		if !slices.ContainsFunc(list, func(l Listener) bool { return l.Port == number }) {
+			list = append(list, Listener{Name: portName(port), Port: number})
 		}
-		list = append(list, Listener{Name: name, Port: int(port.ContainerPort)})
 	}
 	return list
+}
+
+func portName(port corev1.ContainerPort) string {
+	if port.Name == "" {
+		return strconv.Itoa(int(port.ContainerPort))
+	}
+	return port.Name
 }
 
 // volumesOf are the mounts of the spec that are volumes or files of /etc, parents before children; what the kernel shows of itself is not among them.
