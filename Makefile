@@ -69,6 +69,7 @@ e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
 bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md and docs/performance-wasm.md
 	$(GO) build -o .cache/guests/wazero github.com/tetratelabs/wazero/cmd/wazero
 	$(GO) build -trimpath -ldflags='-s -w' -o .cache/guests/guest ./tests/testwasm/guest
+	clang -O2 -s -static -o .cache/guests/small tests/testwasm/small/small.c
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
 demo: deps ## show it all, on this machine or on a disposable host
