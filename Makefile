@@ -74,6 +74,7 @@ e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
 bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md and docs/performance-wasm.md
 	$(GO) build -o .cache/guests/wazero github.com/tetratelabs/wazero/cmd/wazero
 	$(GO) build -trimpath -ldflags='-s -w' -o .cache/guests/guest ./tests/testwasm/guest
+	clang -O2 -s -static -o .cache/guests/small tests/testwasm/small/small.c
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
 demo-microvm: deps root-trixie ## show a pod in a virtual machine, on a disposable Debian 13 host
@@ -88,7 +89,7 @@ demo-wasm: deps ## the same of WebAssembly pods
 shell: deps staged ## open a shell on a disposable host with magikpod installed
 	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
 
-test-vm: deps staged ## tests in a QEMU machine, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
+test-vm: deps staged guests ## tests in a QEMU machine, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
 	MAGIKPOD_LABEL='$(LABEL)' scripts/test-vm $(if $(RUN),-run '$(RUN)')
 
 shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed

@@ -45,6 +45,8 @@ func TestMain(m *testing.M) {
 		os.Exit(wasm.Run(args[2]))
 	case len(args) == 4 && args[0] == "compile":
 		os.Exit(wasm.Compile(args[2], args[3]))
+	case len(args) > 3 && args[0] == "run" && args[1] == "-C":
+		os.Exit(standIn(args))
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		os.Exit(agent.Reap())
 	}
@@ -118,7 +120,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: program, Launcher: wasm.NewLauncher(program, cacheDir)}
+	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: program, Launcher: wasm.NewLauncher(program, cacheDir, "")}
 	w.start()
 	t.Cleanup(w.close)
 	return w
@@ -277,9 +279,9 @@ func TestEnvironment(t *testing.T) {
 	w := newWorld(t)
 	_, log := w.result(func(p *corev1.Pod) {
 		p.Spec.Containers[0].WorkingDir = "/work"
-		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 18123}, {ContainerPort: 18124}}
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 18123}, {Name: "again", ContainerPort: 18123}, {ContainerPort: 18124}}
 	}, "args -- env")
-	for _, want := range []string{"/guest.wasm|args|--|env\n", "ATTEMPT=0\n", "HOSTNAME=p0\n", "PWD=/work\n", "MAGIKPOD_LISTEN_FDS=http=4,18124=5\n"} {
+	for _, want := range []string{"/guest.wasm|args|--|env\n", "ATTEMPT=0\n", "HOSTNAME=p0\n", "PWD=/work\n", "MAGIKPOD_LISTEN_FDS=http=4,again=4,18124=5\n"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("no %q in %q", want, log)
 		}

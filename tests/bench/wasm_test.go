@@ -30,8 +30,11 @@ import (
 
 var wasmPods = flag.Int("wasm-pods", 100, "how many pods of the class pod-wasm run at once when their memory is looked at")
 
-// guests is where make bench builds the same Go program as a module and as a native program, and the command of wazero.
+// guests is where make bench builds the same programs as modules and as native programs, and the command of wazero.
 const guests = "../../.cache/guests"
+
+// programs are what is started: a large one in Go, whose machine code takes long to load, and a small one in C, of which little is left but what we do.
+var programs = []string{"guest", "small"}
 
 // TestWasm compares the start of a module whose machine code is in the cache, as a container of a pod that is there, with the bare command of wazero,
 // with an empty transient unit, and with the same program as a native container; all of them until the program has made a file. Then it looks at the
@@ -44,18 +47,24 @@ func TestWasm(t *testing.T) {
 	if err := w.open(ctx); err != nil {
 		t.Fatal(err)
 	}
-	contenders := []struct {
-		name string
-		do   func(context.Context, string) error
-	}{
-		{"wasm", w.modules.start}, {"native", w.programs.start}, {"wazero", w.bare}, {"unit", w.emptyUnit},
+	type contender struct {
+		name    string
+		starter *starter // or nil
+		do      func(ctx context.Context, file string) error
+	}
+	contenders := []contender{{"unit", nil, w.emptyUnit}}
+	for _, program := range programs {
+		for kind, s := range map[string]*starter{" wasm": w.modules, " native": w.natives} {
+			contenders = append(contenders, contender{program + kind, s, func(ctx context.Context, file string) error { return s.start(ctx, program, file) }})
+		}
+		contenders = append(contenders, contender{program + " wazero", nil, func(ctx context.Context, file string) error { return w.bare(ctx, program, file) }})
 	}
 	results := map[string]times{}
 	for round := -1; round < *pairs; round++ { // the first one warms up, and fills the caches
 		for i := range contenders {
 			c := contenders[(i+max(round, 0))%len(contenders)]
 			time.Sleep(pause)
-			file := fmt.Sprintf("%s-%d", c.name, round+1)
+			file := fmt.Sprintf("%s-%d", strings.ReplaceAll(c.name, " ", "-"), round+1)
 			began := time.Now()
 			if err := c.do(ctx, file); err != nil {
 				t.Fatalf("%s: %v", c.name, err)
@@ -63,8 +72,10 @@ func TestWasm(t *testing.T) {
 			if took := time.Since(began); round >= 0 {
 				results[c.name] = append(results[c.name], took)
 			}
-			if err := w.settle(ctx, c.name); err != nil {
-				t.Fatal(err)
+			if c.starter != nil {
+				if err := c.starter.settle(ctx); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 	}
@@ -87,11 +98,11 @@ func TestWasm(t *testing.T) {
 
 // wasmBench is what is compared.
 type wasmBench struct {
-	dir, state        string
-	units             *units.Manager
-	conn              *systemd.Conn
-	modules, programs *starter
-	runs              int
+	dir, state       string
+	units            *units.Manager
+	conn             *systemd.Conn
+	modules, natives *starter
+	runs             int
 }
 
 func (w *wasmBench) open(ctx context.Context) error {
@@ -100,7 +111,7 @@ func (w *wasmBench) open(ctx context.Context) error {
 			return err
 		}
 	}
-	for from, to := range map[string]string{"guest.wasm": "wasm/guest", "guest": "native/guest"} {
+	for from, to := range map[string]string{"guest.wasm": "wasm/guest", "guest": "native/guest", "small.wasm": "wasm/small", "small": "native/small"} {
 		if err := command(ctx, "cp", filepath.Join(guests, from), filepath.Join(w.state, "layers", to)); err != nil {
 			return fmt.Errorf("%w (try: make bench)", err)
 		}
@@ -116,16 +127,16 @@ func (w *wasmBench) open(ctx context.Context) error {
 		return err
 	}
 	config := native.Config{Units: w.units, RunDir: w.dir, StateDir: w.state, AgentPath: "/usr/libexec/magikpod/magikagent"}
-	if w.programs, err = w.starter(ctx, config, "native"); err != nil {
+	if w.natives, err = w.starter(ctx, config, "native"); err != nil {
 		return err
 	}
-	config.Launcher = wasm.NewLauncher("/usr/libexec/magikpod/magikwasm", filepath.Join(w.state, "cache"))
+	config.Launcher = wasm.NewLauncher("/usr/libexec/magikpod/magikwasm", filepath.Join(w.state, "cache"), "")
 	w.modules, err = w.starter(ctx, config, "wasm")
 	return err
 }
 
 func (w *wasmBench) close() {
-	for _, s := range []*starter{w.modules, w.programs} {
+	for _, s := range []*starter{w.modules, w.natives} {
 		if s != nil {
 			s.close()
 		}
@@ -174,10 +185,10 @@ func (s *starter) close() {
 }
 
 // start starts the container and waits for the file that its program makes.
-func (s *starter) start(ctx context.Context, file string) error {
+func (s *starter) start(ctx context.Context, program, file string) error {
 	s.attempt++
 	c := &s.pod.Spec.Containers[0]
-	c.Command = []string{"/guest", "write", "/data/" + file, "x"}
+	c.Command = []string{"/" + program, "write", "/data/" + file, "x"}
 	mount := runtime.Mount{Source: s.data, Destination: "/data", Propagation: "private"}
 	err := s.manager.RunContainer(ctx, runtime.ContainerConfig{Pod: s.pod, Container: c, Attempt: s.attempt, Image: s.image, Mounts: []runtime.Mount{mount}})
 	if err != nil {
@@ -197,12 +208,8 @@ func (s *starter) await(ctx context.Context, path string) error {
 	return fmt.Errorf("%s was not made", path)
 }
 
-// settle waits until a container that was started has ended.
-func (w *wasmBench) settle(ctx context.Context, name string) error {
-	s := map[string]*starter{"wasm": w.modules, "native": w.programs}[name]
-	if s == nil {
-		return nil
-	}
+// settle waits until the container that was started has ended.
+func (s *starter) settle(ctx context.Context) error {
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		state, err := s.manager.Observe(ctx, pod.RefOf(s.pod))
 		if err != nil {
@@ -210,17 +217,17 @@ func (w *wasmBench) settle(ctx context.Context, name string) error {
 		}
 		if main := state.Containers["main"]; main.Stage == pod.ContainerExited {
 			if main.ExitCode != 0 {
-				return fmt.Errorf("the container of %s has ended with %d", name, main.ExitCode)
+				return fmt.Errorf("the container of %s has ended with %d", s.pod.Name, main.ExitCode)
 			}
 			return nil
 		}
 	}
-	return fmt.Errorf("the container of %s does not end", name)
+	return fmt.Errorf("the container of %s does not end", s.pod.Name)
 }
 
 // bare runs the command of wazero, with its own cache.
-func (w *wasmBench) bare(ctx context.Context, file string) error {
-	return command(ctx, guests+"/wazero", "run", "-cachedir", w.dir+"/wazero", "-mount", w.dir+"/data:/data", guests+"/guest.wasm", "write", "/data/"+file, "x")
+func (w *wasmBench) bare(ctx context.Context, program, file string) error {
+	return command(ctx, guests+"/wazero", "run", "-cachedir", w.dir+"/wazero", "-mount", w.dir+"/data:/data", guests+"/"+program+".wasm", "write", "/data/"+file, "x")
 }
 
 // emptyUnit is one transient service that does nothing.
@@ -299,37 +306,53 @@ func rollup(file string) (private, pss int) {
 	return private, pss
 }
 
+// sizeOf is the size of a guest.
+func sizeOf(name string) int64 {
+	fi, err := os.Stat(filepath.Join(guests, name))
+	if err != nil {
+		return 0 // open has copied it
+	}
+	return fi.Size()
+}
+
 // wasmReport is docs/performance-wasm.md.
 func wasmReport(results map[string]times, one, many memory) string {
 	cell := func(name string) string {
 		t := results[name]
 		return fmt.Sprintf("%s (%s-%s)", ms(t.median()), ms(t.quantile(0.1)), ms(t.quantile(0.9)))
 	}
-	floor := results["wazero"].median() + results["unit"].median()
-	toFloor, toNative := float64(results["wasm"].median())/float64(floor), float64(results["wasm"].median())/float64(results["native"].median())
+	ratios := func(program string) (toFloor, toNative float64) {
+		wasm := float64(results[program+" wasm"].median())
+		return wasm / float64(results[program+" wazero"].median()+results["unit"].median()), wasm / float64(results[program+" native"].median())
+	}
+	goFloor, goNative := ratios("guest")
+	cFloor, cNative := ratios("small")
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Performance of pod-wasm
 
-Written by %smake bench WRITE=1%s: one run, one disposable host, %d alternating rounds. The same Go program (tests/testwasm/guest) writes a file, and the time ends when the file is
-there. The module's machine code is in the cache of each. Medians in ms, with the lower and upper decile.
+Written by %smake bench WRITE=1%s: one run, one disposable host, %d alternating rounds. A program writes a file, and the time ends when the file is there: one in Go (tests/testwasm/guest, 3.2 MB as a module) and one
+in C (tests/testwasm/small, %d KB as a module, static as a native program). A module's machine code is in the cache of each. Medians in ms, with the lower and upper decile.
 
-| | ms |
-|---|---|
-| a module as a container of a pod that is there | %s |
-| the program as a native container of a pod that is there (crun) | %s |
-| the bare command of wazero, to its end | %s |
-| an empty transient service (Type=exec, /bin/true) | %s |
+| | Go | C |
+|---|---|---|
+| a module as a container of a pod that is there | %s | %s |
+| the program as a native container of a pod that is there (crun) | %s | %s |
+| the bare command of wazero, to its end | %s | %s |
 
-| | ratio | target | |
-|---|---|---|---|
-| module / (wazero + empty unit) | %.2f | at most 1.5 | %s |
-| module / native container | %.2f | below 1 | %s |
+An empty transient service (Type=exec, /bin/true): %s.
+
+| ratio | target | Go | | C | |
+|---|---|---|---|---|---|
+| module / (wazero + empty unit) | at most 1.5 | %.2f | %s | %.2f | %s |
+| module / native container | below 1 | %.2f | %s | %.2f | %s |
 
 Memory of a pod whose module (3.2 MB, Go) sleeps, in KiB a pod; the rest of a pod is its pause process.
 
 | pods | module, private | module, Pss | pod, private | pod, Pss |
 |---|---|---|---|---|
-`, "`", "`", *pairs, cell("wasm"), cell("native"), cell("wazero"), cell("unit"), toFloor, met(toFloor <= 1.5), toNative, met(toNative < 1))
+`, "`", "`", *pairs, sizeOf("small.wasm")>>10,
+		cell("guest wasm"), cell("small wasm"), cell("guest native"), cell("small native"), cell("guest wazero"), cell("small wazero"), cell("unit"),
+		goFloor, met(goFloor <= 1.5), cFloor, met(cFloor <= 1.5), goNative, met(goNative < 1), cNative, met(cNative < 1))
 	for _, m := range []memory{one, many} {
 		fmt.Fprintf(&b, "| %d | %d | %d | %d | %d |\n", m.pods, m.modulePrivate, m.modulePss, m.podPrivate, m.podPss)
 	}

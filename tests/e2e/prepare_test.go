@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/magikrun/magikpod/tests/testimage"
 	"github.com/magikrun/magikpod/tests/testwasm"
@@ -75,7 +76,7 @@ func prepare(ctx context.Context) error {
 // writeModules writes the image of the class pod-wasm, from the guests that make guests has built, and copies them to $IMAGES.
 func writeModules(f *os.File) error {
 	guests := map[string][]byte{}
-	for _, name := range []string{"busybox", "guest", "preview1"} {
+	for _, name := range []string{"busybox", "guest", "preview1", "small"} {
 		module, err := os.ReadFile(filepath.Join("..", "..", ".cache", "guests", name+".wasm"))
 		if err != nil {
 			return fmt.Errorf("%w (try: make guests)", err)
@@ -89,11 +90,8 @@ func writeModules(f *os.File) error {
 	return testwasm.Image(f, guests["busybox"], more)
 }
 
-// prepareModules gives the host what the class pod-wasm needs; not an emulated machine, where compiling takes too long.
+// prepareModules gives the host what the class pod-wasm needs.
 func prepareModules(ctx context.Context) error {
-	if os.Getenv("MAGIKPOD_VM") != "" {
-		return nil
-	}
 	modules := filepath.Join(images, "wasmbox.tar")
 	if err := writeFile(modules, writeModules); err != nil {
 		return err
@@ -110,6 +108,30 @@ func prepareModules(ctx context.Context) error {
 	}
 	return nil
 }
+
+// compileModules runs the modules of wasmbox that scripts run, once: in an emulated machine compiling them takes minutes, which no script waits for.
+var compileModules = sync.OnceValue(func() error {
+	if os.Getenv("MAGIKPOD_VM") == "" {
+		return nil
+	}
+	for name, command := range map[string]string{"busybox": "echo", "guest": "/guest.wasm", "preview1": "/preview1.wasm"} {
+		file := filepath.Join(images, "compile-"+name+".yaml")
+		manifest := fmt.Sprintf(compilePod, name, command)
+		if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+			return err
+		}
+		for _, args := range [][]string{{"run", "-f", file, "--wait", "started", "--timeout", "15m"}, {"delete", "--force", "-f", file}} {
+			if out, err := exec.Command("magikpodctl", args...).CombinedOutput(); err != nil {
+				return fmt.Errorf("magikpodctl %s: %w: %s", strings.Join(args, " "), err, out)
+			}
+		}
+	}
+	return nil
+})
+
+const compilePod = `
+{apiVersion: v1, kind: Pod, metadata: {name: compile-%s}, spec: {runtimeClassName: pod-wasm, restartPolicy: Never, containers: [{name: main, image: "localhost/wasmbox:1", command: [%s]}]}}
+`
 
 const firstPod = `apiVersion: v1
 kind: ConfigMap

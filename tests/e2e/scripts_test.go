@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 // TestWasm runs those scripts over the class pod-wasm that apply to it, and those that are for it alone.
 func TestWasm(t *testing.T) {
 	inside(t)
+	needModules(t)
 	before, err := world()
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +45,19 @@ func TestWasm(t *testing.T) {
 // TestWasmAlone is TestAlone over the class pod-wasm.
 func TestWasmAlone(t *testing.T) {
 	inside(t)
+	needModules(t)
 	run(t, modules, "testdata/alone/*.txtar", true)
+}
+
+// needModules has the modules compiled, unless only scripts of a label run, which have small modules or none.
+func needModules(t *testing.T) {
+	t.Helper()
+	if os.Getenv("MAGIKPOD_LABEL") != "" {
+		return
+	}
+	if err := compileModules(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestMachines runs those scripts over the class pod-microvm-containers that apply to it.

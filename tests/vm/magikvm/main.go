@@ -30,7 +30,7 @@ type options struct {
 	vm.Options
 	journal, out, dir string
 	here              bool
-	env               list
+	env, copies       list
 }
 
 // list is a flag that may be given several times.
@@ -60,6 +60,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.Var(&opts.env, "env", "KEY=VALUE for the command (may be repeated)")
 	flags.StringVar(&opts.dir, "dir", "", "working directory of the command")
 	flags.BoolVar(&opts.here, "here", false, "run: copy the source tree and COMMAND to their places, keep working directory and the environment of tests;\nfor go test -exec 'magikvm run --here --'")
+	flags.Var(&opts.copies, "copy", "run: a file to copy to its place, too (may be repeated)")
 	flags.StringVar(&opts.journal, "journal", "", "write the journal to this file, as it comes; - is standard error")
 	flags.StringVar(&opts.out, "out", "", "run: $MAGIKVM_OUT is a directory in the machine whose files come to this directory, as they are written")
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
@@ -93,6 +94,16 @@ func run(ctx context.Context, args []string) (int, error) {
 const guestOut = "/run/magikvm-out"
 
 func (o *options) run(ctx context.Context, argv []string) (int, error) {
+	for _, name := range o.copies {
+		path, err := filepath.Abs(name)
+		if err != nil {
+			return 1, err
+		}
+		if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() {
+			return 2, fmt.Errorf("cannot copy %s: it is no file", name)
+		}
+		o.Files = append(o.Files, vm.File{Local: path, Guest: path})
+	}
 	if o.here {
 		if err := o.copyHere(ctx, argv[0]); err != nil {
 			return 1, err
