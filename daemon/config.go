@@ -46,6 +46,20 @@ type Config struct {
 
 	Network NetworkConfig `json:"network,omitzero"`
 	MicroVM MicroVMConfig `json:"microvm,omitzero"`
+	Wasm    WasmConfig    `json:"wasm,omitzero"`
+}
+
+// WasmConfig says how pods of the class pod-wasm run.
+type WasmConfig struct {
+	Components string `json:"components,omitempty"` // wasmtime, or its path; empty: components are refused
+}
+
+// check returns the first value that makes no sense.
+func (c *WasmConfig) check() error {
+	if c.Components != "" && c.Components != "wasmtime" && !filepath.IsAbs(c.Components) {
+		return fmt.Errorf("wasm.components: %q is neither wasmtime nor an absolute path", c.Components)
+	}
+	return nil
 }
 
 // NetworkConfig says where pods are connected. Empty fields keep the defaults of package netsetup.
@@ -162,6 +176,9 @@ func (c *Config) check() error {
 		if d.Duration < time.Millisecond || d.Duration > 24*time.Hour {
 			return fmt.Errorf("%s: %s is not in 1ms to 24h", key, d.Duration)
 		}
+	}
+	if err := c.Wasm.check(); err != nil {
+		return err
 	}
 	return c.MicroVM.check()
 }

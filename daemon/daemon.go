@@ -126,6 +126,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 			manager.OnChange(d.changed)
 		}
 	}
+	d.forgetImages(ctx) // before a container starts that may need what is removed
 	if err := d.recover(ctx); err != nil {
 		d.Close()
 		return nil, err

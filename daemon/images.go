@@ -260,12 +260,24 @@ func (d *Daemon) RemoveImage(ctx context.Context, reference string, force bool) 
 	if pods := d.imageNamers(reference); len(pods) > 0 && !force {
 		return pod.Errorf(pod.Conflict, "cannot remove image %s: it is used by %s", reference, strings.Join(pods, ", "))
 	}
-	return d.images.Remove(ctx, reference, func(id string) []string {
+	err := d.images.Remove(ctx, reference, func(id string) []string {
 		if force {
 			return nil
 		}
 		return users[id]
 	})
+	if err != nil {
+		return err
+	}
+	d.forgetImages(ctx)
+	return nil
+}
+
+// forgetImages has the runtime classes remove what they have made for images that are gone. What is left by an error, the next time removes.
+func (d *Daemon) forgetImages(ctx context.Context) {
+	if err := d.registry.ForgetImages(ctx); err != nil {
+		d.log.Warn("cannot remove what was made for images that are gone", "error", err)
+	}
 }
 
 // TagImage gives an image another name.

@@ -98,7 +98,7 @@ func TestStatsRemote(t *testing.T) {
 	}
 }
 
-func TestConfigMicroVM(t *testing.T) {
+func TestConfigClasses(t *testing.T) {
 	read := func(text string) (Config, error) {
 		t.Helper()
 		path := filepath.Join(t.TempDir(), "magikpod.yaml")
@@ -111,6 +111,11 @@ func TestConfigMicroVM(t *testing.T) {
 	if err != nil || c.MicroVM.Accel != "tcg" || c.MicroVM.Memory.Value() != 256<<20 || c.MicroVM.Scratch.Value() != 1<<30 || c.MicroVM.CPUs != 2 {
 		t.Errorf("%+v, %v", c.MicroVM, err)
 	}
+	for _, program := range []string{"wasmtime", "/opt/wasmtime/bin/wasmtime"} {
+		if c, err := read("wasm: {components: " + program + "}"); err != nil || c.Wasm.Components != program {
+			t.Errorf("%+v, %v", c.Wasm, err)
+		}
+	}
 	for text, want := range map[string]string{
 		"microvm: {accel: xen}":         `microvm.accel: "xen" is none of kvm, tcg`,
 		"microvm: {vmm: vmware}":        "microvm.vmm",
@@ -120,6 +125,8 @@ func TestConfigMicroVM(t *testing.T) {
 		"microvm: {scratch: -1}":        "microvm.scratch",
 		"microvm: {cpus: -2}":           "microvm.cpus",
 		"microvm: {acceleration: fast}": "acceleration",
+		"wasm: {components: wazero}":    `wasm.components: "wazero" is neither wasmtime nor an absolute path`,
+		"wasm: {engine: wasmtime}":      "engine",
 	} {
 		if _, err := read(text); pod.KindOf(err) != pod.Invalid || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", text, err, want)

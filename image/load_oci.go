@@ -141,7 +141,7 @@ func (s *Store) ociImage(ctx context.Context, a *archiveFile, d v1.Descriptor, m
 	if artifact, err := wasmArtifact(m); err != nil {
 		return candidate{}, err
 	} else if artifact != nil {
-		return wasmCandidate(ctx, *artifact, a.source(blobName(artifact.Digest)))
+		return s.wasmCandidate(ctx, *artifact, a.source(blobName(artifact.Digest)))
 	}
 	config, err := s.archiveBlob(ctx, a, m.Config)
 	if err != nil {

@@ -38,7 +38,7 @@ func parsePlatform(text string) (platform, error) {
 }
 
 // wasmPlatforms are the names that the platform of WebAssembly modules goes by, the better one last. They run on every host.
-var wasmPlatforms = []platform{{os: "wasi", arch: "wasm32"}, {os: "wasi", arch: "wasm"}, {os: "wasip1", arch: "wasm"}}
+var wasmPlatforms = []platform{{os: "wasi", arch: "wasm32"}, {os: "wasi", arch: "wasm"}, {os: "wasip2", arch: "wasm"}, {os: "wasip1", arch: "wasm"}}
 
 // rank says how well an offer fits; 0: not at all. More is better.
 func (p platform) rank(offer platform) int {

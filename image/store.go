@@ -22,18 +22,21 @@ type Options struct {
 	// NoSync leaves it to the kernel when data is on the disk. After a power cut (not after a crash of the process) a layer may then be
 	// damaged without notice. For tests and throw-away stores.
 	NoSync bool
+	// Components says that WebAssembly components can be run, so they are taken in.
+	Components bool
 }
 
 // Store is an image store. All methods may be called at any time and from any goroutine. Errors carry a [pod.Kind]; Exhausted is a full disk
 // or a limit.
 type Store struct {
-	dir      string
-	limits   Limits
-	noSync   bool
-	lock     *os.File // the directory, flocked
-	warnings []string
-	locks    keyLocks
-	network  network
+	dir        string
+	limits     Limits
+	noSync     bool
+	components bool
+	lock       *os.File // the directory, flocked
+	warnings   []string
+	locks      keyLocks
+	network    network
 
 	index atomic.Pointer[index] // what readers see; replaced as a whole
 
@@ -65,7 +68,7 @@ func Open(dir string, o Options) (*Store, error) {
 		return nil, pod.Errorf(pod.Internal, "cannot open image store %s: %w", dir, err)
 	}
 	s := &Store{
-		dir: abs, limits: o.Limits.withDefaults(), noSync: o.NoSync,
+		dir: abs, limits: o.Limits.withDefaults(), noSync: o.NoSync, components: o.Components,
 		pins: map[string]int{}, layers: map[string]*layer{}, names: map[string]string{},
 	}
 	s.network = network{secure: newTransport(false), insecure: newTransport(true), attempts: pullAttempts, backoff: pullBackoff, stall: pullStall}

@@ -57,7 +57,7 @@ func (s *Store) pullArtifact(ctx context.Context, d v1.Descriptor, b blobSource,
 	if _, _, err := s.putBlob(ctx, l, b); err != nil {
 		return nil, err
 	}
-	made, err := wasmCandidate(ctx, d, func(context.Context) (io.ReadCloser, error) { return os.Open(s.blobPath(d.Digest)) })
+	made, err := s.wasmCandidate(ctx, d, func(context.Context) (io.ReadCloser, error) { return os.Open(s.blobPath(d.Digest)) })
 	if err != nil {
 		return nil, err
 	}
@@ -71,8 +71,9 @@ func (s *Store) pullArtifact(ctx context.Context, d v1.Descriptor, b blobSource,
 
 // wasmCandidate makes an image of a module: one layer with the module in it, and a config that says to run it. The same module makes the same
 // image. open is called more than once.
-func wasmCandidate(ctx context.Context, d v1.Descriptor, open func(context.Context) (io.ReadCloser, error)) (candidate, error) {
-	if err := checkModule(ctx, d, open); err != nil {
+func (s *Store) wasmCandidate(ctx context.Context, d v1.Descriptor, open func(context.Context) (io.ReadCloser, error)) (candidate, error) {
+	form, err := s.checkModule(ctx, d, open)
+	if err != nil {
 		return candidate{}, err
 	}
 	packed := func(ctx context.Context) (io.ReadCloser, error) { return moduleTar(ctx, d.Size, open) }
@@ -88,6 +89,9 @@ func wasmCandidate(ctx context.Context, d v1.Descriptor, open func(context.Conte
 	layer := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
 	var config configFile
 	config.OS, config.Architecture = "wasip1", "wasm"
+	if form == wasmform.Component {
+		config.OS = "wasip2"
+	}
 	config.Config.Entrypoint = []string{modulePath}
 	config.RootFS.Type, config.RootFS.DiffIDs = "layers", []v1.Hash{layer}
 	data, err := json.Marshal(config)
@@ -100,31 +104,35 @@ func wasmCandidate(ctx context.Context, d v1.Descriptor, open func(context.Conte
 }
 
 // checkModule reads a module once: its digest, its size and its header must be right.
-func checkModule(ctx context.Context, d v1.Descriptor, open func(context.Context) (io.ReadCloser, error)) error {
+func (s *Store) checkModule(ctx context.Context, d v1.Descriptor, open func(context.Context) (io.ReadCloser, error)) (wasmform.Form, error) {
 	r, err := open(ctx)
 	if err != nil {
-		return err
+		return wasmform.NotWasm, err
 	}
 	defer r.Close()
 	hash := sha256.New()
 	header := make([]byte, wasmform.HeaderBytes)
 	n, err := io.ReadFull(r, header)
 	if err != nil && err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
+		return wasmform.NotWasm, err
 	}
 	hash.Write(header[:n])
 	rest, err := io.Copy(hash, io.LimitReader(r, wasmform.MaxModuleBytes+1))
 	if err != nil {
-		return err
+		return wasmform.NotWasm, err
 	}
 	got := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
 	if got != d.Digest || rest+int64(n) != d.Size {
-		return invalid("the blob %s is wrong: it has the digest %s", d.Digest, got)
+		return wasmform.NotWasm, invalid("the blob %s is wrong: it has the digest %s", d.Digest, got)
+	}
+	form := wasmform.FormOf(header[:n])
+	if s.components && form == wasmform.Component {
+		return form, nil
 	}
 	if err := wasmform.Check(header[:n]); err != nil {
-		return pod.Errorf(pod.KindOf(err), "the module %s cannot be used: %w", d.Digest, err)
+		return form, pod.Errorf(pod.KindOf(err), "the module %s cannot be used: %w", d.Digest, err)
 	}
-	return nil
+	return form, nil
 }
 
 // moduleTar is a tar with nothing but the module in it.
@@ -188,7 +196,7 @@ func (s *Store) moduleCandidate(ctx context.Context, r io.Reader, tag string, wa
 		return c, nil, err
 	}
 	d := v1.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}, Size: size}
-	c, err = wasmCandidate(ctx, d, func(context.Context) (io.ReadCloser, error) { return os.Open(f.Name()) })
+	c, err = s.wasmCandidate(ctx, d, func(context.Context) (io.ReadCloser, error) { return os.Open(f.Name()) })
 	c.want = want
 	return c, func() { _ = os.Remove(f.Name()) }, err
 }

@@ -153,6 +153,11 @@ func TestLoadWasm(t *testing.T) {
 	wantKind(t, err, pod.Invalid, "--tag")
 	_, err = s.Load(context.Background(), bytes.NewReader(testwasm.Component()), LoadOptions{Tag: "c"})
 	wantKind(t, err, pod.Unsupported, "component")
+	s.components = true // as Options say
+	refs, err := s.Load(context.Background(), bytes.NewReader(testwasm.Component()), LoadOptions{Tag: "c"})
+	if err != nil || len(refs) != 1 {
+		t.Errorf("a component: %v, %v", refs, err)
+	}
 	_, err = s.Load(context.Background(), strings.NewReader("\x00asm"), LoadOptions{Tag: "short"})
 	wantKind(t, err, pod.Invalid, "")
 }

@@ -79,6 +79,8 @@ type PodManager interface {
 type ImagePreparer interface {
 	// PrepareImage does it, or nothing for an image that this class does not run. An error is no reason to refuse the image: a start tells it again.
 	PrepareImage(ctx context.Context, image Image) error
+	// ForgetImages removes what was made for images that are gone.
+	ForgetImages(ctx context.Context) error
 }
 
 // SandboxConfig is what a sandbox is made from.
@@ -255,6 +257,20 @@ func (r *Registry) PrepareImage(ctx context.Context, image Image) error {
 	for _, m := range managers {
 		if p, ok := m.(ImagePreparer); ok {
 			errs = append(errs, p.PrepareImage(ctx, image))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ForgetImages has each class remove what it has made for images that are gone.
+func (r *Registry) ForgetImages(ctx context.Context) error {
+	r.mu.RLock()
+	managers := slices.Collect(maps.Values(r.managers))
+	r.mu.RUnlock()
+	var errs []error
+	for _, m := range managers {
+		if p, ok := m.(ImagePreparer); ok {
+			errs = append(errs, p.ForgetImages(ctx))
 		}
 	}
 	return errors.Join(errs...)

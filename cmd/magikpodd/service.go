@@ -63,7 +63,7 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 		return err
 	}
 	defer systemd.Close()
-	images, err := image.Open(filepath.Join(config.StateDir, "images"), image.Options{})
+	images, err := image.Open(filepath.Join(config.StateDir, "images"), image.Options{Components: config.Wasm.Components != ""})
 	if err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, AgentPath: helper("MAGIKPOD_AGENT", agentPath),
 		Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
 	}
-	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"))
+	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"), config.Wasm.Components)
 	common.Chooser = launcher
 	containers, err := native.New(ctx, common)
 	if err != nil {

@@ -29,6 +29,8 @@ type Launcher interface {
 	class
 	// PrepareImage does what takes long for an image that has just come, so that its first container starts quickly. It changes nothing but caches.
 	PrepareImage(ctx context.Context, image runtime.Image) error
+	// ForgetImages removes what was made for images that are gone.
+	ForgetImages(ctx context.Context) error
 	// Prepare decides how an attempt is launched. spec is what an OCI runtime would be given; launch has all but Argv and Env. What it returns is
 	// written to config.json in the directory bundle. It changes nothing but caches.
 	Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error)
@@ -50,6 +52,14 @@ func (m *Manager) PrepareImage(ctx context.Context, image runtime.Image) error {
 		return nil
 	}
 	return m.config.Launcher.PrepareImage(ctx, image)
+}
+
+// ForgetImages implements [runtime.ImagePreparer].
+func (m *Manager) ForgetImages(ctx context.Context) error {
+	if m.config.Launcher == nil {
+		return nil
+	}
+	return m.config.Launcher.ForgetImages(ctx)
 }
 
 // launcher is who launches a container; nil: the OCI runtime.

@@ -45,6 +45,8 @@ func TestMain(m *testing.M) {
 		os.Exit(wasm.Run(args[2]))
 	case len(args) == 4 && args[0] == "compile":
 		os.Exit(wasm.Compile(args[2], args[3]))
+	case len(args) > 3 && args[0] == "run" && args[1] == "-C":
+		os.Exit(standIn(args))
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		os.Exit(agent.Reap())
 	}
@@ -118,7 +120,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: program, Launcher: wasm.NewLauncher(program, cacheDir)}
+	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: program, Launcher: wasm.NewLauncher(program, cacheDir, "")}
 	w.start()
 	t.Cleanup(w.close)
 	return w

@@ -40,6 +40,7 @@ const compileTimeout = 10 * time.Minute
 // Launcher launches containers of the class. It is a native.Launcher.
 type Launcher struct {
 	program, cache string
+	wasmtime       string // runs components; empty: nothing does
 	class          pod.ClassInfo
 
 	mu        sync.Mutex
@@ -63,9 +64,19 @@ type compilation struct {
 	err  error
 }
 
-// NewLauncher makes one. program is the path of magikwasm, cache the directory for machine code. That the program is missing is no error: Class says so.
-func NewLauncher(program, cache string) *Launcher {
-	l := &Launcher{program: program, cache: cache, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"}, compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{}}
+// NewLauncher makes one. program is the path of magikwasm, cache the directory for machine code; wasmtime is the command that runs components, a name or a path; empty: they are
+// refused. That a program is missing is no error: Class says so.
+func NewLauncher(program, cache, wasmtime string) *Launcher {
+	l := &Launcher{
+		program: program, cache: cache, wasmtime: wasmtime, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"},
+		compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{},
+	}
+	if wasmtime != "" {
+		l.class.Reason = "wazero; components: " + wasmtime
+		if _, err := exec.LookPath(wasmtime); err != nil {
+			l.class.Reason = "wazero; no components: " + wasmtime + " is not installed"
+		}
+	}
 	if fi, err := os.Stat(program); err != nil || fi.Mode()&0o111 == 0 {
 		l.class.Available, l.class.Reason = false, program+" is not installed"
 	}
@@ -84,15 +95,25 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
 	}
 	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
-	file, err := findCommand(config.Image.Rootfs, name, spec.Process.Cwd, spec.Process.Env)
+	file, component, err := l.findCommand(config.Image.Rootfs, name, spec.Process.Cwd, spec.Process.Env)
+	var wasmtime []string
+	switch {
+	case err != nil:
+	case !component:
+		err = l.compile(ctx, file)
+	case entry != "":
+		err = pod.Errorf(pod.Unsupported, "it is a WebAssembly component, of which no other function can be called")
+	default:
+		if wasmtime, err = engine.Files(ctx, l.wasmtime); err != nil {
+			err = pod.Errorf(pod.KindOf(err), "it is a WebAssembly component, and what is to run it cannot: %w", err)
+		}
+	}
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
 	}
-	if err := l.compile(ctx, file); err != nil {
-		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
-	}
 	c := Config{
-		Module: file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
+		Wasmtime: wasmtime,
+		Module:   file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
 		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
 		UID: spec.Process.User.UID, GID: spec.Process.User.GID, Groups: spec.Process.User.AdditionalGids, Sysctls: spec.Linux.Sysctl,
 		Mounts: volumesOf(config, spec), Listen: listeners(config.Container),
@@ -163,12 +184,12 @@ func volumesOf(config runtime.ContainerConfig, spec *specs.Spec) []Mount {
 }
 
 // findCommand finds the module that a command names, as a shell would: a name without a slash in the directories of $PATH.
-func findCommand(rootfs runtime.Rootfs, name, cwd string, env []string) (string, error) {
+func (l *Launcher) findCommand(rootfs runtime.Rootfs, name, cwd string, env []string) (file string, component bool, err error) {
 	if strings.Contains(name, "/") {
 		if !path.IsAbs(name) {
 			name = path.Join(cwd, name)
 		}
-		return findModule(rootfs, name)
+		return l.findModule(rootfs, name)
 	}
 	search := ""
 	for _, e := range env {
@@ -180,12 +201,12 @@ func findCommand(rootfs runtime.Rootfs, name, cwd string, env []string) (string,
 		if !path.IsAbs(dir) {
 			continue
 		}
-		file, err := findModule(rootfs, path.Join(dir, name))
+		file, component, err := l.findModule(rootfs, path.Join(dir, name))
 		if pod.KindOf(err) != pod.NotFound || err == nil {
-			return file, err
+			return file, component, err
 		}
 	}
-	return "", pod.Errorf(pod.NotFound, "there is no such file in the directories of PATH, %s, nor in %s", search, cwd)
+	return "", false, pod.Errorf(pod.NotFound, "there is no such file in the directories of PATH, %s, nor in %s", search, cwd)
 }
 
 // PrepareImage compiles the module that an image runs when it is not told what to run.
@@ -195,9 +216,9 @@ func (l *Launcher) PrepareImage(ctx context.Context, image runtime.Image) error 
 		return nil
 	}
 	name, _, _ := strings.Cut(argv[0], "#")
-	file, err := findCommand(image.Rootfs, name, path.Join("/", image.Config.WorkingDir), image.Config.Env)
-	if err != nil {
-		return nil // it is not for us
+	file, component, err := l.findCommand(image.Rootfs, name, path.Join("/", image.Config.WorkingDir), image.Config.Env)
+	if err != nil || component {
+		return nil // it is not for us, or wasmtime compiles it when it runs
 	}
 	if err := l.compile(ctx, file); err != nil {
 		return pod.Errorf(pod.KindOf(err), "cannot compile %s of image %s: %w", name, image.Reference, err)
@@ -216,46 +237,50 @@ func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool 
 }
 
 // findModule returns the path on the host of a module in an image: in the uppermost layer that has the path. Symlinks are followed inside a layer.
-func findModule(rootfs runtime.Rootfs, name string) (string, error) {
+func (l *Launcher) findModule(rootfs runtime.Rootfs, name string) (file string, component bool, err error) {
 	for i := len(rootfs.Layers) - 1; i >= 0; i-- {
 		layer := filepath.Join(rootfs.Dir, rootfs.Layers[i])
-		found, err := moduleIn(layer, name)
+		found, component, err := l.moduleIn(layer, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		return found, err
+		return found, component, err
 	}
-	return "", pod.Errorf(pod.NotFound, "there is no such file")
+	return "", false, pod.Errorf(pod.NotFound, "there is no such file")
 }
 
-// moduleIn checks that a file of a layer is a module, and returns its path.
-func moduleIn(layer, name string) (string, error) {
+// moduleIn checks that a file of a layer is a module, or a component that can be run, and returns its path.
+func (l *Launcher) moduleIn(layer, name string) (file string, component bool, err error) {
 	root, err := safepath.OpenRoot(layer)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer root.Close()
 	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY|unix.O_NONBLOCK, 0) // a layer may have a FIFO there
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if !fi.Mode().IsRegular() {
-		return "", pod.Errorf(pod.Invalid, "it is no regular file")
+		return "", false, pod.Errorf(pod.Invalid, "it is no regular file")
 	}
 	if fi.Size() > wasmform.MaxModuleBytes {
-		return "", pod.Errorf(pod.Exhausted, "it has more than %d bytes", wasmform.MaxModuleBytes)
+		return "", false, pod.Errorf(pod.Exhausted, "it has more than %d bytes", wasmform.MaxModuleBytes)
 	}
 	header := make([]byte, wasmform.HeaderBytes)
 	n, _ := f.ReadAt(header, 0) // a short file has a short header
-	if err := wasmform.Check(header[:n]); err != nil {
-		return "", err
+	component = l.wasmtime != "" && wasmform.FormOf(header[:n]) == wasmform.Component
+	if !component {
+		if err := wasmform.Check(header[:n]); err != nil {
+			return "", false, err
+		}
 	}
-	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+	file, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+	return file, component, err
 }
 
 // cached says whether the machine code of a module is in the cache.
@@ -278,8 +303,14 @@ func (l *Launcher) cached(file string) bool {
 		if len(l.digests) >= maxDigests {
 			clear(l.digests)
 		}
-		l.digests[key] = sum
+		err = noteSource(l.cache, sum, file)
+		if err == nil {
+			l.digests[key] = sum
+		}
 		l.mu.Unlock()
+		if err != nil {
+			return false
+		}
 	}
 	return engine.Cached(l.cache, sum)
 }

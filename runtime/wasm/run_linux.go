@@ -21,6 +21,8 @@ type Config struct {
 	Module string `json:"module"`
 	Entry  string `json:"entry,omitempty"` // function; empty: _start
 	Cache  string `json:"cache"`           // of machine code
+	// Wasmtime is the program that runs the module, followed by the files that it needs; empty: this process does.
+	Wasmtime []string `json:"wasmtime,omitempty"`
 	// Root is where the container's root file system is mounted; ReadOnlyRoot says that it cannot be written to. Volumes are another matter.
 	Root         string  `json:"root"`
 	Cwd          string  `json:"cwd"` // in the root; made when it is missing
@@ -67,6 +69,11 @@ func Run(configPath string) int {
 	if err != nil {
 		return failed(config.Log, err)
 	}
+	if len(config.Wasmtime) > 0 {
+		err := becomeWasmtime(&config)
+		fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
+		return agent.ExitFailure
+	}
 	dirs := []engine.Dir{{Host: "/", Guest: "/", Writable: true}} // the kernel says what can be written to
 	guest := engine.Config{Args: config.Args, Env: config.Env, Stdout: os.Stdout, Stderr: os.Stderr, Dirs: dirs, Entry: config.Entry}
 	for _, l := range config.Listen {
@@ -82,7 +89,7 @@ func Run(configPath string) int {
 	return code
 }
 
-// prepare does all that needs the host, and then leaves it.
+// prepare does all that needs the host, and then leaves it. There is no program when wasmtime is to run the module.
 func prepare(config *Config) (engine.Program, error) {
 	manager, err := dialManager()
 	if err != nil {
@@ -98,8 +105,12 @@ func prepare(config *Config) (engine.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	program, err := engine.New(config.Cache).Load(context.Background(), module, engine.LoadOptions{MemoryBytes: config.MemoryBytes})
-	if err != nil {
+	steps := []func(*Config) error{mountVolumes, enterRoot, dropPrivileges}
+	var program engine.Program
+	if len(config.Wasmtime) > 0 {
+		furnish := func(config *Config) error { return furnishJail(config, module) }
+		steps = []func(*Config) error{mountVolumes, furnish, enterRoot, dropPrivileges}
+	} else if program, err = engine.New(config.Cache).Load(context.Background(), module, engine.LoadOptions{MemoryBytes: config.MemoryBytes}); err != nil {
 		return nil, err
 	}
 	log, err := os.OpenFile(config.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
@@ -107,7 +118,7 @@ func prepare(config *Config) (engine.Program, error) {
 		return nil, err
 	}
 	defer log.Close()
-	for _, step := range []func(*Config) error{mountVolumes, enterRoot, dropPrivileges} {
+	for _, step := range steps {
 		if err := step(config); err != nil {
 			writeLog(log, err) // its path may be out of reach by now
 			return nil, err

@@ -119,7 +119,7 @@ func (w *wasmBench) open(ctx context.Context) error {
 	if w.programs, err = w.starter(ctx, config, "native"); err != nil {
 		return err
 	}
-	config.Launcher = wasm.NewLauncher("/usr/libexec/magikpod/magikwasm", filepath.Join(w.state, "cache"))
+	config.Launcher = wasm.NewLauncher("/usr/libexec/magikpod/magikwasm", filepath.Join(w.state, "cache"), "")
 	w.modules, err = w.starter(ctx, config, "wasm")
 	return err
 }

@@ -32,6 +32,12 @@ func pushModules(module []byte) error {
 		"component": func() (v1.Image, error) {
 			return artifact("application/vnd.wasm.config.v0+json", "application/wasm", component)
 		},
+		"succeeds": func() (v1.Image, error) {
+			return artifact("application/vnd.wasm.config.v0+json", "application/wasm", testwasm.Command(true))
+		},
+		"fails": func() (v1.Image, error) {
+			return artifact("application/vnd.wasm.config.v0+json", "application/wasm", testwasm.Command(false))
+		},
 		"two-layers": func() (v1.Image, error) {
 			return artifact("application/vnd.wasm.config.v0+json", "application/wasm", module, component)
 		},

@@ -155,6 +155,27 @@ func Trap() []byte { return Function("_start", 0x00) }
 // Component returns the smallest component: the header alone.
 func Component() []byte { return []byte("\x00asm\x0d\x00\x01\x00") }
 
+// Command returns a component that is a command of WASI 0.2: it exports wasi:cli/run, which does nothing and says that all went well, or that it did not. (Component-model, Binary.md.)
+func Command(ok bool) []byte {
+	result := byte(1) // result<_, _>: 0 is ok
+	if ok {
+		result = 0
+	}
+	core := []byte("\x00asm\x01\x00\x00\x00")
+	core = append(core, section(1, 1, 0x60, 0, 1, 0x7f)...) // type: () -> i32
+	core = append(core, section(3, 1, 0)...)
+	core = append(core, section(7, append(append([]byte{1}, name("run")...), 0, 0)...)...)
+	core = append(core, section(10, 1, 4, 0, 0x41, result, 0x0b)...) // i32.const
+	c := append(Component(), section(1, core...)...)
+	c = append(c, section(2, 1, 0, 0, 0)...)                                                  // core instance of it, without arguments
+	c = append(c, section(7, 2, 0x6a, 0, 0, 0x40, 0, 0, 0)...)                                // types: result, () -> result
+	c = append(c, section(6, append([]byte{1, 0, 0, 1, 0}, name("run")...)...)...)            // alias of the core function
+	c = append(c, section(8, 1, 0, 0, 0, 0, 1)...)                                            // canon lift
+	c = append(c, section(5, append(append([]byte{1, 1, 1, 0}, name("run")...), 1, 0)...)...) // instance with the function
+	export := append(append([]byte{1, 0}, name("wasi:cli/run@0.2.0")...), 5, 0, 0)
+	return append(c, section(11, export...)...)
+}
+
 // Import returns a module that imports a function from a module other than WASI's.
 func Import(module, function string) []byte {
 	m := []byte("\x00asm\x01\x00\x00\x00")

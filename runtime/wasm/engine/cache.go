@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"time"
 
 	"github.com/tetratelabs/wazero"
 
@@ -35,6 +37,47 @@ func (e *wazeroEngine) entryDir(sum [sha256.Size]byte, o LoadOptions) string {
 func Cached(cache string, sum [sha256.Size]byte) bool {
 	_, err := os.Stat(filepath.Join((&wazeroEngine{cache: cache}).entryDir(sum, LoadOptions{}), sumsName))
 	return err == nil
+}
+
+// abandoned is after how long an entry that somebody was making is nobody's.
+const abandoned = time.Hour
+
+// Prune removes the entries of modules by whose digests (hexadecimal) keep is false, all those of other engines and of other versions, and what compilers that were killed have left. Files and directories in
+// the cache whose names begin with a dot are others'.
+func Prune(cache string, keep func(digest string) bool) error {
+	kinds, err := os.ReadDir(cache)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	own := filepath.Base(filepath.Dir((&wazeroEngine{cache: cache}).entryDir([sha256.Size]byte{}, LoadOptions{})))
+	for _, kind := range kinds {
+		dir := filepath.Join(cache, kind.Name())
+		switch {
+		case strings.HasPrefix(kind.Name(), "."):
+		case kind.Name() != own:
+			errs = append(errs, os.RemoveAll(dir))
+		default:
+			errs = append(errs, pruneEntries(dir, keep))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func pruneEntries(dir string, keep func(digest string) bool) error {
+	entries, err := os.ReadDir(dir)
+	errs := []error{err}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			if fi, err := e.Info(); err != nil || time.Since(fi.ModTime()) < abandoned {
+				continue // gone, or being made
+			}
+		} else if keep(e.Name()) {
+			continue
+		}
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(errs...)
 }
 
 // loadCached loads from the cache, where it puts the machine code first when it is not there, or is not what was put there.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
@@ -109,5 +110,43 @@ func TestCacheIsShared(t *testing.T) {
 	all.Wait()
 	if !intact(New(cache).(*wazeroEngine).entryDir(sha256.Sum256(module), LoadOptions{})) {
 		t.Error("there is no intact entry")
+	}
+}
+
+func TestPrune(t *testing.T) {
+	cache := t.TempDir()
+	e := New(cache).(*wazeroEngine)
+	dirs := map[string]string{}
+	for name, module := range map[string][]byte{"kept": testwasm.Trap(), "gone": testwasm.Function("_start")} {
+		if err := e.Compile(t.Context(), module); err != nil {
+			t.Fatal(err)
+		}
+		dirs[name] = e.entryDir(sha256.Sum256(module), LoadOptions{})
+	}
+	kind := filepath.Dir(dirs["kept"])
+	dirs["other version"], dirs["others'"] = filepath.Join(cache, "wazero-0.1.0-linux-amd64"), filepath.Join(cache, ".sources")
+	dirs["abandoned"], dirs["being made"] = filepath.Join(kind, ".new-1"), filepath.Join(kind, ".new-2")
+	for _, name := range []string{"other version", "others'", "abandoned", "being made"} {
+		if err := os.Mkdir(dirs[name], 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := time.Now().Add(-2 * abandoned)
+	if err := os.Chtimes(dirs["abandoned"], old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := Prune(cache, func(digest string) bool { return digest == filepath.Base(dirs["kept"]) }); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"kept": true, "gone": false, "other version": false, "others'": true, "abandoned": false, "being made": true} {
+		if _, err := os.Stat(dirs[name]); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !intact(dirs["kept"]) {
+		t.Error("the entry that is kept is not intact")
+	}
+	if err := Prune(filepath.Join(cache, "missing"), nil); err != nil {
+		t.Error(err)
 	}
 }

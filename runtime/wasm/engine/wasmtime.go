@@ -127,12 +127,13 @@ func (p *wasmtimeProgram) argv(config Config) ([]string, error) {
 	for _, e := range env {
 		argv = append(argv, "--env", e)
 	}
-	if len(config.Args) > 0 {
-		argv = append(argv, "--argv0", config.Args[0])
+	return append(argv, p.command(config)...), nil
+}
+
+// command is the end of a command line: the module and its arguments.
+func (p *wasmtimeProgram) command(config Config) (argv []string) {
+	if len(config.Args) == 0 {
+		return []string{"--", p.file}
 	}
-	argv = append(argv, "--", p.file)
-	if len(config.Args) > 0 {
-		argv = append(argv, config.Args[1:]...)
-	}
-	return argv, nil
+	return append([]string{"--argv0", config.Args[0], "--", p.file}, config.Args[1:]...)
 }
