@@ -202,3 +202,8 @@ func (l *Launcher) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 	}
 	return image, nil
 }
+
+// ForgetImages implements native.SandboxLauncher: the disks of images whose layers are gone are removed.
+func (l *Launcher) ForgetImages(context.Context) error {
+	return pod.WithKind(pod.Internal, l.images.Prune())
+}

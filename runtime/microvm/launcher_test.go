@@ -1,9 +1,12 @@
 package microvm
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
@@ -28,6 +31,33 @@ func TestClassHotPlug(t *testing.T) {
 		}
 		if c.want != "" && !strings.Contains(class.Reason, c.want) || c.want == "" && strings.Contains(class.Reason, reason) {
 			t.Errorf("%s %s: the reason is %q, want %q", c.driver, c.machine, class.Reason, c.want)
+		}
+	}
+}
+
+// TestForgetImages: the disk of an image is removed with the image's layers, not before.
+func TestForgetImages(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	layers := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(layers, "a", "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l := NewLauncher(Config{StateDir: t.TempDir()})
+	disk, err := l.images.Image(t.Context(), runtime.Rootfs{Dir: layers, Layers: []string{"a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{true, false} {
+		if err := l.ForgetImages(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(disk.Path); (err == nil) != want {
+			t.Errorf("the disk is there: %t, want %t (%v)", err == nil, want, err)
+		}
+		if err := os.RemoveAll(filepath.Join(layers, "a")); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
