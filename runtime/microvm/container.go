@@ -54,6 +54,7 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 
 // plug attaches the disk of an image. It stays until the machine ends: a container that is restarted needs it again.
 func (l *Launcher) plug(ctx context.Context, m *machine, image runtime.Image) (serial string, err error) {
+	defer l.images.Hold(image.Rootfs)() // until the VMM has opened it
 	disk, err := l.images.Image(ctx, image.Rootfs)
 	if err != nil {
 		return "", err

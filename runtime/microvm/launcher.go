@@ -112,6 +112,10 @@ func (l *Launcher) findDriver() error {
 			continue
 		}
 		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel}
+		if !driver.Can(&base).HotPlug {
+			reasons = append(reasons, noHotPlug(driver, &base))
+			continue
+		}
 		kind, err := vmm.FindVsock(driver, &base)
 		if err != nil {
 			reasons = append(reasons, driver.Name()+": "+strings.ReplaceAll(err.Error(), "\n", ", "))
@@ -129,6 +133,15 @@ func (l *Launcher) findDriver() error {
 		return err
 	}
 	return pod.Errorf(pod.Unsupported, "%s", strings.Join(reasons, "; "))
+}
+
+// noHotPlug says why a monitor that cannot be given disks is of no use, whether it is installed or not: images come when containers start, and the machine runs then.
+func noHotPlug(driver vmm.Driver, c *vmm.Config) string {
+	text := driver.Name()
+	if driver.Name() == (vmm.QEMU{}).Name() && c.Machine != "" {
+		text += ", machine " + c.Machine
+	}
+	return text + ": it cannot plug disks into a machine that runs, and so has no way for the images of containers"
 }
 
 func (l *Launcher) findKernel() (err error) {
@@ -188,4 +201,9 @@ func (l *Launcher) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 		return image, pod.Errorf(kindOr(err, pod.Unavailable), "%w", err)
 	}
 	return image, nil
+}
+
+// ForgetImages implements native.SandboxLauncher: the disks of images whose layers are gone are removed.
+func (l *Launcher) ForgetImages(context.Context) error {
+	return pod.WithKind(pod.Internal, l.images.Prune())
 }

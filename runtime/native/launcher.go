@@ -56,10 +56,13 @@ func (m *Manager) PrepareImage(ctx context.Context, image runtime.Image) error {
 
 // ForgetImages implements [runtime.ImagePreparer].
 func (m *Manager) ForgetImages(ctx context.Context) error {
-	if m.config.Launcher == nil {
-		return nil
+	switch {
+	case m.config.Launcher != nil:
+		return m.config.Launcher.ForgetImages(ctx)
+	case m.config.Sandboxes != nil:
+		return m.config.Sandboxes.ForgetImages(ctx)
 	}
-	return m.config.Launcher.ForgetImages(ctx)
+	return nil
 }
 
 // launcher is who launches a container; nil: the OCI runtime.

@@ -16,9 +16,10 @@ const machineName = "vm"
 type SandboxManager struct{ *Manager }
 
 var (
-	_ runtime.PodManager  = (*SandboxManager)(nil)
-	_ runtime.Prober      = (*SandboxManager)(nil)
-	_ runtime.StatsReader = (*SandboxManager)(nil)
+	_ runtime.PodManager    = (*SandboxManager)(nil)
+	_ runtime.ImagePreparer = (*SandboxManager)(nil)
+	_ runtime.Prober        = (*SandboxManager)(nil)
+	_ runtime.StatsReader   = (*SandboxManager)(nil)
 )
 
 // NewSandboxManager is [New] for a config that has Sandboxes.

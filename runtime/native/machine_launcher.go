@@ -23,6 +23,8 @@ import (
 // The manager owns the units and calls these methods; what a call has made is found again by the Machine alone, by a later daemon too.
 type SandboxLauncher interface {
 	class
+	// ForgetImages is that of [Launcher].
+	ForgetImages(ctx context.Context) error
 	// PodLimits are the limits of the pod's slice, in which the machine has to fit.
 	PodLimits(p *corev1.Pod) units.Limits
 	// PrepareSandbox makes the files of a machine and returns the properties of its unit. The machine may start at once. It is called once for each life

@@ -88,6 +88,8 @@ func (m *testMachines) Validate(p *corev1.Pod) field.ErrorList {
 	return field.ErrorList{field.Forbidden(field.NewPath("spec"), "asked "+p.Name)}
 }
 
+func (m *testMachines) ForgetImages(context.Context) error { return nil }
+
 func (m *testMachines) PodLimits(*corev1.Pod) units.Limits { return m.limits }
 
 func (m *testMachines) PrepareSandbox(_ context.Context, s runtime.Machine, _ runtime.SandboxConfig) ([]units.Property, error) {

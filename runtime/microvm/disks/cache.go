@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,13 +24,12 @@ type Cache struct {
 
 	mu       sync.Mutex
 	building map[string]chan struct{} // by key; closed when it is over, well or not
+	held     map[string]int           // by key
 }
 
 // Image is a disk image of the cache.
 type Image struct {
 	Path string
-	// Key names the image, see [Cache.Prune].
-	Key string
 	// Serial is the serial number by which its disk is known to guests: the same in all machines.
 	Serial string
 }
@@ -42,20 +40,24 @@ func NewCache(dir string) *Cache {
 	if err != nil {
 		mkfs = ""
 	}
-	return &Cache{dir: dir, mkfs: mkfs, building: map[string]chan struct{}{}}
+	return &Cache{dir: dir, mkfs: mkfs, building: map[string]chan struct{}{}, held: map[string]int{}}
 }
 
 const suffix = ".erofs"
 
-// Image returns the image of a root file system; it is made unless it is there. The names of layers are names of what is in them, so that they stand for it.
-func (c *Cache) Image(ctx context.Context, rootfs runtime.Rootfs) (Image, error) {
+// keyOf is the name of an image.
+func keyOf(rootfs runtime.Rootfs) string {
 	sum := sha256.Sum256([]byte(strings.Join(rootfs.Layers, "\n")))
-	key := hex.EncodeToString(sum[:16])
-	image := Image{Path: filepath.Join(c.dir, key+suffix), Key: key, Serial: "img-" + key[:16]}
+	return hex.EncodeToString(sum[:16])
+}
+
+// Image returns the image of a root file system; it is made unless it is there. The names of layers are names of what is in them, so that they stand for it. Whoever opens
+// the image later must [Cache.Hold] it until then.
+func (c *Cache) Image(ctx context.Context, rootfs runtime.Rootfs) (Image, error) {
+	key := keyOf(rootfs)
+	image := Image{Path: filepath.Join(c.dir, key+suffix), Serial: "img-" + key[:16]}
 	for {
-		// Before the look: whoever prunes sees that it is in use.
-		now := time.Now()
-		if os.Chtimes(image.Path, now, now) == nil && complete(image.Path) {
+		if complete(image.Path) {
 			return image, nil
 		}
 		c.mu.Lock()
@@ -99,7 +101,7 @@ func (c *Cache) build(ctx context.Context, rootfs runtime.Rootfs, path string) e
 	building := path + ".building"
 	defer os.Remove(building)
 	// Where the layers are put together, in a mount namespace that nobody else sees.
-	target, err := os.MkdirTemp(c.dir, ".merged-")
+	target, err := os.MkdirTemp(c.dir, mergedPrefix)
 	if err != nil {
 		return err
 	}
@@ -123,6 +125,9 @@ func (c *Cache) build(ctx context.Context, rootfs runtime.Rootfs, path string) e
 	}
 	if !complete(building) {
 		return errors.New("what was made is no erofs image")
+	}
+	if err := note(strings.TrimSuffix(path, suffix)+noteSuffix, rootfs); err != nil {
+		return err
 	}
 	return os.Rename(building, path)
 }
@@ -162,32 +167,4 @@ func complete(path string) bool {
 	}
 	size := int64(binary.LittleEndian.Uint32(head[superBlocks:])) << (head[superBlockBits] & 31)
 	return binary.LittleEndian.Uint32(head[superOffset:]) == superMagic && size > 0 && info.Size() >= size
-}
-
-// Prune removes the images that are not named by their keys and have not been asked for since some time, and what interrupted builds have left. Machines that
-// run have their images open.
-func (c *Cache) Prune(unused time.Duration, keep ...string) error {
-	entries, err := os.ReadDir(c.dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("cannot prune disks: %w", err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var errs []error
-	for _, entry := range entries {
-		key, _, _ := strings.Cut(entry.Name(), suffix)
-		_, busy := c.building[key]
-		info, err := entry.Info()
-		if err != nil || busy || slices.Contains(keep, key) || time.Since(info.ModTime()) < unused {
-			continue
-		}
-		errs = append(errs, os.Remove(filepath.Join(c.dir, entry.Name())))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("cannot prune disks: %w", err)
-	}
-	return nil
 }

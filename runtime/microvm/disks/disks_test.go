@@ -191,12 +191,12 @@ func onlyImages(t *testing.T, c *Cache, want int) {
 	entries, err := os.ReadDir(c.dir)
 	must(t, err)
 	for _, entry := range entries {
-		if !strings.HasSuffix(entry.Name(), suffix) {
+		if ext := filepath.Ext(entry.Name()); ext != suffix && ext != noteSuffix {
 			t.Errorf("%s is left in the cache", entry.Name())
 		}
 	}
-	if len(entries) != want {
-		t.Errorf("%d files in the cache, want %d: %v", len(entries), want, entries)
+	if len(entries) != 2*want {
+		t.Errorf("%d files in the cache, want %d images with their notes: %v", len(entries), want, entries)
 	}
 }
 
@@ -246,25 +246,70 @@ func TestImageBad(t *testing.T) {
 	})
 }
 
+// TestPrune: an image goes with the first of its layers, unless somebody is about to use it.
 func TestPrune(t *testing.T) {
 	rootfs := layers(t)
+	low := runtime.Rootfs{Dir: rootfs.Dir, Layers: rootfs.Layers[:1]}
 	c := NewCache(filepath.Join(t.TempDir(), "images"))
-	must(t, c.Prune(0)) // nothing is there
-	both, err := c.Image(context.Background(), rootfs)
-	must(t, err)
-	one, err := c.Image(context.Background(), runtime.Rootfs{Dir: rootfs.Dir, Layers: rootfs.Layers[:1]})
-	must(t, err)
-	if both.Serial == one.Serial || both.Key == one.Key || len(both.Serial) > 20 {
+	must(t, c.Prune()) // nothing is there
+	image := func(rootfs runtime.Rootfs) Image {
+		t.Helper()
+		image, err := c.Image(context.Background(), rootfs)
+		must(t, err)
+		return image
+	}
+	both, one := image(rootfs), image(low)
+	if both.Serial == one.Serial || both.Path == one.Path || len(both.Serial) > 20 {
 		t.Errorf("%v and %v", both, one)
 	}
-	must(t, c.Prune(time.Hour))
-	onlyImages(t, c, 2)
-	must(t, os.WriteFile(filepath.Join(c.dir, "0123.erofs.building"), nil, 0o600))
-	must(t, c.Prune(0, both.Key))
-	onlyImages(t, c, 1)
-	if !complete(both.Path) {
-		t.Error("the image that is in use is gone")
+	left := func(what string, images ...Image) {
+		t.Helper()
+		var want, got []string
+		for _, image := range images {
+			name := filepath.Base(image.Path)
+			want = append(want, name, strings.TrimSuffix(name, suffix)+noteSuffix)
+			if !complete(image.Path) {
+				t.Errorf("%s: %s is not whole", what, name)
+			}
+		}
+		entries, err := os.ReadDir(c.dir)
+		must(t, err)
+		for _, e := range entries {
+			got = append(got, e.Name())
+		}
+		slices.Sort(want)
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %q are left, want %q", what, got, want)
+		}
 	}
+	// What a crash leaves: half an image, the place of its layers, a note alone, half a note, and an image of an older version, without a note.
+	for _, name := range []string{"0123.erofs.building", "4567.json", ".89ab.json-12", "cdef.erofs"} {
+		must(t, os.WriteFile(filepath.Join(c.dir, name), nil, 0o600))
+	}
+	must(t, os.Mkdir(filepath.Join(c.dir, mergedPrefix+"1"), 0o700))
+	must(t, c.Prune())
+	left("all layers are there", both, one)
+
+	release := c.Hold(rootfs)
+	again := c.Hold(rootfs)
+	must(t, os.RemoveAll(filepath.Join(rootfs.Dir, rootfs.Layers[1])))
+	must(t, c.Prune())
+	left("somebody is about to use it", both, one)
+	release()
+	must(t, c.Prune())
+	left("one of two still is", both, one)
+	again()
+	f, err := os.Open(both.Path)
+	must(t, err)
+	defer f.Close()
+	must(t, c.Prune())
+	left("a layer is gone", one)
+	if _, err := f.ReadAt(make([]byte, 4096), 0); err != nil {
+		t.Errorf("a machine that has the image open: %v", err)
+	}
+	must(t, os.RemoveAll(filepath.Join(rootfs.Dir, rootfs.Layers[0])))
+	must(t, NewCache(c.dir).Prune()) // as after a restart
+	left("all layers are gone")
 }
 
 func TestWriteDirectory(t *testing.T) {
