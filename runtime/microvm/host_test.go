@@ -24,6 +24,7 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm"
 	"github.com/magikrun/magikpod/runtime/native"
+	"github.com/magikrun/magikpod/tests/host"
 	"github.com/magikrun/magikpod/tests/testimage"
 	"github.com/magikrun/magikpod/units"
 )
@@ -32,7 +33,7 @@ import (
 const libexec = "/usr/libexec/magikpod"
 
 // patience is how long what a machine does may take: in emulation, on a busy host.
-const patience = 2 * time.Minute
+var patience = host.Patience(2 * time.Minute)
 
 // world is the class on a real systemd, with real machines. When the test ends, nothing may be left of its pods.
 type world struct {
@@ -50,11 +51,25 @@ type world struct {
 var caches string
 
 func TestMain(m *testing.M) {
+	loadModules()
 	code := m.Run()
 	if caches != "" {
 		_ = os.RemoveAll(caches)
 	}
 	os.Exit(code)
+}
+
+// loadModules loads what machines with KVM need of the kernel of a test machine (tests/vm), where nothing has loaded it; a host's kernel is left alone. The
+// CPUs that QEMU emulates are AMD's. A test that misses one says so.
+func loadModules() {
+	if accel() != "kvm" || os.Getenv(host.EnvSlowness) == "" {
+		return
+	}
+	for _, module := range []string{"kvm_amd", "vhost_vsock", "tun"} {
+		if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "modprobe %s: %v: %s", module, err, out)
+		}
+	}
 }
 
 // newWorld needs a host as tests/host makes it, with what make install lays out.

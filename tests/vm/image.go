@@ -72,7 +72,7 @@ func (i Image) build(ctx context.Context) error {
 	if err := i.unpackModules(ctx); err != nil {
 		return err
 	}
-	out, err := i.command(ctx, "usr/bin/mkfs.erofs", "-zlz4", "--exclude-regex=^(boot|var/cache|var/lib/apt)/.*", i.erofs(), i.root()).CombinedOutput()
+	out, err := i.command(ctx, "usr/bin/mkfs.erofs", "-zlz4", "--exclude-regex=^(var/cache|var/lib/apt)/.*", i.erofs(), i.root()).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("mkfs.erofs: %w: %s", err, out)
 	}

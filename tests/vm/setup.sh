@@ -16,6 +16,7 @@ echo 6d6167696b706f6400000000766d0001 > "$1/etc/machine-id"
 mkdir -p "$1/etc/systemd/journald.conf.d"
 printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' > "$1/etc/systemd/journald.conf.d/test.conf"
 passwd --root "$1" --delete root
-rm -f "$1"/boot/initrd.img-* "$1"/initrd.img* "$1"/vmlinuz.old
+# The kernel stays: machines in the machine boot it.
+rm -f "$1"/boot/initrd.img-* "$1"/boot/System.map-* "$1"/boot/config-* "$1"/initrd.img* "$1"/vmlinuz.old
 rm -rf "$1/var/cache/apt/archives" "$1/var/lib/apt/lists"
 mkdir -p "$1/var/cache/apt/archives/partial" "$1/var/lib/apt/lists/partial"
