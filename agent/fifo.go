@@ -172,3 +172,22 @@ func logTaken(f *os.File) bool {
 	info, err := f.Stat()
 	return err != nil || info.Mode()&os.ModeSticky != 0
 }
+
+// LogsTaken says whether the relay has, or had, all log FIFOs of a directory open: what is written to one that it has not is lost when the pause process is
+// stopped.
+func LogsTaken(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return true // there are none
+	}
+	for _, entry := range entries {
+		name, ok := parseLogName(entry.Name())
+		if !ok || name.stream == streamEnd {
+			continue
+		}
+		if info, err := os.Lstat(filepath.Join(dir, entry.Name())); err == nil && info.Mode()&os.ModeSticky == 0 {
+			return false
+		}
+	}
+	return true
+}

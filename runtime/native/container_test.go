@@ -3,6 +3,7 @@ package native
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +106,27 @@ func TestLogs(t *testing.T) {
 			t.Errorf("%q", out)
 		}
 	})
+}
+
+// TestLogsOfShortPod: a pod may be over before its pause process can do anything, and its lines are in the journal all the same.
+func TestLogsOfShortPod(t *testing.T) {
+	onSystemd(t)
+	w := newWorld(t, "crun", nil)
+	slow := filepath.Join(w.config.StateDir, "slow-agent")
+	script := "#!/bin/sh\nif [ $1 = pause ]; then sleep 1; fi\nexec " + w.config.AgentPath + " \"$@\"\n"
+	if err := os.WriteFile(slow, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.config.AgentPath = slow
+	p := w.pod("short", "echo hello")
+	w.up(p)
+	w.await(p, "a", pod.ContainerExited)
+	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+		t.Fatal(err)
+	}
+	if out := w.journal(p, "a", 1, "MAGIKPOD_STREAM=stdout"); len(out) != 1 || out[0] != "hello" {
+		t.Errorf("the log is %q", out)
+	}
 }
 
 // TestLogFiles checks the other log driver.

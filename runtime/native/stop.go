@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/units"
 )
@@ -191,6 +192,7 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
 		}
 	}
+	m.awaitLogs(ctx, s)
 	job, err := m.units.Stop(ctx, s.names.Slice)
 	switch {
 	case err != nil:
@@ -199,6 +201,20 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 		return m.insist(ctx, s, job, s.containerNames()...)
 	}
 	return job.Wait(ctx)
+}
+
+// logsTakenTime bounds the wait for a pause process that is just starting.
+const logsTakenTime = 5 * time.Second
+
+// awaitLogs waits until the pause process reads all logs: a SIGTERM before it can handle one would end it, and with it what short containers have written.
+func (m *Manager) awaitLogs(ctx context.Context, s *sandbox) {
+	job, _ := s.jobs()
+	for end := time.Now().Add(logsTakenTime); time.Now().Before(end) && ctx.Err() == nil && !agent.LogsTaken(filepath.Join(s.dir, logName)); {
+		if m.holderState(s.names.Pause, job, "pause").Stage == pod.SandboxDead {
+			return
+		}
+		time.Sleep(5 * time.Millisecond) // the mode of a FIFO changes without an event that costs less
+	}
 }
 
 // insistEvery is how often a SIGKILL is repeated.
