@@ -4,20 +4,7 @@
 set -euo pipefail
 cd "$1"
 
-fail() { printf '\ndemo: %s\n' "$*" >&2; exit 1; }
-
-# show COMMAND...: print a command and run it.
-show() { printf '\n\033[1m# %s\033[0m\n' "$*"; "$@"; }
-
-# expect TEXT COMMAND...: show a command whose output must contain TEXT.
-expect() {
-	local want=$1 out
-	shift
-	printf '\n\033[1m# %s\033[0m\n' "$*"
-	out=$("$@" 2>&1) || fail "it failed: $out"
-	printf '%s\n' "$out"
-	[[ $out == *"$want"* ]] || fail "its output has no \"$want\""
-}
+. ./common.sh
 
 cat >/etc/magikpod/magikpod.yaml <<END
 microvm:
@@ -26,6 +13,7 @@ microvm:
 END
 sed 's/^spec:$/spec:\n  runtimeClassName: pod-microvm-containers/' web.yaml >vm.yaml
 expect 'pod-microvm-containers   true' magikpodctl classes
+before=$(world)
 expect localhost/web:1 magikpodctl image load --tag localhost/web:1 web.tar
 time expect default/web magikpodctl run -f vm.yaml --wait ready --timeout 120s
 expect pod-microvm-containers magikpodctl list -o wide
@@ -52,5 +40,5 @@ done
 show magikpodctl wait web --for ready --timeout 120s
 expect 'hello from web' ./web fetch http://127.0.0.1:18080/
 show magikpodctl delete web
-pgrep qemu-system && fail 'a machine is left'
-printf '\nnothing is left\n'
+if pgrep qemu-system; then fail 'a machine is left'; fi
+nothing_left "$before"
