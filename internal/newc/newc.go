@@ -85,10 +85,18 @@ func (c *Writer) Link(name, target string) {
 
 // Add copies a file of this host, or a directory with all that is in it.
 func (c *Writer) Add(name, from string) {
-	if c.err != nil {
-		return
+	if c.err == nil {
+		c.err = Walk(name, from, func(name, file string, info fs.FileInfo) error {
+			c.addOne(name, file, info)
+			return c.err
+		})
 	}
-	c.err = filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
+}
+
+// Walk calls add for a file of this host, or for a directory and all that is in it, with the name that each has in an archive where the first is called name. It
+// ends with the first error.
+func Walk(name, from string, add func(name, file string, info fs.FileInfo) error) error {
+	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -100,8 +108,7 @@ func (c *Writer) Add(name, from string) {
 		if err != nil {
 			return err
 		}
-		c.addOne(path.Join(name, rel), file, info)
-		return c.err
+		return add(path.Join(name, rel), file, info)
 	})
 }
 

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/newc"
 )
 
 // payloadBytes is the size of the disk that carries a payload, always the same: a saved state fits no other. What nobody writes costs nothing.
@@ -53,24 +55,12 @@ func writePayload(opts Options) (*os.File, error) {
 
 // add copies a file, or a directory with all that is in it.
 func (p *payload) add(name, from string) {
-	if p.err != nil {
-		return
+	if p.err == nil {
+		p.err = newc.Walk(name, from, func(name, file string, info fs.FileInfo) error {
+			p.addOne(name, file, info)
+			return p.err
+		})
 	}
-	p.err = filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, file)
-		if err == nil {
-			p.addOne(path.Join(name, rel), file, info)
-			err = p.err
-		}
-		return err
-	})
 }
 
 func (p *payload) addOne(name, file string, info fs.FileInfo) {
