@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	goruntime "runtime"
 	"strings"
 	"syscall"
@@ -50,7 +51,7 @@ func BuildTrixie(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return dir, Cached(dir, "trixie-*", func(building string) error {
+	return dir, Cached(dir, func(building string) error {
 		if err := Debootstrap(ctx, building, trixiePackages, trixieSetup); err != nil {
 			return err
 		}
@@ -76,14 +77,19 @@ func installVsockDevice(ctx context.Context, root string) error {
 	return nil
 }
 
-// Cached has build make the directory dir, under another name that is given to it, unless dir is there. Siblings of dir that match the pattern stale are
-// of older versions, or what an interrupted build has left, and are removed.
-func Cached(dir, stale string, build func(building string) error) error {
+// Cached has build make the directory dir, KIND-DIGEST with a digest of 12 hexadecimal digits, under another name that is given to it, unless dir is there.
+// Siblings of its kind are of older versions, or what an interrupted build has left, and are removed; others stay, also those that begin alike.
+func Cached(dir string, build func(building string) error) error {
 	cache := filepath.Dir(dir)
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
-	lock, err := lockFile(filepath.Join(cache, strings.TrimSuffix(stale, "-*")+".lock"), syscall.LOCK_EX)
+	name := cachedName.FindStringSubmatch(filepath.Base(dir))
+	if name == nil {
+		return fmt.Errorf("cannot keep %s: its name must end in - and 12 hexadecimal digits", dir)
+	}
+	kind := name[1]
+	lock, err := lockFile(filepath.Join(cache, kind+".lock"), syscall.LOCK_EX)
 	if err != nil {
 		return err
 	}
@@ -91,12 +97,15 @@ func Cached(dir, stale string, build func(building string) error) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	old, err := filepath.Glob(filepath.Join(cache, stale))
+	siblings, err := os.ReadDir(cache)
 	if err != nil {
 		return err
 	}
-	for _, path := range old {
-		if err := os.RemoveAll(path); err != nil {
+	for _, sibling := range siblings {
+		if name := cachedName.FindStringSubmatch(sibling.Name()); name == nil || name[1] != kind {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(cache, sibling.Name())); err != nil {
 			return err
 		}
 	}
@@ -106,6 +115,9 @@ func Cached(dir, stale string, build func(building string) error) error {
 	}
 	return os.Rename(building, dir)
 }
+
+// cachedName has the kind, and what a build in progress adds to its name.
+var cachedName = regexp.MustCompile(`^([a-z]+)-[0-9a-f]{12}(\..*)?$`)
 
 // Debootstrap makes a Debian 13 root in dir from minbase and the packages; setup is a shell script that finishes it, $1 its directory. Its text goes to
 // standard error.

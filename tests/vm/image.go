@@ -50,7 +50,7 @@ func BuildImage(ctx context.Context) (Image, error) {
 	}
 	sum := sha256.Sum256([]byte(strings.Join(packages, " ") + "\x00" + setup + "\x00" + strings.Join(bootModules, " ")))
 	dir := filepath.Join(tree, ".cache", "vm-"+hex.EncodeToString(sum[:6]))
-	return Image{dir}, host.Cached(dir, "vm-*", func(building string) error {
+	return Image{dir}, host.Cached(dir, func(building string) error {
 		err := (Image{building}).build(ctx)
 		if err != nil {
 			return fmt.Errorf("cannot build the image of test machines: %w", err)

@@ -109,7 +109,7 @@ func (i Image) savedState(ctx context.Context, initrd *os.File) (string, error) 
 		return "", err
 	}
 	dir := filepath.Join(filepath.Dir(i.dir), "vmstate-"+hex.EncodeToString(digest.Sum(nil)[:6]))
-	return dir, host.Cached(dir, "vmstate-*", func(building string) error {
+	return dir, host.Cached(dir, func(building string) error {
 		if err := os.Mkdir(building, 0o755); err != nil {
 			return err
 		}
