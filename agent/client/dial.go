@@ -76,7 +76,8 @@ func Unix(path string) Dialer {
 	}
 }
 
-// Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N".
+// Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N". A connection that nobody waits for any more is closed only when it was answered,
+// or the machine has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the machine.
 func Hybrid(path string, port uint32) Dialer {
 	dial := Unix(path)
 	return func(ctx context.Context) (net.Conn, error) {
@@ -84,13 +85,21 @@ func Hybrid(path string, port uint32) Dialer {
 		if err != nil {
 			return nil, err
 		}
-		stop := context.AfterFunc(ctx, func() { conn.Close() })
-		err = handshake(conn, port)
-		if !stop() {
+		answered := make(chan error, 1)
+		go func() { answered <- handshake(conn, port) }()
+		select {
+		case err = <-answered:
+			if err != nil {
+				conn.Close()
+			}
+		case <-ctx.Done():
 			err = context.Cause(ctx)
+			go func() {
+				<-answered
+				conn.Close()
+			}()
 		}
 		if err != nil {
-			conn.Close()
 			return nil, fmt.Errorf("cannot dial port %d at %s: %w", port, path, err)
 		}
 		return conn, nil

@@ -47,6 +47,9 @@ const (
 	// bootTimeout is how long a machine may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy.
 	bootTimeout         = 60 * time.Second
 	bootEmulatedTimeout = 5 * time.Minute
+	// A guest that does not answer its supervisor for that long hangs.
+	watchdog         = time.Minute
+	watchdogEmulated = 5 * time.Minute
 )
 
 // record (machine.json) is what a later daemon must know of a machine.
@@ -165,6 +168,10 @@ func (l *Launcher) recordOf(s runtime.Machine, config runtime.SandboxConfig) *re
 		Owner: nsfile.Owner{PID: os.Getpid(), StartTime: start},
 		NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), config.Network.NetNS.Fd()),
 		UID:   supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: s.RunDir, VM: vm, PowerOffMillis: int(powerOffTimeout.Milliseconds()),
+		WatchdogMillis: int(watchdog.Milliseconds()),
+	}
+	if l.emulated() {
+		r.VMM.WatchdogMillis = int(watchdogEmulated.Milliseconds())
 	}
 	r.VMM.SetPaths()
 	return r

@@ -28,6 +28,8 @@ type Config struct {
 	VM vmm.Config `json:"vm"`
 	// PowerOffMillis is how long the guest may take to power off when the unit is stopped (SIGTERM); 0: 5 s.
 	PowerOffMillis int `json:"powerOffMillis,omitempty"`
+	// WatchdogMillis is how long a guest may leave all requests unanswered before its machine is ended; 0: for ever.
+	WatchdogMillis int `json:"watchdogMillis,omitempty"`
 }
 
 // State is what the supervisor writes to STATE in Dir when the machine runs.
@@ -55,6 +57,8 @@ func (c *Config) powerOff() time.Duration {
 	}
 	return time.Duration(c.PowerOffMillis) * time.Millisecond
 }
+
+func (c *Config) watchdog() time.Duration { return time.Duration(c.WatchdogMillis) * time.Millisecond }
 
 // SetPaths sets the paths of the machine's sockets. Those that the monitor or a helper makes itself are in a directory that the machine's user may write to: the
 // state, which root trusts, is not.

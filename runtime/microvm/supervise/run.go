@@ -77,9 +77,10 @@ func (s *supervisor) run(stop <-chan os.Signal) error {
 	if err != nil {
 		return err
 	}
-	work := make(chan error, 2)
-	go func() { work <- s.ready(ctx, monitor) }()
-	go func() { work <- s.openGate(ctx) }()
+	work := make(chan error, 3)
+	for _, task := range []func(context.Context) error{func(ctx context.Context) error { return s.ready(ctx, monitor) }, s.openGate, s.watch} {
+		go func() { work <- task(ctx) }()
+	}
 	for {
 		select {
 		case err := <-work:

@@ -144,3 +144,26 @@ func TestDeafGuest(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+// TestHang: a guest that has answered and does not any more is ended, but not for a pause.
+func TestHang(t *testing.T) {
+	const limit = 6 * time.Second
+	m := boot(t, vmm.QEMU{}, func(c *Config) { c.WatchdogMillis = int(limit.Milliseconds()) })
+	time.Sleep(limit / watchPings * 2) // for the supervisor to have had an answer, too
+	qemu := m.pidOf("qemu")
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+		if err := syscall.Kill(qemu, sig); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(limit / 3)
+	}
+	m.ask(request{Action: "ping"})
+	begin := time.Now()
+	if err := syscall.Kill(qemu, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	m.ends(ExitFailure, "the guest has not answered for 6s")
+	if took := time.Since(begin); took < limit/2 {
+		t.Errorf("it took %v", took)
+	}
+}
