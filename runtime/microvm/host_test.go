@@ -100,7 +100,7 @@ func newWorld(t testing.TB) *world {
 	w.image = w.busybox()
 	w.machines = microvm.Config{
 		StateDir: caches, AgentPath: libexec + "/magikagent", SupervisorPath: libexec + "/magikvmm", GuestPath: libexec + "/magikguest",
-		Accel: accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
+		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
 		// Another kernel than the host's, to be tried by hand: a pattern, as /somewhere/boot/vmlinuz-*.
 		Kernel: os.Getenv("MAGIKPOD_TEST_KERNEL"),
 	}

@@ -18,7 +18,7 @@ func TestClassDrivers(t *testing.T) {
 	for _, c := range []struct{ driver, machine, want string }{
 		{"firecracker", "", "firecracker: /none/vmm is not installed"},
 		{"libkrun", "", "libkrun: /none/vmm is not installed"},
-		{"qemu", "microvm", "qemu, machine microvm: it cannot plug disks"},
+		{"qemu", "microvm", "qemu: /none/vmm is not installed"},
 		{"qemu", "", "qemu: /none/vmm is not installed"},
 		{"qemu", "q35", "qemu: /none/vmm is not installed"},
 		{"cloud-hypervisor", "", "cloud-hypervisor: /none/vmm is not installed"},
