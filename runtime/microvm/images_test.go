@@ -18,7 +18,7 @@ import (
 // TestManyImages: a pod with more images than a machine has places for disks has the rest of them as files in the share, also when the daemon is another one.
 func TestManyImages(t *testing.T) {
 	w := newWorld(t)
-	most := vmm.QEMU{}.Can(&vmm.Config{}).MaxDisks - 1 // one is the scratch disk's
+	most := vmm.QEMU{}.Can(&vmm.Config{Machine: w.machines.Machine}).MaxDisks - 1 // one is the scratch disk's
 	p := w.pod(slices.Repeat([]string{"cat /which; sleep 1000"}, most+3)...)
 	for i := range p.Spec.Containers {
 		p.Spec.Containers[i].Image = fmt.Sprint("image-", i)

@@ -17,7 +17,7 @@ func (CloudHypervisor) Name() string { return "cloud-hypervisor" }
 
 // Can says what cloud-hypervisor can do: its only bus has 32 slots.
 func (CloudHypervisor) Can(*Config) Abilities {
-	return Abilities{HotPlug: true, MaxDisks: 24, PlugDir: plugDir, Share: true, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: 24, PlugDir: plugDir, Share: true, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (CloudHypervisor) program(c *Config) string {

@@ -36,7 +36,7 @@ func (Firecracker) Name() string { return "firecracker" }
 
 // Can says what Firecracker can do.
 func (Firecracker) Can(*Config) Abilities {
-	return Abilities{HotPlug: true, MaxDisks: firecrackerDisks, PlugDir: plugDir, EndsAtReset: true, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: firecrackerDisks, PlugDir: plugDir, EndsAtReset: true, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (Firecracker) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/firecracker") }

@@ -50,7 +50,7 @@ func (Libkrun) Name() string { return "libkrun" }
 
 // Can says what libkrun can do.
 func (Libkrun) Can(*Config) Abilities {
-	return Abilities{HotPlug: true, PlugDir: krunImages, EndsAtReset: true, Vsock: []VsockKind{VsockPort}}
+	return Abilities{PlugDir: krunImages, EndsAtReset: true, Vsock: []VsockKind{VsockPort}}
 }
 
 func (Libkrun) library(c *Config) string {

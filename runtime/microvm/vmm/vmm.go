@@ -51,8 +51,7 @@ type Place struct {
 
 // Abilities are what a machine can do.
 type Abilities struct {
-	// HotPlug: disks can be attached to a running machine, up to MaxDisks in all; 0: any number.
-	HotPlug  bool
+	// MaxDisks is how many disks there can be, those that are attached to the running machine among them; 0: any number.
 	MaxDisks int
 	// PlugDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
 	PlugDir string
