@@ -229,10 +229,12 @@ func TestStartFails(t *testing.T) {
 		}
 		eventually(t, "gone", func() bool { return m.Containers(t) == "" })
 	}
-	broken := guesttest.Container(t, "a", nil, "/bin/true")
-	broken.Rootfs = wire.Rootfs{Share: "none"}
-	if _, err := m.Create(t.Context(), broken); wire.CodeOf(err) != wire.CodeInternal || !strings.Contains(err.Error(), "overlay") {
-		t.Errorf("%v", err)
+	for file, want := range map[string]wire.Code{"none": wire.CodeInvalidRequest, "root": wire.CodeInternal} { // a directory is no image
+		broken := guesttest.Container(t, "a", nil, "/bin/true")
+		broken.Rootfs.File = file
+		if _, err := m.Create(t.Context(), broken); wire.CodeOf(err) != want || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 	if list, err := m.Status(t.Context(), ""); err != nil || len(list) != 0 {
 		t.Errorf("%v %v", list, err)

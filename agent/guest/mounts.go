@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -16,43 +15,6 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 )
 
-// mountTable counts who uses a mounted disk.
-type mountTable struct{ disks map[string]int }
-
-// useDisk mounts a disk, unless it is mounted, and returns where. The caller calls release when it does not use it any more.
-func (s *Server) useDisk(serial string) (path string, release func() error, err error) {
-	path = s.path(disksName, serial)
-	s.setup.Lock()
-	defer s.setup.Unlock()
-	if s.mounts.disks == nil {
-		s.mounts.disks = map[string]int{}
-	}
-	if s.mounts.disks[serial] == 0 {
-		ctx, cancel := context.WithTimeout(context.Background(), diskTimeout)
-		defer cancel()
-		device, err := findDisk(ctx, serial)
-		if err != nil {
-			return "", nil, err
-		}
-		if err := os.MkdirAll(path, 0o700); err != nil {
-			return "", nil, err
-		}
-		if err := unix.Mount(device, path, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
-			return "", nil, fmt.Errorf("cannot mount the disk %q: erofs: %w", serial, err)
-		}
-	}
-	s.mounts.disks[serial]++
-	return path, func() error {
-		s.setup.Lock()
-		defer s.setup.Unlock()
-		if s.mounts.disks[serial]--; s.mounts.disks[serial] > 0 {
-			return nil
-		}
-		delete(s.mounts.disks, serial)
-		return unmount(path)
-	}, nil
-}
-
 // unmount takes a mount away even if somebody is still in it: the kernel ends it with its last user.
 func unmount(path string) error {
 	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
@@ -62,19 +24,12 @@ func unmount(path string) error {
 }
 
 // mountRootfs mounts the container's root file system: the image below a writable layer of the attempt.
-func (c *container) mountRootfs(r wire.Rootfs) error {
-	var lower string
-	if r.Disk != "" {
-		path, release, err := c.s.useDisk(r.Disk)
-		if err != nil {
-			return err
-		}
-		c.undo.add(release)
-		lower = path
-	} else {
-		// The share is the host's: what it shows is the image that was asked for.
-		lower = filepath.Join(c.s.path(sharesName, r.Share), r.Path)
+func (c *container) mountRootfs(image wire.Image) error {
+	lower, release, err := c.s.useImage(image)
+	if err != nil {
+		return err
 	}
+	c.undo.add(release)
 	if strings.ContainsAny(lower, ":,\\") {
 		return wire.Errorf(wire.CodeInvalidRequest, "the path %q cannot be used in mount options", lower)
 	}
@@ -134,8 +89,8 @@ func (c *container) source(m wire.Mount) (string, error) {
 		return path, makeVolume(path, m)
 	case wire.MountTmpfs:
 		return c.s.useTmpfs(m)
-	case wire.MountDisk:
-		path, release, err := c.s.useDisk(m.Name)
+	case wire.MountImage:
+		path, release, err := c.s.useImage(*m.Image)
 		if err == nil {
 			c.undo.add(release)
 		}

@@ -60,7 +60,7 @@ func New(config Config) (*Server, error) {
 		s.config.Log = func(error) {}
 	}
 	unix.Umask(0o022) // modes must not depend on whoever has started this
-	for _, dir := range []string{containersName, copiesName, sharesName, disksName, tmpfsName, scratchName, crunName, shmName} {
+	for _, dir := range []string{containersName, copiesName, sharesName, disksName, filesName, tmpfsName, scratchName, crunName, shmName} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make the agent's directories: %w", err)
 		}
@@ -79,6 +79,7 @@ const (
 	copiesName     = "copies"
 	sharesName     = "shares"
 	disksName      = "disks"
+	filesName      = "files"
 	tmpfsName      = "tmpfs"
 	scratchName    = "scratch"
 	crunName       = "crun"

@@ -62,12 +62,13 @@ func TestVolumes(t *testing.T) {
 		{Kind: wire.MountCopy, Name: "config", SubPath: "sub/key"},
 		{Kind: wire.MountScratch, Name: "empty", Mode: 0o3770, GID: 2000},
 		{Kind: wire.MountTmpfs, Name: "memory", Bytes: 1 << 20},
-		{Kind: wire.MountShare, Name: "image", SubPath: "etc", ReadOnly: true},
+		{Kind: wire.MountShare, Name: "image", SubPath: "root/etc", ReadOnly: true},
+		{Kind: wire.MountImage, Image: &wire.Image{Share: "image", File: "root.erofs"}, SubPath: "etc"},
 	}
 	session := m.Run(t, mounted(t, "a", `cat /mnt/0/key /mnt/0/sub/key /mnt/1; echo; touch /mnt/0/no 2>&1; stat -c '%a %g' /mnt/2; echo kept > /mnt/2/f; echo kept > /mnt/3/f;
-		df -k /mnt/3 | tail -n 1 | tr -s ' ' | cut -d' ' -f2; head -n 1 /mnt/4/passwd; stat -c %s /dev/shm; echo x > /dev/shm/x; echo layer > /new`, mounts...))
+		df -k /mnt/3 | tail -n 1 | tr -s ' ' | cut -d' ' -f2; head -n 1 /mnt/4/passwd; cat /mnt/5/group; touch /mnt/5/no 2>&1; stat -c %s /dev/shm; echo x > /dev/shm/x; echo layer > /new`, mounts...))
 	exit, stdout, stderr := outcome(t, session)
-	if want := "valuedeepdeep\ntouch: /mnt/0/no: Read-only file system\n3770 2000\n1024\nroot:x:0:0:root:/root:/bin/sh\n40\n"; exit.Code != 0 || stdout != want {
+	if want := "valuedeepdeep\ntouch: /mnt/0/no: Read-only file system\n3770 2000\n1024\nroot:x:0:0:root:/root:/bin/sh\nroot:x:0:\nweb:x:102:\nlogs:x:103:web\ntouch: /mnt/5/no: Read-only file system\n40\n"; exit.Code != 0 || stdout != want {
 		t.Errorf("%+v, stdout\n%s\nwant\n%s\nstderr %s", exit, stdout, want, stderr)
 	}
 	session = m.Run(t, mounted(t, "b", "cat /mnt/2/f /mnt/3/f /dev/shm/x; ls /new 2>&1", mounts...))

@@ -205,10 +205,7 @@ func (r Create) Check() error {
 	if !isObject(r.Spec) || r.Attempt < 0 || len(r.Mounts) > MaxMounts {
 		return invalid("there is no spec, the attempt is negative or there are more than %d mounts", MaxMounts)
 	}
-	if (r.Rootfs.Disk == "") == (r.Rootfs.Share == "") {
-		return invalid("the root file system must be either on a disk or on a share")
-	}
-	if err := first(checkOptional("serial", r.Rootfs.Disk, 64), checkOptional("share", r.Rootfs.Share, 36), checkSubPath(r.Rootfs.Path)); err != nil {
+	if err := r.Rootfs.check(); err != nil {
 		return err
 	}
 	for _, m := range r.Mounts {
@@ -219,14 +216,30 @@ func (r Create) Check() error {
 	return nil
 }
 
+func (i Image) check() error {
+	switch {
+	case (i.Disk == "") == (i.Share == "") || i.Disk != "" && i.File != "":
+		return invalid("an image must be either on a disk or in a file on a share")
+	case i.Disk != "":
+		return checkName("serial", i.Disk, 64)
+	}
+	return first(checkName("share", i.Share, 36), checkName("file", i.File, 253))
+}
+
 func (m Mount) check() error {
+	if (m.Kind == MountImage) != (m.Image != nil) {
+		return invalid("a mount of the kind image has an image, and no other has")
+	}
 	limit := 253
 	switch m.Kind {
 	case MountCopy, MountScratch, MountTmpfs:
 	case MountShare:
 		limit = 36
-	case MountDisk:
-		limit = 64
+	case MountImage:
+		if m.Name != "" {
+			return invalid("a mount of the kind image has no name")
+		}
+		return first(m.Image.check(), checkSubPath(m.SubPath))
 	case MountMessage:
 		if m.Name != "" || m.SubPath != "" {
 			return invalid("a mount of the kind message has no name and no path")

@@ -109,22 +109,23 @@ type Create struct {
 	Attempt   int    `json:"attempt"`
 	// Spec is the OCI runtime spec, config.json. root.path, linux.cgroupsPath and the namespaces but user and cgroup are the agent's to fill in: the network,
 	// IPC and UTS namespaces are the machine's. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the machine.
-	Spec   json.RawMessage `json:"spec"`
-	Rootfs Rootfs          `json:"rootfs"`
-	Mounts []Mount         `json:"mounts,omitempty"`
+	Spec json.RawMessage `json:"spec"`
+	// Rootfs is the read-only part of the container's root file system. Above it lies a writable layer of the attempt.
+	Rootfs Image   `json:"rootfs"`
+	Mounts []Mount `json:"mounts,omitempty"`
 	// Stdin keeps the standard input open for stdin frames; without, it is empty.
 	Stdin bool `json:"stdin,omitempty"`
 	// Size is the first size of the terminal; only with process.terminal.
 	Size *Size `json:"size,omitempty"`
 }
 
-// Rootfs is the read-only part of a container's root file system: either Disk or Share. Above it lies a writable layer of the attempt.
-type Rootfs struct {
-	// Disk is the serial of a disk with an erofs.
+// Image is an erofs: a disk or a file, one of the two.
+type Image struct {
+	// Disk is the serial of the disk.
 	Disk string `json:"disk,omitempty"`
-	// Share is the tag of a virtiofs file system, and Path a directory of it.
+	// Share is the tag of the virtiofs file system that File is in, and File its name there.
 	Share string `json:"share,omitempty"`
-	Path  string `json:"path,omitempty"`
+	File  string `json:"file,omitempty"`
 }
 
 // MountKind says where a mount comes from.
@@ -136,7 +137,7 @@ const (
 	MountScratch MountKind = "scratch" // Name is a directory on the scratch disk, made when it is missing, kept until the machine ends (emptyDir)
 	MountTmpfs   MountKind = "tmpfs"   // Name is a tmpfs of all containers, made when it is missing (emptyDir with medium Memory)
 	MountShare   MountKind = "share"   // Name is the tag of a virtiofs file system
-	MountDisk    MountKind = "disk"    // Name is the serial of a disk with an erofs
+	MountImage   MountKind = "image"   // Image says what, and there is no Name
 	MountMessage MountKind = "message" // an empty file of the attempt's own, whose end comes back in Exit.Message
 )
 
@@ -144,6 +145,8 @@ const (
 type Mount struct {
 	Kind MountKind `json:"kind"`
 	Name string    `json:"name,omitempty"`
+	// Image (image) is what the mount shows.
+	Image *Image `json:"image,omitempty"`
 	// SubPath is a path below the source, out of which no symlink leads; a missing directory is made. Empty: the source itself.
 	SubPath string `json:"sub_path,omitempty"`
 	// ReadOnly makes it read-only below the container too.

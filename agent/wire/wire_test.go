@@ -26,8 +26,12 @@ func all() []Request {
 			},
 		},
 		&Create{
-			Container: "a", ID: "abc", Attempt: 3, Spec: json.RawMessage(`{"x":1}`), Rootfs: Rootfs{Disk: "image"}, Stdin: true, Size: &Size{24, 80},
+			Container: "a", ID: "abc", Attempt: 3, Spec: json.RawMessage(`{"x":1}`), Rootfs: Image{Disk: "image"}, Stdin: true, Size: &Size{24, 80},
 			Mounts: []Mount{{Kind: MountScratch, Name: "v", SubPath: "a/b", ReadOnly: true, Mode: 0o3777, GID: 5}, {Kind: MountTmpfs, Name: "v", Bytes: 5}, {Kind: MountMessage}},
+		},
+		&Create{
+			Container: "b", ID: "b", Spec: json.RawMessage(`{}`), Rootfs: Image{Share: "host", File: "img-1.erofs"},
+			Mounts: []Mount{{Kind: MountImage, Image: &Image{Disk: "d"}, SubPath: "a", ReadOnly: true}, {Kind: MountImage, Image: &Image{Share: "host", File: "img-2.erofs"}}},
 		},
 		&Start{Container: "a", ID: "abc"}, &Signal{Container: "a", Signal: 15}, &Status{Container: "a"}, &Wait{Container: "a", ID: "abc", Timeout: 5}, &Delete{Container: "a"},
 		&Exec{Container: "a", Args: []string{"sh"}, Env: []string{"A=1"}, Cwd: "/", User: "root", TTY: true, Size: &Size{24, 80}, Stdin: true, Timeout: 5},
@@ -67,7 +71,7 @@ func TestRequests(t *testing.T) {
 // TestRefused: what cannot be is refused on both sides.
 func TestRefused(t *testing.T) {
 	long := strings.Repeat("x", MaxArg+1)
-	create := Create{Container: "a", ID: "b", Spec: json.RawMessage("{}"), Rootfs: Rootfs{Disk: "d"}}
+	create := Create{Container: "a", ID: "b", Spec: json.RawMessage("{}"), Rootfs: Image{Disk: "d"}}
 	with := func(change func(*Create)) *Create { c := create; change(&c); return &c }
 	minus, many := -1, MaxTail+1
 	for name, r := range map[string]Request{
@@ -96,9 +100,18 @@ func TestRefused(t *testing.T) {
 		"long tail":           &Logs{Container: "a", Tail: &many},
 		"volume":              &Copy{Volume: "a/../b"},
 		"no spec":             with(func(c *Create) { c.Spec = nil }),
-		"no root":             with(func(c *Create) { c.Rootfs = Rootfs{} }),
-		"two roots":           with(func(c *Create) { c.Rootfs.Share = "x" }),
-		"root up":             with(func(c *Create) { c.Rootfs = Rootfs{Share: "x", Path: "a/../../b"} }),
+		"no root":             with(func(c *Create) { c.Rootfs = Image{} }),
+		"two roots":           with(func(c *Create) { c.Rootfs = Image{Disk: "d", Share: "x", File: "y"} }),
+		"disk with a file":    with(func(c *Create) { c.Rootfs.File = "x" }),
+		"share without file":  with(func(c *Create) { c.Rootfs = Image{Share: "x"} }),
+		"root up":             with(func(c *Create) { c.Rootfs = Image{Share: "x", File: ".."} }),
+		"root deep":           with(func(c *Create) { c.Rootfs = Image{Share: "x", File: "a/b"} }),
+		"share up":            with(func(c *Create) { c.Rootfs = Image{Share: "../x", File: "a"} }),
+		"no image":            with(func(c *Create) { c.Mounts = []Mount{{Kind: MountImage}} }),
+		"image with a name":   with(func(c *Create) { c.Mounts = []Mount{{Kind: MountImage, Name: "x", Image: &Image{Disk: "d"}}} }),
+		"image of a copy":     with(func(c *Create) { c.Mounts = []Mount{{Kind: MountCopy, Name: "x", Image: &Image{Disk: "d"}}} }),
+		"image up":            with(func(c *Create) { c.Mounts = []Mount{{Kind: MountImage, Image: &Image{Share: "x", File: "../y"}}} }),
+		"image's mount up":    with(func(c *Create) { c.Mounts = []Mount{{Kind: MountImage, Image: &Image{Disk: "d"}, SubPath: ".."}} }),
 		"many mounts":         with(func(c *Create) { c.Mounts = make([]Mount, MaxMounts+1) }),
 		"kind":                with(func(c *Create) { c.Mounts = []Mount{{Kind: "host", Name: "x"}} }),
 		"absolute sub path":   with(func(c *Create) { c.Mounts = []Mount{{Kind: MountCopy, Name: "x", SubPath: "/etc"}} }),
@@ -157,7 +170,7 @@ func TestBounds(t *testing.T) {
 	if _, err := EncodeReply(StatusReply{Containers: make([]ContainerStatus, 10000)}); !errors.Is(err, ErrTooLong) {
 		t.Errorf("%v", err)
 	}
-	if _, err := EncodeRequest(&Create{Container: "a", ID: "b", Spec: json.RawMessage(`{"x":"` + strings.Repeat("x", MaxRequest) + `"}`), Rootfs: Rootfs{Disk: "d"}}); !errors.Is(err, ErrTooLong) {
+	if _, err := EncodeRequest(&Create{Container: "a", ID: "b", Spec: json.RawMessage(`{"x":"` + strings.Repeat("x", MaxRequest) + `"}`), Rootfs: Image{Disk: "d"}}); !errors.Is(err, ErrTooLong) {
 		t.Errorf("%v", err)
 	}
 }

@@ -37,6 +37,8 @@ const (
 	noTSI         = 0
 	listenOnHost  = true
 	noNetFeatures = 0
+	noDAX         = 0
+	shareReadOnly = true
 )
 
 func run(path string) error {
@@ -65,9 +67,10 @@ func start(library uintptr, c *vmm.KrunConfig) error {
 	var noImplicitVsock, startEnter func(ctx uint32) int32
 	var addVsock func(ctx, features uint32) int32
 	var addVsockPort func(ctx, port uint32, path string, listen bool) int32
+	var addVirtiofs func(ctx uint32, tag, path string, window uint64, readOnly bool) int32
 	for name, function := range map[string]any{
 		"krun_create_ctx": &createCtx, "krun_set_vm_config": &setVMConfig, "krun_set_kernel": &setKernel, "krun_add_disk2": &addDisk, "krun_add_net_tap": &addNet,
-		"krun_disable_implicit_vsock": &noImplicitVsock, "krun_add_vsock": &addVsock, "krun_add_vsock_port2": &addVsockPort, "krun_start_enter": &startEnter,
+		"krun_disable_implicit_vsock": &noImplicitVsock, "krun_add_vsock": &addVsock, "krun_add_vsock_port2": &addVsockPort, "krun_add_virtiofs3": &addVirtiofs, "krun_start_enter": &startEnter,
 	} {
 		address, err := purego.Dlsym(library, name)
 		if err != nil {
@@ -90,6 +93,7 @@ func start(library uintptr, c *vmm.KrunConfig) error {
 		{"krun_disable_implicit_vsock", func() int32 { return noImplicitVsock(ctx) }},
 		{"krun_add_vsock", func() int32 { return addVsock(ctx, noTSI) }},
 		{"krun_add_vsock_port2", func() int32 { return addVsockPort(ctx, vmm.AgentPort, c.VsockPath, listenOnHost) }},
+		{"krun_add_virtiofs3", func() int32 { return addVirtiofs(ctx, c.ShareTag, c.ShareDir, noDAX, shareReadOnly) }},
 	}
 	for _, d := range c.Disks {
 		calls = append(calls, struct {

@@ -27,6 +27,7 @@ int32_t krun_add_net_tap(uint32_t c, char *t, uint8_t *m, uint32_t f, uint32_t g
 int32_t krun_disable_implicit_vsock(uint32_t c) { printf("no vsock %u\n", c); return 0; }
 int32_t krun_add_vsock(uint32_t c, uint32_t f) { printf("vsock %u %u\n", c, f); return 0; }
 int32_t krun_add_vsock_port2(uint32_t c, uint32_t p, const char *s, bool l) { printf("port %u %u %s %d\n", c, p, s, l); return 0; }
+int32_t krun_add_virtiofs3(uint32_t c, const char *t, const char *p, uint64_t w, bool ro) { printf("share %u %s %s %llu %d\n", c, t, p, (unsigned long long)w, ro); return 0; }
 int32_t krun_start_enter(uint32_t c) { printf("start %u\n", c); fflush(stdout); return -22; }
 `
 
@@ -51,7 +52,7 @@ func TestCalls(t *testing.T) {
 	}
 	text, err := json.Marshal(vmm.KrunConfig{
 		Library: object, Kernel: "/vm/kernel", Initrd: "/vm/initrd", Cmdline: "quiet", CPUs: 2, MemoryMiB: 512, Disks: []vmm.Disk{{Path: "/vm/disks/img-1", Serial: "img-1", ReadOnly: true}},
-		NIC: &vmm.NIC{Tap: "mvm0", MAC: "02:00:00:00:00:09"}, VsockPath: "/run/vsock",
+		NIC: &vmm.NIC{Tap: "mvm0", MAC: "02:00:00:00:00:09"}, ShareTag: "images", ShareDir: "/vm/images", VsockPath: "/run/vsock",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +67,7 @@ func TestCalls(t *testing.T) {
 	if err == nil || !strings.Contains(stderr.String(), "krun_start_enter: invalid argument") {
 		t.Errorf("%v: %s", err, stderr.String())
 	}
-	want := "config 5 2 512\nkernel 5 /vm/kernel 1 /vm/initrd quiet\nno vsock 5\nvsock 5 0\nport 5 1024 /run/vsock 1\ndisk 5 img_1 /vm/disks/img-1 0 1\nnet 5 mvm0 02:09 0 0\nstart 5\n"
+	want := "config 5 2 512\nkernel 5 /vm/kernel 1 /vm/initrd quiet\nno vsock 5\nvsock 5 0\nport 5 1024 /run/vsock 1\nshare 5 images /vm/images 0 1\ndisk 5 img_1 /vm/disks/img-1 0 1\nnet 5 mvm0 02:09 0 0\nstart 5\n"
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}

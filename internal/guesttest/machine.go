@@ -38,13 +38,13 @@ type Machine struct {
 
 var count atomic.Int32
 
-// Start starts an agent and has it configured. It is skipped without root, crun or busybox.
+// Start starts an agent and has it configured. It is skipped without root, crun, busybox or mkfs.erofs.
 func Start(t testing.TB) *Machine {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: run the tests with sudo")
 	}
-	for program, pkg := range map[string]string{"crun": "crun", "busybox": "busybox-static"} {
+	for program, pkg := range map[string]string{"crun": "crun", "busybox": "busybox-static", "mkfs.erofs": "erofs-utils"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("needs %s: apt-get install %s", program, pkg)
 		}
@@ -181,7 +181,7 @@ func Container(t testing.TB, name string, change func(in *oci.Input), args ...st
 	if err != nil {
 		t.Fatal(err)
 	}
-	return wire.Create{Container: name, ID: name + "-id-" + fmt.Sprint(count.Add(1)), Spec: data, Rootfs: wire.Rootfs{Share: "image"}}
+	return wire.Create{Container: name, ID: name + "-id-" + fmt.Sprint(count.Add(1)), Spec: data, Rootfs: wire.Image{Share: shareTag, File: imageFile}}
 }
 
 // Run creates and starts a container, whose session the test ends.

@@ -22,6 +22,12 @@ const (
 	cgroupVariable = "MAGIKPOD_GUESTTEST_CGROUP"
 )
 
+// shareTag is that of the one share, which has the image of all containers in it, and in the directory root what is in that.
+const (
+	shareTag  = "image"
+	imageFile = "root.erofs"
+)
+
 // Main is for TestMain: it runs the tests, or is the agent that one of them has started.
 func Main(m *testing.M) int {
 	switch {
@@ -85,8 +91,10 @@ func prepare(dir string) error {
 	if err != nil {
 		return err
 	}
-	bin := state + "/shares/image/bin"
-	for _, sub := range []string{bin, state + "/shares/image/etc", state + "/shares/image/tmp"} {
+	share := state + "/shares/" + shareTag
+	root := share + "/root"
+	bin := root + "/bin"
+	for _, sub := range []string{bin, root + "/etc", root + "/tmp"} {
 		if err := os.MkdirAll(sub, 0o755); err != nil {
 			return err
 		}
@@ -97,12 +105,18 @@ func prepare(dir string) error {
 	}
 	err = errors.Join(
 		os.WriteFile(bin+"/busybox", data, 0o755),
-		os.WriteFile(state+"/shares/image/etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/var/web:/bin/sh\n"), 0o644),
-		os.WriteFile(state+"/shares/image/etc/group", []byte("root:x:0:\nweb:x:102:\nlogs:x:103:web\n"), 0o644),
+		os.WriteFile(root+"/etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/var/web:/bin/sh\n"), 0o644),
+		os.WriteFile(root+"/etc/group", []byte("root:x:0:\nweb:x:102:\nlogs:x:103:web\n"), 0o644),
 		os.WriteFile(bin+"/notexec", []byte("x"), 0o644),
 	)
 	for _, applet := range []string{"sh", "sleep", "cat", "echo", "id", "ls", "stty", "head", "dd", "grep", "yes", "wc", "env", "true", "tail", "hostname", "nc", "mknod", "touch", "ps", "kill", "tty", "ip", "httpd", "test", "seq", "mount", "tr", "cut", "df", "stat"} {
 		err = errors.Join(err, os.Symlink("busybox", filepath.Join(bin, applet)))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command("mkfs.erofs", "--quiet", share+"/"+imageFile, root).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.erofs: %w: %s", err, out)
+	}
+	return nil
 }

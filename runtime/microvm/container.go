@@ -19,7 +19,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// PrepareContainer implements native.SandboxLauncher. The disk with the image is plugged, and the container's directories of the host are shown in the share.
+// PrepareContainer implements native.SandboxLauncher. The image is given to the machine, and the container's directories of the host are shown in the share.
 func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
 	m, err := l.machine(s)
 	if err != nil {
@@ -41,33 +41,59 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 	if err := m.bind(s, staged.shares); err != nil {
 		return nil, nil, pod.WithKind(pod.Unavailable, err)
 	}
-	serial, err := l.plug(ctx, m, config.Image)
+	place, err := l.plug(ctx, m, s, config.Image)
 	if err != nil {
 		return nil, nil, pod.WithKind(kindOr(err, pod.Unavailable), err)
 	}
 	c := proxy.Config{
 		Agent: m.record.address(), Copies: staged.copies, MessageFile: staged.messageFile, Log: a.Log,
-		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: a.Number, Spec: text, Rootfs: wire.Rootfs{Disk: serial}, Mounts: staged.mounts},
+		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: a.Number, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
 	}
 	return c, []string{l.config.AgentPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
 }
 
-// plug attaches the disk of an image. It stays until the machine ends: a container that is restarted needs it again.
-func (l *Launcher) plug(ctx context.Context, m *machine, image runtime.Image) (serial string, err error) {
+// plug gives the machine an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the machine ends, since a container that is
+// restarted needs it again, and where it is outlives the daemon.
+func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, image runtime.Image) (place vmm.Place, err error) {
 	defer l.images.Hold(image.Rootfs)() // until the VMM has opened it
+	file := filepath.Join(s.RunDir, disksFile)
+	if m.disks == nil {
+		m.disks = map[string]vmm.Place{}
+		if err := load(file, &m.disks); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return place, err
+		}
+	}
 	disk, err := l.images.Image(ctx, image.Rootfs)
 	if err != nil {
-		return "", err
+		return place, err
 	}
-	if m.disks[disk.Serial] {
-		return disk.Serial, nil
+	if place, ok := m.disks[disk.Serial]; ok {
+		return place, nil
 	}
-	serial, err = supervise.AttachDisk(ctx, &m.record.VMM, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
+	d := vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true}
+	if m.record.VMM.VM.Share != nil && m.full() {
+		place, err = supervise.ShareDisk(&m.record.VMM, d)
+	} else {
+		place, err = supervise.AttachDisk(ctx, &m.record.VMM, d)
+	}
 	if err != nil {
-		return "", err
+		return place, err
 	}
-	m.disks[disk.Serial] = true
-	return serial, nil
+	m.disks[disk.Serial] = place
+	return place, save(file, m.disks)
+}
+
+// full says whether all of the machine's places for disks are taken.
+func (m *machine) full() bool {
+	vm := &m.record.VMM.VM
+	taken := len(vm.Disks)
+	for _, place := range m.disks {
+		if place.Disk != "" {
+			taken++
+		}
+	}
+	driver, err := vmm.Find(vm.Driver)
+	return err == nil && driver.Can(vm).MaxDisks > 0 && taken >= driver.Can(vm).MaxDisks
 }
 
 // bind shows parts of the host in the share, each once: what is bound stays until the machine ends, also over a restart of the daemon.

@@ -101,6 +101,8 @@ func newWorld(t testing.TB) *world {
 	w.machines = microvm.Config{
 		StateDir: caches, AgentPath: libexec + "/magikagent", SupervisorPath: libexec + "/magikvmm", GuestPath: libexec + "/magikguest",
 		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
+		// Another kernel than the host's, to be tried by hand: a pattern, as /somewhere/boot/vmlinuz-*.
+		Kernel: os.Getenv("MAGIKPOD_TEST_KERNEL"),
 	}
 	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: libexec + "/magikagent"}
 	if w.network, err = netsetup.New(netsetup.Config{StateFile: filepath.Join(w.run, "network.json")}); err != nil {

@@ -62,6 +62,7 @@ type Launcher struct {
 	guests guestimage.Cache
 	images *disks.Cache
 	share  string // virtiofsd; empty: there is none
+	others string // what is to be said of the VMMs that are not used; empty: nothing
 
 	mu       sync.Mutex
 	machines map[string]*machine // by directory
@@ -96,7 +97,7 @@ func NewLauncher(config Config) *Launcher {
 // find looks for all that machines need, and returns what is missing.
 func (l *Launcher) find() string {
 	var missing []string
-	for _, look := range []func() error{l.findDriver, l.findKernel, l.findPrograms} {
+	for _, look := range []func() error{l.findKernel, l.findDriver, l.findPrograms} {
 		if err := look(); err != nil {
 			missing = append(missing, err.Error())
 		}
@@ -104,43 +105,39 @@ func (l *Launcher) find() string {
 	return strings.Join(missing, "; ")
 }
 
-// findDriver finds the VMM: the one that is wanted, or the first that can be used.
+// findDriver finds the VMM: the one that is wanted, or the first that can be used. It needs the kernel, which not all of them can boot.
 func (l *Launcher) findDriver() error {
 	var reasons []string
 	for _, driver := range vmm.Drivers() {
 		if l.config.Driver != "" && driver.Name() != l.config.Driver {
 			continue
 		}
-		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel}
+		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel, Kernel: l.parts.Kernel}
 		if l.emulated() && base.Machine == "microvm" {
 			base.TSCKHz = vmm.HostTSC()
 		}
-		if !driver.Can(&base).HotPlug {
-			reasons = append(reasons, noHotPlug(driver))
-			continue
-		}
 		kind, err := vmm.FindVsock(driver, &base)
-		if err != nil {
+		switch {
+		case err != nil:
 			reasons = append(reasons, driver.Name()+": "+strings.ReplaceAll(err.Error(), "\n", ", "))
-			continue
+		case l.driver != nil:
+			reasons = append(reasons, driver.Name()+": it can be used as well")
+		default:
+			base.Vsock.Kind = kind
+			l.driver, l.base = driver, base
+			if driver.Can(&base).Share {
+				l.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
+			}
 		}
-		base.Vsock.Kind = kind
-		l.driver, l.base = driver, base
-		if driver.Can(&base).Share {
-			l.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
-		}
-		return nil
 	}
-	if len(reasons) == 0 {
+	switch l.others = strings.Join(reasons, "; "); {
+	case l.driver != nil:
+		return nil
+	case len(reasons) == 0:
 		_, err := vmm.Find(l.config.Driver)
 		return err
 	}
-	return pod.Errorf(pod.Unsupported, "%s", strings.Join(reasons, "; "))
-}
-
-// noHotPlug says why a monitor that cannot be given disks is of no use, whether it is installed or not: images come when containers start, and the machine runs then.
-func noHotPlug(driver vmm.Driver) string {
-	return driver.Name() + ": it cannot plug disks into a machine that runs, and so has no way for the images of containers"
+	return pod.Errorf(pod.Unsupported, "%s", l.others)
 }
 
 func (l *Launcher) findKernel() (err error) {
@@ -168,6 +165,9 @@ func (l *Launcher) description() string {
 	if l.share == "" {
 		text += ", no hostPath: " + l.noShare()
 	}
+	if l.others != "" {
+		text += "; " + l.others
+	}
 	return text
 }
 
@@ -183,9 +183,34 @@ func (l *Launcher) noShare() string {
 	case l.share != "" || l.driver == nil:
 		return ""
 	case !l.driver.Can(&l.base).Share:
-		return l.driver.Name() + " has no virtiofs"
+		try := l.base
+		try.Share = &vmm.Share{}
+		return l.driver.Check(&try).Error()
 	}
 	return "virtiofsd is not installed"
+}
+
+// maxImages is how many images a machine can have as disks, beside the scratch disk; 0: any number.
+func (l *Launcher) maxImages() int {
+	if l.driver == nil {
+		return 0
+	}
+	return max(l.driver.Can(&l.base).MaxDisks-1, 0)
+}
+
+// manyImages says whether a pod may have more images than there can be disks: as many as its containers name.
+func (l *Launcher) manyImages(p *corev1.Pod) bool {
+	return l.maxImages() > 0 && countImages(p) > l.maxImages()
+}
+
+func countImages(p *corev1.Pod) int {
+	images := map[string]bool{}
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			images[list[i].Image] = true
+		}
+	}
+	return len(images)
 }
 
 // needsShare says whether a pod has directories of the host.

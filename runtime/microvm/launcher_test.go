@@ -3,34 +3,88 @@ package microvm
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestClassHotPlug: what cannot plug disks is not called available, whether it is installed or not, and the reason is told.
-func TestClassHotPlug(t *testing.T) {
-	const reason = "cannot plug disks"
-	for _, c := range []struct {
-		driver, machine string
-		want            string // empty: plugging is not to blame
-	}{
-		{"firecracker", "", "firecracker: it " + reason},
-		{"libkrun", "", "libkrun: it " + reason},
-		{"qemu", "microvm", ""},
-		{"qemu", "", ""},
-		{"qemu", "pc", ""},
-		{"qemu", "q35", ""},
-		{"cloud-hypervisor", "", ""},
+// TestClassDrivers: the class says of each driver what keeps it from being used.
+func TestClassDrivers(t *testing.T) {
+	for _, c := range []struct{ driver, machine, want string }{
+		{"firecracker", "", "firecracker: /none/vmm is not installed"},
+		{"libkrun", "", "libkrun: /none/vmm is not installed"},
+		{"qemu", "microvm", "qemu: /none/vmm is not installed"},
+		{"qemu", "", "qemu: /none/vmm is not installed"},
+		{"qemu", "q35", "qemu: /none/vmm is not installed"},
+		{"cloud-hypervisor", "", "cloud-hypervisor: /none/vmm is not installed"},
 	} {
-		class := NewLauncher(Config{Driver: c.driver, Machine: c.machine, Accel: vmm.AccelKVM, SupervisorPath: "/none"}).Class()
-		if class.Available || class.Name != ClassName {
-			t.Errorf("%s %s: %+v", c.driver, c.machine, class)
+		class := NewLauncher(Config{Driver: c.driver, Machine: c.machine, Program: "/none/vmm", Accel: vmm.AccelKVM, SupervisorPath: "/none"}).Class()
+		if class.Available || class.Name != ClassName || strings.Count(class.Reason, c.want) != 1 {
+			t.Errorf("%s %s: %+v, want %q once", c.driver, c.machine, class, c.want)
 		}
-		if c.want != "" && !strings.Contains(class.Reason, c.want) || c.want == "" && strings.Contains(class.Reason, reason) {
-			t.Errorf("%s %s: the reason is %q, want %q", c.driver, c.machine, class.Reason, c.want)
+	}
+	class := NewLauncher(Config{Program: "/none/vmm", SupervisorPath: "/none"}).Class()
+	for _, driver := range vmm.Drivers() {
+		if want := driver.Name() + ": /none/vmm is not installed"; !strings.Contains(class.Reason, want) {
+			t.Errorf("%q is not in %q", want, class.Reason)
+		}
+	}
+	l := NewLauncher(Config{Program: "/bin/true", Accel: vmm.AccelTCG})
+	if l.driver == nil {
+		t.Skipf("QEMU's vsock cannot be used here: %s (try: scripts/deps)", l.Class().Reason)
+	}
+	if text, want := l.description(), "; cloud-hypervisor: cloud-hypervisor emulates no CPU: it needs KVM"; !strings.HasPrefix(text, "qemu, tcg, ") || !strings.Contains(text, want) {
+		t.Errorf("%q, want it to say %q", text, want)
+	}
+}
+
+// TestConfigureMachine: a machine is told what its disks and shares are called there, which is not always how the host calls them.
+func TestConfigureMachine(t *testing.T) {
+	scratch := filepath.Join(t.TempDir(), scratchFile)
+	if err := os.WriteFile(scratch, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, driver := range vmm.Drivers() {
+		r := &record{}
+		r.VMM.VM = vmm.Config{Driver: driver.Name(), Disks: []vmm.Disk{{Path: scratch, Serial: scratchSerial}}}
+		var shares []string
+		switch {
+		case driver.Can(&r.VMM.VM).Share:
+			r.VMM.VM.Share = &vmm.Share{Tag: shareTag}
+			shares = []string{shareTag}
+		case driver.Name() == "libkrun":
+			shares = []string{"images"}
+		}
+		serial, err := vmm.GuestSerial(&r.VMM.VM, r.VMM.VM.Disks[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := r.configure(netsetup.PodLink{})
+		if err != nil || c.Scratch != serial || !slices.Equal(c.Shares, shares) {
+			t.Errorf("%s: %+v, %v; want the disk %s and the shares %q", driver.Name(), c, err, serial, shares)
+		}
+	}
+}
+
+// TestFull: images count that are disks, and the scratch disk.
+func TestFull(t *testing.T) {
+	for _, c := range []struct {
+		driver vmm.Driver
+		disks  int
+		want   bool
+	}{{vmm.QEMU{}, 22, false}, {vmm.QEMU{}, 23, true}, {vmm.Firecracker{}, 11, false}, {vmm.Firecracker{}, 12, true}, {vmm.Libkrun{}, 1000, false}} {
+		m := &machine{record: &record{}, disks: map[string]vmm.Place{"shared": {Share: shareTag, File: "x"}}}
+		m.record.VMM.VM = vmm.Config{Driver: c.driver.Name(), Disks: []vmm.Disk{{Serial: scratchSerial}}}
+		for i := range c.disks {
+			m.disks[strconv.Itoa(i)] = vmm.Place{Disk: strconv.Itoa(i)}
+		}
+		if got := m.full(); got != c.want {
+			t.Errorf("%s with %d images: %t", c.driver.Name(), c.disks, got)
 		}
 	}
 }

@@ -28,13 +28,14 @@ import (
 const (
 	// tapName is the machine's end of the network, in the pod's namespace.
 	tapName = "mvm0"
-	// scratchSerial and shareTag are how the machine finds its scratch disk and what the host shares with it.
+	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the machine finds what the host shares with it.
 	scratchSerial = "scratch"
 	shareTag      = "host"
 
 	// The files of a machine in its RunDir and, the scratch disk, in its StateDir.
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
+	disksFile   = "disks.json"
 	sharesFile  = "shares.json"
 	scratchFile = "scratch.img"
 
@@ -66,10 +67,10 @@ type record struct {
 type machine struct {
 	// mu makes what is done to it one after the other, and guards what follows.
 	mu     sync.Mutex
-	record *record         // nil: not read yet
-	ready  bool            // the agent has been told what the machine is
-	disks  map[string]bool // serial numbers of attached disks
-	shares map[string]bool // names that are bound into the share; nil: not read yet
+	record *record              // nil: not read yet
+	ready  bool                 // the agent has been told what the machine is
+	disks  map[string]vmm.Place // where the images are, by serial number; nil: not read yet
+	shares map[string]bool      // names that are bound into the share; nil: not read yet
 }
 
 // machine returns what is known of the machine of a sandbox, read from its files if need be. It is locked.
@@ -77,7 +78,7 @@ func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
 	l.mu.Lock()
 	m := l.machines[s.RunDir]
 	if m == nil {
-		m = &machine{disks: map[string]bool{}}
+		m = &machine{}
 		l.machines[s.RunDir] = m
 	}
 	l.mu.Unlock()
@@ -160,7 +161,7 @@ func (l *Launcher) recordOf(s runtime.Machine, config runtime.SandboxConfig) *re
 	vm := l.base
 	vm.CPUs, vm.MemoryMiB = r.Size.CPUs, r.Size.MemoryMiB
 	vm.Vsock.CID = cid
-	if l.share != "" && needsShare(p) {
+	if l.share != "" && (needsShare(p) || l.manyImages(p)) {
 		vm.Share = &vmm.Share{Tag: shareTag, Daemon: l.share}
 	}
 	start, _ := nsfile.StartTime(os.Getpid()) // 0 is not checked
@@ -208,7 +209,10 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 	agent := m.record.agent()
 	pong, err := agent.WaitReady(ctx)
 	if err == nil && !pong.Configured {
-		err = agent.Configure(ctx, m.record.configure(link))
+		var c wire.Configure
+		if c, err = m.record.configure(link); err == nil {
+			err = agent.Configure(ctx, c)
+		}
 	}
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot use the pod's machine: %w", err)
@@ -218,7 +222,7 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 }
 
 // configure is what the agent is told of the machine.
-func (r *record) configure(link netsetup.PodLink) wire.Configure {
+func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
 	network := &wire.Network{MAC: link.MAC.String(), MTU: link.MTU}
 	for _, a := range link.Addresses {
 		network.Addresses = append(network.Addresses, a.String())
@@ -226,13 +230,11 @@ func (r *record) configure(link netsetup.PodLink) wire.Configure {
 	for _, gw := range link.Gateways {
 		network.Routes = append(network.Routes, wire.Route{Via: gw.String()})
 	}
-	c := wire.Configure{
-		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratchSerial, SharePID: r.SharePID, Sysctls: r.Sysctls,
-	}
-	if r.VMM.VM.Share != nil {
-		c.Shares = []string{shareTag}
-	}
-	return c
+	vm := &r.VMM.VM
+	scratch, err := vmm.GuestSerial(vm, vm.Disks[0])
+	return wire.Configure{
+		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratch, Shares: vmm.ShareTags(vm), SharePID: r.SharePID, Sysctls: r.Sysctls,
+	}, err
 }
 
 // RemoveSandbox implements native.SandboxLauncher.

@@ -1,6 +1,8 @@
 package microvm
 
 import (
+	"fmt"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -29,6 +31,9 @@ func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
 	if sc := p.Spec.SecurityContext; sc != nil {
 		path := spec.Child("securityContext")
 		errs = append(errs, validateProfiles(sc.SeccompProfile, sc.AppArmorProfile, path)...)
+	}
+	if l.manyImages(p) && l.share == "" {
+		forbid(spec.Child("containers"), fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", countImages(p), l.driver.Name(), l.maxImages(), l.noShare()))
 	}
 	for i := range p.Spec.Volumes {
 		errs = append(errs, l.validateVolume(p, &p.Spec.Volumes[i], spec.Child("volumes").Index(i))...)

@@ -1,12 +1,15 @@
 package microvm
 
 import (
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
@@ -85,6 +88,7 @@ func TestValidateShare(t *testing.T) {
 	}{
 		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed"},
 		{vmm.Firecracker{}, "spec.volumes[1].hostPath: Forbidden: firecracker has no virtiofs"},
+		{vmm.Libkrun{}, "spec.volumes[1].hostPath: Forbidden: libkrun's virtiofs has the rights of a user who owns nothing on the host: the host's directories could not be used through it"},
 	} {
 		errs := (&Launcher{driver: c.driver}).Validate(testPod())
 		if len(errs) != 1 || errs[0].Error() != c.want {
@@ -94,5 +98,39 @@ func TestValidateShare(t *testing.T) {
 	without := testPod(func(p *corev1.Pod) { p.Spec.Volumes = slices.Delete(p.Spec.Volumes, 1, 2) })
 	if errs := (&Launcher{driver: vmm.QEMU{}}).Validate(without); len(errs) > 0 {
 		t.Error(errs)
+	}
+}
+
+// TestValidateImages: more images than disks need the share.
+func TestValidateImages(t *testing.T) {
+	with := func(images int) *corev1.Pod {
+		return testPod(func(p *corev1.Pod) {
+			p.Spec.Volumes = nil
+			p.Spec.InitContainers[0].Image, p.Spec.Containers[0].Image = "image-0", "image-0"
+			for i := range images - 1 {
+				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: fmt.Sprint("c", i), Image: fmt.Sprint("image-", i+1)})
+			}
+		})
+	}
+	for _, c := range []struct {
+		launcher *Launcher
+		images   int
+		want     string
+	}{
+		{&Launcher{driver: vmm.Firecracker{}}, 12, ""},
+		{&Launcher{driver: vmm.Firecracker{}}, 14, "spec.containers: Forbidden: 14 images, and a machine of firecracker has disks for 12: firecracker has no virtiofs"},
+		{&Launcher{driver: vmm.QEMU{}}, 23, ""},
+		{&Launcher{driver: vmm.QEMU{}}, 24, "spec.containers: Forbidden: 24 images, and a machine of qemu has disks for 23: virtiofsd is not installed"},
+		{&Launcher{driver: vmm.QEMU{}, share: "/usr/libexec/virtiofsd"}, 24, ""},
+		{&Launcher{driver: vmm.Libkrun{}}, 100, ""},
+	} {
+		errs := c.launcher.Validate(with(c.images))
+		if c.want == "" && len(errs) > 0 || c.want != "" && (len(errs) != 1 || errs[0].Error() != c.want) {
+			t.Errorf("%s, %d images: %v, want %q", c.launcher.driver.Name(), c.images, errs, c.want)
+		}
+		config := runtime.SandboxConfig{Pod: with(c.images), Network: runtime.Network{NetNS: os.Stdin}}
+		if share := c.launcher.recordOf(runtime.Machine{RunDir: "/run/x"}, config).VMM.VM.Share; (share != nil) != (c.launcher.share != "") {
+			t.Errorf("%s, %d images: the machine shares %v", c.launcher.driver.Name(), c.images, share)
+		}
 	}
 }

@@ -3,7 +3,6 @@ package disks
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/erofs"
 	"github.com/magikrun/magikpod/runtime"
 )
 
@@ -145,14 +145,6 @@ func runMkfs(ctx context.Context, program, out, dir string) error {
 
 func tail(text []byte) string { return strings.TrimSpace(string(text[max(0, len(text)-500):])) }
 
-// The super block (fs/erofs/erofs_fs.h).
-const (
-	superOffset    = 1024
-	superMagic     = 0xE0F5E1E2
-	superBlockBits = superOffset + 12
-	superBlocks    = superOffset + 36
-)
-
 // complete says whether a file is an erofs image that is not cut off.
 func complete(path string) bool {
 	f, err := os.Open(path)
@@ -161,10 +153,9 @@ func complete(path string) bool {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	head := make([]byte, superBlocks+4)
-	if _, readErr := f.ReadAt(head, 0); err != nil || readErr != nil {
+	if err != nil {
 		return false
 	}
-	size := int64(binary.LittleEndian.Uint32(head[superBlocks:])) << (head[superBlockBits] & 31)
-	return binary.LittleEndian.Uint32(head[superOffset:]) == superMagic && size > 0 && info.Size() >= size
+	size, err := erofs.Size(f)
+	return err == nil && size > 0 && info.Size() >= size
 }

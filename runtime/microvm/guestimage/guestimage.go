@@ -139,7 +139,7 @@ func (c Cache) build(ctx context.Context, p Parts) (Image, error) {
 // key names the image. The files stand for what is in them: nobody changes a kernel or a program in place.
 func (p Parts) key() (string, error) {
 	hash := sha256.New()
-	fmt.Fprintln(hash, "format", format, modules, optionalModules)
+	fmt.Fprintln(hash, "format", format, modules, optionalModules, laterModules)
 	for _, path := range []string{p.Kernel, filepath.Join(p.Modules, "modules.dep"), p.Init, p.Runtime} {
 		if path == "" {
 			fmt.Fprintln(hash, "none")
@@ -238,8 +238,20 @@ func writeFile(path string, write func(*os.File) error) error {
 	return errors.Join(write(f), f.Chmod(0o644), f.Sync(), f.Close())
 }
 
+// addModules adds modules under names that sort as they are to be loaded.
+func addModules(c *newc.Writer, dir string, list []string) error {
+	for i, m := range list {
+		content, err := readModule(m)
+		if err != nil {
+			return err
+		}
+		c.Text(fmt.Sprintf("%s/%02d-%s.ko", dir, i, moduleName(m)), 0o644, string(content))
+	}
+	return nil
+}
+
 func (p Parts) writeInitrd(f *os.File) error {
-	list, err := findModules(p.Modules)
+	boot, later, err := findModules(p.Modules)
 	if err != nil {
 		return err
 	}
@@ -255,12 +267,8 @@ func (p Parts) writeInitrd(f *os.File) error {
 		return err
 	}
 	c.Add("init", program)
-	for i, m := range list {
-		content, err := readModule(m)
-		if err != nil {
-			return err
-		}
-		c.Text(fmt.Sprintf("modules/%02d-%s.ko", i, moduleName(m)), 0o644, string(content))
+	if err := errors.Join(addModules(c, "modules", boot), addModules(c, "modules/later", later)); err != nil {
+		return err
 	}
 	if p.Runtime != "" {
 		crun, err := filepath.EvalSymlinks(p.Runtime)

@@ -110,7 +110,7 @@ func TestBuild(t *testing.T) {
 	}
 	var modules []string
 	for _, name := range names {
-		if base, ok := strings.CutPrefix(name, "modules/"); ok {
+		if base, ok := strings.CutPrefix(name, "modules/"); ok && entries[name].mode&0o170000 == 0o100000 {
 			modules = append(modules, base)
 			if !strings.HasPrefix(entries[name].content, "\x7fELF") {
 				t.Errorf("%s is no ELF file", name)
@@ -119,6 +119,9 @@ func TestBuild(t *testing.T) {
 	}
 	if !slices.IsSorted(modules) || !slices.ContainsFunc(modules, func(n string) bool { return strings.HasSuffix(n, "-vmw_vsock_virtio_transport.ko") }) {
 		t.Errorf("modules: %q", modules)
+	}
+	if !slices.ContainsFunc(modules, func(n string) bool { return n == "later/00-loop.ko" }) {
+		t.Errorf("no loop device for later: %q", modules)
 	}
 	checkRuns(t, entries)
 	t.Logf("%d MB with %q", len(initrd)>>20, modules)
@@ -215,21 +218,30 @@ func TestFindModules(t *testing.T) {
 	}
 	write("modules.builtin", "kernel/drivers/virtio/virtio_pci.ko\nkernel/fs/ext4/ext4.ko\n")
 	dep := "k/blk/virtio_blk.ko.xz:\nk/net/virtio_net.ko.xz: k/net/net_failover.ko.xz k/net/failover.ko.xz\nk/net/net_failover.ko.xz: k/net/failover.ko.xz\nk/net/failover.ko.xz:\n" +
-		"k/v/vmw_vsock_virtio_transport.ko.xz: k/v/common.ko.xz k/v/vsock.ko.xz\nk/v/common.ko.xz: k/v/vsock.ko.xz\nk/v/vsock.ko.xz:\nk/fs/erofs.ko.xz:\nk/fs/overlay.ko.xz:\n"
+		"k/v/vmw_vsock_virtio_transport.ko.xz: k/v/common.ko.xz k/v/vsock.ko.xz\nk/v/common.ko.xz: k/v/vsock.ko.xz\nk/v/vsock.ko.xz:\nk/fs/erofs.ko.xz:\nk/fs/overlay.ko.xz:\n" +
+		"k/virtio_mmio.ko.xz:\nk/loop.ko.xz: k/v/common.ko.xz k/blk/helper.ko.xz\nk/blk/helper.ko.xz:\n"
 	write("modules.dep", dep)
-	got, err := findModules(dir)
+	boot, later, err := findModules(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var names []string
-	for _, path := range got {
-		names = append(names, moduleName(path))
-	}
-	if want := strings.Fields("vsock common vmw_vsock_virtio_transport virtio_blk failover net_failover virtio_net erofs overlay"); !slices.Equal(names, want) {
-		t.Errorf("%q, want %q", names, want)
+	for _, c := range []struct {
+		got  []string
+		want string
+	}{
+		{boot, "vsock common vmw_vsock_virtio_transport virtio_blk failover net_failover virtio_net erofs overlay virtio_mmio"},
+		{later, "helper loop"}, // what else it needs is loaded at the boot
+	} {
+		var names []string
+		for _, path := range c.got {
+			names = append(names, moduleName(path))
+		}
+		if want := strings.Fields(c.want); !slices.Equal(names, want) {
+			t.Errorf("%q, want %q", names, want)
+		}
 	}
 	write("modules.dep", strings.Replace(dep, "erofs", "other", 1))
-	if _, err := findModules(dir); err == nil || !strings.Contains(err.Error(), "has no erofs") {
+	if _, _, err := findModules(dir); err == nil || !strings.Contains(err.Error(), "has no erofs") {
 		t.Errorf("without erofs: %v", err)
 	}
 }

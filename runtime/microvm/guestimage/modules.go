@@ -23,48 +23,62 @@ var modules = []string{"virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk",
 // optionalModules are left out where they are not.
 var optionalModules = []string{"virtio_mmio", "virtiofs", "virtio_rng"}
 
+// laterModules are those that the agent loads when it needs them, also left out where they are not: a kernel that mounts an image in a file without it has no use for a loop
+// device, and making it would take time at the boot.
+var laterModules = []string{"loop"}
+
 // maxModule bounds an unpacked module.
 const maxModule = 64 << 20
 
-// findModules returns the files of all modules to load, each after those that it needs. dir is /lib/modules/VERSION.
-func findModules(dir string) ([]string, error) {
+// findModules returns the files of all modules to load at the boot, each after those that it needs, and of those for later. dir is /lib/modules/VERSION.
+func findModules(dir string) (boot, later []string, err error) {
 	needs, err := readDep(filepath.Join(dir, "modules.dep"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	builtin, err := readBuiltin(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	byName := map[string]string{}
 	for path := range needs {
 		byName[moduleName(path)] = path
 	}
-	var list []string
+	var all []string
 	var add func(path string)
 	add = func(path string) {
-		if slices.Contains(list, path) {
+		if slices.Contains(all, path) {
 			return
 		}
 		// modules.dep(5): the last one must be loaded first.
 		for _, need := range slices.Backward(needs[path]) {
 			add(need)
 		}
-		list = append(list, path)
+		all = append(all, path)
 	}
-	for i, name := range append(modules[:len(modules):len(modules)], optionalModules...) {
+	for _, name := range modules {
 		path, ok := byName[name]
 		switch {
 		case ok:
 			add(path)
-		case !builtin[name] && i < len(modules):
-			return nil, fmt.Errorf("the kernel of %s has no %s", dir, name)
+		case !builtin[name]:
+			return nil, nil, fmt.Errorf("the kernel of %s has no %s", dir, name)
 		}
 	}
-	for i := range list {
-		list[i] = filepath.Join(dir, list[i])
+	addOptional := func(names []string) {
+		for _, name := range names {
+			if path, ok := byName[name]; ok {
+				add(path)
+			}
+		}
 	}
-	return list, nil
+	addOptional(optionalModules)
+	atBoot := len(all)
+	addOptional(laterModules)
+	for i := range all {
+		all[i] = filepath.Join(dir, all[i])
+	}
+	return all[:atBoot], all[atBoot:], nil
 }
 
 // moduleName is the name of the module in a file: dashes in file names are underscores in names.

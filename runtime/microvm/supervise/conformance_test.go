@@ -8,11 +8,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestConformance: what every driver owes, whichever can be used here: it boots, the guest answers and finds its disks and its card, it plugs disks if it says so, it
-// powers off when it is asked to, and ends with its monitor.
+// TestConformance: what every driver owes, whichever can be used here: it boots, the guest answers and finds its disks and its card, it takes disks while it
+// runs, it powers off when it is asked to, and ends with its monitor.
 func TestConformance(t *testing.T) {
 	kinds := map[string]vmm.Config{"qemu-q35": {Driver: "qemu", Machine: "q35"}, "qemu-microvm": {Driver: "qemu", Machine: "microvm"}}
 	for _, d := range vmm.Drivers() {
@@ -34,11 +37,15 @@ func TestConformance(t *testing.T) {
 				c.VM.NIC = &vmm.NIC{Tap: "vmtest2", MAC: address}
 				c.VM.Disks = []vmm.Disk{{Path: path, Serial: "first"}}
 			})
-			want := []string{"first"}
-			if d := driver.Name(); d == "firecracker" || d == "libkrun" {
-				if want[0], err = vmm.FirecrackerSerial(path); err != nil {
-					t.Fatal(err)
-				}
+			first, err := vmm.GuestSerial(&c.VM, c.VM.Disks[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := []string{first}
+			layers, tree := rootfs(t)
+			image, err := disks.NewCache(t.TempDir()).Image(context.Background(), layers)
+			if err != nil {
+				t.Fatal(err)
 			}
 			m := launch(t, c)
 			m.answers()
@@ -46,19 +53,29 @@ func TestConformance(t *testing.T) {
 			if got := m.ask(request{Action: "links"}).Lines; !slices.Contains(got, address) {
 				t.Errorf("the guest's links: %q", got)
 			}
-			disk := vmm.Disk{Path: path, Serial: "second", ReadOnly: true}
-			serial, err := AttachDisk(context.Background(), m.Config, disk)
-			switch hot := driver.Can(&c.VM).HotPlug; {
-			case hot && err != nil:
-				t.Errorf("attach: %v", err)
-			case hot:
-				m.sees(append(want, serial)...)
-				if err := DetachDisk(context.Background(), m.Config, serial); err != nil {
+			place, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if place.Disk != "" {
+				m.sees(append(want, place.Disk)...)
+			}
+			if diff := cmp.Diff(tree, m.tree(place)); diff != "" {
+				t.Errorf("the image in the guest (-want +got):\n%s", diff)
+			}
+			if place.Disk != "" { // one that is not mounted can be taken back
+				other, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: path, Serial: "other", ReadOnly: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				want = append(want, place.Disk)
+				if other.Disk != first { // Firecracker's are named after the file
+					m.sees(append(want, other.Disk)...)
+				}
+				if err := DetachDisk(context.Background(), m.Config, "other"); err != nil {
 					t.Error(err)
 				}
 				m.sees(want...)
-			case err == nil:
-				t.Error("a monitor without hot plug has plugged a disk")
 			}
 			if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)

@@ -25,7 +25,9 @@ type request struct {
 	Action string `json:"action"`
 	Serial string `json:"serial,omitempty"` // tree, write: of the disk; share: the tag
 	FSType string `json:"fstype,omitempty"`
-	Path   string `json:"path,omitempty"` // write
+	Path   string `json:"path,omitempty"`  // write
+	Share  string `json:"share,omitempty"` // tree: of the image in a file, which is Serial
+	Reboot bool   `json:"reboot,omitempty"`
 }
 
 type answer struct {
@@ -118,6 +120,9 @@ func serve(f *os.File) {
 	_ = json.NewEncoder(f).Encode(a)
 	if r.Action == "poweroff" && err == nil {
 		unix.Sync()
+		if r.Reboot {
+			_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		}
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
 }
@@ -164,7 +169,7 @@ func handle(r request) (answer, error) {
 	return answer{}, fmt.Errorf("action %q", r.Action)
 }
 
-// guestDisks returns the block devices by serial number.
+// guestDisks returns the block devices by serial number. One of a sector is a drive of Firecracker's with no disk in it.
 func guestDisks() (map[string]string, error) {
 	files, err := filepath.Glob("/sys/block/*/serial")
 	found := map[string]string{}
@@ -172,6 +177,9 @@ func guestDisks() (map[string]string, error) {
 		serial, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
+		}
+		if size, err := os.ReadFile(filepath.Dir(file) + "/size"); err != nil || strings.TrimSpace(string(size)) == "1" {
+			continue
 		}
 		found[strings.TrimSpace(string(serial))] = "/dev/" + filepath.Base(filepath.Dir(file))
 	}
@@ -186,7 +194,14 @@ func mounted(r request) (string, error) {
 	}
 	source := r.Serial
 	flags := uintptr(0)
-	for r.FSType != "virtiofs" {
+	if r.Share != "" {
+		share, err := mounted(request{Serial: r.Share, FSType: "virtiofs"})
+		if err != nil {
+			return "", err
+		}
+		source = filepath.Join(share, r.Serial)
+	}
+	for r.FSType != "virtiofs" && r.Share == "" {
 		found, err := guestDisks()
 		if err != nil {
 			return "", err

@@ -129,11 +129,21 @@ func enterJail(dir string, c *vmm.Command) error {
 			return fmt.Errorf("cannot make a jail: %w", err)
 		}
 	}
-	if c.Root {
-		if err := errors.Join(os.Mkdir(dir+"/proc", 0o755), os.Mkdir(dir+vmm.SharedDir, 0o755)); err != nil {
+	for _, path := range c.Dirs {
+		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
 			return fmt.Errorf("cannot make a jail: %w", err)
 		}
-		if err := unix.Mount("proc", dir+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	}
+	if c.Proc || c.Root {
+		options := "hidepid=ptraceable,subset=pid"
+		if c.Root {
+			options = ""
+		}
+		err := os.Mkdir(dir+"/proc", 0o755)
+		if err == nil {
+			err = unix.Mount("proc", dir+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
+		}
+		if err != nil {
 			return fmt.Errorf("cannot make a jail: proc: %w", err)
 		}
 	}

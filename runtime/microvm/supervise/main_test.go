@@ -97,6 +97,9 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 	if change != nil {
 		change(c)
 	}
+	if kernel, _, err := guestimage.FindKernel(os.Getenv("MAGIKPOD_TEST_KERNEL")); err == nil {
+		c.VM.Kernel = kernel // whether its guest would find the monitor's devices
+	}
 	if c.VM.Machine == "microvm" && c.VM.Accel == vmm.AccelTCG {
 		c.VM.TSCKHz = vmm.HostTSC()
 	}

@@ -15,15 +15,15 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// AttachDisk plugs a disk into a running machine, once: one that is there already stays. It returns the serial number by which the guest finds it.
-func AttachDisk(ctx context.Context, c *Config, d vmm.Disk) (string, error) {
+// AttachDisk gives a disk to a running machine, once: one that is there already stays. It returns where the guest finds it.
+func AttachDisk(ctx context.Context, c *Config, d vmm.Disk) (vmm.Place, error) {
 	driver, err := vmm.Find(c.VM.Driver)
 	if err != nil {
-		return "", err
+		return vmm.Place{}, err
 	}
 	control, err := driver.Control(ctx, &c.VM)
 	if err != nil {
-		return "", err
+		return vmm.Place{}, err
 	}
 	defer control.Close()
 	mode := os.O_RDWR
@@ -32,23 +32,23 @@ func AttachDisk(ctx context.Context, c *Config, d vmm.Disk) (string, error) {
 	}
 	f, err := os.OpenFile(d.Path, mode, 0)
 	if err != nil {
-		return "", fmt.Errorf("cannot attach disk: %w", err)
+		return vmm.Place{}, fmt.Errorf("cannot attach disk: %w", err)
 	}
 	defer f.Close()
-	if driver.Name() == (vmm.CloudHypervisor{}).Name() {
+	if dir := driver.Can(&c.VM).PlugDir; dir != "" {
 		// It opens the file itself.
 		state, err := c.ReadState()
-		if err != nil {
-			return "", err
+		if err == nil {
+			err = bindOnce(state.Monitor, f, d, filepath.Join(dir, d.Serial))
 		}
-		if err := bindInto(state.Monitor, d.Path, vmm.DiskPath(d.Serial), d.ReadOnly); err != nil {
-			return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
+		if err != nil {
+			return vmm.Place{}, fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
 		}
 	}
 	return control.AttachDisk(ctx, d, f)
 }
 
-// DetachDisk unplugs a disk of a running machine, with the guest's help. One that is not there is no error.
+// DetachDisk takes a disk back from a running machine, with the guest's help. One that is not there is no error.
 func DetachDisk(ctx context.Context, c *Config, serial string) error {
 	driver, err := vmm.Find(c.VM.Driver)
 	if err != nil {
@@ -59,7 +59,39 @@ func DetachDisk(ctx context.Context, c *Config, serial string) error {
 		return err
 	}
 	defer control.Close()
-	return control.DetachDisk(ctx, serial)
+	if err := control.DetachDisk(ctx, serial); err != nil {
+		return err
+	}
+	if dir := driver.Can(&c.VM).PlugDir; dir != "" {
+		state, err := c.ReadState()
+		if err == nil {
+			err = unbind(state.Monitor, filepath.Join(dir, serial))
+		}
+		if err != nil {
+			return fmt.Errorf("cannot detach disk %s: %w", serial, err)
+		}
+	}
+	return nil
+}
+
+// imageSuffix ends the names of images in the directory that a machine shares; other names there have nothing to do with it.
+const imageSuffix = ".erofs"
+
+// ShareDisk is AttachDisk for a machine whose places for disks are all taken, and that shares a directory: the guest finds the image as a file in it.
+func ShareDisk(c *Config, d vmm.Disk) (vmm.Place, error) {
+	name := d.Serial + imageSuffix
+	f, err := os.Open(d.Path)
+	if err == nil {
+		defer f.Close()
+		var state State
+		if state, err = c.shareState(name); err == nil {
+			err = bindOnce(state.Share, f, d, filepath.Join(vmm.SharedDir, name))
+		}
+	}
+	if err != nil {
+		return vmm.Place{}, fmt.Errorf("cannot share disk %s with the machine: %w", d.Serial, err)
+	}
+	return vmm.Place{Share: c.VM.Share.Tag, File: name}, nil
 }
 
 // BindShare makes a directory or a file of the host appear as name in the directory that the machine shares; with readOnly the host's kernel refuses writes. A
@@ -79,19 +111,7 @@ func BindShare(c *Config, name, source string, readOnly bool) error {
 func UnbindShare(c *Config, name string) error {
 	state, err := c.shareState(name)
 	if err == nil {
-		err = inMountNS(state.Share, func() error {
-			target := filepath.Join(vmm.SharedDir, name)
-			for {
-				// Lazy: the guest may have files in it open.
-				if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-					break
-				}
-			}
-			if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			return nil
-		})
+		err = unbind(state.Share, filepath.Join(vmm.SharedDir, name))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot unshare %s: %w", name, err)
@@ -134,6 +154,40 @@ func bindInto(process nsfile.Owner, source, target string, readOnly bool) error 
 		}
 		if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return fmt.Errorf("move_mount: %w", err)
+		}
+		return nil
+	})
+}
+
+// bindOnce is bindInto for a disk that is open as f, unless it is there already.
+func bindOnce(process nsfile.Owner, f *os.File, d vmm.Disk, target string) error {
+	var want unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &want); err != nil {
+		return err
+	}
+	there := false
+	err := inMountNS(process, func() error {
+		var got unix.Stat_t
+		there = unix.Stat(target, &got) == nil && got.Dev == want.Dev && got.Ino == want.Ino
+		return nil
+	})
+	if err != nil || there {
+		return err
+	}
+	return bindInto(process, d.Path, target, d.ReadOnly)
+}
+
+// unbind takes back what bindInto did, also if that was done more than once, or never.
+func unbind(process nsfile.Owner, target string) error {
+	return inMountNS(process, func() error {
+		for {
+			// Lazy: the guest may have files in it open.
+			if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				break
+			}
+		}
+		if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 		return nil
 	})

@@ -77,13 +77,12 @@ func TestDisks(t *testing.T) {
 			disk := vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true}
 			begin := time.Now()
 			for range 2 { // the second time nothing happens
-				if serial, err := AttachDisk(context.Background(), m.Config, disk); err != nil || serial != image.Serial {
-					t.Fatalf("attached as %q, %v", serial, err)
+				if place, err := AttachDisk(context.Background(), m.Config, disk); err != nil || place != (vmm.Place{Disk: image.Serial}) {
+					t.Fatalf("attached as %+v, %v", place, err)
 				}
 			}
-			got := m.ask(request{Action: "tree", Serial: image.Serial, FSType: "erofs"}).Lines
+			got := m.tree(vmm.Place{Disk: image.Serial})
 			t.Logf("attached, mounted and read after %v", time.Since(begin))
-			slices.Sort(got)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("the image in the guest (-want +got):\n%s", diff)
 			}
@@ -110,9 +109,22 @@ func TestDisks(t *testing.T) {
 	}
 }
 
+// tree lists what is in an image.
+func (m *machine) tree(p vmm.Place) []string {
+	m.t.Helper()
+	r := request{Action: "tree", Serial: p.Disk, FSType: "erofs"}
+	if p.Disk == "" {
+		r.Share, r.Serial = p.Share, p.File
+	}
+	lines := m.ask(r).Lines
+	slices.Sort(lines)
+	return lines
+}
+
 // sees waits until the guest has exactly these disks.
 func (m *machine) sees(serials ...string) {
 	m.t.Helper()
+	slices.Sort(serials)
 	var got []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if got = m.ask(request{Action: "disks"}).Lines; slices.Equal(got, serials) {
@@ -138,6 +150,32 @@ func TestManyDisks(t *testing.T) {
 		serials = append(serials, serial)
 	}
 	m.sees(serials...)
+}
+
+// TestShareDisk: an image in a file of the share is mounted as one on a disk is.
+func TestShareDisk(t *testing.T) {
+	daemon, err := vmm.FindVirtiofsd()
+	if err != nil {
+		t.Skipf("%v (try: MAGIKHOST_ROOT=trixie make host-test PKG=./runtime/microvm/supervise)", err)
+	}
+	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.Share = &vmm.Share{Tag: "share", Daemon: daemon} })
+	layers, want := rootfs(t)
+	image, err := disks.NewCache(t.TempDir()).Image(context.Background(), layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time nothing happens
+		place, err := ShareDisk(m.Config, vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true})
+		if err != nil || place != (vmm.Place{Share: "share", File: image.Serial + ".erofs"}) {
+			t.Fatalf("shared as %+v, %v", place, err)
+		}
+		if diff := cmp.Diff(want, m.tree(place)); diff != "" {
+			t.Errorf("the image in the guest (-want +got):\n%s", diff)
+		}
+	}
+	if _, err := m.try(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: image.Serial + ".erofs"}); err == nil || !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("a write to the image: %v", err)
+	}
 }
 
 // TestNIC: the guest has the address it is given, on a tap that is up and goes with the machine.

@@ -54,7 +54,11 @@ func askPowerOff(c *vmm.Config, deadline time.Time) error {
 		return err
 	}
 	defer conn.Close()
-	if _, err := io.WriteString(conn, `{"action":"poweroff"}`+"\n"); err != nil {
+	request := `{"action":"poweroff"}`
+	if driver, err := vmm.Find(c.Driver); err == nil && driver.Can(c).EndsAtReset {
+		request = `{"action":"poweroff","reboot":true}`
+	}
+	if _, err := io.WriteString(conn, request+"\n"); err != nil {
 		return err
 	}
 	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadString('\n')

@@ -64,7 +64,9 @@ func FindVsock(d Driver, c *Config) (VsockKind, error) {
 		if err == nil {
 			return kind, nil
 		}
-		errs = append(errs, err)
+		if len(errs) == 0 || errs[len(errs)-1].Error() != err.Error() { // what has nothing to do with the kind is told once
+			errs = append(errs, err)
+		}
 	}
 	return "", errors.Join(errs...)
 }

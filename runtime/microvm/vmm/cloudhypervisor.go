@@ -17,7 +17,7 @@ func (CloudHypervisor) Name() string { return "cloud-hypervisor" }
 
 // Can says what cloud-hypervisor can do: its only bus has 32 slots.
 func (CloudHypervisor) Can(*Config) Abilities {
-	return Abilities{HotPlug: true, MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: 24, PlugDir: plugDir, Share: true, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (CloudHypervisor) program(c *Config) string {
@@ -26,14 +26,14 @@ func (CloudHypervisor) program(c *Config) string {
 
 // Check looks for the program and KVM.
 func (v CloudHypervisor) Check(c *Config) error {
-	return checkKVMOnly(v.Name(), v.program(c), "cloud-hypervisor", c)
-}
-
-// checkKVMOnly is for the monitors that emulate no CPU and have a vsock of their own.
-func checkKVMOnly(name, program, pkg string, c *Config) error {
-	if err := checkProgram(program, pkg); err != nil {
+	if err := checkProgram(v.program(c), "cloud-hypervisor"); err != nil {
 		return err
 	}
+	return checkKVMOnly(v.Name(), c)
+}
+
+// checkKVMOnly is for the monitors that emulate no CPU.
+func checkKVMOnly(name string, c *Config) error {
 	if c.Accel != AccelKVM {
 		return fmt.Errorf("%s emulates no CPU: it needs KVM, and the configuration says %q", name, c.Accel)
 	}
@@ -79,8 +79,11 @@ func (v CloudHypervisor) Command(c *Config) (*Command, error) {
 	return cmd, nil
 }
 
-// DiskPath is where a monitor that takes no descriptors finds a disk in its jail.
-func DiskPath(serial string) string { return "/vm/disks/" + serial }
+// plugDir is where monitors that take no descriptors find disks in their jails.
+const plugDir = "/vm/disks"
+
+// DiskPath is where such a monitor finds a disk that is there from the start.
+func DiskPath(serial string) string { return plugDir + "/" + serial }
 
 // Control returns a client of the REST interface once that answers.
 func (CloudHypervisor) Control(ctx context.Context, c *Config) (Control, error) {
@@ -93,19 +96,19 @@ func (CloudHypervisor) Control(ctx context.Context, c *Config) (Control, error) 
 
 type cloudHypervisorControl struct{ rest }
 
-// AttachDisk adds a disk. Its image must have been mounted at [DiskPath] in the monitor's jail.
-func (c cloudHypervisorControl) AttachDisk(ctx context.Context, d Disk, _ *os.File) (string, error) {
+// AttachDisk adds a disk.
+func (c cloudHypervisorControl) AttachDisk(ctx context.Context, d Disk, _ *os.File) (Place, error) {
 	if !serialForm.MatchString(d.Serial) {
-		return "", fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)
+		return Place{}, fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)
 	}
 	there, err := c.plugged(ctx, d.Serial)
 	if err == nil && !there {
 		_, err = c.do(ctx, "PUT", "/api/v1/vm.add-disk", map[string]any{"path": DiskPath(d.Serial), "readonly": d.ReadOnly, "id": deviceID(d.Serial), "serial": d.Serial})
 	}
 	if err != nil {
-		return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
+		return Place{}, fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
 	}
-	return d.Serial, nil
+	return Place{Disk: d.Serial}, nil
 }
 
 func (c cloudHypervisorControl) plugged(ctx context.Context, serial string) (bool, error) {

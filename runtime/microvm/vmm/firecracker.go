@@ -8,31 +8,51 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // Firecracker is the driver of Firecracker. It is held to the conformance tests where it is installed; elsewhere only what it is told is tested. It has no
-// hot plug of disks, and no virtiofs.
+// virtiofs, and no hot plug: a machine has all the drives that it will ever have from the start, read-only ones with nothing on them, and attaching a disk puts its image
+// into one of them.
 type Firecracker struct{}
+
+// firecrackerDisks is how many drives a machine has. Each device has an interrupt line of its own, of which there are 19. Firecracker takes two for devices of its own
+// (VMGenID, VMClock), the vsock, the random numbers and the card have three, and one is left to what a later version may add.
+const firecrackerDisks = 13
+
+// emptyDrive is what a drive shows that nothing is attached to: one sector.
+const emptyDrive = "/vm/empty"
+
+var emptyDriveText = "a drive for a disk that is attached later" + strings.Repeat(".", 512-42) + "\n"
+
+// slotPrefix begins the names of those drives.
+const slotPrefix = "slot_"
 
 // Name is firecracker.
 func (Firecracker) Name() string { return "firecracker" }
 
 // Can says what Firecracker can do.
 func (Firecracker) Can(*Config) Abilities {
-	return Abilities{MaxDisks: 8, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: firecrackerDisks, PlugDir: plugDir, EndsAtReset: true, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (Firecracker) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/firecracker") }
 
-// Check looks for the program and KVM.
+// Check looks for the program, KVM, and what the guest's kernel needs to find the devices: ACPI tables list them.
 func (v Firecracker) Check(c *Config) error {
 	if c.Share != nil {
 		return errors.New("firecracker has no virtiofs")
 	}
-	return checkKVMOnly(v.Name(), v.program(c), "firecracker, from its project's releases", c)
+	if err := checkProgram(v.program(c), "firecracker, from its project's releases"); err != nil {
+		return err
+	}
+	if err := checkKernel(v.Name(), c.Kernel, kernelOption{name: "ACPI"}, kernelOption{"VIRTIO_MMIO", true}); err != nil {
+		return err
+	}
+	return checkKVMOnly(v.Name(), c)
 }
 
 // firecrackerConfig is where its configuration file is in its jail.
@@ -65,6 +85,9 @@ func (v Firecracker) Command(c *Config) (*Command, error) {
 		cmd.Mounts = append(cmd.Mounts, Mount{Source: d.Path, Target: DiskPath(d.Serial), Writable: !d.ReadOnly})
 		drives = append(drives, object{"drive_id": driveID(d.Serial), "path_on_host": DiskPath(d.Serial), "is_root_device": false, "is_read_only": d.ReadOnly})
 	}
+	for i := range firecrackerDisks - len(c.Disks) {
+		drives = append(drives, object{"drive_id": slotPrefix + strconv.Itoa(i), "path_on_host": emptyDrive, "is_root_device": false, "is_read_only": true})
+	}
 	config := object{
 		"boot-source":    object{"kernel_image_path": jailKernel, "initrd_path": jailInitrd, "boot_args": strings.TrimSpace(line + " " + c.Cmdline)},
 		"machine-config": object{"vcpu_count": c.CPUs, "mem_size_mib": c.MemoryMiB},
@@ -81,23 +104,12 @@ func (v Firecracker) Command(c *Config) (*Command, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd.Files = map[string]string{firecrackerConfig: string(text)}
+	cmd.Files = map[string]string{firecrackerConfig: string(text), emptyDrive: emptyDriveText}
 	return cmd, nil
 }
 
 // driveID: Firecracker's names have letters, digits and underscores.
 func driveID(serial string) string { return "disk_" + strings.ReplaceAll(serial, "-", "_") }
-
-// FirecrackerSerial is what the guest sees as the serial number of a disk of Firecracker's or libkrun's, which cannot be told one: up to 20 digits made of the
-// image's device, special device and inode number.
-func FirecrackerSerial(path string) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return "", fmt.Errorf("cannot tell the serial number of %s: %w", path, err)
-	}
-	serial := fmt.Sprintf("%d%d%d", st.Dev, st.Rdev, st.Ino)
-	return serial[:min(len(serial), 20)], nil
-}
 
 // Control returns a client of the REST interface once that answers.
 func (Firecracker) Control(ctx context.Context, c *Config) (Control, error) {
@@ -110,16 +122,79 @@ func (Firecracker) Control(ctx context.Context, c *Config) (Control, error) {
 
 type firecrackerControl struct{ rest }
 
-var errNoHotPlug = errors.New("this monitor has no hot plug of disks")
-
-// AttachDisk is not possible.
-func (firecrackerControl) AttachDisk(_ context.Context, d Disk, _ *os.File) (string, error) {
-	return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, errNoHotPlug)
+// firecrackerDrive is a drive as Firecracker describes it.
+type firecrackerDrive struct {
+	ID   string `json:"drive_id"`
+	Path string `json:"path_on_host"`
 }
 
-// DetachDisk is not possible.
-func (firecrackerControl) DetachDisk(_ context.Context, serial string) error {
-	return fmt.Errorf("cannot detach disk %s: %w", serial, errNoHotPlug)
+// slot returns the name of the drive for disks that shows a file; empty: none does.
+func (c firecrackerControl) slot(ctx context.Context, path string) (string, error) {
+	answer, err := c.do(ctx, "GET", "/vm/config", nil)
+	if err != nil {
+		return "", err
+	}
+	var config struct {
+		Drives []firecrackerDrive `json:"drives"`
+	}
+	if err := json.Unmarshal(answer, &config); err != nil {
+		return "", fmt.Errorf("firecracker's description of the machine: %w", err)
+	}
+	for _, d := range config.Drives {
+		if strings.HasPrefix(d.ID, slotPrefix) && d.Path == path {
+			return d.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// show has a drive show another file; the guest learns its size.
+func (c firecrackerControl) show(ctx context.Context, id, path string) error {
+	_, err := c.do(ctx, "PATCH", "/drives/"+id, firecrackerDrive{id, path})
+	return err
+}
+
+// AttachDisk puts the disk into the first drive that is empty.
+func (c firecrackerControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error) {
+	place, err := c.attach(ctx, d, file)
+	if err != nil {
+		return Place{}, fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
+	}
+	return place, nil
+}
+
+func (c firecrackerControl) attach(ctx context.Context, d Disk, file *os.File) (Place, error) {
+	if !serialForm.MatchString(d.Serial) || !d.ReadOnly {
+		return Place{}, errors.New("its serial number is not one, or it is not read-only, as firecracker's drives are")
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return Place{}, err
+	}
+	place := Place{Disk: inodeSerial(&st)}
+	if there, err := c.slot(ctx, DiskPath(d.Serial)); err != nil || there != "" {
+		return place, err
+	}
+	free, err := c.slot(ctx, emptyDrive)
+	if err == nil && free == "" {
+		err = errors.New("all of the machine's drives are taken")
+	}
+	if err != nil {
+		return Place{}, err
+	}
+	return place, c.show(ctx, free, DiskPath(d.Serial))
+}
+
+// DetachDisk empties the drive of a disk. The guest must not use it any more: nobody asks it.
+func (c firecrackerControl) DetachDisk(ctx context.Context, serial string) error {
+	id, err := c.slot(ctx, DiskPath(serial))
+	if err == nil && id != "" {
+		err = c.show(ctx, id, emptyDrive)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot detach disk %s: %w", serial, err)
+	}
+	return nil
 }
 
 // Quit types Ctrl-Alt-Del, which is all that its interface offers; it resets the machine, and Firecracker ends at a reset.

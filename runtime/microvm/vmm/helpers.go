@@ -57,7 +57,7 @@ const SharedDir = "/shared"
 
 // virtiofsd serves SharedDir. Its jail is a mount namespace of its own already, and it must stay root in it to give files their owners.
 func virtiofsd(s *Share) *Command {
-	cmd := &Command{Env: []string{"PATH=/usr/bin"}, Mounts: distribution, Root: true}
+	cmd := &Command{Env: []string{"PATH=/usr/bin"}, Mounts: distribution, Dirs: []string{SharedDir}, Root: true}
 	fd := cmd.fd(FDListen, s.Socket, false)
 	if isCVirtiofsd(s.Daemon) {
 		cmd.Argv = []string{s.Daemon, fmt.Sprintf("--fd=%d", fd), "-o", "source=" + SharedDir, "-o", "sandbox=chroot", "-o", "announce_submounts", "-o", "cache=auto", "-o", "xattr"}

@@ -12,7 +12,7 @@ import (
 )
 
 // Libkrun is the driver of libkrun, a library: one helper process a machine, magikkrun, loads it and becomes the machine. It has no hot plug of disks and no
-// monitor to talk to.
+// monitor to talk to: images come as files in a directory of the jail that the machine shares, read-only, by libkrun's own virtiofs.
 type Libkrun struct{}
 
 // KrunHelper is the program that becomes a machine of libkrun's.
@@ -20,6 +20,12 @@ const KrunHelper = "/usr/libexec/magikpod/magikkrun"
 
 // krunConfig is where the helper finds its configuration, a [KrunConfig].
 const krunConfig = "/vm/krun.json"
+
+// krunImages is the directory that the guest sees, as the share krunImagesTag.
+const (
+	krunImages    = "/vm/images"
+	krunImagesTag = "images"
+)
 
 // KrunConfig is what the helper reads. The paths are those of its jail.
 type KrunConfig struct {
@@ -31,6 +37,9 @@ type KrunConfig struct {
 	MemoryMiB int    `json:"memoryMiB"`
 	Disks     []Disk `json:"disks,omitempty"`
 	NIC       *NIC   `json:"nic,omitempty"`
+	// ShareDir is shared under the tag ShareTag, read-only.
+	ShareTag string `json:"shareTag"`
+	ShareDir string `json:"shareDir"`
 	// VsockPath is the unix socket that leads to AgentPort; libkrun listens on it.
 	VsockPath string `json:"vsockPath"`
 	Console   bool   `json:"console,omitempty"`
@@ -40,27 +49,30 @@ type KrunConfig struct {
 func (Libkrun) Name() string { return "libkrun" }
 
 // Can says what libkrun can do.
-func (Libkrun) Can(*Config) Abilities { return Abilities{MaxDisks: 8, Vsock: []VsockKind{VsockPort}} }
+func (Libkrun) Can(*Config) Abilities {
+	return Abilities{PlugDir: krunImages, EndsAtReset: true, Vsock: []VsockKind{VsockPort}}
+}
 
 func (Libkrun) library(c *Config) string {
 	return cmp.Or(c.Program, "/usr/lib/x86_64-linux-gnu/libkrun.so.1")
 }
 
-// Check looks for the library, the helper and KVM: without that libkrun would panic.
+// Check looks for the library, the helper, KVM, without which libkrun would panic, and what the guest's kernel needs to find the devices: its command line lists them.
 func (v Libkrun) Check(c *Config) error {
+	if c.Share != nil {
+		return errors.New("libkrun's virtiofs has the rights of a user who owns nothing on the host: the host's directories could not be used through it")
+	}
 	if _, err := os.Stat(v.library(c)); err != nil {
 		return fmt.Errorf("%s is not installed (libkrun is in no release of Debian's)", v.library(c))
 	}
 	if err := checkProgram(KrunHelper, "magikpod"); err != nil {
 		return err
 	}
-	if c.Share != nil {
-		return errors.New("libkrun's own virtiofs confines nothing, and is not used")
+	err := checkKernel(v.Name(), c.Kernel, kernelOption{name: "VIRTIO_MMIO"}, kernelOption{name: "VIRTIO_MMIO_CMDLINE_DEVICES"}, kernelOption{"VIRTIO_FS", true})
+	if err != nil {
+		return err
 	}
-	if c.Accel != AccelKVM {
-		return fmt.Errorf("libkrun emulates no CPU: it needs KVM, and the configuration says %q", c.Accel)
-	}
-	return checkKVM()
+	return checkKVMOnly(v.Name(), c)
 }
 
 // Command starts the helper.
@@ -68,17 +80,19 @@ func (v Libkrun) Command(c *Config) (*Command, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	line := Cmdline
+	line := "reboot=k " + Cmdline
 	if c.Console {
 		line = "console=hvc0 " + line
 	}
 	config := KrunConfig{
 		Library: v.library(c), Kernel: jailKernel, Initrd: jailInitrd, Cmdline: strings.TrimSpace(line + " " + c.Cmdline), CPUs: c.CPUs, MemoryMiB: c.MemoryMiB,
-		NIC: c.NIC, VsockPath: c.Vsock.Path, Console: c.Console,
+		NIC: c.NIC, ShareTag: krunImagesTag, ShareDir: krunImages, VsockPath: c.Vsock.Path, Console: c.Console,
 	}
 	cmd := &Command{
 		Argv: []string{KrunHelper, "--config", krunConfig},
 		Env:  []string{"PATH=/usr/bin"},
+		Dirs: []string{krunImages},
+		Proc: true, // by which its virtiofs opens files
 		Mounts: append(distribution[:len(distribution):len(distribution)], Mount{Source: filepath.Dir(config.Library)}, Mount{Source: c.Kernel, Target: jailKernel},
 			Mount{Source: c.Initrd, Target: jailInitrd}, Mount{Source: "/dev/kvm", Writable: true}, Mount{Source: filepath.Dir(c.Vsock.Path), Writable: true}),
 	}
@@ -108,15 +122,16 @@ func (Libkrun) Control(_ context.Context, c *Config) (Control, error) {
 
 type libkrunControl struct{}
 
-// AttachDisk is not possible.
-func (libkrunControl) AttachDisk(_ context.Context, d Disk, _ *os.File) (string, error) {
-	return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, errNoHotPlug)
+// AttachDisk has nothing to do: the image is in the directory that the guest sees.
+func (libkrunControl) AttachDisk(_ context.Context, d Disk, _ *os.File) (Place, error) {
+	if !serialForm.MatchString(d.Serial) || !d.ReadOnly {
+		return Place{}, fmt.Errorf("cannot attach disk %q: its serial number is not one, or it is not read-only, as libkrun's share is", d.Serial)
+	}
+	return Place{Share: krunImagesTag, File: d.Serial}, nil
 }
 
-// DetachDisk is not possible.
-func (libkrunControl) DetachDisk(_ context.Context, serial string) error {
-	return fmt.Errorf("cannot detach disk %s: %w", serial, errNoHotPlug)
-}
+// DetachDisk has nothing to do either.
+func (libkrunControl) DetachDisk(context.Context, string) error { return nil }
 
 // Quit is not possible: whoever started the helper ends it with a signal.
 func (libkrunControl) Quit(context.Context) error {

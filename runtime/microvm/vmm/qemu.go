@@ -30,7 +30,7 @@ func express(machine string) bool { return machine == "q35" || machine == "micro
 
 // Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
 func (QEMU) Can(c *Config) Abilities {
-	a := Abilities{HotPlug: true, MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
+	a := Abilities{MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
 	if express(c.Machine) {
 		a.MaxDisks = hotPlugSlots
 	}
@@ -233,12 +233,12 @@ func (c *qemuControl) Quit(ctx context.Context) error {
 }
 
 // AttachDisk hands QEMU the descriptor and plugs a virtio-blk device.
-func (c *qemuControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (string, error) {
+func (c *qemuControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error) {
 	if !serialForm.MatchString(d.Serial) {
-		return "", fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)
+		return Place{}, fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)
 	}
 	if err := c.attach(ctx, d, file); err != nil {
-		return "", fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
+		return Place{}, fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)
 	}
-	return d.Serial, nil
+	return Place{Disk: d.Serial}, nil
 }

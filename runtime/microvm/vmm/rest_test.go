@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ import (
 type monitor struct {
 	mu       sync.Mutex
 	requests []string
-	answer   func(method, path string) (int, string)
+	answer   func(method, path, body string) (int, string)
 }
 
 func (m *monitor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -40,7 +41,7 @@ func (m *monitor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.requests = append(m.requests, strings.TrimSpace(r.Method+" "+r.URL.Path+" "+compact.String()))
-	status, text := m.answer(r.Method, r.URL.Path)
+	status, text := m.answer(r.Method, r.URL.Path, compact.String())
 	w.WriteHeader(status)
 	fmt.Fprint(w, text)
 }
@@ -68,7 +69,7 @@ func serveMonitor(t *testing.T, m *monitor) string {
 
 func TestCloudHypervisorRequests(t *testing.T) {
 	disks := `{"config":{"disks":[]}}`
-	m := &monitor{answer: func(method, path string) (int, string) {
+	m := &monitor{answer: func(method, path, _ string) (int, string) {
 		switch method + " " + path {
 		case "GET /api/v1/vmm.ping":
 			return 200, `{"version":"v48.0"}`
@@ -110,35 +111,164 @@ func TestCloudHypervisorRequests(t *testing.T) {
 			t.Errorf("%s: requests %q, want %q", step.name, got, step.want)
 		}
 	}
-	m.answer = func(string, string) (int, string) { return 500, "out of slots" }
+	m.answer = func(string, string, string) (int, string) { return 500, "out of slots" }
 	if _, err := control.AttachDisk(ctx, disk, nil); err == nil || !strings.Contains(err.Error(), "out of slots") {
 		t.Errorf("a refusal: %v", err)
 	}
 }
 
-func TestFirecrackerRequests(t *testing.T) {
-	m := &monitor{answer: func(method, path string) (int, string) {
-		switch method + " " + path {
-		case "GET /version":
+// firecrackerAnswers behaves as Firecracker does: it has the drives that its configuration has, and a PATCH of one changes its file.
+func firecrackerAnswers(t *testing.T, config string) func(method, path, body string) (int, string) {
+	t.Helper()
+	var c struct {
+		Drives []map[string]any `json:"drives"`
+	}
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		t.Fatal(err)
+	}
+	return func(method, path, body string) (int, string) {
+		switch id, isDrive := strings.CutPrefix(path, "/drives/"); {
+		case method == "GET" && path == "/version":
 			return 200, `{"firecracker_version":"1.16.1"}`
-		case "PUT /actions":
+		case method == "PUT" && path == "/actions":
 			return 204, ""
+		case method == "GET" && path == "/vm/config":
+			text, err := json.Marshal(c)
+			if err != nil {
+				return 500, err.Error()
+			}
+			return 200, string(text)
+		case method == "PATCH" && isDrive:
+			var update struct {
+				ID   string `json:"drive_id"`
+				Path string `json:"path_on_host"`
+			}
+			if err := json.Unmarshal([]byte(body), &update); err != nil || update.ID != id || update.Path == "" {
+				return 400, `{"fault_message":"no such update"}`
+			}
+			for _, d := range c.Drives {
+				if d["drive_id"] == id {
+					d["path_on_host"] = update.Path
+					return 204, ""
+				}
+			}
+			return 400, `{"fault_message":"no such drive"}`
 		}
 		return 404, ""
-	}}
-	ctx := context.Background()
-	control, err := Firecracker{}.Control(ctx, &Config{Control: serveMonitor(t, m)})
+	}
+}
+
+// TestFirecrackerRequests: a machine has drives for disks from the start, which take and give back images, also when the daemon is another one.
+func TestFirecrackerRequests(t *testing.T) {
+	config := full(Firecracker{})
+	command, err := Firecracker{}.Command(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := control.Quit(ctx); err != nil {
-		t.Error(err)
+	if text := command.Files[emptyDrive]; len(text) != 512 {
+		t.Errorf("an empty drive has %d bytes, which is not a sector", len(text))
 	}
-	if got, want := m.noted(), []string{"GET /version", `PUT /actions {"action_type":"SendCtrlAltDel"}`}; !slices.Equal(got, want) {
+	m := &monitor{answer: firecrackerAnswers(t, command.Files[firecrackerConfig])}
+	ctx := context.Background()
+	config.Control = serveMonitor(t, m)
+	control, err := Firecracker{}.Control(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := m.noted(), []string{"GET /version"}; !slices.Equal(got, want) {
 		t.Errorf("requests %q, want %q", got, want)
 	}
-	if _, err := control.AttachDisk(ctx, Disk{Serial: "x"}, nil); err == nil {
-		t.Error("a disk was attached")
+	file, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	serial, err := GuestSerial(config, Disk{Path: "/proc/self/exe"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const look = "GET /vm/config"
+	attach := func(serials ...string) func() error {
+		return func() error {
+			for _, s := range serials {
+				place, err := control.AttachDisk(ctx, Disk{Path: "/images/x", Serial: s, ReadOnly: true}, file)
+				if err != nil || place != (Place{Disk: serial}) {
+					return fmt.Errorf("%+v, %w", place, err)
+				}
+			}
+			return nil
+		}
+	}
+	patch := func(slot, path string) string {
+		return fmt.Sprintf(`PATCH /drives/%s {"drive_id":"%s","path_on_host":"%s"}`, slot, slot, path)
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+		want []string
+	}{
+		{"attach", attach("img-1"), []string{look, look, patch("slot_0", "/vm/disks/img-1")}},
+		{"attach again", attach("img-1"), []string{look}},
+		{"attach another", attach("img-2"), []string{look, look, patch("slot_1", "/vm/disks/img-2")}},
+		{"detach", func() error { return control.DetachDisk(ctx, "img-1") }, []string{look, patch("slot_0", "/vm/empty")}},
+		{"detach what is not there", func() error { return control.DetachDisk(ctx, "img-1") }, []string{look}},
+		{"what is there from the start stays", func() error { return control.DetachDisk(ctx, "scratch") }, []string{look}},
+		{"a drive is used again", attach("img-3"), []string{look, look, patch("slot_0", "/vm/disks/img-3")}},
+		{"quit", func() error { return control.Quit(ctx) }, []string{`PUT /actions {"action_type":"SendCtrlAltDel"}`}},
+	} {
+		if err := step.do(); err != nil {
+			t.Errorf("%s: %v", step.name, err)
+		}
+		if got := m.noted(); !slices.Equal(got, step.want) {
+			t.Errorf("%s: requests %q, want %q", step.name, got, step.want)
+		}
+	}
+	// As many as are promised: two are there from the start, two are attached.
+	for i := range (Firecracker{}).Can(config).MaxDisks - 4 {
+		if err := attach(fmt.Sprintf("more-%d", i))(); err != nil {
+			t.Fatalf("disk %d: %v", i, err)
+		}
+	}
+	if err := attach("too-many")(); err == nil || !strings.Contains(err.Error(), "all of the machine's drives are taken") {
+		t.Errorf("one more: %v", err)
+	}
+	if _, err := control.AttachDisk(ctx, Disk{Serial: "writable"}, file); err == nil || !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("a disk to write to: %v", err)
+	}
+	m.answer = func(string, string, string) (int, string) { return 400, "busy" }
+	if err := attach("x")(); err == nil || !strings.Contains(err.Error(), "busy") {
+		t.Errorf("a refusal: %v", err)
+	}
+}
+
+// TestLibkrunDisks: a disk is a file in the share that the machine has from the start.
+func TestLibkrunDisks(t *testing.T) {
+	config := full(Libkrun{})
+	command, err := Libkrun{}.Command(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c KrunConfig
+	if err := json.Unmarshal([]byte(command.Files[krunConfig]), &c); err != nil {
+		t.Fatal(err)
+	}
+	dir := (Libkrun{}).Can(config).PlugDir
+	if c.ShareDir != dir || !slices.Contains(command.Dirs, dir) || !slices.Equal(ShareTags(config), []string{c.ShareTag}) {
+		t.Errorf("the share %q of %q is not what disks are put into: %q, %q, %q", c.ShareTag, c.ShareDir, dir, command.Dirs, ShareTags(config))
+	}
+	for _, d := range c.Disks {
+		if strings.HasPrefix(d.Path, dir+"/") {
+			t.Errorf("the share shows %s, which is no image", d.Path)
+		}
+	}
+	control := libkrunControl{}
+	if place, err := control.AttachDisk(context.Background(), Disk{Serial: "img-1", ReadOnly: true}, nil); err != nil || place != (Place{Share: c.ShareTag, File: "img-1"}) {
+		t.Errorf("%+v, %v", place, err)
+	}
+	for _, bad := range []Disk{{Serial: "../x", ReadOnly: true}, {Serial: "writable"}} {
+		if _, err := control.AttachDisk(context.Background(), bad, nil); err == nil {
+			t.Errorf("%+v was attached", bad)
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"regexp"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Driver is one kind of virtual machine monitor.
@@ -16,7 +18,8 @@ type Driver interface {
 	// Can says what machines of this configuration can do.
 	Can(c *Config) Abilities
 	// Check returns nil when machines of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
-	// Accel, Vsock.Kind and whether there is a Share. That an accelerator works is only known when a machine has run: what Check says
+	// Accel, Vsock.Kind, whether there is a Share, and Kernel: one that stands where its package has put it, vmlinuz-VERSION, has a config-VERSION beside
+	// it that tells whether it finds the monitor's devices. That an accelerator works is only known when a machine has run: what Check says
 	// of /dev/kvm is that it can be opened and speaks the right version.
 	Check(c *Config) error
 	// Command says how the machine is started. It reads no files and changes nothing.
@@ -28,22 +31,32 @@ type Driver interface {
 
 // Control is a connection to a running machine.
 type Control interface {
-	// AttachDisk plugs a disk that the guest finds by the serial number that is returned. A disk with d's serial that is there already is the same
-	// one: attaching is idempotent. It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is
-	// the open image, and not needed after the call; d.Path is only used by monitors that cannot be handed a descriptor.
-	AttachDisk(ctx context.Context, d Disk, file *os.File) (serial string, err error)
-	// DetachDisk unplugs a disk, and returns when the guest has let go of it. One that is not there is no error.
+	// AttachDisk gives the guest a disk, and says where the guest finds it. A disk with d's serial that is there already is the same one: attaching is idempotent.
+	// It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is the open image, and not needed after the call; a
+	// monitor with a [Abilities.PlugDir] opens what has been mounted there instead.
+	AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error)
+	// DetachDisk takes back the disk that was attached with that serial, and returns when the guest has let go of it. One that is not there is no error.
 	DetachDisk(ctx context.Context, serial string) error
 	// Quit ends the machine at once, without the guest's help.
 	Quit(ctx context.Context) error
 	Close() error
 }
 
+// Place is where a guest finds an image: on the disk with a serial number, or in a file at the top of a share.
+type Place struct {
+	Disk  string `json:"disk,omitempty"`
+	Share string `json:"share,omitempty"`
+	File  string `json:"file,omitempty"`
+}
+
 // Abilities are what a machine can do.
 type Abilities struct {
-	// HotPlug: disks can be attached to a running machine, up to MaxDisks in all.
-	HotPlug  bool
+	// MaxDisks is how many disks there can be, those that are attached to the running machine among them; 0: any number.
 	MaxDisks int
+	// PlugDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
+	PlugDir string
+	// EndsAtReset: the machine has no power button, and ends when the guest resets it.
+	EndsAtReset bool
 	// Share: a directory of the host can be shared with virtiofs.
 	Share bool
 	// Vsock lists the transports, the preferred one first.
@@ -149,9 +162,12 @@ type Command struct {
 	FDs []FD
 	// Mounts are the files and directories of the host that the program sees; nothing else is there, but for /dev with null, zero and urandom.
 	Mounts []Mount
-	// Files are small files that are made for it, by path.
+	// Files are small files that are made for it, by path, and Dirs empty directories.
 	Files map[string]string
-	// Root: it stays root, and sees /proc. Otherwise it gets the machine's user.
+	Dirs  []string
+	// Proc: it sees /proc, with nothing but its own processes in it.
+	Proc bool
+	// Root: it stays root, and sees all of /proc. Otherwise it gets the machine's user.
 	Root bool
 }
 
@@ -196,6 +212,37 @@ func Find(name string) (Driver, error) {
 		names = append(names, d.Name())
 	}
 	return nil, fmt.Errorf("cannot use the VMM %q: the known ones are %s", name, strings.Join(names, ", "))
+}
+
+// GuestSerial is the serial number by which the guest finds a disk that is there from the start.
+func GuestSerial(c *Config, d Disk) (string, error) {
+	if c.Driver != (Firecracker{}).Name() && c.Driver != (Libkrun{}).Name() {
+		return d.Serial, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(d.Path, &st); err != nil {
+		return "", fmt.Errorf("cannot tell the serial number of disk %s: %w", d.Serial, &os.PathError{Op: "stat", Path: d.Path, Err: err})
+	}
+	return inodeSerial(&st), nil
+}
+
+// inodeSerial is the serial number of a disk of Firecracker's or libkrun's, which cannot be told one: up to 20 digits made of the image's device, special device and inode
+// number.
+func inodeSerial(st *unix.Stat_t) string {
+	serial := fmt.Sprintf("%d%d%d", st.Dev, st.Rdev, st.Ino)
+	return serial[:min(len(serial), 20)]
+}
+
+// ShareTags are the tags of the shares that the guest is to mount.
+func ShareTags(c *Config) []string {
+	var tags []string
+	if c.Share != nil {
+		tags = append(tags, c.Share.Tag)
+	}
+	if c.Driver == (Libkrun{}).Name() {
+		tags = append(tags, krunImagesTag)
+	}
+	return tags
 }
 
 // Cmdline is what every guest kernel of Debian's is told: nothing that takes time and helps nobody in a machine that lives as long as a pod. A panic ends it.
