@@ -2,9 +2,12 @@ package microvm
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +18,7 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
@@ -26,7 +30,7 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 		return nil, nil, err
 	}
 	defer m.mu.Unlock()
-	staged, err := stage(config, m.record.Tmpfs)
+	staged, err := stage(config, m.record.Tmpfs, m.record.VMM.VM.Share != nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -41,6 +45,9 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 	if err := m.bind(s, staged.shares); err != nil {
 		return nil, nil, pod.WithKind(pod.Unavailable, err)
 	}
+	if err := m.plugCopies(ctx, s, staged); err != nil {
+		return nil, nil, pod.WithKind(kindOr(err, pod.Unavailable), err)
+	}
 	place, err := l.plug(ctx, m, s, config.Image)
 	if err != nil {
 		return nil, nil, pod.WithKind(kindOr(err, pod.Unavailable), err)
@@ -52,25 +59,26 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 	return c, []string{l.config.AgentPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
 }
 
-// plug gives the machine an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the machine ends, since a container that is
-// restarted needs it again, and where it is outlives the daemon.
-func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, image runtime.Image) (place vmm.Place, err error) {
+// plug gives the machine the image of a container.
+func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, image runtime.Image) (vmm.Place, error) {
 	defer l.images.Hold(image.Rootfs)() // until the VMM has opened it
-	file := filepath.Join(s.RunDir, disksFile)
-	if m.disks == nil {
-		m.disks = map[string]vmm.Place{}
-		if err := load(file, &m.disks); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return place, err
-		}
-	}
 	disk, err := l.images.Image(ctx, image.Rootfs)
 	if err != nil {
+		return vmm.Place{}, err
+	}
+	return m.plug(ctx, s, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
+}
+
+// plug gives the machine an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the machine ends, since a container that is
+// restarted needs it again, and where it is outlives the daemon.
+func (m *machine) plug(ctx context.Context, s runtime.Machine, d vmm.Disk) (place vmm.Place, err error) {
+	file := filepath.Join(s.RunDir, disksFile)
+	if err := m.loadDisks(file); err != nil {
 		return place, err
 	}
-	if place, ok := m.disks[disk.Serial]; ok {
+	if place, ok := m.disks[d.Serial]; ok {
 		return place, nil
 	}
-	d := vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true}
 	if m.record.VMM.VM.Share != nil && m.full() {
 		place, err = supervise.ShareDisk(&m.record.VMM, d)
 	} else {
@@ -79,8 +87,64 @@ func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, imag
 	if err != nil {
 		return place, err
 	}
-	m.disks[disk.Serial] = place
+	m.disks[d.Serial] = place
 	return place, save(file, m.disks)
+}
+
+// loadDisks reads where the machine's disks are, once.
+func (m *machine) loadDisks(file string) error {
+	if m.disks != nil {
+		return nil
+	}
+	m.disks = map[string]vmm.Place{}
+	if err := load(file, &m.disks); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.disks = nil
+		return err
+	}
+	return nil
+}
+
+// maxCopy bounds what of the host is copied for a volume.
+const maxCopy = 1 << 30
+
+// plugCopies makes the images of the host's directories and files that the container mounts, and gives them to the machine, each once in its life: it is as the host was when
+// the first container with that volume was started.
+func (m *machine) plugCopies(ctx context.Context, s runtime.Machine, staged *staged) error {
+	places := map[string]wire.Image{}
+	for _, one := range staged.copied {
+		sum := sha256.Sum256([]byte(one.name))
+		d := vmm.Disk{Path: filepath.Join(s.StateDir, copiesDir, one.name), Serial: "host-" + hex.EncodeToString(sum[:6]), ReadOnly: true}
+		if err := m.loadDisks(filepath.Join(s.RunDir, disksFile)); err != nil {
+			return err
+		}
+		if _, ok := m.disks[d.Serial]; !ok {
+			if err := copyHost(ctx, d.Path, one.source); err != nil {
+				return err
+			}
+		}
+		place, err := m.plug(ctx, s, d)
+		if err != nil {
+			return err
+		}
+		places[one.name] = wire.Image(place)
+	}
+	for i, name := range staged.images {
+		place := places[name]
+		staged.mounts[i].Image = &place
+	}
+	return nil
+}
+
+// copyHost makes an image of a part of the host. A machine that has an earlier one of that name open, given to it by a daemon that died then, keeps that.
+func copyHost(ctx context.Context, path, source string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return pod.WithKind(pod.Internal, err)
+	}
+	if err := disks.WriteDirectory(ctx, path+".new", source, maxCopy); err != nil {
+		return pod.WithKind(pod.Unsupported, err)
+	}
+	// The monitor may be told its path, and is not root.
+	return pod.WithKind(pod.Internal, errors.Join(os.Chmod(path+".new", 0o444), os.Rename(path+".new", path)))
 }
 
 // full says whether all of the machine's places for disks are taken.

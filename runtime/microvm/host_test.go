@@ -72,8 +72,8 @@ func loadModules() {
 	}
 }
 
-// newWorld needs a host as tests/host makes it, with what make install lays out.
-func newWorld(t testing.TB) *world {
+// needsHost skips a test where there is no host as tests/host makes it, with what make install lays out.
+func needsHost(t testing.TB) {
 	t.Helper()
 	if comm, _ := os.ReadFile("/proc/1/comm"); strings.TrimSpace(string(comm)) != "systemd" || os.Geteuid() != 0 {
 		t.Skip("needs root, and PID 1 to be systemd (try: make vm-host-test)")
@@ -81,6 +81,11 @@ func newWorld(t testing.TB) *world {
 	if _, err := os.Stat(libexec + "/magikguest"); err != nil {
 		t.Skip("needs what make install lays out (try: make vm-host-test)")
 	}
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	needsHost(t)
 	w := &world{t: t}
 	var err error
 	if w.run, err = os.MkdirTemp("/run", "magikpod-test-"); err != nil {

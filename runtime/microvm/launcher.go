@@ -163,7 +163,7 @@ func (l *Launcher) findPrograms() error {
 func (l *Launcher) description() string {
 	text := l.driver.Name() + ", " + l.base.Accel + ", vsock by " + string(l.base.Vsock.Kind) + ", kernel " + filepath.Base(l.parts.Modules)
 	if l.share == "" {
-		text += ", no hostPath: " + l.noShare()
+		text += ", hostPath as a copy to read: " + l.noShare()
 	}
 	if l.others != "" {
 		text += "; " + l.others
@@ -198,19 +198,22 @@ func (l *Launcher) maxImages() int {
 	return max(l.driver.Can(&l.base).MaxDisks-1, 0)
 }
 
-// manyImages says whether a pod may have more images than there can be disks: as many as its containers name.
+// manyImages says whether a pod may have more images than there can be disks: as many as its containers name, and those of copies.
 func (l *Launcher) manyImages(p *corev1.Pod) bool {
-	return l.maxImages() > 0 && countImages(p) > l.maxImages()
+	return l.maxImages() > 0 && l.countImages(p) > l.maxImages()
 }
 
-func countImages(p *corev1.Pod) int {
+func (l *Launcher) countImages(p *corev1.Pod) int {
 	images := map[string]bool{}
 	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for i := range list {
 			images[list[i].Image] = true
 		}
 	}
-	return len(images)
+	if l.share != "" {
+		return len(images)
+	}
+	return len(images) + len(slices.DeleteFunc(slices.Clone(p.Spec.Volumes), func(v corev1.Volume) bool { return v.HostPath == nil }))
 }
 
 // needsShare says whether a pod has directories of the host.

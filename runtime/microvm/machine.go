@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,12 +33,13 @@ const (
 	scratchSerial = "scratch"
 	shareTag      = "host"
 
-	// The files of a machine in its RunDir and, the scratch disk, in its StateDir.
+	// The files of a machine in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
 	disksFile   = "disks.json"
 	sharesFile  = "shares.json"
 	scratchFile = "scratch.img"
+	copiesDir   = "copies"
 
 	maxRecordBytes = 1 << 20
 )
@@ -240,7 +242,7 @@ func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
 // RemoveSandbox implements native.SandboxLauncher.
 func (l *Launcher) RemoveSandbox(s runtime.Machine) error {
 	l.forget(s)
-	return remove(s.RunDir)
+	return errors.Join(remove(s.RunDir), remove(filepath.Join(s.StateDir, copiesDir)))
 }
 
 // ForgetSandbox implements native.SandboxLauncher.

@@ -32,18 +32,23 @@ type staged struct {
 	copies      []proxy.Copy
 	messageFile string   // the host's file for the termination message
 	shares      []shared // what the share must show before the container is created
+
+	// noShare: there is no share, and parts of the host are shown as images, which copies are made of.
+	noShare bool
+	copied  []shared
+	images  map[int]string // of which name the image is that a mount shows, by its index
 }
 
-// shared is a part of the host that the share shows.
+// shared is a part of the host that the share, or an image, shows.
 type shared struct {
-	name     string // its place in the share
+	name     string // its place in the share, or its image's name
 	source   string
 	readOnly bool
 }
 
-// stage sorts the mounts of a container by the way they take. tmpfs are the pod's file systems in memory, by name.
-func stage(config runtime.ContainerConfig, tmpfs map[string]runtime.Tmpfs) (*staged, error) {
-	s := &staged{}
+// stage sorts the mounts of a container by the way they take. tmpfs are the pod's file systems in memory, by name; hasShare says whether the machine has a share.
+func stage(config runtime.ContainerConfig, tmpfs map[string]runtime.Tmpfs, hasShare bool) (*staged, error) {
+	s := &staged{noShare: !hasShare, images: map[int]string{}}
 	for i := range config.Mounts {
 		m := config.Mounts[i]
 		if m.Source == "" && m.SharedTmpfs == "" {
@@ -131,11 +136,31 @@ func (s *staged) share(name string, m runtime.Mount) (wire.Mount, error) {
 	case !info.IsDir() && !info.Mode().IsRegular():
 		return wire.Mount{}, pod.Errorf(pod.Unsupported, "%s is neither a directory nor a regular file: the host's sockets and devices are not in a machine", m.Source)
 	}
+	if s.noShare {
+		return s.image(name, m, info.IsDir())
+	}
 	if m.ReadOnly { // a place of its own: the host's kernel sees to it
 		name += readOnlySuffix
 	}
 	s.shares = append(s.shares, shared{name: name, source: m.Source, readOnly: m.ReadOnly})
 	return wire.Mount{Kind: wire.MountShare, Name: shareTag, SubPath: path.Join(name, m.SubPath)}, nil
+}
+
+// image has a directory or a file of the host's shown as an image of a copy, in which a file lies by its own name.
+func (s *staged) image(name string, m runtime.Mount, dir bool) (wire.Mount, error) {
+	if !m.ReadOnly {
+		return wire.Mount{}, pod.Errorf(pod.Unsupported, "the machine has a copy of %s, which can only be mounted read-only", m.Source)
+	}
+	one := shared{name: name, source: m.Source, readOnly: true}
+	if !slices.Contains(s.copied, one) {
+		s.copied = append(s.copied, one)
+	}
+	s.images[len(s.mounts)] = name
+	subPath := m.SubPath
+	if !dir {
+		subPath = filepath.Base(m.Source)
+	}
+	return wire.Mount{Kind: wire.MountImage, SubPath: subPath}, nil
 }
 
 // volumeAt is the volume that a container mounts at a place; nil: none, it is one of the pod's own files.

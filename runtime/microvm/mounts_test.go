@@ -47,7 +47,7 @@ func TestStage(t *testing.T) {
 		{Source: config, SubPath: "key", Destination: "/one", ReadOnly: true},
 		{Destination: "/data"}, // a volume of the image
 		{Source: message, Destination: "/dev/termination-log"},
-	}}, map[string]runtime.Tmpfs{"memory": {Name: "memory", SizeBytes: 1000, Mode: 0o777 | os.ModeSticky, GID: 7}})
+	}}, map[string]runtime.Tmpfs{"memory": {Name: "memory", SizeBytes: 1000, Mode: 0o777 | os.ModeSticky, GID: 7}}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,9 +89,44 @@ func TestStageRefuses(t *testing.T) {
 	for source, want := range map[string]pod.Kind{socket: pod.Unsupported, "/dev/null": pod.Unsupported, filepath.Join(dir, "none"): pod.NotFound} {
 		p := &corev1.Pod{Spec: corev1.PodSpec{Volumes: []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: source}}}}}}
 		c := &corev1.Container{VolumeMounts: []corev1.VolumeMount{{Name: "host", MountPath: "/x/"}}}
-		_, err := stage(runtime.ContainerConfig{Pod: p, Container: c, Mounts: []runtime.Mount{{Source: source, Destination: "/x"}}}, nil)
+		_, err := stage(runtime.ContainerConfig{Pod: p, Container: c, Mounts: []runtime.Mount{{Source: source, Destination: "/x"}}}, nil, true)
 		if pod.KindOf(err) != want {
 			t.Errorf("%s: %v, want %s", source, err, want)
 		}
+	}
+}
+
+// TestStageCopies: without a share the machine gets images of copies, each once, and nobody may write to them.
+func TestStageCopies(t *testing.T) {
+	host := t.TempDir()
+	file := filepath.Join(host, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &corev1.Pod{Spec: corev1.PodSpec{Volumes: []corev1.Volume{
+		{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: host}}},
+		{Name: "file", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: file}}},
+	}}}
+	c := &corev1.Container{VolumeMounts: []corev1.VolumeMount{{Name: "host", MountPath: "/a"}, {Name: "host", MountPath: "/b"}, {Name: "file", MountPath: "/f"}}}
+	config := runtime.ContainerConfig{Pod: p, Container: c, Mounts: []runtime.Mount{
+		{Source: host, Destination: "/a", ReadOnly: true}, {Source: host, SubPath: "sub", Destination: "/b", ReadOnly: true}, {Source: file, Destination: "/f", ReadOnly: true},
+	}}
+	got, err := stage(config, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []wire.Mount{{Kind: wire.MountImage, ReadOnly: true}, {Kind: wire.MountImage, SubPath: "sub", ReadOnly: true}, {Kind: wire.MountImage, SubPath: "file", ReadOnly: true}}
+	if diff := cmp.Diff(want, got.mounts); diff != "" {
+		t.Errorf("mounts (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]shared{{"host", host, true}, {"file", file, true}}, got.copied, cmp.AllowUnexported(shared{})); diff != "" {
+		t.Errorf("copies (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[int]string{0: "host", 1: "host", 2: "file"}, got.images); diff != "" {
+		t.Errorf("which image each mount shows (-want +got):\n%s", diff)
+	}
+	config.Mounts[0].ReadOnly = false
+	if _, err := stage(config, nil, false); pod.KindOf(err) != pod.Unsupported {
+		t.Errorf("a mount to write to: %v", err)
 	}
 }

@@ -33,7 +33,7 @@ func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
 		errs = append(errs, validateProfiles(sc.SeccompProfile, sc.AppArmorProfile, path)...)
 	}
 	if l.manyImages(p) && l.share == "" {
-		forbid(spec.Child("containers"), fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", countImages(p), l.driver.Name(), l.maxImages(), l.noShare()))
+		forbid(spec.Child("containers"), fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", l.countImages(p), l.driver.Name(), l.maxImages(), l.noShare()))
 	}
 	for i := range p.Spec.Volumes {
 		errs = append(errs, l.validateVolume(p, &p.Spec.Volumes[i], spec.Child("volumes").Index(i))...)
@@ -61,10 +61,24 @@ func (l *Launcher) validateVolume(p *corev1.Pod, v *corev1.Volume, path *field.P
 			return field.ErrorList{field.Forbidden(path.Child("type"), "the host's devices are not in a machine")}
 		}
 	}
-	if why := l.noShare(); why != "" {
-		return field.ErrorList{field.Forbidden(path, why)}
+	if why := l.noShare(); why != "" && mountedWritable(p, v.Name) {
+		return field.ErrorList{field.Forbidden(path, why+": a machine gets a copy, and all mounts of the volume must be readOnly")}
 	}
 	return nil
+}
+
+// mountedWritable says whether a container of the pod may write to a volume.
+func mountedWritable(p *corev1.Pod, volume string) bool {
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			for _, m := range list[i].VolumeMounts {
+				if m.Name == volume && !m.ReadOnly {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 func validateContainer(c *corev1.Container, path *field.Path) field.ErrorList {

@@ -86,13 +86,19 @@ func TestValidateShare(t *testing.T) {
 		driver vmm.Driver
 		want   string
 	}{
-		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed"},
-		{vmm.Firecracker{}, "spec.volumes[1].hostPath: Forbidden: firecracker has no virtiofs"},
-		{vmm.Libkrun{}, "spec.volumes[1].hostPath: Forbidden: libkrun's virtiofs has the rights of a user who owns nothing on the host: the host's directories could not be used through it"},
+		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed: a machine gets a copy, and all mounts of the volume must be readOnly"},
+		{vmm.Firecracker{}, "spec.volumes[1].hostPath: Forbidden: firecracker has no virtiofs: a machine gets a copy, and all mounts of the volume must be readOnly"},
+		{vmm.Libkrun{}, "spec.volumes[1].hostPath: Forbidden: libkrun's virtiofs has the rights of a user who owns nothing on the host: the host's directories could not be used through it: a machine gets a copy, and all mounts of the volume must be readOnly"},
 	} {
-		errs := (&Launcher{driver: c.driver}).Validate(testPod())
-		if len(errs) != 1 || errs[0].Error() != c.want {
-			t.Errorf("%s: %v, want %s", c.driver.Name(), errs, c.want)
+		for _, readOnly := range []bool{true, false} {
+			mounted := testPod(func(p *corev1.Pod) {
+				p.Spec.InitContainers[0].VolumeMounts = []corev1.VolumeMount{{Name: "host", MountPath: "/a", ReadOnly: true}}
+				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "scratch", MountPath: "/s"}, {Name: "host", MountPath: "/a", ReadOnly: readOnly}}
+			})
+			errs := (&Launcher{driver: c.driver}).Validate(mounted)
+			if readOnly && len(errs) > 0 || !readOnly && (len(errs) != 1 || errs[0].Error() != c.want) {
+				t.Errorf("%s, read-only %t: %v, want %s", c.driver.Name(), readOnly, errs, c.want)
+			}
 		}
 	}
 	without := testPod(func(p *corev1.Pod) { p.Spec.Volumes = slices.Delete(p.Spec.Volumes, 1, 2) })

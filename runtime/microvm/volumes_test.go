@@ -7,10 +7,12 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
 // TestVolumes: what a pod's containers see of its volumes, and what of it comes back to the host.
@@ -138,5 +140,91 @@ func TestVolumesOutliveMachine(t *testing.T) {
 	}
 	if text, _ := w.exec(p, "a", "cat /empty/x; ls /x 2>/dev/null"); text != "kept\n" {
 		t.Errorf("the second machine has %q", text)
+	}
+}
+
+// TestHostPathCopies: without virtiofsd a machine has the host's directories and files as it found them, to read.
+func TestHostPathCopies(t *testing.T) {
+	needsHost(t)
+	if daemon, err := vmm.FindVirtiofsd(); err == nil {
+		if err := unix.Mount("/dev/null", daemon, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(daemon, 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	w := newWorld(t)
+	if class := w.manager.Class(); !strings.Contains(class.Reason, "hostPath as a copy to read: virtiofsd is not installed") {
+		t.Errorf("the class: %+v", class)
+	}
+	dir := filepath.Join(w.state, "host")
+	if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put := func(text string) {
+		t.Helper()
+		for _, name := range []string{"file", "sub/file"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o640); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put("first")
+	if err := os.Chown(filepath.Join(dir, "file"), 12, 34); err != nil {
+		t.Fatal(err)
+	}
+	p := w.pod("sleep 1000", "sleep 1000")
+	p.Spec.Volumes = []corev1.Volume{
+		{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}},
+		{Name: "one", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: filepath.Join(dir, "file")}}},
+	}
+	for i := range p.Spec.Containers {
+		p.Spec.Containers[i].VolumeMounts = []corev1.VolumeMount{
+			{Name: "host", MountPath: "/host", ReadOnly: true}, {Name: "host", MountPath: "/sub", SubPath: "sub", ReadOnly: true}, {Name: "one", MountPath: "/one", ReadOnly: true},
+		}
+	}
+	mounts := []runtime.Mount{
+		{Source: dir, Destination: "/host", ReadOnly: true}, {Source: dir, SubPath: "sub", Destination: "/sub", ReadOnly: true},
+		{Source: filepath.Join(dir, "file"), Destination: "/one", ReadOnly: true},
+	}
+	see := func(name, want string) {
+		t.Helper()
+		text, _ := w.exec(p, name, "cat /host/file /sub/file /one; stat -c %u:%g:%a /host/file; (echo x > /host/file) 2>/dev/null || echo refused")
+		if want = strings.Repeat(want, 3) + "12:34:640\nrefused\n"; text != want {
+			t.Errorf("container %s sees %q, want %q", name, text, want)
+		}
+	}
+	w.create(p)
+	for i, name := range []string{"a", "b"} {
+		if i == 1 {
+			put("second")
+			w.restart()
+		}
+		if err := w.attempt(p, name, 0, mounts...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	see("a", "first")
+	see("b", "first") // the pod's containers agree
+	if _, err := w.manager.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.state, "pods", "*", "vm", "copies")); len(left) > 0 {
+		t.Errorf("copies outlive their machine: %v", left)
+	}
+	if err := w.network.Teardown(t.Context(), p.UID); err != nil {
+		t.Fatal(err)
+	}
+	w.create(p)
+	if err := w.attempt(p, "a", 1, mounts...); err != nil {
+		t.Fatal(err)
+	}
+	see("a", "second")
+	mounts[0].ReadOnly = false
+	if err := w.attempt(p, "b", 1, mounts...); err == nil || !strings.Contains(err.Error(), "can only be mounted read-only") {
+		t.Errorf("a mount to write to: %v", err)
 	}
 }
