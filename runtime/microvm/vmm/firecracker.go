@@ -141,7 +141,8 @@ func (c firecrackerControl) slot(ctx context.Context, path string) (string, erro
 		return "", fmt.Errorf("firecracker's description of the machine: %w", err)
 	}
 	for _, d := range config.Drives {
-		if strings.HasPrefix(d.ID, slotPrefix) && d.Path == path {
+		number, ok := strings.CutPrefix(d.ID, slotPrefix)
+		if _, err := strconv.Atoi(number); ok && err == nil && d.Path == path { // it becomes part of a request
 			return d.ID, nil
 		}
 	}
