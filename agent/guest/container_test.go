@@ -13,12 +13,13 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // outcome runs a session to its end.
 func outcome(t *testing.T, session *client.Session) (wire.Exit, string, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	exit, err := session.Run(ctx, client.IO{Stdout: &stdout, Stderr: &stderr})
@@ -31,9 +32,10 @@ func outcome(t *testing.T, session *client.Session) (wire.Exit, string, string) 
 // eventually waits for something that takes a moment.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+	patience := host.Patience(20 * time.Second)
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestExec: the process has the container's namespaces, cgroup and confinement, and the environment, directory and user that were asked for.
@@ -24,7 +25,7 @@ func TestExec(t *testing.T) {
 		if err != nil {
 			return wire.Exit{}, err
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
 		defer cancel()
 		return session.Run(ctx, files)
 	}

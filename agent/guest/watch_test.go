@@ -14,6 +14,7 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestLogs: the last lines, whole, and what comes until the end.
@@ -78,12 +79,15 @@ func TestProbes(t *testing.T) {
 		{"tcp refused", wire.Probe{TCP: &wire.TCPProbe{Port: 8081}}, false, 0, "connection refused"},
 		{"exec", wire.Probe{Exec: []string{"sh", "-c", "echo said; echo more >&2"}}, true, 0, "said"},
 		{"exec fails", wire.Probe{Exec: []string{"sh", "-c", "exit 3"}}, false, 3, ""},
-		{"exec floods", wire.Probe{Exec: []string{"sh", "-c", "yes | head -c 10000000"}, Timeout: 20000}, true, 0, "y\ny\n"},
+		{"exec floods", wire.Probe{Exec: []string{"sh", "-c", "yes | head -c 10000000"}, Timeout: host.Patience(20 * time.Second).Milliseconds()}, true, 0, "y\ny\n"},
 		{"exec hangs", wire.Probe{Exec: []string{"sleep", "1000"}, Timeout: 300}, false, 137, "no end within 300ms"},
 		{"exec not found", wire.Probe{Exec: []string{"none"}}, false, 127, "none"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.probe.Container = "a"
+			if tc.probe.Timeout == 0 {
+				tc.probe.Timeout = host.Patience(time.Second).Milliseconds()
+			}
 			reply, err := m.Probe(t.Context(), tc.probe)
 			if err != nil || reply.Success != tc.success || reply.Code != tc.code || !strings.Contains(reply.Message, tc.message) || len(reply.Message) > wire.MaxMessage {
 				t.Errorf("%v %v %d %.200q", err, reply.Success, reply.Code, reply.Message)

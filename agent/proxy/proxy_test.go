@@ -19,6 +19,7 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // unit is a proxy as systemd runs it.
@@ -105,7 +106,7 @@ func startUnit(t *testing.T, config Config) *unit {
 // end waits for the proxy's end.
 func (u *unit) end(t *testing.T) syscall.WaitStatus {
 	t.Helper()
-	timer := time.AfterFunc(30*time.Second, func() { _ = u.cmd.Process.Kill() })
+	timer := time.AfterFunc(host.Patience(30*time.Second), func() { _ = u.cmd.Process.Kill() })
 	defer timer.Stop()
 	_ = u.cmd.Wait()
 	return u.cmd.ProcessState.Sys().(syscall.WaitStatus)
@@ -113,9 +114,10 @@ func (u *unit) end(t *testing.T) syscall.WaitStatus {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+	patience := host.Patience(20 * time.Second)
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 	}
 }
@@ -260,7 +262,7 @@ func TestMachineDies(t *testing.T) {
 	if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if status := u.end(t); !status.Signaled() || status.Signal() != syscall.SIGKILL || time.Since(begin) > 5*time.Second {
+	if status := u.end(t); !status.Signaled() || status.Signal() != syscall.SIGKILL || time.Since(begin) > host.Patience(5*time.Second) {
 		t.Errorf("status %#x after %s", status, time.Since(begin))
 	}
 }
