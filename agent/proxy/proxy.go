@@ -99,12 +99,13 @@ func (p *proxy) start() (*client.Session, error) {
 		return nil, err
 	}
 	// From here on a signal is the container's; before, it ends this process.
-	p.signals = catchSignals()
-	if err := p.client.Start(ctx, p.config.Create.Container, p.config.Create.ID); err != nil {
-		session.Close()
-		return nil, err
+	if p.signals, err = catchSignals(); err == nil {
+		err = p.client.Start(ctx, p.config.Create.Container, p.config.Create.ID)
 	}
-	if err := agent.Notify("READY=1\nSTATUS=" + agent.StatusStarted); err != nil {
+	if err == nil {
+		err = agent.Notify("READY=1\nSTATUS=" + agent.StatusStarted)
+	}
+	if err != nil {
 		session.Close()
 		return nil, err
 	}

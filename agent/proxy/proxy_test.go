@@ -156,6 +156,9 @@ func TestEnds(t *testing.T) {
 		{"told to end", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.05; done", syscall.SIGTERM, 3, 0},
 		{"another signal", "trap 'exit 4' USR2; echo ready; while true; do sleep 0.05; done", syscall.SIGUSR2, 4, 0},
 		{"real-time signal", "trap 'exit 5' 37; echo ready; while true; do sleep 0.05; done", 37, 5, 0},
+		{"first real-time signal", "trap 'exit 7' 34; echo ready; while true; do sleep 0.05; done", 34, 7, 0},
+		{"last real-time signal", "trap 'exit 8' 64; echo ready; while true; do sleep 0.05; done", 64, 8, 0},
+		{"signal of ended children", "trap 'exit 9' CHLD; echo ready; while true; do :; done", syscall.SIGCHLD, 9, 0},
 		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell tells.
 		{"signal that Go would panic on", "trap 'exit 6' SEGV; echo ready; while true; do sleep 0.05; done", syscall.SIGSEGV, 6, 0},
 	} {
