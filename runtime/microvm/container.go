@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/proxy"
 	"github.com/magikrun/magikpod/agent/wire"
@@ -21,6 +23,9 @@ import (
 
 // PrepareContainer implements native.SandboxLauncher. The disk with the image is plugged, and the container's directories of the host are shown in the share.
 func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
+	if why := noStopSignal(a.StopSignal); why != "" {
+		return nil, nil, pod.Errorf(pod.Unsupported, "cannot stop it by its stop signal %s: %s", unix.SignalName(a.StopSignal), why)
+	}
 	m, err := l.machine(s)
 	if err != nil {
 		return nil, nil, err
@@ -50,6 +55,15 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: a.Number, Spec: text, Rootfs: wire.Rootfs{Disk: serial}, Mounts: staged.mounts},
 	}
 	return c, []string{l.config.AgentPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
+}
+
+// noStopSignal says why a signal does not reach a container when its unit is stopped; empty: it does. SIGKILL and SIGSTOP are the host's: they meet what stands in for the
+// container, and at the end of the grace period at the latest the container is killed with it.
+func noStopSignal(sig syscall.Signal) string {
+	if proxy.Passed(sig) || sig == unix.SIGKILL || sig == unix.SIGSTOP {
+		return ""
+	}
+	return "the process that stands in for a machine's container cannot pass it on"
 }
 
 // plug attaches the disk of an image. It stays until the machine ends: a container that is restarted needs it again.
