@@ -20,7 +20,7 @@ import (
 // TestLogs: the last lines, whole, and what comes until the end.
 func TestLogs(t *testing.T) {
 	m := guesttest.Start(t)
-	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "seq 5; echo err >&2; trap 'printf last; exit 2' TERM; while true; do sleep 0.05; done"))
+	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "trap 'printf last; exit 2' TERM; seq 5; echo err >&2; while true; do sleep 0.05; done"))
 	go session.Run(t.Context(), client.IO{})
 	logs := func(follow bool, tail *int) (*lineBuffer, func() wire.Exit) {
 		t.Helper()
@@ -31,7 +31,9 @@ func TestLogs(t *testing.T) {
 		var output lineBuffer
 		done := make(chan wire.Exit, 1)
 		go func() {
-			exit, err := session.Run(t.Context(), client.IO{Stdout: &output, Stderr: &output})
+			ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
+			defer cancel()
+			exit, err := session.Run(ctx, client.IO{Stdout: &output, Stderr: &output})
 			if err != nil {
 				t.Error(err)
 			}
