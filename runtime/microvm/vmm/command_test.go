@@ -1,19 +1,15 @@
 package vmm
 
 import (
-	"flag"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/magikrun/magikpod/internal/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // full is a machine with everything that the driver can do.
 func full(d Driver) *Config {
@@ -79,19 +75,7 @@ func TestCommand(t *testing.T) {
 			for _, name := range slices.Sorted(maps.Keys(helpers)) {
 				got += "\nhelper " + name + "\n" + show(helpers[name])
 			}
-			path := filepath.Join("testdata", name+".txt")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			golden.Check(t, filepath.Join("testdata", name+".txt"), got)
 		})
 	}
 }
