@@ -250,14 +250,15 @@ type ContainerUnit struct {
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
-	holders := []string{u.Names.Pause}
+	holders, need := []string{u.Names.Pause}, "Requires"
 	if u.InMachine {
-		holders = append(holders, u.Names.VM)
+		// What starts this unit is never what boots a machine, or makes a network for one: the daemon does, or nobody. A stop of theirs stops it all the same.
+		holders, need = append(holders, u.Names.VM), "Requisite"
 	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
-		prop("Requires", holders),
+		prop(need, holders),
 		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
 		prop("After", append(append(holders[:len(holders):len(holders)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
 	}
