@@ -160,9 +160,10 @@ func (c *container) adaptSpec(spec *specs.Spec) error {
 	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
 		return ns.Type == specs.NetworkNamespace || ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace
 	})
-	c.s.mu.Lock()
-	shared := c.s.sharedPID
-	c.s.mu.Unlock()
+	shared, err := c.s.sharedInit()
+	if err != nil {
+		return err
+	}
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
 		ns.Path = ""
