@@ -165,9 +165,9 @@ func (c *Client) Start(ctx context.Context, container, id string) error {
 	return c.call(ctx, CallTimeout, &wire.Start{Container: container, ID: id}, nil)
 }
 
-// Signal sends a signal to a container's first process.
-func (c *Client) Signal(ctx context.Context, container string, signal syscall.Signal) error {
-	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, Signal: int(signal)}, nil)
+// Signal sends a signal to a container's first process; id is that of the attempt, or empty for whichever.
+func (c *Client) Signal(ctx context.Context, container, id string, signal syscall.Signal) error {
+	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, ID: id, Signal: int(signal)}, nil)
 }
 
 // Status tells what the containers do; container is one of them, or empty for all.

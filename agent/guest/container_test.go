@@ -57,7 +57,7 @@ func TestExits(t *testing.T) {
 			request := guesttest.Container(t, "a", nil, "/bin/sh", "-c", tc.script)
 			session := m.Run(t, request)
 			if tc.signal != 0 {
-				if err := m.Signal(t.Context(), "a", syscall.Signal(tc.signal)); err != nil {
+				if err := m.Signal(t.Context(), "a", "", syscall.Signal(tc.signal)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -95,19 +95,23 @@ func TestSignals(t *testing.T) {
 		exit, err := session.Run(t.Context(), client.IO{Stdout: &stdout})
 		done <- result{exit, err}
 	}()
+	eventually(t, "ready", func() bool { return stdout.String() == "ready\n" })
+	if err := m.Signal(t.Context(), "a", "another", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
+		t.Errorf("signal to another attempt: %v", err)
+	}
 	for _, step := range []struct {
 		line   string
 		signal syscall.Signal
 	}{{"ready\n", syscall.SIGHUP}, {"ready\nhup\n", syscall.SIGTERM}} {
 		eventually(t, step.line, func() bool { return stdout.String() == step.line })
-		if err := m.Signal(t.Context(), "a", step.signal); err != nil {
+		if err := m.Signal(t.Context(), "a", "", step.signal); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if r := <-done; r.err != nil || r.exit.Code != 3 || r.exit.Signal != 0 || stdout.String() != "ready\nhup\nterm\n" {
 		t.Errorf("%+v, %q", r, stdout.String())
 	}
-	if err := m.Signal(t.Context(), "b", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
+	if err := m.Signal(t.Context(), "b", "", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
 		t.Errorf("signal to nobody: %v", err)
 	}
 }
@@ -161,7 +165,7 @@ func TestLife(t *testing.T) {
 	if err := m.Start(ctx, "a", request.ID); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("started twice: %v", err)
 	}
-	if err := m.Signal(ctx, "a", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotRunning {
+	if err := m.Signal(ctx, "a", "", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("signal after the end: %v", err)
 	}
 	// The next attempt takes the name as soon as the owner has let go.

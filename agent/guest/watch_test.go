@@ -51,7 +51,7 @@ func TestLogs(t *testing.T) {
 		t.Errorf("%q", output)
 	}
 	output, end := logs(true, &none)
-	if err := m.Signal(t.Context(), "a", 15); err != nil {
+	if err := m.Signal(t.Context(), "a", "", 15); err != nil {
 		t.Fatal(err)
 	}
 	if exit := end(); exit.Code != 2 || output.String() != "last" {

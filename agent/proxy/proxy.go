@@ -136,7 +136,7 @@ func (p *proxy) follow(session *client.Session) int {
 	forwarding := make(chan struct{})
 	go func() {
 		defer close(forwarding)
-		p.signals.forward(ctx, p.client, p.config.Create.Container)
+		p.signals.forward(ctx, p.client, p.config.Create.Container, p.config.Create.ID)
 	}()
 	// The files are hidden in a plain writer: writes block, which is the back-pressure that the container is to feel.
 	exit, err := session.Run(ctx, client.IO{Stdout: struct{ io.Writer }{os.Stdout}, Stderr: struct{ io.Writer }{os.Stderr}})

@@ -194,7 +194,7 @@ func TestKilled(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL} {
 		u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
 		eventually(t, "told", func() bool { return u.told() == started })
-		if err := m.Signal(t.Context(), "a", sig); err != nil {
+		if err := m.Signal(t.Context(), "a", "", sig); err != nil {
 			t.Fatal(err)
 		}
 		if status := u.end(t); !status.Signaled() || status.Signal() != sig || status.CoreDump() {

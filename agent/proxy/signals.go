@@ -65,8 +65,8 @@ func (s *signals) pass(from *os.File) {
 // signalTimeout is how long the machine may take to accept one signal.
 const signalTimeout = 10 * time.Second
 
-// forward sends each caught signal to the container, in their order, until ctx ends.
-func (s *signals) forward(ctx context.Context, c *client.Client, container string) {
+// forward sends each caught signal to the container, in their order, until ctx ends. A later attempt at it gets none of them.
+func (s *signals) forward(ctx context.Context, c *client.Client, container, id string) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -74,7 +74,7 @@ func (s *signals) forward(ctx context.Context, c *client.Client, container strin
 		case caught := <-s.caught:
 			sending, cancel := context.WithTimeout(ctx, signalTimeout)
 			// It fails when the container has ended or the machine has died: the session tells.
-			_ = c.Signal(sending, container, caught.(syscall.Signal))
+			_ = c.Signal(sending, container, id, caught.(syscall.Signal))
 			cancel()
 		}
 	}

@@ -121,7 +121,7 @@ func (l *Launcher) call(s runtime.Machine, do func(*client.Client) error) error 
 
 // Signal implements native.SandboxLauncher.
 func (l *Launcher) Signal(ctx context.Context, s runtime.Machine, container string, sig syscall.Signal) error {
-	return l.call(s, func(c *client.Client) error { return c.Signal(ctx, container, sig) })
+	return l.call(s, func(c *client.Client) error { return c.Signal(ctx, container, "", sig) })
 }
 
 // Probe implements native.SandboxLauncher.
