@@ -211,7 +211,19 @@ func TestSharedPID(t *testing.T) {
 		list, err := m.Status(t.Context(), "a")
 		return err == nil && len(list) == 1 && list[0].State == wire.StateExited
 	})
-	session = m.Run(t, guesttest.Container(t, "c", nil, "/bin/sh", "-c", "ps | grep -c '[m]agikguest'; exit 4"))
+	// While the old namespace ends, nobody can be born into it.
+	eventually(t, "another namespace", func() bool {
+		request := guesttest.Container(t, "c", nil, "/bin/sh", "-c", "ps | grep -c '[m]agikguest'; exit 4")
+		if session, err = m.Create(t.Context(), request); err != nil {
+			t.Log(err)
+			return false
+		}
+		if err = m.Start(t.Context(), "c", request.ID); err != nil {
+			session.Close()
+		}
+		return err == nil
+	})
+	defer session.Close()
 	if exit, stdout, stderr := outcome(t, session); exit.Code != 4 || stdout != "1\n" {
 		t.Errorf("%+v %q %q", exit, stdout, stderr)
 	}
