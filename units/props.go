@@ -252,7 +252,7 @@ type ContainerUnit struct {
 func ContainerProps(u ContainerUnit) []Property {
 	holders, need := []string{u.Names.Pause}, "Requires"
 	if u.InMachine {
-		// What starts this unit is never what boots a machine, or makes a network for one: the daemon does, or nobody. A stop of theirs stops it all the same.
+		// Requires= would start what has ended once more: a machine that knows nothing of its pod. The daemon makes another one, or nobody does.
 		holders, need = append(holders, u.Names.VM), "Requisite"
 	}
 	props := []Property{

@@ -100,7 +100,7 @@ func newWorld(t testing.TB) *world {
 	w.image = w.busybox()
 	w.machines = microvm.Config{
 		StateDir: caches, AgentPath: libexec + "/magikagent", SupervisorPath: libexec + "/magikvmm", GuestPath: libexec + "/magikguest",
-		Accel: accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
+		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
 	}
 	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: libexec + "/magikagent"}
 	if w.network, err = netsetup.New(netsetup.Config{StateFile: filepath.Join(w.run, "network.json")}); err != nil {

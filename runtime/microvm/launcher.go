@@ -112,8 +112,11 @@ func (l *Launcher) findDriver() error {
 			continue
 		}
 		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel}
+		if l.emulated() && base.Machine == "microvm" {
+			base.TSCKHz = vmm.HostTSC()
+		}
 		if !driver.Can(&base).HotPlug {
-			reasons = append(reasons, noHotPlug(driver, &base))
+			reasons = append(reasons, noHotPlug(driver))
 			continue
 		}
 		kind, err := vmm.FindVsock(driver, &base)
@@ -136,12 +139,8 @@ func (l *Launcher) findDriver() error {
 }
 
 // noHotPlug says why a monitor that cannot be given disks is of no use, whether it is installed or not: images come when containers start, and the machine runs then.
-func noHotPlug(driver vmm.Driver, c *vmm.Config) string {
-	text := driver.Name()
-	if driver.Name() == (vmm.QEMU{}).Name() && c.Machine != "" {
-		text += ", machine " + c.Machine
-	}
-	return text + ": it cannot plug disks into a machine that runs, and so has no way for the images of containers"
+func noHotPlug(driver vmm.Driver) string {
+	return driver.Name() + ": it cannot plug disks into a machine that runs, and so has no way for the images of containers"
 }
 
 func (l *Launcher) findKernel() (err error) {

@@ -19,7 +19,7 @@ func TestClassHotPlug(t *testing.T) {
 	}{
 		{"firecracker", "", "firecracker: it " + reason},
 		{"libkrun", "", "libkrun: it " + reason},
-		{"qemu", "microvm", "qemu, machine microvm: it " + reason},
+		{"qemu", "microvm", ""},
 		{"qemu", "", ""},
 		{"qemu", "pc", ""},
 		{"qemu", "q35", ""},

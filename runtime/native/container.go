@@ -258,7 +258,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	state, known := m.units.State(s.unit(name))
 	reason := lastLogError(filepath.Join(a.bundle, runtimeLog))
 	switch {
-	case errors.Is(err, errMachineEnded):
+	case errors.Is(err, errMachineEnded) || m.config.Sandboxes != nil && resultOf(err) == "dependency":
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errMachineEnded)
 	case known && state.ExecMainStatus == agent.ExitTempFail:
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errNeverStarted)
@@ -277,6 +277,14 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		}
 	}
 	return errors.Join(err, cleanErr, m.settleFailed(s, a, failed))
+}
+
+// resultOf is how the job ended that an error is about; empty: it is about none.
+func resultOf(err error) string {
+	if job, ok := errors.AsType[*units.JobError](err); ok {
+		return job.Result
+	}
+	return ""
 }
 
 // settleFailed records how a failed attempt is to be observed.

@@ -356,6 +356,56 @@ func (w *world) dieDuringStart(p *corev1.Pod) {
 	}
 }
 
+// A container whose start is asked for just when its machine has died does not start the machine again: the daemon has to make another one, and tell that what it is.
+func TestMachineNotRevived(t *testing.T) {
+	var dies func()
+	w, _ := newMachines(t, func(point string) error {
+		if point == "start container unit" && dies != nil {
+			dies()
+		}
+		return nil
+	})
+	p := w.pod("revived", "exec sleep 1000", "exec sleep 1000")
+	for attempt := range 5 { // whether systemd knows of the death before the manager does is a matter of luck
+		w.create(p)
+		w.run(p, "a", attempt)
+		vm := units.Names(p.Namespace, p.Name).VM
+		before := w.life(vm)
+		dies = func() {
+			if err := syscall.Kill(w.machinePID(p), syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		}
+		err := w.RunContainer(t.Context(), w.configOf(p, "b", attempt))
+		dies = nil
+		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "machine has ended") {
+			t.Errorf("start without a machine: %v", err)
+		}
+		if s := w.awaitSandbox(p, pod.SandboxDead); s.StoppedByAdmin {
+			t.Errorf("the sandbox is %+v", s)
+		}
+		if after, want := w.life(vm), strings.Replace(before, "=active", "=failed", 1); after != want {
+			t.Errorf("the machine's unit was\n%s\nand is\n%s", before, after)
+		}
+		if c := w.state(p).Containers["b"]; c.Stage != "" && c.Stage != pod.ContainerAbsent {
+			t.Errorf("the attempt counts: %+v", c)
+		}
+		if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// life tells which of the lives of a unit it is, and whether it is over.
+func (w *world) life(unit string) string {
+	w.t.Helper()
+	out, err := exec.Command("systemctl", "show", "--property=ActiveState,InvocationID", unit).Output()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // A machine outlives its containers: while they stop, it is there. And a stop of the machine by systemctl is somebody's wish.
 func TestMachineStops(t *testing.T) {
 	w, _ := newMachines(t, nil)

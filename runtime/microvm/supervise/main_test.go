@@ -97,6 +97,9 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 	if change != nil {
 		change(c)
 	}
+	if c.VM.Machine == "microvm" && c.VM.Accel == vmm.AccelTCG {
+		c.VM.TSCKHz = vmm.HostTSC()
+	}
 	kind, err := vmm.FindVsock(driver, &c.VM)
 	if err != nil {
 		t.Skipf("%s cannot be used here: %v (try: MAGIKHOST_ROOT=trixie make host-test PKG=./runtime/microvm/supervise)", driver.Name(), err)

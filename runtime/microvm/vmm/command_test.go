@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,7 @@ func TestCommand(t *testing.T) {
 		}
 	}
 	configs["qemu-q35"], configs["qemu-microvm"], configs["qemu-small"] = small("q35"), small("microvm"), small("")
+	configs["qemu-microvm"].TSCKHz = 2_600_000
 	for name, c := range configs {
 		t.Run(name, func(t *testing.T) {
 			d, err := Find(c.Driver)
@@ -102,6 +104,32 @@ func TestCommandBad(t *testing.T) {
 				t.Errorf("%s, %s: %v; want an error with %q", d.Name(), name, err, c.want)
 			}
 		}
+	}
+}
+
+// TestEmulatedMicrovm: without the rate of the counter the kernel in it would hang.
+func TestEmulatedMicrovm(t *testing.T) {
+	c := full(QEMU{})
+	c.Machine, c.Accel, c.Share, c.Program = "microvm", AccelTCG, nil, "/bin/true"
+	if err := (QEMU{}).Check(c); err == nil || !strings.Contains(err.Error(), "time stamp counter") {
+		t.Errorf("check: %v", err)
+	}
+	if _, err := (QEMU{}).Command(c); err == nil || !strings.Contains(err.Error(), "time stamp counter") {
+		t.Errorf("command: %v", err)
+	}
+	c.Accel = AccelKVM // which tells it
+	if _, err := (QEMU{}).Command(c); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHostTSC: the rate is steady, and no processor's counter is slower than 100 MHz or faster than 10 GHz.
+func TestHostTSC(t *testing.T) {
+	if goruntime.GOARCH != "amd64" {
+		t.Skip("only x86 has the counter")
+	}
+	if khz := HostTSC(); khz < 100_000 || khz > 10_000_000 {
+		t.Errorf("%d kHz", khz)
 	}
 }
 

@@ -22,18 +22,17 @@ const (
 // Name is qemu.
 func (QEMU) Name() string { return "qemu" }
 
-// hotPlugSlots is how many root ports a q35 has for disks.
+// hotPlugSlots is how many root ports a machine with PCI Express has for disks.
 const hotPlugSlots = 20
+
+// express says whether the machine's bus is PCI Express, where each disk that is plugged in needs a root port of its own.
+func express(machine string) bool { return machine == "q35" || machine == "microvm" }
 
 // Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
 func (QEMU) Can(c *Config) Abilities {
 	a := Abilities{HotPlug: true, MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
-	switch c.Machine {
-	case "q35":
+	if express(c.Machine) {
 		a.MaxDisks = hotPlugSlots
-	case "microvm":
-		// No slots that a guest watches.
-		a.HotPlug = false
 	}
 	return a
 }
@@ -48,8 +47,8 @@ func (q QEMU) Check(c *Config) error {
 	if err := checkProgram(q.program(c), "qemu-system-x86"); err != nil {
 		return err
 	}
-	if c.Machine == "microvm" && c.Accel != AccelKVM {
-		return errors.New("QEMU's machine microvm has no clock against which an emulated CPU could be calibrated: it needs KVM")
+	if q.needsTSC(c) && c.TSCKHz == 0 {
+		return errNoTSC
 	}
 	if c.Accel == AccelKVM {
 		if err := checkKVM(); err != nil {
@@ -62,12 +61,20 @@ func (q QEMU) Check(c *Config) error {
 	return checkDevice("/dev/vhost-vsock", "modprobe vhost_vsock")
 }
 
+// needsTSC: an emulated microvm has no clock against which its CPU could be calibrated.
+func (QEMU) needsTSC(c *Config) bool { return c.Machine == "microvm" && c.Accel == AccelTCG }
+
+var errNoTSC = errors.New("QEMU's machine microvm must be told the rate of the time stamp counter when it is emulated, and this host has none")
+
 func (QEMU) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/qemu-system-x86_64") }
 
 // Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail holds the distribution's files and the guest's kernel.
 func (q QEMU) Command(c *Config) (*Command, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
+	}
+	if q.needsTSC(c) && c.TSCKHz == 0 {
+		return nil, fmt.Errorf("cannot run a machine: %w", errNoTSC)
 	}
 	cmd := &Command{
 		Argv: []string{q.program(c), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "magikpod"},
@@ -83,8 +90,7 @@ func (q QEMU) Command(c *Config) (*Command, error) {
 	if c.Console {
 		add("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console")
 	}
-	suffix := q.bus(c)
-	add("-device", "virtio-rng-"+suffix)
+	add("-device", "virtio-rng-pci")
 	for i, d := range c.Disks {
 		set := i + 1
 		mode := "off"
@@ -93,27 +99,17 @@ func (q QEMU) Command(c *Config) (*Command, error) {
 		}
 		add("-add-fd", fmt.Sprintf("fd=%d,set=%d", cmd.fd(FDFile, d.Path, d.ReadOnly), set),
 			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off", nodeName(d.Serial), mode, set),
-			"-device", fmt.Sprintf("virtio-blk-%s,drive=%s,serial=%s,id=%s", suffix, nodeName(d.Serial), d.Serial, deviceID(d.Serial)))
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,id=%s", nodeName(d.Serial), d.Serial, deviceID(d.Serial)))
 	}
 	if n := c.NIC; n != nil {
-		device := fmt.Sprintf("virtio-net-%s,netdev=net0,mac=%s", suffix, n.MAC)
-		if suffix == "pci" {
-			device += ",romfile=" // nobody boots from it
-		}
-		add("-netdev", fmt.Sprintf("tap,id=net0,fd=%d", cmd.fd(FDTap, n.Tap, false)), "-device", device)
+		// romfile: nobody boots from it.
+		add("-netdev", fmt.Sprintf("tap,id=net0,fd=%d", cmd.fd(FDTap, n.Tap, false)), "-device", fmt.Sprintf("virtio-net-pci,netdev=net0,mac=%s,romfile=", n.MAC))
 	}
 	q.vsock(c, cmd, add)
 	if s := c.Share; s != nil {
-		add("-chardev", fmt.Sprintf("socket,id=share,fd=%d", cmd.fd(FDConnect, s.Socket, false)), "-device", fmt.Sprintf("vhost-user-fs-%s,chardev=share,tag=%s", suffix, s.Tag))
+		add("-chardev", fmt.Sprintf("socket,id=share,fd=%d", cmd.fd(FDConnect, s.Socket, false)), "-device", "vhost-user-fs-pci,chardev=share,tag="+s.Tag)
 	}
 	return cmd, nil
-}
-
-func (QEMU) bus(c *Config) string {
-	if c.Machine == "microvm" {
-		return "device"
-	}
-	return "pci"
 }
 
 func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
@@ -124,7 +120,11 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 	case "q35":
 		machine += ",usb=off,vmport=off,sata=off,smbus=off"
 	case "microvm":
-		machine += ",acpi=on,rtc=on,pit=on,pic=on,isa-serial=" + onOff(c.Console)
+		// The bus, which this machine lacks of its own accord, is for the disks that are plugged in. A kernel that finds no PC does not set up the old interrupt controller, which then
+		// delivers the first tick of the old timer as a division by zero: there are neither. The firmware of its own accord is SeaBIOS, which puts the ACPI tables where
+		// the initrd comes to lie; qboot puts them elsewhere.
+		machine += ",acpi=on,rtc=on,pit=off,pic=off,pcie=on,isa-serial=" + onOff(c.Console)
+		add("-bios", "qboot.rom")
 	}
 	// A vhost-user device, another process, works in the guest's memory.
 	if c.Vsock.Kind == VsockHybrid || c.Share != nil {
@@ -139,7 +139,7 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 		add("-accel", "tcg,thread=multi", "-cpu", "max")
 	}
 	add("-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB))
-	if c.Machine == "q35" {
+	if express(c.Machine) {
 		for i := range hotPlugSlots {
 			add("-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d,bus=pcie.0,addr=%#x.%d,multifunction=on", i, i+1, 0x10+i/8, i%8))
 		}
@@ -158,16 +158,25 @@ func (q QEMU) cmdline(c *Config) string {
 	if c.Console {
 		line = "console=ttyS0 " + line
 	}
+	if c.Machine == "microvm" {
+		line += " " + microvmCmdline
+	}
+	if q.needsTSC(c) {
+		line += fmt.Sprintf(" tsc_early_khz=%d", c.TSCKHz)
+	}
 	return strings.TrimSpace(line + " " + c.Cmdline)
 }
 
+// microvmCmdline: without it the kernel leaves the root ports alone, since this machine's firmware has no table (MCFG) that describes the bus's configuration space early enough
+// for the kernel to ask for them (_OSC).
+const microvmCmdline = "pcie_ports=native"
+
 func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
-	suffix := q.bus(c)
 	switch c.Vsock.Kind {
 	case VsockHybrid:
-		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-"+suffix+",id="+vsockID+",chardev=vsock")
+		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-pci,id="+vsockID+",chardev=vsock")
 	default:
-		add("-device", fmt.Sprintf("vhost-vsock-%s,guest-cid=%d,vhostfd=%d", suffix, c.Vsock.CID, cmd.fd(FDFile, "/dev/vhost-vsock", false)))
+		add("-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", c.Vsock.CID, cmd.fd(FDFile, "/dev/vhost-vsock", false)))
 	}
 }
 
@@ -180,10 +189,7 @@ func (q QEMU) VsockStarted(ctx context.Context, c *Config) (bool, error) {
 		return false, err
 	}
 	defer m.close()
-	path := "/machine/peripheral/" + vsockID
-	if q.bus(c) == "pci" {
-		path += "/virtio-backend"
-	}
+	path := "/machine/peripheral/" + vsockID + "/virtio-backend"
 	answer, err := m.execute(ctx, "x-query-virtio-status", map[string]any{"path": path}, nil)
 	if err != nil {
 		return false, err

@@ -10,9 +10,6 @@ import (
 
 // attach does what is not done yet: an earlier call may have been cut short anywhere.
 func (c *qemuControl) attach(ctx context.Context, d Disk, file *os.File) error {
-	if c.machine == "microvm" {
-		return errors.New("QEMU's machine microvm has no hot plug")
-	}
 	plugged, err := c.plugged(ctx, d.Serial)
 	if err != nil || plugged {
 		return err
@@ -45,9 +42,9 @@ func (c *qemuControl) attach(ctx context.Context, d Disk, file *os.File) error {
 	return nil
 }
 
-// addDevice plugs a device; on a q35 into the first root port that is free.
+// addDevice plugs a device; with PCI Express into the first root port that is free.
 func (c *qemuControl) addDevice(ctx context.Context, device map[string]any) error {
-	if c.machine != "q35" {
+	if !express(c.machine) {
 		_, err := c.monitor.execute(ctx, "device_add", device, nil)
 		return err
 	}

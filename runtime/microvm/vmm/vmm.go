@@ -90,6 +90,8 @@ type Config struct {
 
 	CPUs      int `json:"cpus"`
 	MemoryMiB int `json:"memoryMiB"`
+	// TSCKHz is the rate of the host's time stamp counter in kHz, as [HostTSC] measures it. Only an emulated microvm of QEMU's needs it.
+	TSCKHz int `json:"tscKHz,omitempty"`
 
 	// Disks are there from the start.
 	Disks []Disk `json:"disks,omitempty"`
