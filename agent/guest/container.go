@@ -22,8 +22,8 @@ type container struct {
 	name    string
 	id      string
 	attempt int
-	dir     string // bundle: config.json, rootfs, mnt, log
-	cgroup  *cgroup
+	dir     string         // bundle: config.json, rootfs, mnt, log
+	cgroup  *cgroup        // guarded by mu until the container has been created
 	process *specs.Process // what an exec is made from
 	message string         // path of the termination message, empty without
 	log     *ring
@@ -174,8 +174,11 @@ func readEnd(path string, limit int64) []byte {
 
 // kill kills all processes of the container.
 func (c *container) kill() {
-	if c.cgroup != nil { // else its creation has failed early
-		c.cgroup.kill()
+	c.mu.Lock()
+	group := c.cgroup
+	c.mu.Unlock()
+	if group != nil { // else its creation has failed early, or not come that far
+		group.kill()
 	}
 }
 

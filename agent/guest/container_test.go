@@ -244,3 +244,27 @@ func TestStartFails(t *testing.T) {
 		t.Errorf("%v %v", list, err)
 	}
 }
+
+// TestPowerOffWhileCreating: a container that is just being made does not hold the machine's end up.
+func TestPowerOffWhileCreating(t *testing.T) {
+	for i := range 15 {
+		m := guesttest.Start(t)
+		created := make(chan *client.Session, 1)
+		go func() {
+			session, _ := m.Create(t.Context(), guesttest.Container(t, "a", nil, "/bin/sleep", "1000")) // or not, as it comes
+			created <- session
+		}()
+		time.Sleep(time.Duration(i) * 700 * time.Microsecond)
+		begin := time.Now()
+		if err := m.PowerOff(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the machine's end", func() bool { _, err := m.Ping(t.Context()); return errors.Is(err, client.ErrGone) })
+		if took := time.Since(begin); took > host.Patience(3*time.Second) {
+			t.Errorf("in creation %d the end took %s", i, took)
+		}
+		if session := <-created; session != nil {
+			session.Close()
+		}
+	}
+}
