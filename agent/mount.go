@@ -60,6 +60,10 @@ func overlayOptions(o *OverlayConfig) (string, error) {
 	for i := len(o.Lower) - 1; i >= 0; i-- {
 		lower = append(lower, o.Lower[i])
 	}
+	if o.Upper == "" && len(lower) == 1 {
+		// overlayfs wants two lower directories when there is no upper one, and Linux 6.18 two that are not the same. The mount point is empty.
+		lower = append(lower, o.Target)
+	}
 	for _, p := range append([]string{o.Upper, o.Work}, lower...) {
 		if strings.ContainsAny(p, ":,\\\"\x00") {
 			return "", fmt.Errorf("the path %q cannot be used in mount options", p)
@@ -68,9 +72,6 @@ func overlayOptions(o *OverlayConfig) (string, error) {
 	options := "lowerdir=" + strings.Join(lower, ":")
 	if o.Upper != "" {
 		options += ",upperdir=" + o.Upper + ",workdir=" + o.Work
-	} else if len(lower) == 1 {
-		// overlayfs wants two lower directories when there is no upper one.
-		options += ":" + lower[0]
 	}
 	for _, feature := range []string{"index", "metacopy", "redirect_dir"} {
 		// A kernel without the feature does not know the option either.

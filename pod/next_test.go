@@ -2,9 +2,7 @@ package pod
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,9 +12,9 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
-)
 
-var update = flag.Bool("update", false, "rewrite the expected output in testdata")
+	"github.com/magikrun/magikpod/internal/golden"
+)
 
 // TestNext plays the traces in testdata/next. Each is a txtar archive: a comment that explains it, the file pod.yaml, the file script with one
 // event a line, and the file want: for each event, the plans that follow until nothing is left to do, and how the pod stands then. Events:
@@ -74,12 +72,10 @@ func playFile(t *testing.T, file string) {
 	for _, v := range w.violations {
 		t.Error(v)
 	}
-	if *update {
+	if golden.Updating() {
 		archive.Files = archive.Files[:2]
 		archive.Files = append(archive.Files, txtar.File{Name: "want", Data: []byte(out.String())})
-		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		golden.Write(t, file, txtar.Format(archive))
 		return
 	}
 	if got, want := out.String(), string(parts["want"]); got != want {

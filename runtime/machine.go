@@ -1,6 +1,10 @@
 package runtime
 
-import "github.com/magikrun/magikpod/pod"
+import (
+	"syscall"
+
+	"github.com/magikrun/magikpod/pod"
+)
 
 // Machine names the virtual machine of a pod. It is what package native and a class of machines, which do not know each other, tell each other of it.
 type Machine struct {
@@ -15,4 +19,6 @@ type Attempt struct {
 	Number int
 	Bundle string // a directory, which exists when the unit starts
 	Log    string // a file
+	// StopSignal is what the unit's main process gets when the container is to stop.
+	StopSignal syscall.Signal
 }

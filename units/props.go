@@ -250,21 +250,18 @@ type ContainerUnit struct {
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
-	holders := []string{u.Names.Pause}
-	var needs []Property
+	holders, need := []string{u.Names.Pause}, "Requires"
 	if u.InMachine {
-		holders = append(holders, u.Names.VM)
-		// Not Requires=, which would start a machine that has ended once more: it would know nothing of its pod.
-		needs = append(needs, prop("Requisite", []string{u.Names.VM}))
+		// Requires= would start what has ended once more: a machine that knows nothing of its pod. The daemon makes another one, or nobody does.
+		holders, need = append(holders, u.Names.VM), "Requisite"
 	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
-		prop("Requires", []string{u.Names.Pause}),
+		prop(need, holders),
 		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
 		prop("After", append(append(holders[:len(holders):len(holders)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
 	}
-	props = append(props, needs...)
 	if len(u.StopAfter) > 0 {
 		props = append(props, prop("Before", []string{OrderSlice(u.Pod.Namespace, u.Pod.Name, u.Container.Name)}))
 	}

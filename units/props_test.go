@@ -1,7 +1,6 @@
 package units
 
 import (
-	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,11 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-)
 
-var update = flag.Bool("update", false, "rewrite the golden files")
+	"github.com/magikrun/magikpod/internal/golden"
+)
 
 // The properties of each kind of unit, one a line. Run go test ./units -update when they are meant to change, and read the difference.
 func TestProps(t *testing.T) {
@@ -51,21 +49,7 @@ func TestProps(t *testing.T) {
 		"update":         show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
 		"update-nothing": show(Limits{}.UpdateProps()),
 	} {
-		t.Run(name, func(t *testing.T) {
-			path := filepath.Join("testdata", "props", name+".txt")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
+		t.Run(name, func(t *testing.T) { golden.Check(t, filepath.Join("testdata", "props", name+".txt"), got) })
 	}
 }
 

@@ -127,25 +127,29 @@ func (c *Client) Ping(ctx context.Context) (wire.Pong, error) {
 	return pong, err
 }
 
-// The pauses between the pings of [Client.WaitReady], and how long one ping may take.
+// pause is the time between the pings of [Client.WaitReady], and so the longest that a machine is ready unnoticed; attemptLimit is how long one ping may take.
+// docs/RATIONALE.md says why nobody waits for the machine to call.
 const (
-	minPause     = 5 * time.Millisecond
-	maxPause     = 50 * time.Millisecond
+	pause        = 10 * time.Millisecond
 	attemptLimit = 2 * time.Second
 )
 
-// WaitReady pings until the agent answers. It ends with ctx: the error then says what the last attempt said.
+// WaitReady pings until the agent answers. It ends with ctx: the error then says what the last attempt said that was not cut off.
 func (c *Client) WaitReady(ctx context.Context) (wire.Pong, error) {
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
+	var last error
+	for {
 		attempt, cancel := context.WithTimeout(ctx, attemptLimit)
 		pong, err := c.Ping(attempt)
 		cancel()
 		if err == nil {
 			return pong, nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return pong, fmt.Errorf("%w (%w)", err, context.Cause(ctx))
+			return pong, fmt.Errorf("%w (%w)", last, context.Cause(ctx))
 		case <-time.After(pause):
 		}
 	}
@@ -161,9 +165,9 @@ func (c *Client) Start(ctx context.Context, container, id string) error {
 	return c.call(ctx, CallTimeout, &wire.Start{Container: container, ID: id}, nil)
 }
 
-// Signal sends a signal to a container's first process.
-func (c *Client) Signal(ctx context.Context, container string, signal syscall.Signal) error {
-	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, Signal: int(signal)}, nil)
+// Signal sends a signal to a container's first process; id is that of the attempt, or empty for whichever.
+func (c *Client) Signal(ctx context.Context, container, id string, signal syscall.Signal) error {
+	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, ID: id, Signal: int(signal)}, nil)
 }
 
 // Status tells what the containers do; container is one of them, or empty for all.

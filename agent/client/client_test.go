@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // guest is a unix socket with an agent that does what the test says.
@@ -76,7 +77,7 @@ func within(t *testing.T, limit time.Duration, call func(ctx context.Context) er
 	defer cancel()
 	begin := time.Now()
 	err := call(ctx)
-	if took := time.Since(begin); took > limit+5*time.Second {
+	if took := time.Since(begin); took > limit+host.Patience(5*time.Second) {
 		t.Errorf("it took %s", took)
 	}
 	return err

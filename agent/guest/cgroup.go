@@ -197,15 +197,20 @@ func writeExisting(path, value string) error {
 // kill kills all processes in it and below.
 func (c *cgroup) kill() { _ = c.write("cgroup.kill", "1") } // it fails when the cgroup is gone
 
+// close closes the directory.
+func (c *cgroup) close() {
+	if c.dir != nil {
+		c.dir.Close()
+		c.dir = nil
+	}
+}
+
 // removeTime is how long killed processes may take to be gone.
 const removeTime = 5 * time.Second
 
 // remove removes it and what is below. Its processes must have been killed: they are waited for. One that is gone is no error.
 func (c *cgroup) remove() error {
-	if c.dir != nil {
-		c.dir.Close()
-		c.dir = nil
-	}
+	c.close()
 	var err error
 	for deadline, pause := time.Now().Add(removeTime), time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		if err = removeTree(c.path); err == nil || time.Now().After(deadline) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,8 +22,8 @@ type container struct {
 	name    string
 	id      string
 	attempt int
-	dir     string // bundle: config.json, rootfs, mnt, log
-	cgroup  *cgroup
+	dir     string         // bundle: config.json, rootfs, mnt, log
+	cgroup  *cgroup        // guarded by mu until the container has been created
 	process *specs.Process // what an exec is made from
 	message string         // path of the termination message, empty without
 	log     *ring
@@ -36,6 +37,7 @@ type container struct {
 	started  time.Time
 	exit     *wire.Exit
 	removing bool
+	left     []*cgroup // of processes that have left others behind
 
 	ended chan struct{} // closed when exit is set
 	gone  chan struct{} // closed when nothing of it is left
@@ -61,8 +63,11 @@ func (s *Server) find(name, id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.containers[name]
-	if c == nil || id != "" && c.id != id {
-		return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q %s", name, id)
+	switch {
+	case c == nil:
+		return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q", name)
+	case id != "" && c.id != id:
+		return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q with the ID %.12s", name, id)
 	}
 	return c, nil
 }
@@ -121,6 +126,13 @@ func (s *Server) signal(r *wire.Signal) error {
 	return nil
 }
 
+// alive says whether the first process has not ended, or not been collected yet: its PID is nobody else's.
+func (c *container) alive() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pid != 0 && unix.PidfdSendSignal(c.pidfd, 0, nil, 0) == nil
+}
+
 // collected notes the end of the first process. What it has left behind ends with it, as it does in a unit.
 func (c *container) collected(status unix.WaitStatus) {
 	exit := &wire.Exit{Type: "exit", FinishedAt: time.Now()}
@@ -162,9 +174,30 @@ func readEnd(path string, limit int64) []byte {
 
 // kill kills all processes of the container.
 func (c *container) kill() {
-	if c.cgroup != nil { // else its creation has failed early
-		c.cgroup.kill()
+	c.mu.Lock()
+	group := c.cgroup
+	c.mu.Unlock()
+	if group != nil { // else its creation has failed early, or not come that far
+		group.kill()
 	}
+}
+
+// leave removes the cgroup of a process that has ended. If it has left others behind, the cgroup stays until they have ended, too.
+func (c *container) leave(group *cgroup) {
+	group.close()
+	if removeTree(group.path) == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = append(c.left, group)
+}
+
+// sweep removes the cgroups that nobody is left in. It is called before there is one more, so that they do not add up.
+func (c *container) sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = slices.DeleteFunc(c.left, func(group *cgroup) bool { return removeTree(group.path) == nil })
 }
 
 // remove kills and removes the container and returns when nothing of it is left. It may be called several times at once.

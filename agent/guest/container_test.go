@@ -13,12 +13,13 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // outcome runs a session to its end.
 func outcome(t *testing.T, session *client.Session) (wire.Exit, string, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	exit, err := session.Run(ctx, client.IO{Stdout: &stdout, Stderr: &stderr})
@@ -31,9 +32,10 @@ func outcome(t *testing.T, session *client.Session) (wire.Exit, string, string) 
 // eventually waits for something that takes a moment.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+	patience := host.Patience(20 * time.Second)
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 	}
 }
@@ -55,7 +57,7 @@ func TestExits(t *testing.T) {
 			request := guesttest.Container(t, "a", nil, "/bin/sh", "-c", tc.script)
 			session := m.Run(t, request)
 			if tc.signal != 0 {
-				if err := m.Signal(t.Context(), "a", syscall.Signal(tc.signal)); err != nil {
+				if err := m.Signal(t.Context(), "a", "", syscall.Signal(tc.signal)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -93,19 +95,23 @@ func TestSignals(t *testing.T) {
 		exit, err := session.Run(t.Context(), client.IO{Stdout: &stdout})
 		done <- result{exit, err}
 	}()
+	eventually(t, "ready", func() bool { return stdout.String() == "ready\n" })
+	if err := m.Signal(t.Context(), "a", "another", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
+		t.Errorf("signal to another attempt: %v", err)
+	}
 	for _, step := range []struct {
 		line   string
 		signal syscall.Signal
 	}{{"ready\n", syscall.SIGHUP}, {"ready\nhup\n", syscall.SIGTERM}} {
 		eventually(t, step.line, func() bool { return stdout.String() == step.line })
-		if err := m.Signal(t.Context(), "a", step.signal); err != nil {
+		if err := m.Signal(t.Context(), "a", "", step.signal); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if r := <-done; r.err != nil || r.exit.Code != 3 || r.exit.Signal != 0 || stdout.String() != "ready\nhup\nterm\n" {
 		t.Errorf("%+v, %q", r, stdout.String())
 	}
-	if err := m.Signal(t.Context(), "b", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
+	if err := m.Signal(t.Context(), "b", "", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotFound {
 		t.Errorf("signal to nobody: %v", err)
 	}
 }
@@ -159,7 +165,7 @@ func TestLife(t *testing.T) {
 	if err := m.Start(ctx, "a", request.ID); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("started twice: %v", err)
 	}
-	if err := m.Signal(ctx, "a", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotRunning {
+	if err := m.Signal(ctx, "a", "", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("signal after the end: %v", err)
 	}
 	// The next attempt takes the name as soon as the owner has let go.
@@ -238,5 +244,29 @@ func TestStartFails(t *testing.T) {
 	}
 	if list, err := m.Status(t.Context(), ""); err != nil || len(list) != 0 {
 		t.Errorf("%v %v", list, err)
+	}
+}
+
+// TestPowerOffWhileCreating: a container that is just being made does not hold the machine's end up.
+func TestPowerOffWhileCreating(t *testing.T) {
+	for i := range 15 {
+		m := guesttest.Start(t)
+		created := make(chan *client.Session, 1)
+		go func() {
+			session, _ := m.Create(t.Context(), guesttest.Container(t, "a", nil, "/bin/sleep", "1000")) // or not, as it comes
+			created <- session
+		}()
+		time.Sleep(time.Duration(i) * 700 * time.Microsecond)
+		begin := time.Now()
+		if err := m.PowerOff(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the machine's end", func() bool { _, err := m.Ping(t.Context()); return errors.Is(err, client.ErrGone) })
+		if took := time.Since(begin); took > host.Patience(3*time.Second) {
+			t.Errorf("in creation %d the end took %s", i, took)
+		}
+		if session := <-created; session != nil {
+			session.Close()
+		}
 	}
 }

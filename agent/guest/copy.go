@@ -140,7 +140,7 @@ func (v *volume) addDir(name string, header *tar.Header, mode fs.FileMode) error
 }
 
 // temporary is the name of an entry before it gets its own. A volume cannot have it: names of volumes' files come from keys that do not begin with a dot twice.
-const temporary = ".magikpod-new"
+const temporary = "..magikpod-new"
 
 // replace makes an entry under another name and then gives it its own.
 func (v *volume) replace(name string, header *tar.Header, create func(temporary string) error) error {

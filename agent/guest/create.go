@@ -46,6 +46,12 @@ func (s *Server) create(p *peer, r *wire.Create) error {
 	}
 	go func() { c.collected(<-first) }()
 	defer c.remove()
+	c.mu.Lock()
+	removing := c.removing
+	c.mu.Unlock()
+	if removing {
+		c.kill() // the machine is being powered off, and whoever does it came before there was something to kill
+	}
 	if err := p.WriteReply(nil); err != nil {
 		return nil // the host is gone
 	}
@@ -126,11 +132,14 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 	if err := c.bindAll(r.Mounts, spec); err != nil {
 		return nil, err
 	}
-	var err error
-	if c.cgroup, err = c.s.newCgroup(c.name, spec.Linux.Resources); err != nil {
+	group, err := c.s.newCgroup(c.name, spec.Linux.Resources)
+	if err != nil {
 		return nil, err
 	}
-	c.undo.add(c.cgroup.remove)
+	c.mu.Lock()
+	c.cgroup = group
+	c.mu.Unlock()
+	c.undo.add(group.remove)
 	c.undo.add(c.s.oom.add(c))
 	if err := c.adaptSpec(spec); err != nil {
 		return nil, err
@@ -160,9 +169,10 @@ func (c *container) adaptSpec(spec *specs.Spec) error {
 	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
 		return ns.Type == specs.NetworkNamespace || ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace
 	})
-	c.s.mu.Lock()
-	shared := c.s.sharedPID
-	c.s.mu.Unlock()
+	shared, err := c.s.sharedInit()
+	if err != nil {
+		return err
+	}
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
 		ns.Path = ""

@@ -44,7 +44,9 @@ func (s *Server) exec(p *peer, r *wire.Exec) error {
 	}
 	defer x.close()
 	if err := p.WriteReply(nil); err != nil {
-		return nil // the host is gone
+		x.cgroup.kill() // the host is gone
+		<-x.ended
+		return nil
 	}
 	x.serve(p)
 	return nil
@@ -81,10 +83,11 @@ func (s *Server) newExecution(r *wire.Exec) (_ *execution, err error) {
 	if err != nil {
 		return nil, err
 	}
+	c.sweep()
 	if x.cgroup, err = c.cgroup.child(id); err != nil {
 		return nil, err
 	}
-	x.undo.add(func() error { go x.cgroup.remove(); return nil })
+	x.undo.add(func() error { c.leave(x.cgroup); return nil })
 	if x.stdio, err = newStdio(r.Stdin, r.TTY); err != nil {
 		return nil, err
 	}
@@ -241,7 +244,7 @@ func (x *execution) exit(status unix.WaitStatus) wire.Exit {
 	return exit
 }
 
-// close kills what is left when the host has hung up or the start has failed, and removes the process's files.
+// close removes the process's files, after its end.
 func (x *execution) close() {
 	if err := x.undo.run(); err != nil {
 		x.c.s.config.Log(fmt.Errorf("cannot remove all of a process in the container %q: %w", x.c.name, err))

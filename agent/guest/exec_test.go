@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestExec: the process has the container's namespaces, cgroup and confinement, and the environment, directory and user that were asked for.
@@ -24,7 +28,7 @@ func TestExec(t *testing.T) {
 		if err != nil {
 			return wire.Exit{}, err
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
 		defer cancel()
 		return session.Run(ctx, files)
 	}
@@ -210,4 +214,78 @@ func TestExecEnds(t *testing.T) {
 	if list, err := m.Status(t.Context(), "a"); err != nil || list[0].State != wire.StateRunning {
 		t.Errorf("%v %v", list, err)
 	}
+}
+
+// TestExecAbandoned: a host that hangs up before it has been answered wants no process.
+func TestExecAbandoned(t *testing.T) {
+	m := guesttest.Start(t)
+	m.Run(t, guesttest.Container(t, "a", nil, "/bin/sleep", "1000"))
+	line, err := wire.EncodeRequest(&wire.Exec{Container: "a", Args: []string{"sh", "-c", "trap '' PIPE; while :; do sleep 3; done"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const many = 20
+	for range many {
+		conn, err := net.Dial("unix", m.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(line); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	// The name of a process's cgroup is its number: all have been started when it is greater than theirs.
+	eventually(t, "all started and killed", func() bool {
+		session, err := m.Exec(t.Context(), wire.Exec{Container: "a", Args: []string{"sh", "-c", "grep -o 'exec-[0-9]*$' /proc/self/cgroup | cut -c6-; ps | grep -c '[s]leep 3$'"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, stdout, _ := outcome(t, session)
+		number, processes, _ := strings.Cut(stdout, "\n")
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatalf("%q: %v", stdout, err)
+		}
+		return n > many && processes == "0\n"
+	})
+}
+
+// TestExecCgroups: what processes leave behind keeps their cgroups only for as long as it lives.
+func TestExecCgroups(t *testing.T) {
+	t.Parallel() // it takes seconds, and does nothing
+	m := guesttest.Start(t)
+	m.Run(t, guesttest.Container(t, "a", nil, "/bin/sleep", "1000"))
+	cgroups := func() int {
+		t.Helper()
+		names, err := filepath.Glob(m.Cgroup + "/a/exec-*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	run := func(script string) {
+		t.Helper()
+		session, err := m.Exec(t.Context(), wire.Exec{Container: "a", Args: []string{"sh", "-c", script}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exit, _, stderr := outcome(t, session); exit.Code != 0 {
+			t.Fatalf("%+v, %q", exit, stderr)
+		}
+	}
+	const many = 5
+	for range many {
+		run("sleep 2000 >/dev/null 2>&1 </dev/null &")
+	}
+	if n := cgroups(); n != many {
+		t.Errorf("%d cgroups for %d processes in the background", n, many)
+	}
+	// Longer than a cgroup's removal waits for killed processes.
+	time.Sleep(6 * time.Second)
+	run("for p in $(ps | grep '[s]leep 2000' | awk '{print $1}'); do kill -9 $p; done")
+	eventually(t, "removed", func() bool {
+		run("true")
+		return cgroups() <= 1 // the last one's may just be going
+	})
 }

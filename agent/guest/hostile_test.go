@@ -16,6 +16,7 @@ import (
 	"github.com/magikrun/magikpod/agent/guest"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // raw sends bytes and returns what comes back until the agent closes.
@@ -26,11 +27,12 @@ func raw(t *testing.T, m *guesttest.Machine, data []byte) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	patience := host.Patience(20 * time.Second)
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	go conn.Write(data)
 	answer, err := io.ReadAll(io.LimitReader(conn, 1<<20))
 	if ne, ok := err.(net.Error); ok && ne.Timeout() {
-		t.Fatalf("no end within 20 s after %.40q", data)
+		t.Fatalf("no end within %s after %.40q", patience, data)
 	}
 	return string(answer)
 }

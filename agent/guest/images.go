@@ -12,6 +12,7 @@ import (
 
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/erofs"
+	"github.com/magikrun/magikpod/internal/vsockinit"
 )
 
 // mountTable counts who uses a mounted image, by where it is mounted.
@@ -136,7 +137,7 @@ const laterModules = "/modules/later"
 func attachLoop(file *os.File) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		if err := loadModules(laterModules); err != nil {
+		if err := vsockinit.LoadModules(laterModules); err != nil {
 			return nil, err
 		}
 		control, err = os.OpenFile("/dev/loop-control", os.O_RDWR, 0)

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/internal/vsockinit"
 )
 
 // Init is PID 1 of a machine: it sets up the kernel, serves the host over vsock and never returns. When it cannot go on it says so on the console and powers off.
@@ -36,7 +35,7 @@ func runInit(version string) error {
 		return err
 	}
 	log := openLog()
-	if err := loadModules("/modules"); err != nil {
+	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
 	}
 	// What every pod has (runtime/oci, where the pod's network namespace is not the machine's): low ports and ping are open to all users.
@@ -142,27 +141,6 @@ func mountKernel() error {
 	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
 		if err := os.Symlink(target, "/dev/"+name); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
-		}
-	}
-	return nil
-}
-
-// loadModules loads the kernel modules of a directory in the order of their names.
-func loadModules(dir string) error {
-	modules, err := filepath.Glob(filepath.Join(dir, "*.ko"))
-	if err != nil {
-		return err
-	}
-	slices.Sort(modules)
-	for _, path := range modules {
-		f, err := os.Open(path)
-		if err != nil {
-			return fmt.Errorf("cannot load a module: %w", err)
-		}
-		err = unix.FinitModule(int(f.Fd()), "", 0)
-		f.Close()
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("cannot load the module %s: %w", path, err)
 		}
 	}
 	return nil

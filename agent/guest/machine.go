@@ -141,26 +141,43 @@ func (s *Server) mountShares(r *wire.Configure) error {
 	return nil
 }
 
-// sharePID starts the first process of the pod's PID namespace.
+// sharePID makes one PID namespace for all containers, those that are made from now on.
 func (s *Server) sharePID(r *wire.Configure) error {
-	s.mu.Lock()
-	there := s.sharedPID > 0
-	s.mu.Unlock()
-	if !r.SharePID || there {
+	if !r.SharePID {
 		return nil
+	}
+	s.mu.Lock()
+	s.sharesPID = true
+	s.mu.Unlock()
+	_, err := s.sharedInit()
+	return err
+}
+
+// sharedInit is the first process of the pod's PID namespace; 0 when each container has its own. When it ends, so do all processes of the namespace, and there is another
+// one for those that come later.
+func (s *Server) sharedInit() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.sharesPID || s.sharedPID > 0 {
+		return s.sharedPID, nil
 	}
 	cmd := exec.Command("/proc/self/exe", agent.ReapCommand)
 	cmd.Args[0], cmd.Env = "magikguest", []string{"GOMAXPROCS=1", "GOGC=20"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	cmd.Stderr = os.Stderr
-	pid, _, err := s.config.Reaper.Start(cmd)
+	pid, ended, err := s.config.Reaper.Start(cmd)
 	if err != nil {
-		return fmt.Errorf("make the pod's PID namespace: %w", err)
+		return 0, fmt.Errorf("make the pod's PID namespace: %w", err)
 	}
-	s.mu.Lock()
 	s.sharedPID = pid
-	s.mu.Unlock()
-	return nil
+	go func() {
+		<-ended
+		s.mu.Lock()
+		s.sharedPID = 0
+		s.mu.Unlock()
+		s.config.Log(errors.New("the first process of the pod's PID namespace has ended, and all of its processes with it"))
+	}()
+	return pid, nil
 }
 
 // setSysctls sets kernel parameters of the machine.

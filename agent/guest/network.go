@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -29,7 +30,7 @@ func setLoopback() error {
 	return nil
 }
 
-// setNetwork sets up the machine's interface: name, MTU, addresses and routes. What it has already stays, but an address or a route that is not wanted goes.
+// setNetwork sets up the machine's interface: name, MTU, addresses and routes. What it has already and is asked for stays; an address or a route that is not goes.
 func setNetwork(n *wire.Network) error {
 	mac, err := net.ParseMAC(n.MAC)
 	if err != nil {
@@ -72,7 +73,7 @@ func setNetwork(n *wire.Network) error {
 // awaitLink waits for the interface with a hardware address.
 func awaitLink(mac net.HardwareAddr) (netlink.Link, error) {
 	for deadline := time.Now().Add(linkTimeout); ; time.Sleep(10 * time.Millisecond) {
-		links, err := netlink.LinkList()
+		links, err := whole(netlink.LinkList)
 		if err != nil {
 			return nil, fmt.Errorf("cannot list network interfaces: %w", err)
 		}
@@ -115,7 +116,7 @@ func setAddresses(link netlink.Link, wanted []string) error {
 			return fmt.Errorf("cannot set the address %s: %w", text, err)
 		}
 	}
-	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("cannot list addresses: %w", err)
 	}
@@ -130,33 +131,93 @@ func setAddresses(link netlink.Link, wanted []string) error {
 	return nil
 }
 
-// setRoutes sets the routes, those on the link first, because gateways may need them.
+// setRoutes makes the routes of the interface those that are asked for. Those on the link come first, because gateways may need them; what is left over goes last, so that
+// there is a way at all times.
 func setRoutes(link netlink.Link, routes []wire.Route) error {
+	keep := map[routeKey]bool{}
 	for _, gateways := range []bool{false, true} {
 		for _, r := range routes {
 			if (r.Via != "") != gateways {
 				continue
 			}
-			route := &netlink.Route{LinkIndex: link.Attrs().Index, Priority: r.Metric, Gw: net.ParseIP(r.Via), Src: net.ParseIP(r.Source)}
-			if gateways {
-				route.SetFlag(netlink.FLAG_ONLINK)
-			} else {
-				route.Scope = netlink.SCOPE_LINK
-			}
-			to := r.To
-			if to == "" {
-				if to = "0.0.0.0/0"; route.Gw.To4() == nil {
-					to = "::/0"
-				}
-			}
-			var err error
-			if _, route.Dst, err = net.ParseCIDR(to); err == nil {
+			route, err := routeOf(link, r)
+			if err == nil {
 				err = netlink.RouteReplace(route)
 			}
 			if err != nil {
-				return fmt.Errorf("cannot set the route to %s: %w", to, err)
+				return fmt.Errorf("cannot set the route to %s: %w", cmp.Or(r.To, "everywhere"), err)
 			}
+			keep[keyOf(route)] = true
+		}
+	}
+	return pruneRoutes(link, keep)
+}
+
+// routeOf is a route as the kernel is told.
+func routeOf(link netlink.Link, r wire.Route) (*netlink.Route, error) {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Priority: r.Metric, Gw: net.ParseIP(r.Via), Src: net.ParseIP(r.Source)}
+	if r.Via != "" {
+		route.SetFlag(netlink.FLAG_ONLINK)
+	} else {
+		route.Scope = netlink.SCOPE_LINK
+	}
+	to := r.To
+	if to == "" {
+		if to = "0.0.0.0/0"; route.Gw.To4() == nil {
+			to = "::/0"
+		}
+	}
+	var err error
+	_, route.Dst, err = net.ParseCIDR(to)
+	return route, err
+}
+
+// routeKey tells one route of the interface from another.
+type routeKey struct {
+	to, via string
+	metric  int
+}
+
+// ipv6Metric is what the kernel makes of a metric of 0 for IPv6 (IP6_RT_PRIO_USER).
+const ipv6Metric = 1024
+
+func keyOf(r *netlink.Route) routeKey {
+	key := routeKey{to: r.Dst.String(), metric: r.Priority}
+	if r.Gw != nil {
+		key.via = r.Gw.String()
+	}
+	if key.metric == 0 && r.Dst.IP.To4() == nil {
+		key.metric = ipv6Metric
+	}
+	return key
+}
+
+// pruneRoutes removes the routes of the interface but those to keep and the kernel's own, which come and go with the addresses.
+func pruneRoutes(link netlink.Link, keep map[routeKey]bool) error {
+	filter := &netlink.Route{LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_MAIN}
+	list, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot list routes: %w", err)
+	}
+	for _, route := range list {
+		if route.Protocol == unix.RTPROT_KERNEL || route.Dst == nil || keep[keyOf(&route)] {
+			continue
+		}
+		if err := netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) { // it has just gone
+			return fmt.Errorf("cannot remove the route to %s: %w", route.Dst, err)
 		}
 	}
 	return nil
+}
+
+// whole lists again what has changed while it was listed: some of it may be missing.
+func whole[T any](list func() (T, error)) (all T, err error) {
+	for range 10 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }

@@ -30,7 +30,7 @@ func (c *container) execProcess(r *wire.Exec, first int) (*specs.Process, error)
 	home := ""
 	if r.User != "" {
 		var err error
-		if p.User, home, err = execUser(first, r.User); err != nil {
+		if p.User, home, err = execUser(first, c.alive, r.User); err != nil {
 			return nil, err
 		}
 	}
@@ -63,13 +63,16 @@ func mergeEnv(env, more []string, home string, tty bool) []string {
 	return env
 }
 
-// execUser resolves USER[:GROUP] with the files of a running container, whose first process is pid.
-func execUser(pid int, spec string) (specs.User, string, error) {
+// execUser resolves USER[:GROUP] with the files of a running container, whose first process is pid for as long as it is alive.
+func execUser(pid int, alive func() bool, spec string) (specs.User, string, error) {
 	root, err := safepath.OpenRoot("/proc/" + strconv.Itoa(pid) + "/root")
 	if err != nil {
 		return specs.User{}, "", wire.Errorf(wire.CodeContainerNotRunning, "it has just ended")
 	}
 	defer root.Close()
+	if !alive() { // and the directory may be another process's
+		return specs.User{}, "", wire.Errorf(wire.CodeContainerNotRunning, "it has just ended")
+	}
 	passwd, err := readBelow(root, "etc/passwd")
 	if err != nil {
 		return specs.User{}, "", err

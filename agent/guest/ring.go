@@ -1,15 +1,18 @@
 package guest
 
 import (
+	"fmt"
 	"sync"
 
 	"github.com/magikrun/magikpod/agent/wire"
 )
 
-// The limits of what is kept of a container's output, in bytes. Without a newline a line is cut at maxLine.
+// The limits of what is kept of a container's output, in bytes. Without a newline a line is cut at maxLine. A line counts lineCost more than it has, which is about what
+// it takes to keep it.
 const (
-	maxLog  = 256 << 10
-	maxLine = 16 << 10
+	maxLog   = 256 << 10
+	maxLine  = 16 << 10
+	lineCost = 48
 )
 
 // logLine is one line, with its newline unless it was cut.
@@ -23,11 +26,19 @@ type ring struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when there is more
 	lines   []logLine
-	first   int // number of lines[0]
-	bytes   int
+	first   place // of lines[0]
+	cost    int
 	partial map[wire.FrameType][]byte
 	closed  bool
 }
+
+// place is a place in the output: how many lines, with how many bytes, come before it.
+type place struct {
+	line  int
+	bytes int64
+}
+
+func (p place) after(l logLine) place { return place{p.line + 1, p.bytes + int64(len(l.data))} }
 
 func newRing() *ring {
 	return &ring{changed: make(chan struct{}), partial: map[wire.FrameType][]byte{}}
@@ -60,12 +71,13 @@ func (r *ring) write(t wire.FrameType, data []byte) {
 
 func (r *ring) add(line logLine) {
 	r.lines = append(r.lines, line)
-	r.bytes += len(line.data)
-	for r.bytes > maxLog {
-		r.bytes -= len(r.lines[0].data)
+	r.cost += len(line.data) + lineCost
+	for r.cost > maxLog {
+		old := r.lines[0]
+		r.cost -= len(old.data) + lineCost
+		r.first = r.first.after(old)
 		r.lines[0] = logLine{}
 		r.lines = r.lines[1:]
-		r.first++
 	}
 }
 
@@ -90,29 +102,44 @@ func (r *ring) close() {
 	r.wake()
 }
 
-// tail is the number of the line from which n are left; all when n is nil.
-func (r *ring) tail(n *int) int {
+// tail is where the last n lines begin; where all do that are kept when n is nil.
+func (r *ring) tail(n *int) place {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if n == nil || *n > len(r.lines) {
-		return r.first
+	at := r.first
+	if n != nil && *n < len(r.lines) {
+		for _, line := range r.lines[:len(r.lines)-*n] {
+			at = at.after(line)
+		}
 	}
-	return r.first + len(r.lines) - *n
+	return at
 }
 
-// since are the lines from a number on, as many as are kept; next is the number to go on with. more is closed when there is more, nil when there never will be.
-func (r *ring) since(number int) (lines []logLine, next int, more <-chan struct{}) {
+// end is where the next line will begin.
+func (r *ring) end() place {
+	none := 0
+	return r.tail(&none)
+}
+
+// next is the line at a place, or the first one after it that is still kept, and where it begins. ok is false when there is none yet; more is closed when there is one, and nil
+// when there never will be.
+func (r *ring) next(at place) (line logLine, from place, ok bool, more <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	number = max(number, r.first)
-	if skip := number - r.first; skip < len(r.lines) {
-		lines = append(lines, r.lines[skip:]...)
+	if at.line < r.first.line {
+		at = r.first
+	}
+	if skip := at.line - r.first.line; skip < len(r.lines) {
+		return r.lines[skip], at, true, nil
 	}
 	if !r.closed {
 		more = r.changed
 	}
-	return lines, r.first + len(r.lines), more
+	return logLine{}, at, false, more
 }
+
+// lostFormat is the line, of the standard error, that stands for lines that were not read in time.
+const lostFormat = "[magikguest: %d bytes of output are missing here, because they were not read in time]\n"
 
 // logs serves what is kept of a container's output.
 func (s *Server) logs(p *peer, r *wire.Logs) error {
@@ -125,15 +152,22 @@ func (s *Server) logs(p *peer, r *wire.Logs) error {
 	}
 	gone := make(chan struct{})
 	go p.watch(func() { close(gone) })
-	for number := c.log.tail(r.Tail); ; {
-		lines, next, more := c.log.since(number)
-		for _, line := range lines {
+	// Without follow this ends with what there is now: a container may write faster than this is read.
+	at, end := c.log.tail(r.Tail), c.log.end()
+	for r.Follow || at.line < end.line {
+		line, from, ok, more := c.log.next(at)
+		if lost := from.bytes - at.bytes; lost > 0 && p.WriteFrame(wire.FrameStderr, fmt.Appendf(nil, lostFormat, lost)) != nil {
+			return nil
+		}
+		at = from
+		if ok {
 			if p.WriteFrame(line.t, line.data) != nil {
 				return nil
 			}
+			at = from.after(line)
+			continue
 		}
-		number = next
-		if !r.Follow || more == nil {
+		if more == nil {
 			break
 		}
 		select {

@@ -44,7 +44,8 @@ type Server struct {
 
 	setup      sync.Mutex // one Configure or Copy at a time
 	configured bool       // guarded by mu
-	sharedPID  int        // first process of the pod's PID namespace; guarded by mu
+	sharesPID  bool       // all containers are in one PID namespace; guarded by mu
+	sharedPID  int        // the first process of that, 0 when there is none; guarded by mu
 
 	mu         sync.Mutex
 	containers map[string]*container

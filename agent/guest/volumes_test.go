@@ -2,12 +2,15 @@ package guest_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
@@ -147,6 +150,22 @@ func TestCopyAgain(t *testing.T) {
 	}
 }
 
+// TestCopyAnyKey: no key of a volume is the agent's own name for a file that is not ready.
+func TestCopyAnyKey(t *testing.T) {
+	m := guesttest.Start(t)
+	source := t.TempDir()
+	for _, key := range []string{".magikpod-new", "a", "z"} {
+		write(t, filepath.Join(source, key), key)
+	}
+	if err := m.Copy(t.Context(), "config", source); err != nil {
+		t.Fatal(err)
+	}
+	session := m.Run(t, mounted(t, "a", "cd /mnt/0; ls -A | tr '\\n' ' '", wire.Mount{Kind: wire.MountCopy, Name: "config", ReadOnly: true}))
+	if exit, stdout, stderr := outcome(t, session); exit.Code != 0 || stdout != ".magikpod-new a z " {
+		t.Errorf("%+v, %q, %q", exit, stdout, stderr)
+	}
+}
+
 // TestDevices: a container can make nodes, and use none that is not its own.
 func TestDevices(t *testing.T) {
 	m := guesttest.Start(t)
@@ -184,4 +203,60 @@ func TestSharedPID(t *testing.T) {
 	if _, stdout, _ := outcome(t, session); stdout != "0\n1\n" {
 		t.Errorf("%q", stdout)
 	}
+	// The first process of the namespace takes all others with it; there is another one for those that come later.
+	first := sharedInit(t, m)
+	if err := unix.Kill(first, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the container's end", func() bool {
+		list, err := m.Status(t.Context(), "a")
+		return err == nil && len(list) == 1 && list[0].State == wire.StateExited
+	})
+	// While the old namespace ends, nobody can be born into it.
+	eventually(t, "another namespace", func() bool {
+		request := guesttest.Container(t, "c", nil, "/bin/sh", "-c", "ps | grep -c '[m]agikguest'; exit 4")
+		if session, err = m.Create(t.Context(), request); err != nil {
+			t.Log(err)
+			return false
+		}
+		if err = m.Start(t.Context(), "c", request.ID); err != nil {
+			session.Close()
+		}
+		return err == nil
+	})
+	defer session.Close()
+	if exit, stdout, stderr := outcome(t, session); exit.Code != 4 || stdout != "1\n" {
+		t.Errorf("%+v %q %q", exit, stdout, stderr)
+	}
+}
+
+// sharedInit is the first process of the PID namespace that the agent has made.
+func sharedInit(t *testing.T, m *guesttest.Machine) int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.PID, m.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", m.PID)) // by the thread that has started them
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range tasks {
+		more, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread has just ended
+		}
+		data = append(append(data, ' '), more...)
+	}
+	for field := range strings.FieldsSeq(string(data)) {
+		if text, _ := os.ReadFile("/proc/" + field + "/cmdline"); strings.HasPrefix(string(text), "magikguest\x00") {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("none of the agent's children %q is it", data)
+	return 0
 }

@@ -14,12 +14,13 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestLogs: the last lines, whole, and what comes until the end.
 func TestLogs(t *testing.T) {
 	m := guesttest.Start(t)
-	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "seq 5; echo err >&2; trap 'printf last; exit 2' TERM; while true; do sleep 0.05; done"))
+	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "trap 'printf last; exit 2' TERM; seq 5; echo err >&2; while true; do sleep 0.05; done"))
 	go session.Run(t.Context(), client.IO{})
 	logs := func(follow bool, tail *int) (*lineBuffer, func() wire.Exit) {
 		t.Helper()
@@ -30,7 +31,9 @@ func TestLogs(t *testing.T) {
 		var output lineBuffer
 		done := make(chan wire.Exit, 1)
 		go func() {
-			exit, err := session.Run(t.Context(), client.IO{Stdout: &output, Stderr: &output})
+			ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
+			defer cancel()
+			exit, err := session.Run(ctx, client.IO{Stdout: &output, Stderr: &output})
 			if err != nil {
 				t.Error(err)
 			}
@@ -48,7 +51,7 @@ func TestLogs(t *testing.T) {
 		t.Errorf("%q", output)
 	}
 	output, end := logs(true, &none)
-	if err := m.Signal(t.Context(), "a", 15); err != nil {
+	if err := m.Signal(t.Context(), "a", "", 15); err != nil {
 		t.Fatal(err)
 	}
 	if exit := end(); exit.Code != 2 || output.String() != "last" {
@@ -78,12 +81,15 @@ func TestProbes(t *testing.T) {
 		{"tcp refused", wire.Probe{TCP: &wire.TCPProbe{Port: 8081}}, false, 0, "connection refused"},
 		{"exec", wire.Probe{Exec: []string{"sh", "-c", "echo said; echo more >&2"}}, true, 0, "said"},
 		{"exec fails", wire.Probe{Exec: []string{"sh", "-c", "exit 3"}}, false, 3, ""},
-		{"exec floods", wire.Probe{Exec: []string{"sh", "-c", "yes | head -c 10000000"}, Timeout: 20000}, true, 0, "y\ny\n"},
+		{"exec floods", wire.Probe{Exec: []string{"sh", "-c", "yes | head -c 10000000"}, Timeout: host.Patience(20 * time.Second).Milliseconds()}, true, 0, "y\ny\n"},
 		{"exec hangs", wire.Probe{Exec: []string{"sleep", "1000"}, Timeout: 300}, false, 137, "no end within 300ms"},
 		{"exec not found", wire.Probe{Exec: []string{"none"}}, false, 127, "none"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.probe.Container = "a"
+			if tc.probe.Timeout == 0 {
+				tc.probe.Timeout = host.Patience(time.Second).Milliseconds()
+			}
 			reply, err := m.Probe(t.Context(), tc.probe)
 			if err != nil || reply.Success != tc.success || reply.Code != tc.code || !strings.Contains(reply.Message, tc.message) || len(reply.Message) > wire.MaxMessage {
 				t.Errorf("%v %v %d %.200q", err, reply.Success, reply.Code, reply.Message)

@@ -99,12 +99,13 @@ func (p *proxy) start() (*client.Session, error) {
 		return nil, err
 	}
 	// From here on a signal is the container's; before, it ends this process.
-	p.signals = catchSignals()
-	if err := p.client.Start(ctx, p.config.Create.Container, p.config.Create.ID); err != nil {
-		session.Close()
-		return nil, err
+	if p.signals, err = catchSignals(); err == nil {
+		err = p.client.Start(ctx, p.config.Create.Container, p.config.Create.ID)
 	}
-	if err := agent.Notify("READY=1\nSTATUS=" + agent.StatusStarted); err != nil {
+	if err == nil {
+		err = agent.Notify("READY=1\nSTATUS=" + agent.StatusStarted)
+	}
+	if err != nil {
 		session.Close()
 		return nil, err
 	}
@@ -135,7 +136,7 @@ func (p *proxy) follow(session *client.Session) int {
 	forwarding := make(chan struct{})
 	go func() {
 		defer close(forwarding)
-		p.signals.forward(ctx, p.client, p.config.Create.Container)
+		p.signals.forward(ctx, p.client, p.config.Create.Container, p.config.Create.ID)
 	}()
 	// The files are hidden in a plain writer: writes block, which is the back-pressure that the container is to feel.
 	exit, err := session.Run(ctx, client.IO{Stdout: struct{ io.Writer }{os.Stdout}, Stderr: struct{ io.Writer }{os.Stderr}})

@@ -19,6 +19,7 @@ import (
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // unit is a proxy as systemd runs it.
@@ -105,7 +106,7 @@ func startUnit(t *testing.T, config Config) *unit {
 // end waits for the proxy's end.
 func (u *unit) end(t *testing.T) syscall.WaitStatus {
 	t.Helper()
-	timer := time.AfterFunc(30*time.Second, func() { _ = u.cmd.Process.Kill() })
+	timer := time.AfterFunc(host.Patience(30*time.Second), func() { _ = u.cmd.Process.Kill() })
 	defer timer.Stop()
 	_ = u.cmd.Wait()
 	return u.cmd.ProcessState.Sys().(syscall.WaitStatus)
@@ -113,9 +114,10 @@ func (u *unit) end(t *testing.T) syscall.WaitStatus {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+	patience := host.Patience(20 * time.Second)
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 	}
 }
@@ -154,6 +156,9 @@ func TestEnds(t *testing.T) {
 		{"told to end", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.05; done", syscall.SIGTERM, 3, 0},
 		{"another signal", "trap 'exit 4' USR2; echo ready; while true; do sleep 0.05; done", syscall.SIGUSR2, 4, 0},
 		{"real-time signal", "trap 'exit 5' 37; echo ready; while true; do sleep 0.05; done", 37, 5, 0},
+		{"first real-time signal", "trap 'exit 7' 34; echo ready; while true; do sleep 0.05; done", 34, 7, 0},
+		{"last real-time signal", "trap 'exit 8' 64; echo ready; while true; do sleep 0.05; done", 64, 8, 0},
+		{"signal of ended children", "trap 'exit 9' CHLD; echo ready; while true; do :; done", syscall.SIGCHLD, 9, 0},
 		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell tells.
 		{"signal that Go would panic on", "trap 'exit 6' SEGV; echo ready; while true; do sleep 0.05; done", syscall.SIGSEGV, 6, 0},
 	} {
@@ -189,7 +194,7 @@ func TestKilled(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL} {
 		u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
 		eventually(t, "told", func() bool { return u.told() == started })
-		if err := m.Signal(t.Context(), "a", sig); err != nil {
+		if err := m.Signal(t.Context(), "a", "", sig); err != nil {
 			t.Fatal(err)
 		}
 		if status := u.end(t); !status.Signaled() || status.Signal() != sig || status.CoreDump() {
@@ -260,7 +265,7 @@ func TestMachineDies(t *testing.T) {
 	if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if status := u.end(t); !status.Signaled() || status.Signal() != syscall.SIGKILL || time.Since(begin) > 5*time.Second {
+	if status := u.end(t); !status.Signaled() || status.Signal() != syscall.SIGKILL || time.Since(begin) > host.Patience(5*time.Second) {
 		t.Errorf("status %#x after %s", status, time.Since(begin))
 	}
 }

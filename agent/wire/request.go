@@ -47,7 +47,7 @@ type Request interface {
 // Ping asks whether the agent is there. Reply: [Pong].
 type Ping struct{ Head }
 
-// Configure sets up the machine. It may be repeated: what it says is added to or replaces what is there, and containers go on. It must have succeeded
+// Configure sets up the machine. It may be repeated: what is mounted stays, the network becomes what is said, and containers go on. It must have succeeded
 // once before the first Create.
 type Configure struct {
 	Head

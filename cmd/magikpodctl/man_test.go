@@ -1,7 +1,6 @@
 package main
 
 import (
-	"flag"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,9 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
-)
 
-var update = flag.Bool("update", false, "write docs/man/magikpodctl*.1 anew")
+	"github.com/magikrun/magikpod/internal/golden"
+)
 
 // manDir holds the manual pages of all programs.
 const manDir = "../../docs/man"
@@ -30,16 +29,14 @@ func TestManPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := readPages(t, fresh)
-	if *update {
+	if golden.Updating() {
 		for name := range readPages(t, manDir) {
 			if err := os.Remove(filepath.Join(manDir, name)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for name, text := range want {
-			if err := os.WriteFile(filepath.Join(manDir, name), []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			golden.Write(t, filepath.Join(manDir, name), []byte(text))
 		}
 	}
 	if diff := cmp.Diff(want, readPages(t, manDir)); diff != "" {

@@ -24,6 +24,7 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // Machine is a running agent.
@@ -82,7 +83,7 @@ func Start(t testing.TB) *Machine {
 			t.Logf("the agent said:\n%s", m.stderr)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), host.Patience(30*time.Second))
 	defer cancel()
 	if _, err := m.WaitReady(ctx); err != nil {
 		t.Fatalf("%v\n%s", err, m.stderr)
@@ -123,8 +124,7 @@ func cgroupRoot() string {
 // removeCgroups removes a cgroup whose processes have been killed, and those below.
 func removeCgroups(path string) error {
 	var err error
-	for range 500 {
-		_ = filepath.WalkDir(path, func(name string, entry os.DirEntry, err error) error { return err })
+	for deadline := time.Now().Add(host.Patience(5 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
 		var dirs []string
 		_ = filepath.WalkDir(path, func(name string, entry os.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
@@ -136,12 +136,10 @@ func removeCgroups(path string) error {
 		for i := len(dirs) - 1; i >= 0; i-- {
 			err = errors.Join(err, os.Remove(dirs[i]))
 		}
-		if err == nil {
-			return nil
+		if err == nil || time.Now().After(deadline) {
+			return err
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	return err
 }
 
 // Containers are the names of the cgroups of the containers that there are.

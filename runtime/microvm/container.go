@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/agent/proxy"
 	"github.com/magikrun/magikpod/agent/wire"
@@ -25,6 +27,9 @@ import (
 
 // PrepareContainer implements native.SandboxLauncher. The image is given to the machine, and the container's directories of the host are shown in the share.
 func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
+	if why := noStopSignal(a.StopSignal); why != "" {
+		return nil, nil, pod.Errorf(pod.Unsupported, "cannot stop it by its stop signal %s: %s", unix.SignalName(a.StopSignal), why)
+	}
 	m, err := l.machine(s)
 	if err != nil {
 		return nil, nil, err
@@ -57,6 +62,15 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: a.Number, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
 	}
 	return c, []string{l.config.AgentPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
+}
+
+// noStopSignal says why a signal does not reach a container when its unit is stopped; empty: it does. SIGKILL and SIGSTOP are the host's: they meet what stands in for the
+// container, and at the end of the grace period at the latest the container is killed with it.
+func noStopSignal(sig syscall.Signal) string {
+	if proxy.Passed(sig) || sig == unix.SIGKILL || sig == unix.SIGSTOP {
+		return ""
+	}
+	return "the process that stands in for a machine's container cannot pass it on"
 }
 
 // plug gives the machine the image of a container.
@@ -197,7 +211,7 @@ func (l *Launcher) call(s runtime.Machine, do func(*client.Client) error) error 
 
 // Signal implements native.SandboxLauncher.
 func (l *Launcher) Signal(ctx context.Context, s runtime.Machine, container string, sig syscall.Signal) error {
-	return l.call(s, func(c *client.Client) error { return c.Signal(ctx, container, sig) })
+	return l.call(s, func(c *client.Client) error { return c.Signal(ctx, container, "", sig) })
 }
 
 // Probe implements native.SandboxLauncher.

@@ -24,6 +24,13 @@ func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string
 		files.Stderr = p.Stderr
 	}
 	if p.TTY && p.Resize != nil {
+		select {
+		case size, ok := <-p.Resize: // the first size is most often known already, and the process may ask for it at once
+			if ok {
+				request.Size = &wire.Size{Rows: size.Rows, Cols: size.Cols}
+			}
+		default:
+		}
 		sizes, stop := sizesOf(p.Resize)
 		defer stop()
 		files.Resize = sizes

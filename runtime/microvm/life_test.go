@@ -52,6 +52,26 @@ func TestLife(t *testing.T) {
 	t.Logf("the pod was down after %s", time.Since(began).Round(time.Millisecond))
 }
 
+// TestStopSignals: a container is stopped by the signal that its image or its manifest names; those of systemd as a container are real-time signals.
+func TestStopSignals(t *testing.T) {
+	w := newWorld(t)
+	w.image.Config.StopSignal = "SIGRTMIN+3"
+	script := "trap 'exit 3' 34; trap 'exit 4' 37; trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+	p := w.pod(script, script)
+	first := corev1.Signal("SIGRTMIN")
+	p.Spec.Containers[1].Lifecycle = &corev1.Lifecycle{StopSignal: &first}
+	w.up(p)
+	for name, code := range map[string]int{"a": 4, "b": 3} {
+		w.log(p, name, 0, "ready")
+		if err := w.manager.StopContainer(t.Context(), pod.RefOf(p), name, 30*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if c := w.await(p, name, pod.ContainerExited); c.ExitCode != code {
+			t.Errorf("container %s: %+v, want exit code %d", name, c, code)
+		}
+	}
+}
+
 // A machine that dies takes its containers along, and that is seen at once; so is the death of a container's stand-in.
 func TestDeath(t *testing.T) {
 	w := newWorld(t)

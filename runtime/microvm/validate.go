@@ -3,6 +3,7 @@ package microvm
 import (
 	"fmt"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -88,6 +89,12 @@ func validateContainer(c *corev1.Container, path *field.Path) field.ErrorList {
 	}
 	if c.TTY {
 		errs = append(errs, field.Forbidden(path.Child("tty"), "a terminal for a container's first process is not supported by "+ClassName+"; exec has one"))
+	}
+	if life := c.Lifecycle; life != nil && life.StopSignal != nil {
+		// A name that is none of x/sys is another one of a signal that is passed on.
+		if sig := unix.SignalNum(string(*life.StopSignal)); sig != 0 && noStopSignal(sig) != "" {
+			errs = append(errs, field.Forbidden(path.Child("lifecycle", "stopSignal"), noStopSignal(sig)))
+		}
 	}
 	for i := range c.VolumeMounts {
 		if mode := c.VolumeMounts[i].MountPropagation; mode != nil && *mode != "" && *mode != corev1.MountPropagationNone {

@@ -33,6 +33,9 @@ func TestValidate(t *testing.T) {
 	bidirectional, into := corev1.MountPropagationBidirectional, corev1.MountPropagationHostToContainer
 	socket, device, directory := corev1.HostPathSocket, corev1.HostPathCharDev, corev1.HostPathDirectory
 	localhost := "profile"
+	stopBy := func(signal corev1.Signal) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{StopSignal: &signal} }
+	}
 	for _, c := range []struct {
 		name   string
 		change func(*corev1.Pod)
@@ -60,6 +63,11 @@ func TestValidate(t *testing.T) {
 		}, "spec.initContainers[0].volumeMounts[0].mountPropagation: Forbidden"},
 		{"tty", func(p *corev1.Pod) { p.Spec.Containers[0].TTY = true }, "spec.containers[0].tty: Forbidden"},
 		{"block", func(p *corev1.Pod) { p.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{}} }, "spec.containers[0].volumeDevices[0]: Forbidden"},
+		{"stop signal", stopBy("SIGRTMIN+3"), ""},
+		{"first real-time signal", stopBy("SIGRTMIN"), ""},
+		{"stop by kill", stopBy("SIGKILL"), ""},
+		{"stop signal of a broken pipe", stopBy("SIGPIPE"), "spec.containers[0].lifecycle.stopSignal: Forbidden: the process that stands in"},
+		{"stop signal of a socket", stopBy("SIGURG"), "spec.containers[0].lifecycle.stopSignal: Forbidden"},
 		{"seccomp", func(p *corev1.Pod) {
 			p.Spec.SecurityContext = &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost, LocalhostProfile: &localhost}}
 		}, "spec.securityContext.seccompProfile.type: Unsupported value"},

@@ -238,5 +238,11 @@ func parseSignal(text string) syscall.Signal {
 		}
 		return 0
 	}
+	if other, ok := signalAliases[name]; ok {
+		name = other
+	}
 	return unix.SignalNum(name)
 }
+
+// signalAliases are second names of signals (signal(7)), which manifests and images may use as well.
+var signalAliases = map[string]string{"SIGCLD": "SIGCHLD", "SIGIOT": "SIGABRT", "SIGPOLL": "SIGIO"}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"syscall"
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -166,8 +167,9 @@ func (m *Manager) prepareInMachine(ctx context.Context, s *sandbox, config runti
 	a := m.newAttempt(s, config)
 	a.record.OwnPID, a.record.Runtime = true, m.class.Name
 	var err error
-	a.document, a.argv, err = m.config.Sandboxes.PrepareContainer(ctx, m.machine(s),
-		runtime.Attempt{ID: a.record.ID, Number: config.Attempt, Bundle: a.bundle, Log: filepath.Join(a.bundle, runtimeLog)}, config)
+	a.document, a.argv, err = m.config.Sandboxes.PrepareContainer(ctx, m.machine(s), runtime.Attempt{
+		ID: a.record.ID, Number: config.Attempt, Bundle: a.bundle, Log: filepath.Join(a.bundle, runtimeLog), StopSignal: syscall.Signal(a.record.Signal),
+	}, config)
 	switch pod.KindOf(err) {
 	case pod.Invalid, pod.NotFound, pod.Unsupported:
 		a.refused = err

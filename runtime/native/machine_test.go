@@ -433,6 +433,37 @@ func TestMachineStops(t *testing.T) {
 	}
 }
 
+// Nobody but the daemon starts a machine: whoever starts a container's unit after its machine has died fails, and changes nothing.
+func TestMachineStaysDead(t *testing.T) {
+	w, _ := newMachines(t, nil)
+	p := w.pod("again", "exec sleep 1000", "exit 7")
+	w.up(p)
+	w.await(p, "b", pod.ContainerExited)
+	pid := w.machinePID(p)
+	if err := errors.Join(syscall.Kill(pid, syscall.SIGKILL), syscall.Kill(w.state(p).Containers["a"].PID, syscall.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitSandbox(p, pod.SandboxDead)
+	w.await(p, "a", pod.ContainerExited)
+	names := units.Names(p.Namespace, p.Name)
+	for _, verb := range []string{"start", "restart"} {
+		for _, name := range []string{"a", "b"} {
+			out, err := exec.Command("systemctl", verb, units.ContainerService(p.Namespace, p.Name, name)).CombinedOutput()
+			if err == nil {
+				t.Errorf("systemctl %s of container %s succeeded: %s", verb, name, out)
+			}
+			t.Logf("systemctl %s of container %s: %s", verb, name, out)
+			active, _ := exec.Command("systemctl", "is-active", names.VM).Output() // its status is what it says
+			if text := strings.TrimSpace(string(active)); text != "failed" && text != "inactive" || w.machinePID(p) != pid {
+				t.Errorf("after systemctl %s of container %s the machine is %s, PID %d, and was %d", verb, name, text, w.machinePID(p), pid)
+			}
+		}
+	}
+	if s := w.awaitSandbox(p, pod.SandboxDead); s.StoppedByAdmin {
+		t.Errorf("the sandbox is %+v", s)
+	}
+}
+
 func TestMachineAdopted(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(map[bool]string{false: "runs", true: "died meanwhile"}[dead], func(t *testing.T) {

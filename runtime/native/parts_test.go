@@ -22,7 +22,7 @@ import (
 
 func TestParseSignal(t *testing.T) {
 	for text, want := range map[string]syscall.Signal{
-		"SIGTERM": 15, "TERM": 15, "term": 15, " SIGQUIT ": 3, "9": 9, "64": 64, "RTMIN": 34, "SIGRTMIN+3": 37, "SIGRTMAX-1": 63, "RTMAX": 64,
+		"SIGTERM": 15, "TERM": 15, "term": 15, " SIGQUIT ": 3, "9": 9, "64": 64, "RTMIN": 34, "SIGRTMIN+3": 37, "SIGRTMAX-1": 63, "RTMAX": 64, "SIGCLD": 17, "iot": 6, "SIGPOLL": 29,
 		"": 0, "0": 0, "65": 0, "-1": 0, "SIG": 0, "SIGNOPE": 0, "RTMIN+31": 0, "RTMAX+1": 0, "RTMINx": 0,
 	} {
 		if got := parseSignal(text); got != want {

@@ -2,23 +2,19 @@ package oci
 
 import (
 	"encoding/json"
-	"flag"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/magikrun/magikpod/internal/golden"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
-
-var update = flag.Bool("update", false, "rewrite testdata")
 
 const passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/var/web:/bin/sh\n1000:x:0:0::/trap:/bin/sh\nbig:x:4294967296:0::/:\n"
 const group = "root:x:0:\nweb:x:102:\nlogs:x:103:web\n"
@@ -95,20 +91,7 @@ func TestSpecGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got = append(got, '\n')
-			golden := filepath.Join("testdata", name+".json")
-			if *update {
-				if err := os.WriteFile(golden, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), string(got)); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			golden.Check(t, filepath.Join("testdata", name+".json"), string(got)+"\n")
 		})
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/vsockinit"
 )
 
 // The test binary is also the first process of the guests: one request a connection, one JSON object a line each way, as the agent does.
@@ -51,44 +53,16 @@ func guestMain() error {
 			return fmt.Errorf("mount %s: %w", m[1], err)
 		}
 	}
-	modules, err := filepath.Glob("/modules/*.ko")
-	if err != nil {
+	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
 	}
-	slices.Sort(modules)
-	for _, path := range modules {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
+	return vsockinit.Serve(1024, sayReady, func(conn vsockinit.Conn) {
+		if conn.Peer != unix.VMADDR_CID_HOST {
+			conn.Close()
+			return
 		}
-		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
-			fmt.Fprintln(os.Stderr, "init:", path, err)
-		}
-		f.Close()
-	}
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: 1024})
-	}
-	if err == nil {
-		err = unix.Listen(fd, 8)
-	}
-	if err != nil {
-		return fmt.Errorf("vsock: %w", err)
-	}
-	sayReady()
-	for {
-		conn, peer, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
-		if err != nil {
-			return fmt.Errorf("accept: %w", err)
-		}
-		f := os.NewFile(uintptr(conn), "connection")
-		if p, ok := peer.(*unix.SockaddrVM); !ok || p.CID != unix.VMADDR_CID_HOST {
-			f.Close()
-			continue
-		}
-		go serve(f)
-	}
+		go serve(conn.File)
+	})
 }
 
 // sayReady tells the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.

@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -12,10 +11,8 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/magikrun/magikpod/internal/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // full is a machine with everything that the driver can do.
 func full(d Driver) *Config {
@@ -85,19 +82,7 @@ func TestCommand(t *testing.T) {
 			for _, name := range slices.Sorted(maps.Keys(helpers)) {
 				got += "\nhelper " + name + "\n" + show(helpers[name])
 			}
-			path := filepath.Join("testdata", name+".txt")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			golden.Check(t, filepath.Join("testdata", name+".txt"), got)
 		})
 	}
 }

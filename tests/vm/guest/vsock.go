@@ -4,34 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/vsockinit"
 )
 
 // initPort is where vsockInit answers.
 const initPort = "1024"
 
-// vsockInit is PID 1: it loads the modules of /modules in the order of their names and answers over AF_VSOCK. It never returns without an error.
+// vsockInit is PID 1: it loads the modules of /modules and answers over AF_VSOCK. It never returns without an error.
 func vsockInit() error {
-	modules, err := filepath.Glob("/modules/*.ko")
-	if err != nil {
+	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
-	}
-	slices.Sort(modules)
-	for _, path := range modules {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("cannot load %s: %w", path, err)
-		}
-		_ = f.Close()
 	}
 	return vsockServe(initPort)
 }
@@ -42,25 +29,10 @@ func vsockServe(port string) error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0)
-	if err != nil {
-		return fmt.Errorf("cannot open an AF_VSOCK socket: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: uint32(number)}); err != nil {
-		return fmt.Errorf("cannot bind to vsock port %s: %w", port, err)
-	}
-	if err := unix.Listen(fd, 8); err != nil {
-		return fmt.Errorf("cannot listen on vsock port %s: %w", port, err)
-	}
-	for {
-		conn, _, err := unix.Accept(fd)
-		if err != nil {
-			return fmt.Errorf("cannot accept on vsock port %s: %w", port, err)
-		}
-		f := os.NewFile(uintptr(conn), "vsock")
-		_, _ = io.Copy(struct{ io.Writer }{f}, struct{ io.Reader }{f}) // the other side's business
-		_ = f.Close()
-	}
+	return vsockinit.Serve(uint32(number), func() {}, func(conn vsockinit.Conn) {
+		_, _ = io.Copy(struct{ io.Writer }{conn}, struct{ io.Reader }{conn}) // the other side's business
+		_ = conn.Close()
+	})
 }
 
 // vsockAsk sends a text to a port of a machine, again and again for as long as timeout says, and prints the answer.
