@@ -6,10 +6,12 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 )
 
-// The limits of what is kept of a container's output, in bytes. Without a newline a line is cut at maxLine.
+// The limits of what is kept of a container's output, in bytes. Without a newline a line is cut at maxLine. Each line counts for lineCost more, which is what it
+// takes beside its bytes: a container that writes short ones would have the agent take fifty times of what is kept, out of all containers' sight.
 const (
-	maxLog  = 256 << 10
-	maxLine = 16 << 10
+	maxLog   = 256 << 10
+	maxLine  = 16 << 10
+	lineCost = 64
 )
 
 // logLine is one line, with its newline unless it was cut.
@@ -60,9 +62,9 @@ func (r *ring) write(t wire.FrameType, data []byte) {
 
 func (r *ring) add(line logLine) {
 	r.lines = append(r.lines, line)
-	r.bytes += len(line.data)
+	r.bytes += len(line.data) + lineCost
 	for r.bytes > maxLog {
-		r.bytes -= len(r.lines[0].data)
+		r.bytes -= len(r.lines[0].data) + lineCost
 		r.lines[0] = logLine{}
 		r.lines = r.lines[1:]
 		r.first++
