@@ -11,8 +11,8 @@ import (
 
 // The environment of tests that boot machines.
 const (
-	// EnvAccel is tcg or kvm; empty stands for tcg: /dev/kvm may be there and still run no guest, so KVM is used where somebody says so.
-	EnvAccel = "MAGIKVM_ACCEL"
+	// EnvAccel is tcg or kvm; empty stands for tcg.
+	EnvAccel = host.EnvAccel
 	// EnvCPUs and EnvMemory are the number of CPUs (2) and the memory in MiB (4096).
 	EnvCPUs   = "MAGIKVM_CPUS"
 	EnvMemory = "MAGIKVM_MEMORY"
@@ -41,7 +41,7 @@ type File struct {
 	Local, Guest string
 }
 
-func accel() string { return cmp.Or(os.Getenv(EnvAccel), "tcg") }
+func accel() string { return host.Accel() }
 
 // Slowness is what tests in a machine multiply their patience by. It is less than how much slower a process is there: a test that waits is patient
 // enough for a busy machine, and most of what it waits for is not computing.
