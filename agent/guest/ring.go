@@ -12,7 +12,7 @@ import (
 const (
 	maxLog   = 256 << 10
 	maxLine  = 16 << 10
-	lineCost = 48
+	lineCost = 64
 )
 
 // logLine is one line, with its newline unless it was cut.

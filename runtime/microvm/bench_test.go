@@ -1,18 +1,17 @@
 package microvm_test
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/netsetup"
@@ -22,7 +21,6 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
-	"github.com/magikrun/magikpod/units"
 )
 
 // BenchmarkPod measures a pod with one container, alternating with bare QEMU that boots the same kernel and initramfs to the agent's first reply (emulated,
@@ -34,7 +32,7 @@ import (
 //	s-delete   DeleteSandbox and Forget
 //	ms-ping    a request to the agent and its reply
 //	ms-exec    Exec of a program that ends at once
-//	MB-beyond  memory of the VM unit's processes beyond the machine's
+//	MB-beyond  memory of the VM unit's processes beyond the machine's, mapped files left out
 //
 // Medians.
 func BenchmarkPod(b *testing.B) {
@@ -56,7 +54,7 @@ func BenchmarkPod(b *testing.B) {
 		p := w.pod("sleep 1000")
 		begin = time.Now()
 		ns := w.begin(b, p.Name)
-		m := runtime.Machine{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID), "vm")}
+		m := w.machine(p)
 		for launcher.ReadySandbox(b.Context(), m, ns) != nil { // until the supervisor has made the tap
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -78,7 +76,7 @@ func BenchmarkPod(b *testing.B) {
 			}
 			timed("ms-exec", time.Millisecond, begin)
 		}
-		measured["MB-beyond"] = append(measured["MB-beyond"], w.beyond(p.Name))
+		measured["MB-beyond"] = append(measured["MB-beyond"], w.beyond(p))
 		begin = time.Now()
 		w.delete(p)
 		timed("s-delete", time.Second, begin)
@@ -91,7 +89,7 @@ func BenchmarkPod(b *testing.B) {
 }
 
 // begin makes the network and the sandbox of the newest pod, as the daemon does.
-func (w *world) begin(b *testing.B, name string) *os.File {
+func (w *world) begin(b testing.TB, name string) *os.File {
 	b.Helper()
 	p := w.pods[len(w.pods)-1]
 	ns, err := netsetup.NewNamespace()
@@ -110,18 +108,29 @@ func (w *world) begin(b *testing.B, name string) *os.File {
 	return ns
 }
 
-// agentOf speaks to the agent of a machine.
-func agentOf(b *testing.B, m runtime.Machine) *client.Client {
-	b.Helper()
-	data, err := os.ReadFile(filepath.Join(m.RunDir, "vmm.json"))
-	var config supervise.Config
-	if err == nil {
-		err = json.Unmarshal(data, &config)
-	}
+// machine names the machine of a pod.
+func (w *world) machine(p *corev1.Pod) runtime.Machine {
+	return runtime.Machine{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID), "vm")}
+}
+
+// machineConfig is what the supervisor of a machine was told.
+func machineConfig(tb testing.TB, m runtime.Machine) supervise.Config {
+	tb.Helper()
+	config, err := supervise.ReadConfig(filepath.Join(m.RunDir, "vmm.json"))
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	return client.New(client.Address{Path: config.VM.Vsock.Path}.Dialer())
+	return *config
+}
+
+// agentOf speaks to the agent of a machine.
+func agentOf(tb testing.TB, m runtime.Machine) *client.Client {
+	tb.Helper()
+	v := machineConfig(tb, m).VM.Vsock
+	if v.Kind == vmm.VsockVhost {
+		return client.New(client.Address{CID: v.CID}.Dialer())
+	}
+	return client.New(client.Address{Path: v.Path}.Dialer())
 }
 
 // bareBoot starts QEMU as a person would, waits for the agent's first reply, and ends it.
@@ -167,29 +176,12 @@ func bareBoot(b *testing.B, guest guestimage.Image) {
 	}
 }
 
-// beyond is the memory that the processes of a VM unit have without the machine's, in MB (proc_pid_smaps(5), Pss).
-func (w *world) beyond(name string) float64 {
-	state, _ := w.config.Units.State(units.Names("vm", name).VM)
-	var total float64
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} { // one of them
-		pids, _ := os.ReadFile(root + state.ControlGroup + "/cgroup.procs")
-		for pid := range strings.FieldsSeq(string(pids)) {
-			f, err := os.Open("/proc/" + pid + "/smaps")
-			if err != nil {
-				continue // it has ended
-			}
-			guest := false
-			for lines := bufio.NewScanner(f); lines.Scan(); {
-				var kib float64
-				first, _, _ := strings.Cut(lines.Text(), " ")
-				if strings.Contains(first, "-") && !strings.HasSuffix(first, ":") {
-					guest = strings.Contains(lines.Text(), "memfd:memory")
-				} else if _, err := fmt.Sscanf(lines.Text(), "Pss: %f kB", &kib); err == nil && !guest {
-					total += kib * 1024 / 1e6
-				}
-			}
-			f.Close()
-		}
+// beyond is the memory that the processes of a VM unit have without the machine's and without mapped files, in MB.
+func (w *world) beyond(p *corev1.Pod) float64 {
+	machine := uint64(machineConfig(w.t, w.machine(p)).VM.MemoryMiB) << 20
+	var total uint64
+	for _, pid := range w.vm(p).processes() {
+		total += ownMemory(pid, machine)
 	}
-	return total
+	return float64(total) / 1e6
 }

@@ -51,25 +51,12 @@ type world struct {
 var caches string
 
 func TestMain(m *testing.M) {
-	loadModules()
+	host.LoadMachineModules()
 	code := m.Run()
 	if caches != "" {
 		_ = os.RemoveAll(caches)
 	}
 	os.Exit(code)
-}
-
-// loadModules loads what machines with KVM need of the kernel of a test machine (tests/vm), where nothing has loaded it; a host's kernel is left alone. The
-// CPUs that QEMU emulates are AMD's. A test that misses one says so.
-func loadModules() {
-	if accel() != "kvm" || os.Getenv(host.EnvSlowness) == "" {
-		return
-	}
-	for _, module := range []string{"kvm_amd", "vhost_vsock", "tun"} {
-		if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "modprobe %s: %v: %s", module, err, out)
-		}
-	}
 }
 
 // needsHost skips a test where there is no host as tests/host makes it, with what make install lays out.
@@ -105,7 +92,7 @@ func newWorld(t testing.TB) *world {
 	w.image = w.busybox()
 	w.machines = microvm.Config{
 		StateDir: caches, AgentPath: libexec + "/magikagent", SupervisorPath: libexec + "/magikvmm", GuestPath: libexec + "/magikguest",
-		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
+		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: host.Accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
 		// Another kernel than the host's, to be tried by hand: a pattern, as /somewhere/boot/vmlinuz-*.
 		Kernel: os.Getenv("MAGIKPOD_TEST_KERNEL"),
 	}
@@ -119,14 +106,6 @@ func newWorld(t testing.TB) *world {
 	}
 	t.Cleanup(w.close)
 	return w
-}
-
-// accel is what machines are run with: emulation, unless somebody knows that KVM runs guests here.
-func accel() string {
-	if a := os.Getenv("MAGIKVM_ACCEL"); a != "" {
-		return a
-	}
-	return "tcg"
 }
 
 // busybox unpacks the busybox image.
@@ -369,17 +348,8 @@ func quantity(text string) resource.Quantity { return resource.MustParse(text) }
 // kill kills the process of the pod's machine, as a crash of the VMM does.
 func (w *world) kill(p *corev1.Pod) {
 	w.t.Helper()
-	group := "/sys/fs/cgroup"
-	if _, err := os.Stat(group + "/cgroup.procs"); err != nil {
-		group += "/unified"
-	}
-	vm := units.Names(p.Namespace, p.Name).VM
-	state, ok := w.config.Units.State(vm)
-	list, err := os.ReadFile(filepath.Join(group, state.ControlGroup, "cgroup.procs"))
-	if !ok || err != nil {
-		w.t.Fatalf("the processes of %s: %t, %v", vm, ok, err)
-	}
-	for field := range strings.FieldsSeq(string(list)) {
+	processes := w.vm(p).processes()
+	for _, field := range processes {
 		pid, err := strconv.Atoi(field)
 		command, _ := os.ReadFile("/proc/" + field + "/cmdline")
 		if err == nil && strings.Contains(string(command), "qemu-system") {
@@ -389,5 +359,5 @@ func (w *world) kill(p *corev1.Pod) {
 			return
 		}
 	}
-	w.t.Fatalf("no monitor among the processes %q", list)
+	w.t.Fatalf("no monitor among the processes %q", processes)
 }

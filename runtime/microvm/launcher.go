@@ -2,6 +2,7 @@ package microvm
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -230,7 +231,12 @@ func (l *Launcher) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 	return image, nil
 }
 
-// ForgetImages implements native.SandboxLauncher: the disks of images whose layers are gone are removed.
+// ForgetImages implements native.SandboxLauncher: the disks of images whose layers are gone are removed, and what machines booted from before the kernel, the agent
+// or the OCI runtime were replaced.
 func (l *Launcher) ForgetImages(context.Context) error {
-	return pod.WithKind(pod.Internal, l.images.Prune())
+	err := l.images.Prune()
+	if l.class.Available {
+		err = errors.Join(err, l.guests.Prune(l.parts))
+	}
+	return pod.WithKind(pod.Internal, err)
 }

@@ -1,15 +1,18 @@
 package microvm
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
@@ -112,6 +115,31 @@ func TestForgetImages(t *testing.T) {
 		}
 		if err := os.RemoveAll(filepath.Join(layers, "a")); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestForgetGuests: what machines booted from goes when they are to boot from something else.
+func TestForgetGuests(t *testing.T) {
+	state := t.TempDir()
+	old := filepath.Join(state, "guests", "0123456789")
+	past := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.MkdirAll(old, 0o755), os.Chtimes(old, past, past)); err != nil {
+		t.Fatal(err)
+	}
+	modules := filepath.Join(state, "modules")
+	if err := errors.Join(os.Mkdir(modules, 0o755), os.WriteFile(filepath.Join(modules, "modules.dep"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	l := NewLauncher(Config{StateDir: state, SupervisorPath: "/none"})
+	for _, available := range []bool{false, true} {
+		l.class.Available = available // without a kernel nobody knows what to keep
+		l.parts = guestimage.Parts{Kernel: "/proc/self/exe", Modules: modules, Init: "/proc/self/exe"}
+		if err := l.ForgetImages(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(old); (err == nil) == available {
+			t.Errorf("the class is available: %t; the old image is there: %t", available, err == nil)
 		}
 	}
 }

@@ -47,8 +47,9 @@ const (
 const (
 	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time as that of the machine.
 	linkTimeout = 30 * time.Second
-	// bootTimeout is how long a machine may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy.
-	bootTimeout         = 60 * time.Second
+	// bootTimeout is how long a machine may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
+	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a machine has taken more than a minute.)
+	bootTimeout         = 2 * time.Minute
 	bootEmulatedTimeout = 5 * time.Minute
 	// A guest that does not answer its supervisor for that long hangs.
 	watchdog         = time.Minute

@@ -27,17 +27,17 @@ func TestSize(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		containers []corev1.ResourceRequirements
-		memory     int // MiB of the machine, without the guest's overhead
+		memory     int // MiB of the machine, without guestOverhead
 		cpus       int
 		quota      time.Duration
 	}{
-		{"no limits", []corev1.ResourceRequirements{{}, {}}, 512, 1, 0},
-		{"limits", []corev1.ResourceRequirements{limited("100Mi", "300m"), limited("28Mi", "200m")}, 128, 1, 500*time.Millisecond + vmmCPU},
-		{"one without", []corev1.ResourceRequirements{limited("100Mi", ""), {}}, 612, 1, 0},
-		{"more CPUs than one", []corev1.ResourceRequirements{limited("1Gi", "1500m")}, 1024, min(2, goruntime.NumCPU()), 1500*time.Millisecond + vmmCPU},
-		{"more CPUs than there are", []corev1.ResourceRequirements{limited("1Gi", "5000")}, 1024, goruntime.NumCPU(), 5000*time.Second + vmmCPU},
+		{"no limits", []corev1.ResourceRequirements{{}, {}}, 528, 1, 0},
+		{"limits", []corev1.ResourceRequirements{limited("100Mi", "300m"), limited("28Mi", "200m")}, 132, 1, 500*time.Millisecond + vmmCPU},
+		{"one without", []corev1.ResourceRequirements{limited("100Mi", ""), {}}, 632, 1, 0},
+		{"more CPUs than one", []corev1.ResourceRequirements{limited("1Gi", "1500m")}, 1056, min(2, goruntime.NumCPU()), 1500*time.Millisecond + vmmCPU},
+		{"more CPUs than there are", []corev1.ResourceRequirements{limited("1Gi", "5000")}, 1056, goruntime.NumCPU(), 5000*time.Second + vmmCPU},
 		{"a part of a MiB", []corev1.ResourceRequirements{limited("1", "")}, 1, 1, 0},
-		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxMachineMemory / mib, 1, 0},
+		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxMachineMemory/mib + (maxMachineMemory/guestOverheadShare+mib-1)/mib, 1, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := NewLauncher(Config{Accel: vmm.AccelKVM})
@@ -49,7 +49,7 @@ func TestSize(t *testing.T) {
 				t.Errorf("%+v, want %+v", got, want)
 			}
 			limits := l.PodLimits(p)
-			if want := uint64(c.memory+guest+vmmMiB) * mib; limits.MemoryMax != want {
+			if want := uint64(c.memory+guest+vmmMiB)*mib + uint64(len(c.containers))*proxyOverhead; limits.MemoryMax != want {
 				t.Errorf("MemoryMax of the slice is %d, want %d", limits.MemoryMax, want)
 			}
 			if limits.CPUQuota != c.quota {
@@ -64,7 +64,7 @@ func TestSizeEmulated(t *testing.T) {
 	l := NewLauncher(Config{Accel: vmm.AccelTCG})
 	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Resources: limited("64Mi", "100m")}}}}
 	limits := l.PodLimits(p)
-	if limits.CPUQuota != 2*time.Second || limits.MemoryMax != 64*mib+guestOverhead+vmmEmulatedOverhead {
+	if limits.CPUQuota != 2*time.Second || limits.MemoryMax != 66*mib+guestOverhead+vmmEmulatedOverhead+proxyOverhead {
 		t.Errorf("%+v", limits)
 	}
 }

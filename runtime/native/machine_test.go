@@ -153,7 +153,7 @@ func newMachines(t *testing.T, fault func(string) error) (*world, *testMachines)
 		t.Fatal(err)
 	}
 	machines := &testMachines{program: program}
-	w := newWorld(t, "", fault, func(c *Config) { c.Sandboxes = machines })
+	w := newWorld(t, "", fault, func(c *Config) { c.Sandboxes, c.PIDsLimit = machines, 16 })
 	return w, machines
 }
 
@@ -201,7 +201,7 @@ func (w *world) awaitEntered(p *corev1.Pod) {
 
 func TestMachine(t *testing.T) {
 	w, machines := newMachines(t, nil)
-	machines.limits = units.Limits{MemoryMax: 1 << 30}
+	machines.limits = units.Limits{MemoryMax: 1 << 30, TasksMax: 1000}
 	p := w.pod("vm", "echo hello; exec sleep 1000", "exit 137", "exit 7", "refuse", "invalid")
 	w.create(p)
 	for _, name := range []string{"a", "b", "c"} {
@@ -227,9 +227,10 @@ func TestMachine(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
-	out, err := exec.Command("systemctl", "show", "--value", "--property=MemoryMax", units.Names(p.Namespace, p.Name).Slice).Output()
-	if err != nil || strings.TrimSpace(string(out)) != strconv.Itoa(1<<30) {
-		t.Errorf("MemoryMax of the slice: %s, %v", out, err)
+	// PIDsLimit is for what runs in the machine.
+	out, err := exec.Command("systemctl", "show", "--property=MemoryMax,TasksMax", units.Names(p.Namespace, p.Name).Slice).Output()
+	if text := string(out); err != nil || !strings.Contains(text, "MemoryMax=1073741824\n") || !strings.Contains(text, "TasksMax=1000\n") {
+		t.Errorf("limits of the slice: %s, %v", out, err)
 	}
 	if mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", w.state(p).Containers["a"].PID)); err != nil || strings.Contains(string(mounts), w.config.RunDir) {
 		t.Errorf("something of the container is mounted (%v):\n%s", err, mounts)

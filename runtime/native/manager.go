@@ -39,7 +39,7 @@ type Config struct {
 	Sandboxes SandboxLauncher
 	// Chooser, when not nil, takes single containers from the OCI runtime: those whose pod asks for it by an annotation.
 	Chooser Chooser
-	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
+	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax]. It is not for those that run a machine: in it, the class sets limits.
 	PIDsLimit int64
 	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
 	Fault func(step string) error

@@ -148,7 +148,7 @@ func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.
 	if m.config.Sandboxes != nil {
 		return m.startMachine(ctx, s, config)
 	}
-	return m.startPause(ctx, s, config.Pod, units.PodLimits(config.Pod))
+	return m.startPause(ctx, s, config.Pod, m.podLimits(config.Pod))
 }
 
 // sandboxRecordOf decides what a sandbox is.
@@ -182,9 +182,6 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod, lim
 		Argv: []string{m.config.AgentPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
 	})
 	m.remember(s)
-	if m.config.PIDsLimit > 0 {
-		limits.TasksMax = uint64(m.config.PIDsLimit)
-	}
 	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p, limits)...)
 	if err != nil {
 		return err
@@ -193,6 +190,15 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod, lim
 	s.pauseJob = job
 	s.mu.Unlock()
 	return m.fault("after pause unit")
+}
+
+// podLimits are those of the slice of a pod whose processes are the host's.
+func (m *Manager) podLimits(p *corev1.Pod) units.Limits {
+	limits := units.PodLimits(p)
+	if m.config.PIDsLimit > 0 {
+		limits.TasksMax = uint64(m.config.PIDsLimit)
+	}
+	return limits
 }
 
 // pauseConfig is what the pause process reads.

@@ -39,10 +39,13 @@ func commands() map[string]command {
 	}
 }
 
-// condition knows [program:NAME] and [class:NAME].
+// condition knows [program:NAME], [class:NAME] and [accel:NAME].
 func (c class) condition(cond string) (bool, error) {
 	if name, ok := strings.CutPrefix(cond, "class:"); ok {
 		return name == c.name, nil
+	}
+	if name, ok := strings.CutPrefix(cond, "accel:"); ok {
+		return name == host.Accel(), nil
 	}
 	if name, ok := strings.CutPrefix(cond, "program:"); ok {
 		_, err := exec.LookPath(name)

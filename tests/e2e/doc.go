@@ -8,7 +8,7 @@
 // Scripts with a line "# over: pod-containers pod-wasm pod-microvm-containers" run over these classes, too: their manifests get the class, and for pod-wasm an
 // image whose commands are WebAssembly modules. There is no exec there, and no signal is handled: [!class:pod-wasm] guards such lines, or `[class:pod-wasm]
 // stop` ends the script. In a machine the processes are not the host's: [class:pod-containers] guards lines that look for them there. Those in testdata/wasm
-// are for that class alone.
+// and testdata/machine are for one class alone; [accel:kvm] and [accel:tcg] tell how machines are run.
 //
 // A script finds $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
 // Beside testscript's own commands there are (commands_test.go):

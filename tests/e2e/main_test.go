@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"flag"
+	"os"
 	"testing"
 
 	"github.com/magikrun/magikpod/tests/host"
@@ -12,6 +13,12 @@ const envE2E = "MAGIKPOD_E2E"
 
 func TestMain(m *testing.M) {
 	runHelper()
+	// Most of a script's time is waiting. Where everything is slower it is not.
+	if os.Getenv(host.EnvSlowness) == "" {
+		if err := flag.Set("test.parallel", "4"); err != nil {
+			panic(err) // the flag is package testing's
+		}
+	}
 	host.Inside(m, envE2E, prepare)
 }
 
@@ -19,8 +26,4 @@ func TestMain(m *testing.M) {
 func inside(t *testing.T) {
 	t.Helper()
 	host.IsInside(t, envE2E, "make e2e")
-	// Most of a script's time is waiting, and there are two cores.
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		t.Fatal(err)
-	}
 }

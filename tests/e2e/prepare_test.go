@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/magikrun/magikpod/tests/host"
 	"github.com/magikrun/magikpod/tests/testimage"
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
@@ -26,11 +27,11 @@ const (
 )
 
 // baseConfig is the daemon's configuration where a script gives no other: backoff that a test can wait for, and a daemon that stays.
-const baseConfig = `backoffInitial: 500ms
+var baseConfig = `backoffInitial: 500ms
 backoffMax: 4s
 backoffReset: 10m
 idleTimeout: 1h
-microvm: {accel: tcg, memory: 96Mi, scratch: 1Gi}
+microvm: {accel: ` + host.Accel() + `, memory: 96Mi, scratch: 1Gi}
 `
 
 // registryAddress is the address of the tests' own registry, as $REGISTRY.
@@ -38,6 +39,7 @@ var registryAddress string
 
 // prepare gives the host a configuration and an image.
 func prepare(ctx context.Context) error {
+	host.LoadMachineModules()
 	if err := os.WriteFile(configFile, []byte(baseConfig), 0o600); err != nil {
 		return err
 	}

@@ -206,8 +206,15 @@ func labelled(t *testing.T, scripts []string, label string) []string {
 	})
 }
 
+// machineSlots: an emulated machine keeps a core busy, and there are two.
+var machineSlots = make(chan struct{}, 2)
+
 // setup gives a script its namespace, and looks in the end that nothing of it is left.
 func setup(e *testscript.Env, c class, alone bool) error {
+	if c.name == pod.ClassMicroVM {
+		machineSlots <- struct{}{}
+		e.Defer(func() { <-machineSlots })
+	}
 	if err := c.adaptFiles(e.WorkDir); err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 // packages are what the root has beyond minbase: what magikpod needs, the kernel, QEMU for here and for machines in the machine, and tools of tests.
 var packages = []string{
 	"systemd", "systemd-sysv", "dbus", "polkitd", "udev", "kmod", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static",
-	"netcat-openbsd", "conntrack", "linux-image-cloud-amd64", "qemu-system-x86", "erofs-utils", "e2fsprogs",
+	"netcat-openbsd", "conntrack", "linux-image-cloud-amd64", "qemu-system-x86", "virtiofsd", "erofs-utils", "e2fsprogs",
 }
 
 // setup is the script that finishes the root; $1 is its directory.

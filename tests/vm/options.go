@@ -11,8 +11,8 @@ import (
 
 // The environment of tests that boot machines.
 const (
-	// EnvAccel is tcg or kvm; empty stands for tcg: /dev/kvm may be there and still run no guest, so KVM is used where somebody says so.
-	EnvAccel = "MAGIKVM_ACCEL"
+	// EnvAccel is tcg or kvm; empty stands for tcg.
+	EnvAccel = host.EnvAccel
 	// EnvCPUs and EnvMemory are the number of CPUs (2) and the memory in MiB (4096).
 	EnvCPUs   = "MAGIKVM_CPUS"
 	EnvMemory = "MAGIKVM_MEMORY"
@@ -41,12 +41,10 @@ type File struct {
 	Local, Guest string
 }
 
-func accel() string { return cmp.Or(os.Getenv(EnvAccel), "tcg") }
-
 // Slowness is what tests in a machine multiply their patience by. It is less than how much slower a process is there: a test that waits is patient
 // enough for a busy machine, and most of what it waits for is not computing.
 func Slowness() int {
-	if accel() == "kvm" {
+	if host.Accel() == "kvm" {
 		return 2
 	}
 	return 5
@@ -58,14 +56,14 @@ func slownessEnv() string { return host.EnvSlowness + "=" + strconv.Itoa(Slownes
 // arguments are those of QEMU. Its files: 1 is the console, 3 the initrd, 4 the control port, 5 the payload, 6 the monitor.
 func arguments(i Image, opts Options) []string {
 	cpu := "max"
-	if accel() == "kvm" {
+	if host.Accel() == "kvm" {
 		cpu = "host"
 	}
 	kernel := "console=ttyS0 quiet panic=-1 rdinit=/init systemd.show_status=false random.trust_cpu=on net.ifnames=0 mitigations=off tsc=reliable clocksource=tsc " +
 		"apparmor=0 selinux=0 audit=0 init_on_alloc=0 rcupdate.rcu_expedited=1 nokaslr no5lvl 8250.nr_uarts=1 no_timer_check"
 	args := []string{
 		"-L", i.root() + "/usr/share/qemu", "-L", i.root() + "/usr/share/seabios",
-		"-M", "pc", "-accel", accel(), "-cpu", cpu, "-smp", cmp.Or(os.Getenv(EnvCPUs), "2"), "-m", cmp.Or(os.Getenv(EnvMemory), "4096"),
+		"-M", "pc", "-accel", host.Accel(), "-cpu", cpu, "-smp", cmp.Or(os.Getenv(EnvCPUs), "2"), "-m", cmp.Or(os.Getenv(EnvMemory), "4096"),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", i.kernel(), "-initrd", "/proc/self/fd/3", "-append", kernel,
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",

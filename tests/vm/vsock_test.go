@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // vsockModules are what a Linux needs to be a guest that speaks AF_VSOCK, in the order of loading.
@@ -65,7 +67,7 @@ func innerInitrd(t *testing.T, image Image) string {
 
 // testNested boots a machine in the machine: emulated CPUs can virtualise, and what QEMU does with KVM there it does on a real one.
 func testNested(t *testing.T, m *Machine) {
-	if accel() == "kvm" {
+	if host.Accel() == "kvm" {
 		if r, err := m.Run(t.Context(), "test", "-c", "/dev/kvm"); err != nil || r.Code != 0 {
 			t.Skip("this machine's KVM does not nest")
 		}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,8 @@ const (
 	kernelFile = "vmlinux"
 	initrdFile = "initrd.cpio"
 	doneFile   = "done.json" // written last: the sizes of the others
+
+	buildingSuffix = ".building"
 )
 
 // FindKernel returns the kernel to use and the directory of its modules. pattern is a pattern of file names or empty: /boot/vmlinuz-*. Those without modules are
@@ -98,35 +101,30 @@ func (c Cache) build(ctx context.Context, p Parts) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	if image, ok := c.find(p, key); ok {
-		return image, nil
-	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return Image{}, err
 	}
-	lock, err := os.OpenFile(filepath.Join(c.Dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := c.lock()
 	if err != nil {
 		return Image{}, err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return Image{}, fmt.Errorf("cannot lock %s: %w", c.Dir, err)
-	}
+	dir := filepath.Join(c.Dir, key)
 	if image, ok := c.find(p, key); ok {
-		return image, nil // made while this one waited
+		return image, markUse(dir)
 	}
 	if err := ctx.Err(); err != nil {
 		return Image{}, err
 	}
-	building := filepath.Join(c.Dir, key+".building")
-	if err := errors.Join(os.RemoveAll(building), os.RemoveAll(filepath.Join(c.Dir, key))); err != nil {
+	building := filepath.Join(c.Dir, key+buildingSuffix)
+	if err := errors.Join(os.RemoveAll(building), os.RemoveAll(dir)); err != nil {
 		return Image{}, err
 	}
 	defer os.RemoveAll(building)
 	if err := p.write(building); err != nil {
 		return Image{}, err
 	}
-	if err := os.Rename(building, filepath.Join(c.Dir, key)); err != nil {
+	if err := os.Rename(building, dir); err != nil {
 		return Image{}, err
 	}
 	image, ok := c.find(p, key)
@@ -170,33 +168,66 @@ func (c Cache) find(p Parts, key string) (Image, bool) {
 	return Image{Kernel: filepath.Join(dir, kernelFile), Initrd: filepath.Join(dir, initrdFile), Release: filepath.Base(p.Modules), Key: key}, true
 }
 
-// Prune removes the images that are not named by their keys. Machines that run have their files open.
-func (c Cache) Prune(keep ...string) error {
+// inUse is how long an image is kept for who has asked for it: the monitor of a machine reads it when it starts, and has it open by the time it answers. The
+// machine's unit must have come that far within two minutes of its start (TimeoutStartSec=), whatever becomes of the daemon that has asked.
+const inUse = 10 * time.Minute
+
+// markUse notes that an image has been asked for.
+func markUse(dir string) error {
+	now := time.Now()
+	return os.Chtimes(dir, now, now)
+}
+
+// Prune removes what is neither the image of the parts nor one that a machine may be about to start with. Machines that run have their images open.
+func (c Cache) Prune(p Parts) error {
+	if err := c.prune(p); err != nil {
+		return fmt.Errorf("cannot prune guest images: %w", err)
+	}
+	return nil
+}
+
+func (c Cache) prune(p Parts) error {
 	entries, err := os.ReadDir(c.Dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("cannot prune guest images: %w", err)
+		return err
 	}
-	lock, err := os.OpenFile(filepath.Join(c.Dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	key, err := p.key()
 	if err != nil {
-		return fmt.Errorf("cannot prune guest images: %w", err)
+		return err
+	}
+	lock, err := c.lock() // nobody makes an image now: a torn one is what a crash has left
+	if err != nil {
+		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("cannot prune guest images: %w", err)
-	}
 	var errs []error
 	for _, entry := range entries {
-		if entry.IsDir() && !slices.Contains(keep, entry.Name()) {
-			errs = append(errs, os.RemoveAll(filepath.Join(c.Dir, entry.Name())))
+		if !entry.IsDir() || entry.Name() == key {
+			continue
+		}
+		dir := filepath.Join(c.Dir, entry.Name())
+		info, err := os.Stat(dir)
+		if err == nil && (strings.HasSuffix(dir, buildingSuffix) || time.Since(info.ModTime()) > inUse) {
+			errs = append(errs, os.RemoveAll(dir))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("cannot prune guest images: %w", err)
+	return errors.Join(errs...)
+}
+
+// lock waits until no other process makes or removes an image, and keeps it so until the file is closed.
+func (c Cache) lock() (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(c.Dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot lock %s: %w", c.Dir, err)
+	}
+	return f, nil
 }
 
 // write makes all files of an image in a new directory.

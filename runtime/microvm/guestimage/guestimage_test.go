@@ -3,7 +3,9 @@ package guestimage
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -159,7 +162,7 @@ func checkRuns(t *testing.T, entries map[string]entry) {
 	}
 }
 
-// TestCache: what changes makes another image, what is torn is made anew, and what is not kept goes.
+// TestCache: what changes makes another image, and what is torn is made anew.
 func TestCache(t *testing.T) {
 	parts := kernel(t)
 	cache := Cache{Dir: t.TempDir()}
@@ -194,19 +197,87 @@ func TestCache(t *testing.T) {
 	if err != nil || second.Key == first.Key {
 		t.Fatalf("another program: %v, %v", second, err)
 	}
-	if err := cache.Prune(second.Key); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(first.Initrd); err == nil {
-		t.Error("an image that nobody keeps is there")
-	}
-	if _, err := os.Stat(second.Initrd); err != nil {
-		t.Error("an image that is kept is gone")
-	}
 	parts.Init = "/none"
 	if _, err := cache.Build(context.Background(), parts); err == nil || !strings.HasPrefix(err.Error(), "cannot make a guest image: ") {
 		t.Errorf("without a program: %v", err)
 	}
+}
+
+// TestPrune: the image of other parts goes, but not while a machine may be about to read it, and what a machine has open it can read to its end.
+func TestPrune(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	file("modules/modules.builtin", strings.Join(modules, ".ko\n")+".ko\n")
+	parts := Parts{Kernel: file("vmlinuz-1", "a kernel"), Modules: filepath.Dir(file("modules/modules.dep", "")), Init: file("init-1", "#!")}
+	cache := Cache{Dir: filepath.Join(dir, "cache")}
+	prune := func(p Parts) {
+		t.Helper()
+		if err := cache.Prune(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune(parts) // nothing is there
+	build := func(p Parts) Image {
+		t.Helper()
+		image, err := cache.Build(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return image
+	}
+	there := func(when string, image Image, want bool) {
+		t.Helper()
+		if _, err := os.Stat(image.Initrd); (err == nil) != want {
+			t.Errorf("%s: the image is there: %t, want %t", when, err == nil, want)
+		}
+	}
+	age := func(image Image) {
+		t.Helper()
+		past := time.Now().Add(-inUse - time.Minute)
+		if err := os.Chtimes(filepath.Dir(image.Kernel), past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := build(parts)
+	age(first)
+	prune(parts)
+	there("no other", first, true)
+	newer := parts
+	newer.Init = file("init-2", "#!")
+	age(first)
+	build(parts) // a machine is being made
+	second := build(newer)
+	prune(newer)
+	there("asked for just now", first, true)
+	open, err := os.Open(first.Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	age(first)
+	torn := filepath.Dir(file("cache/0123"+buildingSuffix+"/"+kernelFile, "half"))
+	prune(newer)
+	there("old", first, false)
+	there("the one of the parts", second, true)
+	if _, err := os.Stat(torn); err == nil {
+		t.Error("what a crash has left is there")
+	}
+	if data, err := io.ReadAll(open); err != nil || len(data) == 0 {
+		t.Errorf("an image that is open: %d bytes, %v", len(data), err)
+	}
+	if err := os.Remove(newer.Init); err != nil {
+		t.Fatal(err)
+	}
+	if err := cache.Prune(newer); err == nil || !strings.HasPrefix(err.Error(), "cannot prune guest images: ") {
+		t.Errorf("without a program: %v", err)
+	}
+	there("nobody knows which one is needed", second, true)
 }
 
 func TestFindModules(t *testing.T) {

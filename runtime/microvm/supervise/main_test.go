@@ -78,14 +78,6 @@ type machine struct {
 	replaced bool
 }
 
-// accel is what MAGIKVM_ACCEL says, as for tests/vm.
-func accel() string {
-	if a := os.Getenv("MAGIKVM_ACCEL"); a != "" {
-		return a
-	}
-	return vmm.AccelTCG
-}
-
 // newConfig is a machine that can be run here; else the test is skipped.
 func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config {
 	t.Helper()
@@ -93,7 +85,7 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 		t.Skip("needs root")
 	}
 	c := &Config{UID: UserOf(42), GID: UserOf(42)}
-	c.VM = vmm.Config{Driver: driver.Name(), Accel: accel(), CPUs: 1, MemoryMiB: 256, Vsock: vmm.Vsock{CID: 42}, Console: true}
+	c.VM = vmm.Config{Driver: driver.Name(), Accel: host.Accel(), CPUs: 1, MemoryMiB: 256, Vsock: vmm.Vsock{CID: 42}, Console: true}
 	if change != nil {
 		change(c)
 	}

@@ -25,6 +25,9 @@ func (QEMU) Name() string { return "qemu" }
 // hotPlugSlots is how many root ports a machine with PCI Express has for disks.
 const hotPlugSlots = 20
 
+// translatedMiB is how much translated code an emulated machine keeps at most.
+const translatedMiB = "256"
+
 // express says whether the machine's bus is PCI Express, where each disk that is plugged in needs a root port of its own.
 func express(machine string) bool { return machine == "q35" || machine == "microvm" }
 
@@ -136,7 +139,8 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 		cmd.Mounts = append(cmd.Mounts, Mount{Source: "/dev/kvm", Writable: true})
 		add("-accel", "kvm", "-cpu", "host")
 	} else {
-		add("-accel", "tcg,thread=multi", "-cpu", "max")
+		// Of its own accord it would keep up to 1 GiB of translated code, which is beyond what the slice has for it.
+		add("-accel", "tcg,thread=multi,tb-size="+translatedMiB, "-cpu", "max")
 	}
 	add("-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB))
 	if express(c.Machine) {
