@@ -58,7 +58,7 @@ type Manager struct {
 	onChange []*func(unit string)
 	units    map[string]*record
 	paths    map[dbus.ObjectPath]string // of the tracked units
-	jobs     map[uint32]*Job            // of ours, not done
+	jobs     map[uint32][]*Job          // of ours, not done; two stops of a unit at once are one job of systemd's
 	early    map[uint32]string          // results of jobs that ended while calls were under way
 	idle     map[string]*time.Timer     // of namespace slices that may be empty; nil after Close
 
@@ -74,7 +74,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 		done:  make(chan struct{}),
 		units: map[string]*record{},
 		paths: map[dbus.ObjectPath]string{},
-		jobs:  map[uint32]*Job{},
+		jobs:  map[uint32][]*Job{},
 		early: map[uint32]string{},
 		idle:  map[string]*time.Timer{},
 
@@ -164,9 +164,11 @@ func (m *Manager) connectionLost() {
 		m.queue.close()
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		for id, job := range m.jobs {
+		for id, jobs := range m.jobs {
 			delete(m.jobs, id)
-			job.finish(resultLost)
+			for _, job := range jobs {
+				job.finish(resultLost)
+			}
 		}
 	})
 }

@@ -633,6 +633,32 @@ func TestWaitingStart(t *testing.T) {
 	}
 }
 
+// Those who stop the same at the same time have one job of systemd's, and all hear of its end.
+func TestStopTwice(t *testing.T) {
+	m := connect(t)
+	s := startSandbox(t, m, testPod("twice"))
+	results := make(chan error, 4)
+	for range cap(results) {
+		go func() {
+			job, err := m.Stop(t.Context(), s.names.Slice)
+			if err == nil {
+				err = job.Wait(t.Context())
+			}
+			results <- err
+		}()
+	}
+	for range cap(results) {
+		select {
+		case err := <-results:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("one of those who stop the unit waits for ever")
+		}
+	}
+}
+
 // What systemd calls a limit is what the cgroup has, and can be changed.
 func TestLimitsInCgroup(t *testing.T) {
 	m := connect(t)

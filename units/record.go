@@ -256,18 +256,16 @@ func (m *Manager) shuttingDown() bool {
 // jobRemoved works on JobRemoved.
 func (m *Manager) jobRemoved(id uint32, result string) {
 	m.mu.Lock()
-	job := m.jobs[id]
+	jobs := m.jobs[id]
 	delete(m.jobs, id)
-	switch {
-	case job != nil:
-	case m.calls.Load() > 0:
-		// It may be the job of a call whose reply has not been looked at yet.
+	if m.calls.Load() > 0 {
+		// It may be the job of a call whose reply has not been looked at yet, also when it is that of another call.
 		m.early[id] = result
-	default:
+	} else {
 		clear(m.early)
 	}
 	m.mu.Unlock()
-	if job != nil {
+	for _, job := range jobs {
 		job.end(result)
 	}
 }
@@ -276,13 +274,12 @@ func (m *Manager) jobRemoved(id uint32, result string) {
 func (m *Manager) register(job *Job) {
 	m.mu.Lock()
 	result, ended := m.early[job.ID]
-	delete(m.early, job.ID)
 	if !ended {
 		select {
 		case <-m.lost:
 			result, ended = resultLost, true
 		default:
-			m.jobs[job.ID] = job
+			m.jobs[job.ID] = append(m.jobs[job.ID], job)
 		}
 	}
 	m.mu.Unlock()
