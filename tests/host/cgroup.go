@@ -66,11 +66,19 @@ func killCgroup(dir string) error {
 	return nil
 }
 
-// removeCgroup removes dir and all cgroups below it. Killed processes leave their cgroup some time after the signal, so it tries for a while.
+// removeCgroup removes dir and all cgroups below it, and in a hybrid tree what nspawn has made of the same name in systemd's own v1 hierarchy. Killed processes leave their
+// cgroup some time after the signal, so it tries for a while.
 func removeCgroup(dir string) error {
+	var twin string
+	if rel, ok := strings.CutPrefix(dir, "/sys/fs/cgroup/unified/"); ok {
+		twin = filepath.Join("/sys/fs/cgroup/systemd", rel)
+	}
 	var err error
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if err = removeCgroupOnce(dir); err == nil {
+		if err = removeCgroupOnce(dir); err == nil && twin != "" {
+			err = removeCgroupOnce(twin)
+		}
+		if err == nil {
 			return nil
 		}
 	}

@@ -276,7 +276,7 @@ func checkGone(t *testing.T, name string, pid int) {
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), name) {
 		t.Errorf("a mount of it is left, or %v", err)
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*" + name + "*", "/sys/fs/cgroup/unified/*" + name + "*", "/sys/fs/cgroup/system.slice/*" + name + "*", "/run/systemd/nspawn/*/" + name} {
+	for _, pattern := range []string{"/sys/fs/cgroup/*" + name + "*", "/sys/fs/cgroup/unified/*" + name + "*", "/sys/fs/cgroup/systemd/*" + name + "*", "/sys/fs/cgroup/system.slice/*" + name + "*", "/run/systemd/nspawn/*/" + name} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("left: %q", left)
 		}
