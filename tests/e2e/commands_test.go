@@ -32,6 +32,7 @@ func commands() map[string]command {
 		"until":   until,
 		"field":   field,
 		"await":   await,
+		"said":    said,
 		"oneline": oneline,
 		"let":     let,
 		"http":    httpGet,
@@ -130,6 +131,22 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: await POD PATH REGEXP")
 	}
 	retry(ts, patience, func() string { return lookAt(ts, args[0], args[1], args[2]) })
+}
+
+// said waits for a line of a container's log. "Running" says that the container was started, not that it has come to write something.
+func said(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: said POD NAME REGEXP")
+	}
+	want, err := regexp.Compile("(?m)" + args[2])
+	ts.Check(err)
+	retry(ts, patience, func() string {
+		err := ts.Exec("magikpodctl", "-n", ts.Getenv("NS"), "logs", "-c", args[1], args[0])
+		if err != nil || !want.MatchString(ts.ReadFile("stdout")) {
+			return fmt.Sprintf("container %s of pod %s has not said %s (%v)", args[1], args[0], args[2], err)
+		}
+		return ""
+	})
 }
 
 // lookAt compares a value of a pod with a regular expression for the whole of it; it returns what is wrong.

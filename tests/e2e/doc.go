@@ -18,6 +18,7 @@
 //	until TIME CMD ARGS...   run a command again and again until it succeeds
 //	field POD PATH REGEXP    a value in `get POD -o json`, such as status.containerStatuses[main].restartCount; <none> when it is missing
 //	await POD PATH REGEXP    the same, as soon as it is so
+//	said POD NAME REGEXP     the log of the container NAME, as soon as a line of it matches
 //	oneline REGEXP           standard error of the last command is one line, and matches
 //	let NAME                 keep standard output of the last command in $NAME
 //	http SOCKET PATH         what a server on a unix socket answers

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -237,6 +238,9 @@ func setup(e *testscript.Env, c class, alone bool) error {
 		e.Values[worldKey{}] = before
 	}
 	e.Defer(func() {
+		if t.Failed() {
+			t.Logf("what the pods have written:\n%s", written(ns, e.Getenv("BEGAN")))
+		}
 		// A script that has failed in the middle may have left pods, and that is not its fault.
 		out, err := exec.Command("magikpodctl", "-n", ns, "delete", "--all", "--force").CombinedOutput()
 		if err != nil {
@@ -245,6 +249,15 @@ func setup(e *testscript.Env, c class, alone bool) error {
 		checkLeft(t.T, look, before)
 	})
 	return nil
+}
+
+// written is the end of what the pods of a namespace have written since a time, and what the daemon says of them.
+func written(ns, began string) []byte {
+	out, err := exec.Command("journalctl", "--quiet", "--no-pager", "--output=short-precise", "--lines=200", "--since=@"+began, "MAGIKPOD_NAMESPACE="+ns).CombinedOutput()
+	if err != nil {
+		out = fmt.Appendf(out, "journalctl: %v", err)
+	}
+	return out
 }
 
 // adaptFiles makes the manifests of a script, which are in dir, those of the class, unless they name one.
