@@ -55,6 +55,8 @@ type LaunchConfig struct {
 	Env []string `json:"env,omitempty"`
 	// Notify adds NOTIFY_SOCKET to Env: Argv tells the service manager itself when it is ready.
 	Notify bool `json:"notify,omitempty"`
+	// FiltersCalls is for the unit that launch is started in (units.ContainerUnit), not for launch: Argv limits its own system calls.
+	FiltersCalls bool `json:"-"`
 	// Log is the OCI runtime's JSON log; launch appends its own error to it in the same format.
 	Log string `json:"log,omitempty"`
 }

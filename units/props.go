@@ -239,6 +239,9 @@ type ContainerUnit struct {
 	// Jail takes from the command all that it needs not for mounting the container's file systems and jailing itself: most capabilities and system
 	// calls, new privileges, new namespaces.
 	Jail bool
+	// FiltersCalls says that a command with Jail allows itself few system calls when it has made the jail. Until then the unit forbids those that it has no use for, instead of allowing
+	// what services need: of such a list systemd makes a filter at each start, which takes it longer than all else.
+	FiltersCalls bool
 	// InMachine says that the container runs in the pod's machine, and the command stands in for it: it needs the VM unit, and next to no privileges;
 	// the container's limits are not its own.
 	InMachine bool
@@ -297,7 +300,7 @@ func ContainerProps(u ContainerUnit) []Property {
 		props = append(props, prop("Delegate", true))
 	}
 	if u.Jail {
-		props = append(props, jailProps()...)
+		props = append(props, jailProps(u.FiltersCalls)...)
 	}
 	if u.InMachine {
 		props = append(props, proxyProps()...)
@@ -313,7 +316,7 @@ var jailCapabilities = []uint{
 }
 
 // jailProps confine a unit (systemd.exec(5)). What systemd would do by mounts is left out: launch enters another mount namespace.
-func jailProps() []Property {
+func jailProps(filtersCalls bool) []Property {
 	var bounding uint64
 	for _, c := range jailCapabilities {
 		bounding |= 1 << c
@@ -322,12 +325,16 @@ func jailProps() []Property {
 		Allow bool
 		Names []string
 	}
+	calls := list{true, []string{"@system-service", "@mount"}}
+	if filtersCalls {
+		calls = list{false, []string{"@clock", "@cpu-emulation", "@debug", "@keyring", "@module", "@obsolete", "@raw-io", "@reboot", "@swap"}}
+	}
 	return []Property{
 		prop("NoNewPrivileges", true),
 		prop("CapabilityBoundingSet", bounding),
 		prop("AmbientCapabilities", uint64(0)),
 		prop("RestrictNamespaces", uint64(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS)),
-		prop("SystemCallFilter", list{true, []string{"@system-service", "@mount"}}),
+		prop("SystemCallFilter", calls),
 		prop("SystemCallArchitectures", []string{"native"}),
 		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_INET", "AF_INET6"}}),
 		prop("RestrictRealtime", true),

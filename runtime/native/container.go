@@ -184,7 +184,8 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 		Pod: a.config.Pod, Container: a.config.Container, Names: s.names,
 		Argv:   a.argv,
 		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
-		Delegate: a.launch != nil && a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil, InMachine: a.launch == nil,
+		Delegate: a.launch != nil && a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil, FiltersCalls: a.launcher != nil && a.launch.FiltersCalls,
+		InMachine: a.launch == nil,
 	}))
 	if err != nil {
 		return err

@@ -125,6 +125,7 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 	launch.Argv = []string{l.program, "run", "--config", filepath.Join(bundle, "config.json")}
 	launch.Env = []string{"PATH=/usr/bin:/bin"}
 	launch.Notify = true
+	launch.FiltersCalls = len(wasmtime) == 0
 	return c, nil
 }
 

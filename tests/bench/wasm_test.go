@@ -150,13 +150,13 @@ func (w *wasmBench) close() {
 	_ = command(context.Background(), "rm", "-rf", w.dir, w.state) // the host goes anyway
 }
 
-// starter starts containers of one pod, one after the other.
+// starter starts the containers of one pod, one after the other.
 type starter struct {
 	manager *native.Manager
 	pod     *corev1.Pod
 	image   runtime.Image
 	data    string
-	attempt int
+	next    int // container that was not started yet
 }
 
 func (w *wasmBench) starter(ctx context.Context, config native.Config, layer string) (*starter, error) {
@@ -166,9 +166,13 @@ func (w *wasmBench) starter(ctx context.Context, config native.Config, layer str
 	}
 	manager.OnChange(func(pod.Ref) {})
 	grace := int64(1)
+	containers := make([]corev1.Container, len(programs)*(*pairs+1))
+	for i := range containers {
+		containers[i].Name = "c" + strconv.Itoa(i)
+	}
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "bench", Name: layer, UID: types.UID("7b000000-0000-4000-8000-00000000000" + strconv.Itoa(len(layer)))},
-		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: &grace, HostNetwork: true, Containers: []corev1.Container{{Name: "main"}}},
+		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: &grace, HostNetwork: true, Containers: containers},
 	}
 	s := &starter{manager: manager, pod: p, data: filepath.Join(w.dir, "data"), image: runtime.Image{
 		Reference: "bench", ID: "sha256:" + strings.Repeat("b", 64), Rootfs: runtime.Rootfs{Dir: filepath.Join(w.state, "layers"), Layers: []string{layer}},
@@ -184,14 +188,13 @@ func (s *starter) close() {
 	}
 }
 
-// start starts the container and waits for the file that its program makes.
+// start starts the next container and waits for the file that its program makes.
 func (s *starter) start(ctx context.Context, program, file string) error {
-	s.attempt++
-	c := &s.pod.Spec.Containers[0]
+	c := &s.pod.Spec.Containers[s.next]
+	s.next++
 	c.Command = []string{"/" + program, "write", "/data/" + file, "x"}
 	mount := runtime.Mount{Source: s.data, Destination: "/data", Propagation: "private"}
-	err := s.manager.RunContainer(ctx, runtime.ContainerConfig{Pod: s.pod, Container: c, Attempt: s.attempt, Image: s.image, Mounts: []runtime.Mount{mount}})
-	if err != nil {
+	if err := s.manager.RunContainer(ctx, runtime.ContainerConfig{Pod: s.pod, Container: c, Image: s.image, Mounts: []runtime.Mount{mount}}); err != nil {
 		return err
 	}
 	return s.await(ctx, filepath.Join(s.data, file))
@@ -215,9 +218,9 @@ func (s *starter) settle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if main := state.Containers["main"]; main.Stage == pod.ContainerExited {
-			if main.ExitCode != 0 {
-				return fmt.Errorf("the container of %s has ended with %d", s.pod.Name, main.ExitCode)
+		if c := state.Containers[s.pod.Spec.Containers[s.next-1].Name]; c.Stage == pod.ContainerExited {
+			if c.ExitCode != 0 {
+				return fmt.Errorf("the container of %s has ended with %d", s.pod.Name, c.ExitCode)
 			}
 			return nil
 		}
