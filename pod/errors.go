@@ -1,65 +1,40 @@
 package pod
 
-import (
-	"errors"
-	"fmt"
-)
+import "github.com/magikrun/magikpod/internal/errkind"
 
 // Kind says what sort of failure an error is. The list is closed: D-Bus error names and exit codes are derived from it by one table each.
-type Kind string
+type Kind = errkind.Kind
 
 // The kinds.
 const (
 	// Invalid is a manifest, name or argument that cannot be accepted as it is.
-	Invalid Kind = "Invalid"
+	Invalid = errkind.Invalid
 	// NotFound is an object that does not exist.
-	NotFound Kind = "NotFound"
+	NotFound = errkind.NotFound
 	// AlreadyExists is a name that is taken.
-	AlreadyExists Kind = "AlreadyExists"
+	AlreadyExists = errkind.AlreadyExists
 	// Conflict is an operation that the object's present stage does not allow.
-	Conflict Kind = "Conflict"
+	Conflict = errkind.Conflict
 	// Denied is an operation that the caller may not do.
-	Denied Kind = "Denied"
+	Denied = errkind.Denied
 	// Exhausted is a limit that was reached: pods, addresses, disk space.
-	Exhausted Kind = "Exhausted"
+	Exhausted = errkind.Exhausted
 	// Unsupported is something that this host, runtime or version cannot do.
-	Unsupported Kind = "Unsupported"
+	Unsupported = errkind.Unsupported
 	// Unavailable is a failure that may pass: try again later.
-	Unavailable Kind = "Unavailable"
+	Unavailable = errkind.Unavailable
 	// Internal is everything else.
-	Internal Kind = "Internal"
+	Internal = errkind.Internal
 )
-
-// kindError is an error with a kind. Its text is the text of the error it carries.
-type kindError struct {
-	kind Kind
-	err  error
-}
-
-func (e *kindError) Error() string { return e.err.Error() }
-func (e *kindError) Unwrap() error { return e.err }
 
 // Errorf makes an error of the given kind; format and args are those of [fmt.Errorf], %w included.
 // The text is lower case, has no period, and reads "cannot VERB OBJECT: cause".
 func Errorf(kind Kind, format string, args ...any) error {
-	return &kindError{kind: kind, err: fmt.Errorf(format, args...)}
+	return errkind.Errorf(kind, format, args...)
 }
 
 // WithKind gives err a kind without changing its text. A nil err stays nil.
-func WithKind(kind Kind, err error) error {
-	if err == nil {
-		return nil
-	}
-	return &kindError{kind: kind, err: err}
-}
+func WithKind(kind Kind, err error) error { return errkind.WithKind(kind, err) }
 
 // KindOf returns the kind of the outermost error in err's chain that has one; [Internal] when none has, and "" for nil.
-func KindOf(err error) Kind {
-	if err == nil {
-		return ""
-	}
-	if e, ok := errors.AsType[*kindError](err); ok {
-		return e.kind
-	}
-	return Internal
-}
+func KindOf(err error) Kind { return errkind.KindOf(err) }

@@ -41,7 +41,7 @@ func Parse(data []byte) (Manifest, error) {
 	}
 	switch {
 	case len(p.problems) > 0:
-		return m, &kindError{kind: Invalid, err: &invalidError{problems: p.problems}}
+		return m, WithKind(Invalid, &invalidError{problems: p.problems})
 	case len(m.Pods)+len(m.ConfigMaps)+len(m.Secrets) == 0:
 		return m, Errorf(Invalid, "cannot read the manifest: there is no Pod, ConfigMap or Secret in it")
 	}

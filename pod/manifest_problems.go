@@ -78,7 +78,7 @@ func InvalidError(errs field.ErrorList) error {
 	if len(errs) == 0 {
 		return nil
 	}
-	return &kindError{kind: Invalid, err: &invalidError{problems: Problems(errs, nil)}}
+	return WithKind(Invalid, &invalidError{problems: Problems(errs, nil)})
 }
 
 // manifestObject is one object of a manifest, whatever its kind.

@@ -8,7 +8,7 @@ import (
 	"os"
 
 	"github.com/magikrun/magikpod/agent"
-	"github.com/magikrun/magikpod/runtime/wasm"
+	"github.com/magikrun/magikpod/runtime/wasm/jail"
 )
 
 // version is set by the linker.
@@ -19,9 +19,9 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	switch {
 	case len(args) == 3 && args[0] == "run" && args[1] == "--config":
-		return wasm.Run(args[2])
+		return jail.Run(args[2])
 	case len(args) == 4 && args[0] == "compile" && args[1] == "--cache":
-		return wasm.Compile(args[2], args[3])
+		return jail.Compile(args[2], args[3])
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikwasm " + version + "\n")
 		return 0

@@ -5,7 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 )
 
 // MaxModuleBytes is how large a module may be, as in other runtimes for such images.
@@ -45,15 +45,15 @@ func FormOf(data []byte) Form {
 // Check refuses what is no module.
 func Check(data []byte) error {
 	if len(data) > MaxModuleBytes {
-		return pod.Errorf(pod.Exhausted, "it has more than %d bytes", MaxModuleBytes)
+		return errkind.Errorf(errkind.Exhausted, "it has more than %d bytes", MaxModuleBytes)
 	}
 	switch FormOf(data) {
 	case Module:
 		return nil
 	case Component:
-		return pod.Errorf(pod.Unsupported, "it is a WebAssembly component, and only modules of WASI preview 1 (wasip1) are supported; build it for wasm32-wasip1")
+		return errkind.Errorf(errkind.Unsupported, "it is a WebAssembly component, and only modules of WASI preview 1 (wasip1) are supported; build it for wasm32-wasip1")
 	case OtherVersion:
-		return pod.Errorf(pod.Unsupported, "it is WebAssembly of another version than 1")
+		return errkind.Errorf(errkind.Unsupported, "it is WebAssembly of another version than 1")
 	}
-	return pod.Errorf(pod.Invalid, "it is no WebAssembly")
+	return errkind.Errorf(errkind.Invalid, "it is no WebAssembly")
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/runtime/wasm"
+	"github.com/magikrun/magikpod/runtime/wasm/jail"
 	"github.com/magikrun/magikpod/tests/testwasm"
 	"github.com/magikrun/magikpod/units"
 )
@@ -42,9 +43,9 @@ func TestMain(m *testing.M) {
 	case len(args) == 3 && args[0] == "launch":
 		os.Exit(agent.Launch(args[2]))
 	case len(args) == 3 && args[0] == "run":
-		os.Exit(wasm.Run(args[2]))
+		os.Exit(jail.Run(args[2]))
 	case len(args) == 4 && args[0] == "compile":
-		os.Exit(wasm.Compile(args[2], args[3]))
+		os.Exit(jail.Compile(args[2], args[3]))
 	case len(args) > 3 && args[0] == "run" && args[1] == "-C":
 		os.Exit(standIn(args))
 	case len(args) == 1 && args[0] == agent.ReapCommand:

@@ -27,6 +27,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
+	"github.com/magikrun/magikpod/runtime/wasm/jail"
 )
 
 // listenVariable tells a guest its sockets.
@@ -90,7 +91,7 @@ func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList { return Validate(p) 
 // Class says whether the class can be used.
 func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
-// Prepare finds the module, has it compiled, and makes the configuration that [Run] reads.
+// Prepare finds the module, has it compiled, and makes the configuration that [jail.Run] reads.
 func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error) {
 	if errs := validateContainer(config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
 		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
@@ -112,7 +113,7 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot use %s of image %s: %w", name, config.Image.Reference, err)
 	}
-	c := Config{
+	c := jail.Config{
 		Wasmtime: wasmtime,
 		Module:   file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
 		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
@@ -135,7 +136,7 @@ func environment(c *corev1.Container, spec *specs.Spec) []string {
 	var sockets []string
 	open := listeners(c)
 	for _, port := range c.Ports {
-		i := slices.IndexFunc(open, func(l Listener) bool { return l.Port == int(port.ContainerPort) })
+		i := slices.IndexFunc(open, func(l jail.Listener) bool { return l.Port == int(port.ContainerPort) })
 		socket := portName(port) + "=" + strconv.Itoa(firstListener+i)
 		if !slices.Contains(sockets, socket) {
 			sockets = append(sockets, socket)
@@ -148,12 +149,12 @@ func environment(c *corev1.Container, spec *specs.Spec) []string {
 }
 
 // listeners are the container's ports, in the manifest's order; one that is published more than once is one.
-func listeners(c *corev1.Container) []Listener {
-	var list []Listener
+func listeners(c *corev1.Container) []jail.Listener {
+	var list []jail.Listener
 	for _, port := range c.Ports {
 		number := int(port.ContainerPort)
-		if !slices.ContainsFunc(list, func(l Listener) bool { return l.Port == number }) {
-			list = append(list, Listener{Name: portName(port), Port: number})
+		if !slices.ContainsFunc(list, func(l jail.Listener) bool { return l.Port == number }) {
+			list = append(list, jail.Listener{Name: portName(port), Port: number})
 		}
 	}
 	return list
@@ -167,17 +168,17 @@ func portName(port corev1.ContainerPort) string {
 }
 
 // volumesOf are the mounts of the spec that are volumes or files of /etc, parents before children; what the kernel shows of itself is not among them.
-func volumesOf(config runtime.ContainerConfig, spec *specs.Spec) []Mount {
+func volumesOf(config runtime.ContainerConfig, spec *specs.Spec) []jail.Mount {
 	wanted := map[string]bool{}
 	for _, m := range config.Mounts {
 		wanted[path.Clean(m.Destination)] = true
 	}
-	var mounts []Mount
+	var mounts []jail.Mount
 	for _, m := range spec.Mounts {
 		if !wanted[m.Destination] {
 			continue
 		}
-		mount := Mount{Destination: m.Destination}
+		mount := jail.Mount{Destination: m.Destination}
 		if m.Type == "bind" {
 			mount.Source = m.Source
 		}
@@ -307,7 +308,7 @@ func (l *Launcher) cached(file string) bool {
 	sum, known := l.digests[key]
 	l.mu.Unlock()
 	if !known {
-		module, err := readModule(file)
+		module, err := jail.ReadModule(file)
 		if err != nil {
 			return false
 		}

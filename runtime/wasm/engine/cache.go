@@ -16,7 +16,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 )
 
 const (
@@ -98,7 +98,7 @@ func (e *wazeroEngine) loadCached(ctx context.Context, module []byte, o LoadOpti
 func loadFrom(ctx context.Context, module []byte, o LoadOptions, dir string) (Program, error) {
 	cache, err := wazero.NewCompilationCacheWithDir(dir)
 	if err != nil {
-		return nil, pod.Errorf(pod.Internal, "cannot use the compilation cache: %w", err)
+		return nil, errkind.Errorf(errkind.Internal, "cannot use the compilation cache: %w", err)
 	}
 	p, err := load(ctx, module, o, cache)
 	if err != nil {
@@ -111,11 +111,11 @@ func loadFrom(ctx context.Context, module []byte, o LoadOptions, dir string) (Pr
 func (e *wazeroEngine) fill(ctx context.Context, module []byte, o LoadOptions, dir string) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return pod.Errorf(pod.Internal, "cannot make the compilation cache: %w", err)
+		return errkind.Errorf(errkind.Internal, "cannot make the compilation cache: %w", err)
 	}
 	work, err := os.MkdirTemp(parent, ".new-")
 	if err != nil {
-		return pod.Errorf(pod.Internal, "cannot make the compilation cache: %w", err)
+		return errkind.Errorf(errkind.Internal, "cannot make the compilation cache: %w", err)
 	}
 	defer os.RemoveAll(work)
 	p, err := loadFrom(ctx, module, LoadOptions{Interruptible: o.Interruptible}, work)
@@ -123,10 +123,10 @@ func (e *wazeroEngine) fill(ctx context.Context, module []byte, o LoadOptions, d
 		return err
 	}
 	if err := p.Close(); err != nil {
-		return pod.Errorf(pod.Internal, "cannot write the compilation cache: %w", err)
+		return errkind.Errorf(errkind.Internal, "cannot write the compilation cache: %w", err)
 	}
 	if err := place(work, dir); err != nil {
-		return pod.Errorf(pod.Internal, "cannot write the compilation cache: %w", err)
+		return errkind.Errorf(errkind.Internal, "cannot write the compilation cache: %w", err)
 	}
 	return nil
 }

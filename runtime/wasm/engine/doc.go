@@ -8,5 +8,5 @@
 //
 // What does not belong here: jails, units and images. It builds on every system that wazero works on: a module can be tried without Linux.
 //
-// Layer L2: it may import pod and runtime.
+// Layer L1: it may import internal packages.
 package engine

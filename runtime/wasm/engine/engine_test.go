@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
@@ -118,15 +118,15 @@ func TestEntry(t *testing.T) {
 	if got := run(t, t.Context(), module, LoadOptions{}, Config{Args: []string{"x"}, Entry: "other"}); got.code != 0 || got.err != nil {
 		t.Errorf("got %+v", got)
 	}
-	if got := run(t, t.Context(), module, LoadOptions{}, Config{Args: []string{"x"}}); pod.KindOf(got.err) != pod.Unsupported {
+	if got := run(t, t.Context(), module, LoadOptions{}, Config{Args: []string{"x"}}); errkind.KindOf(got.err) != errkind.Unsupported {
 		t.Errorf("without _start: %+v", got)
 	}
 	got := run(t, t.Context(), testwasm.Function("_initialize"), LoadOptions{}, Config{Args: []string{"x"}})
-	if pod.KindOf(got.err) != pod.Unsupported || !strings.Contains(got.err.Error(), "reactor") {
+	if errkind.KindOf(got.err) != errkind.Unsupported || !strings.Contains(got.err.Error(), "reactor") {
 		t.Errorf("a reactor: %+v", got)
 	}
 	got = run(t, t.Context(), testwasm.Import("env", "abort"), LoadOptions{}, Config{Args: []string{"x"}})
-	if pod.KindOf(got.err) != pod.Unsupported || !strings.Contains(got.err.Error(), "abort of env") {
+	if errkind.KindOf(got.err) != errkind.Unsupported || !strings.Contains(got.err.Error(), "abort of env") {
 		t.Errorf("a foreign import: %+v", got)
 	}
 }
@@ -135,26 +135,26 @@ func TestLoadRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		module []byte
-		kind   pod.Kind
+		kind   errkind.Kind
 		text   string
 	}{
-		{"component", testwasm.Component(), pod.Unsupported, "component"},
-		{"another version", []byte("\x00asm\x02\x00\x00\x00"), pod.Unsupported, "version"},
-		{"text", []byte("#!/bin/sh\n"), pod.Invalid, "no WebAssembly"},
-		{"nothing", nil, pod.Invalid, "no WebAssembly"},
-		{"broken module", append(testwasm.Trap(), 0xff, 0xff), pod.Invalid, "cannot compile"},
+		{"component", testwasm.Component(), errkind.Unsupported, "component"},
+		{"another version", []byte("\x00asm\x02\x00\x00\x00"), errkind.Unsupported, "version"},
+		{"text", []byte("#!/bin/sh\n"), errkind.Invalid, "no WebAssembly"},
+		{"nothing", nil, errkind.Invalid, "no WebAssembly"},
+		{"broken module", append(testwasm.Trap(), 0xff, 0xff), errkind.Invalid, "cannot compile"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := New(cacheDir).Load(t.Context(), tt.module, LoadOptions{})
-			if pod.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("got %v (%s), want %s with %q", err, pod.KindOf(err), tt.kind, tt.text)
+			if errkind.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v (%s), want %s with %q", err, errkind.KindOf(err), tt.kind, tt.text)
 			}
-			if err := New(cacheDir).Compile(t.Context(), tt.module); pod.KindOf(err) != tt.kind {
+			if err := New(cacheDir).Compile(t.Context(), tt.module); errkind.KindOf(err) != tt.kind {
 				t.Errorf("Compile: %v", err)
 			}
 		})
 	}
-	if _, err := New("").Load(t.Context(), testwasm.Trap(), LoadOptions{MemoryBytes: 1000}); pod.KindOf(err) != pod.Invalid {
+	if _, err := New("").Load(t.Context(), testwasm.Trap(), LoadOptions{MemoryBytes: 1000}); errkind.KindOf(err) != errkind.Invalid {
 		t.Errorf("a limit of less than a page: %v", err)
 	}
 }
@@ -191,7 +191,7 @@ func TestStop(t *testing.T) {
 			time.AfterFunc(300*time.Millisecond, func() { cancel(why) })
 			begin := time.Now()
 			code, err := p.Run(ctx, Config{Args: append([]string{"guest"}, tt.args...), Stdin: tt.in})
-			if code != -1 || pod.KindOf(err) != pod.Unavailable || !errors.Is(err, why) {
+			if code != -1 || errkind.KindOf(err) != errkind.Unavailable || !errors.Is(err, why) {
 				t.Errorf("got %d, %v", code, err)
 			}
 			if took := time.Since(begin); took > 20*time.Second {
@@ -251,7 +251,7 @@ func TestListeners(t *testing.T) {
 		}
 	}
 	cancel()
-	if err := <-done; pod.KindOf(err) != pod.Unavailable {
+	if err := <-done; errkind.KindOf(err) != errkind.Unavailable {
 		t.Errorf("the end: %v", err)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/internal/wasmform"
-	"github.com/magikrun/magikpod/pod"
 )
 
 // wasmtimeEngine runs the command wasmtime, which runs components too. It keeps machine code in a cache of its own.
@@ -21,15 +21,15 @@ type wasmtimeEngine struct{ path, version string }
 func NewWasmtime(ctx context.Context, path string) (Engine, error) {
 	found, err := exec.LookPath(path)
 	if err != nil {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use wasmtime: %w (see https://wasmtime.dev)", err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use wasmtime: %w (see https://wasmtime.dev)", err)
 	}
 	out, err := exec.CommandContext(ctx, found, "--version").Output()
 	if err != nil {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use %s: %w", found, err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %w", found, err)
 	}
 	words := strings.Fields(string(out))
 	if len(words) < 2 || !strings.HasPrefix(words[0], "wasmtime") {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use %s: it says that it is %.100q, and no wasmtime", found, strings.TrimSpace(string(out)))
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: it says that it is %.100q, and no wasmtime", found, strings.TrimSpace(string(out)))
 	}
 	return &wasmtimeEngine{path: found, version: words[1]}, nil
 }
@@ -53,11 +53,11 @@ func (e *wasmtimeEngine) Load(_ context.Context, module []byte, o LoadOptions) (
 	}
 	dir, err := os.MkdirTemp("", "magikpod-wasm-")
 	if err != nil {
-		return nil, pod.WithKind(pod.Internal, err)
+		return nil, errkind.WithKind(errkind.Internal, err)
 	}
 	p := &wasmtimeProgram{engine: e, dir: dir, file: filepath.Join(dir, "module.wasm"), options: o}
 	if err := os.WriteFile(p.file, module, 0o600); err != nil {
-		return nil, pod.WithKind(pod.Internal, errors.Join(err, p.Close()))
+		return nil, errkind.WithKind(errkind.Internal, errors.Join(err, p.Close()))
 	}
 	return p, nil
 }
@@ -85,11 +85,11 @@ func (p *wasmtimeProgram) Run(ctx context.Context, config Config) (int, error) {
 	case err == nil:
 		return 0, nil
 	case ctx.Err() != nil:
-		return -1, pod.Errorf(pod.Unavailable, "the guest was stopped: %w", context.Cause(ctx))
+		return -1, errkind.Errorf(errkind.Unavailable, "the guest was stopped: %w", context.Cause(ctx))
 	case ok && exit.Exited():
 		return exit.ExitCode(), nil // wasmtime has said why
 	}
-	return -1, pod.Errorf(pod.Internal, "cannot run wasmtime: %w", err)
+	return -1, errkind.Errorf(errkind.Internal, "cannot run wasmtime: %w", err)
 }
 
 // argv is the command line for a guest.
@@ -103,10 +103,10 @@ func (p *wasmtimeProgram) argv(config Config) ([]string, error) {
 	}
 	for _, d := range config.Dirs {
 		if !d.Writable {
-			return nil, pod.Errorf(pod.Unsupported, "wasmtime cannot make the directory %s read-only (:rw says that it may be written to)", d.Host)
+			return nil, errkind.Errorf(errkind.Unsupported, "wasmtime cannot make the directory %s read-only (:rw says that it may be written to)", d.Host)
 		}
 		if strings.Contains(d.Host, "::") || strings.Contains(d.Guest, "::") {
-			return nil, pod.Errorf(pod.Unsupported, "wasmtime cannot use a directory with :: in its name: %s", d.Host)
+			return nil, errkind.Errorf(errkind.Unsupported, "wasmtime cannot use a directory with :: in its name: %s", d.Host)
 		}
 		argv = append(argv, "--dir", d.Host+"::"+d.Guest)
 	}

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 )
 
 // Files returns the path of an installed wasmtime, without symbolic links, and after it those of all files that it needs to start: its loader and its
@@ -20,11 +20,11 @@ func Files(ctx context.Context, command string) ([]string, error) {
 		found, err = filepath.EvalSymlinks(found)
 	}
 	if err != nil {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use %s: %w (see https://wasmtime.dev)", command, err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %w (see https://wasmtime.dev)", command, err)
 	}
 	loader, err := loaderOf(found)
 	if err != nil {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use %s: %w", found, err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %w", found, err)
 	}
 	if loader == "" {
 		return []string{found}, nil
@@ -34,7 +34,7 @@ func Files(ctx context.Context, command string) ([]string, error) {
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use %s: %s cannot tell what it needs: %w", found, loader, err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %s cannot tell what it needs: %w", found, loader, err)
 	}
 	files := []string{found, loader}
 	for line := range strings.Lines(string(out)) {

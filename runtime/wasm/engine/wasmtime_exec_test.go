@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 )
 
 func TestExecWasmtime(t *testing.T) {
@@ -50,7 +50,7 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{script, "/no/such/program", "no-such-program"} {
-		if _, err := Files(t.Context(), bad); pod.KindOf(err) != pod.Unsupported {
+		if _, err := Files(t.Context(), bad); errkind.KindOf(err) != errkind.Unsupported {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
@@ -27,7 +27,7 @@ func TestWasmtimeArgv(t *testing.T) {
 		t.Errorf("%v, error %v; want %v", got, err, want)
 	}
 	for name, config := range map[string]Config{"read-only": {Dirs: []Dir{{Host: "/", Guest: "/"}}}, "name": {Dirs: []Dir{{Host: "/a::b", Guest: "/", Writable: true}}}} {
-		if _, err := p.argv(config); pod.KindOf(err) != pod.Unsupported {
+		if _, err := p.argv(config); errkind.KindOf(err) != errkind.Unsupported {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -35,7 +35,7 @@ func TestWasmtimeArgv(t *testing.T) {
 
 func TestWasmtimeMissing(t *testing.T) {
 	for _, path := range []string{filepath.Join(t.TempDir(), "wasmtime"), "false", "uname"} {
-		if _, err := NewWasmtime(t.Context(), path); pod.KindOf(err) != pod.Unsupported {
+		if _, err := NewWasmtime(t.Context(), path); errkind.KindOf(err) != errkind.Unsupported {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -56,7 +56,7 @@ func TestWasmtimeForms(t *testing.T) {
 			t.Errorf("%s is left", dir)
 		}
 	}
-	if _, err := e.Load(t.Context(), []byte("#!/bin/sh\n"), LoadOptions{}); pod.KindOf(err) != pod.Invalid {
+	if _, err := e.Load(t.Context(), []byte("#!/bin/sh\n"), LoadOptions{}); errkind.KindOf(err) != errkind.Invalid {
 		t.Error(err)
 	}
 }

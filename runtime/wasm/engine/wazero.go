@@ -13,8 +13,8 @@ import (
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
 
+	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/internal/wasmform"
-	"github.com/magikrun/magikpod/pod"
 )
 
 // wazeroVersion is the version that go.mod has; a test holds it to that.
@@ -43,7 +43,7 @@ func (e *wazeroEngine) Load(ctx context.Context, module []byte, o LoadOptions) (
 		return nil, err
 	}
 	if o.MemoryBytes < 0 || o.MemoryBytes > 0 && o.MemoryBytes < PageBytes {
-		return nil, pod.Errorf(pod.Invalid, "the memory limit of %d bytes is less than one page of %d", o.MemoryBytes, PageBytes)
+		return nil, errkind.Errorf(errkind.Invalid, "the memory limit of %d bytes is less than one page of %d", o.MemoryBytes, PageBytes)
 	}
 	if e.cache == "" {
 		return load(ctx, module, o, nil)
@@ -72,9 +72,9 @@ func load(ctx context.Context, module []byte, o LoadOptions, cache wazero.Compil
 	if p.compiled, err = p.runtime.CompileModule(ctx, module); err != nil {
 		_ = p.Close()
 		if err := context.Cause(ctx); err != nil {
-			return nil, pod.Errorf(pod.Unavailable, "cannot compile the module: %w", err)
+			return nil, errkind.Errorf(errkind.Unavailable, "cannot compile the module: %w", err)
 		}
-		return nil, pod.Errorf(pod.Invalid, "cannot compile the module: %w", err)
+		return nil, errkind.Errorf(errkind.Invalid, "cannot compile the module: %w", err)
 	}
 	return p, nil
 }
@@ -104,7 +104,7 @@ func (p *program) Run(ctx context.Context, config Config) (int, error) {
 	}
 	defer closeDirs()
 	if err := instantiateWASI(ctx, p.runtime, wait); err != nil {
-		return -1, pod.Errorf(pod.Internal, "cannot set up WASI: %w", err)
+		return -1, errkind.Errorf(errkind.Internal, "cannot set up WASI: %w", err)
 	}
 	if len(config.Listeners) > 0 {
 		listeners := sock.NewConfig()
@@ -131,7 +131,7 @@ func (p *program) Run(ctx context.Context, config Config) (int, error) {
 	case r := <-done:
 		return r.code, r.err
 	case <-time.After(leaveAfter):
-		return -1, pod.Errorf(pod.Unavailable, "the guest was stopped: %w", context.Cause(ctx))
+		return -1, errkind.Errorf(errkind.Unavailable, "the guest was stopped: %w", context.Cause(ctx))
 	}
 }
 
@@ -152,13 +152,13 @@ func outcome(ctx context.Context, err error, code int) (int, error) {
 	case err == nil:
 		return 0, nil
 	case ctx.Err() != nil:
-		return -1, pod.Errorf(pod.Unavailable, "the guest was stopped: %w", context.Cause(ctx))
+		return -1, errkind.Errorf(errkind.Unavailable, "the guest was stopped: %w", context.Cause(ctx))
 	case ok:
 		return int(min(exit.ExitCode(), 255)), nil // 256 must not become the process's 0
 	case code == -1:
-		return -1, pod.Errorf(pod.Invalid, "cannot start the module: %w", err)
+		return -1, errkind.Errorf(errkind.Invalid, "cannot start the module: %w", err)
 	}
-	return code, pod.Errorf(pod.Internal, "the guest has trapped: %w", err)
+	return code, errkind.Errorf(errkind.Internal, "the guest has trapped: %w", err)
 }
 
 // check says early, and in words, why a module cannot run.
@@ -166,7 +166,7 @@ func (p *program) check(entry string) error {
 	for _, f := range p.compiled.ImportedFunctions() {
 		module, name, _ := f.Import()
 		if module != wasi_snapshot_preview1.ModuleName {
-			return pod.Errorf(pod.Unsupported, "it imports the function %.100s of %.100s, and only %s can be imported", name, module, wasi_snapshot_preview1.ModuleName)
+			return errkind.Errorf(errkind.Unsupported, "it imports the function %.100s of %.100s, and only %s can be imported", name, module, wasi_snapshot_preview1.ModuleName)
 		}
 	}
 	exports := p.compiled.ExportedFunctions()
@@ -175,11 +175,11 @@ func (p *program) check(entry string) error {
 	case ok && len(f.ParamTypes()) == 0:
 		return nil
 	case ok:
-		return pod.Errorf(pod.Unsupported, "its function %.100s has parameters", entry)
+		return errkind.Errorf(errkind.Unsupported, "its function %.100s has parameters", entry)
 	case exports["_initialize"] != nil:
-		return pod.Errorf(pod.Unsupported, "it is a WASI reactor (a library) without the function %.100s, and only commands can be run", entry)
+		return errkind.Errorf(errkind.Unsupported, "it is a WASI reactor (a library) without the function %.100s, and only commands can be run", entry)
 	}
-	return pod.Errorf(pod.Unsupported, "it has no function %.100s", entry)
+	return errkind.Errorf(errkind.Unsupported, "it has no function %.100s", entry)
 }
 
 // moduleConfig translates. The function closes what was opened for it.
@@ -188,7 +188,7 @@ func moduleConfig(ctx context.Context, config Config, wait *poller) (wazero.Modu
 		WithSysWalltime().WithNanotime(wait.nanotime, sys.ClockResolution(1)).WithNanosleep(sleeper(ctx)).WithRandSource(rand.Reader).WithOsyield(func() { time.Sleep(0) })
 	for _, arg := range config.Args {
 		if arg == "" || strings.ContainsRune(arg, 0) {
-			return nil, nil, pod.Errorf(pod.Unsupported, "the argument %q cannot be passed to a WebAssembly module", arg)
+			return nil, nil, errkind.Errorf(errkind.Unsupported, "the argument %q cannot be passed to a WebAssembly module", arg)
 		}
 	}
 	if config.Stdin != nil {
@@ -227,7 +227,7 @@ func lastOfEach(env []string) ([]string, error) {
 	for _, e := range env {
 		name, _, ok := strings.Cut(e, "=")
 		if !ok || name == "" || strings.ContainsRune(e, 0) {
-			return nil, pod.Errorf(pod.Invalid, "the environment variable %q is not of the form NAME=VALUE", e)
+			return nil, errkind.Errorf(errkind.Invalid, "the environment variable %q is not of the form NAME=VALUE", e)
 		}
 		if i, ok := at[name]; ok {
 			list[i] = e
@@ -252,7 +252,7 @@ func mounts(dirs []Dir) (wazero.FSConfig, func(), error) {
 		root, err := os.OpenRoot(d.Host)
 		if err != nil {
 			closeAll()
-			return nil, nil, pod.Errorf(pod.Invalid, "cannot open the directory %s: %w", d.Host, err)
+			return nil, nil, errkind.Errorf(errkind.Invalid, "cannot open the directory %s: %w", d.Host, err)
 		}
 		if d.Writable {
 			_ = root.Close()

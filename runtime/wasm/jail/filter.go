@@ -1,4 +1,6 @@
-package wasm
+//go:build linux
+
+package jail
 
 import (
 	"fmt"

@@ -1,4 +1,6 @@
-package wasm
+//go:build linux
+
+package jail
 
 import (
 	"context"
@@ -12,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/agent"
-	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 )
 
@@ -101,7 +103,7 @@ func prepare(config *Config) (engine.Program, error) {
 			return nil, fmt.Errorf("cannot set %s: %w", name, err)
 		}
 	}
-	module, err := readModule(config.Module)
+	module, err := ReadModule(config.Module)
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +139,8 @@ func dialManager() (*net.UnixConn, error) {
 	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
 }
 
-// readModule reads a file of the host.
-func readModule(path string) ([]byte, error) {
+// ReadModule reads a module of the host.
+func ReadModule(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -158,7 +160,7 @@ func Compile(cache, path string) int {
 	}
 	var module []byte
 	if err == nil {
-		module, err = readModule(path)
+		module, err = ReadModule(path)
 	}
 	if err == nil {
 		err = engine.New(cache).Compile(context.Background(), module)
@@ -179,7 +181,7 @@ func failed(log string, err error) int {
 			_ = f.Close()
 		}
 	}
-	if pod.KindOf(err) == pod.Unsupported {
+	if errkind.KindOf(err) == errkind.Unsupported {
 		return agent.ExitUsage
 	}
 	return agent.ExitFailure
