@@ -229,10 +229,15 @@ func TestPauseNamespaces(t *testing.T) {
 	if err != nil {
 		t.Fatalf("nsenter: %v %s", err, out)
 	}
-	time.Sleep(300 * time.Millisecond)
-	children, err := os.ReadFile("/proc/" + first + "/task/" + first + "/children")
-	if err != nil || len(strings.TrimSpace(string(children))) > 0 {
-		t.Errorf("the namespace's first process has children %q (%v)", children, err)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		children, err := os.ReadFile("/proc/" + first + "/task/" + first + "/children")
+		if err == nil && len(strings.TrimSpace(string(children))) == 0 {
+			break
+		}
+		if err != nil || time.Now().After(end) {
+			t.Errorf("the namespace's first process has children %q (%v)", children, err)
+			break
+		}
 	}
 	begin := time.Now()
 	cmd.Process.Signal(syscall.SIGTERM)

@@ -122,7 +122,7 @@ func TestLogJournalRealFollowNew(t *testing.T) {
 	_ = exec.Command("journalctl", "--sync").Run()
 	j.q.Options.Tail = 0
 	f := j.follow(t.Context())
-	time.Sleep(10 * time.Millisecond) // the entry's time is later than the beginning of the reading
+	time.Sleep(time.Second) // the entry's time is later than the beginning of the reading
 	j.send(0, "stdout", "new", false)
 	f.want("new")
 }

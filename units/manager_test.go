@@ -472,6 +472,7 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 	noUnits(t, "unitstest")
+	m.sweeps.Wait() // the slices are gone before the jobs that have stopped them
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.units)+len(m.paths)+len(m.jobs) > 0 {

@@ -35,7 +35,7 @@ func (w *world) nextDaemon(ref pod.Ref) {
 // TestAdopt checks that a later daemon knows what the one before it knew, and can go on.
 func TestAdopt(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
-		p := w.pod("adopt", obeys, "exit 6", "true", "sleep 2; exit 8")
+		p := w.pod("adopt", obeys, "exit 6", "true", "sleep 15; exit 8")
 		p.Spec.Containers[2].Command = []string{"no-such-command"}
 		w.create(p)
 		w.run(p, "a", 3)

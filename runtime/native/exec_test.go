@@ -99,6 +99,11 @@ func TestExec(t *testing.T) {
 		byNumber.User = "4000:4001"
 		env := shell("echo $A $B; pwd")
 		env.Env, env.WorkingDir = []string{"A=1", "B=2", "A=3"}, "/tmp"
+		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			if out, _, _, _ := w.execute(t, pod.RefOf(p), shell("cat /proc/1/comm")); out == "sleep\n" {
+				break // the container's shell has become what it is to become
+			}
+		}
 		for name, tc := range map[string]struct {
 			p         runtime.Process
 			out, err  string

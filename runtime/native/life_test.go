@@ -10,7 +10,7 @@ import (
 // TestLife takes a pod through its life.
 func TestLife(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
-		p := w.pod("life", "echo hello; hostname; trap 'exit 3' TERM; while :; do sleep 0.1; done")
+		p := w.pod("life", "trap 'exit 3' TERM; echo hello; hostname; while :; do sleep 0.1; done")
 		w.up(p)
 		state := w.state(p)
 		c := state.Containers["a"]

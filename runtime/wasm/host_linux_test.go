@@ -231,22 +231,22 @@ func (w *world) result(change func(*corev1.Pod), command string, mounts ...runti
 
 // log is what a container has written, when it has ended.
 func (w *world) log(p *corev1.Pod, name string, attempt int) string {
-	var text strings.Builder
-	for range 100 {
+	last := ""
+	for range 30 {
+		var text strings.Builder
 		data, _ := os.ReadFile(filepath.Join(w.run, "logs", string(p.UID), name, strconv.Itoa(attempt)+".log"))
-		text.Reset()
 		for line := range strings.Lines(string(data)) {
 			if parts := strings.SplitN(line, " ", 4); len(parts) == 4 {
 				text.WriteString(parts[3])
 			}
 		}
-		if text.Len() > 0 {
-			time.Sleep(50 * time.Millisecond)
-			break
+		if text.Len() > 0 && text.String() == last {
+			break // nothing has come for a while
 		}
-		time.Sleep(20 * time.Millisecond)
+		last = text.String()
+		time.Sleep(100 * time.Millisecond)
 	}
-	return text.String()
+	return last
 }
 
 func TestExitCodes(t *testing.T) {

@@ -126,16 +126,19 @@ func forModules(manifest string) string {
 	return ofClass(strings.ReplaceAll(manifest, busybox, wasmbox), pod.ClassWasm)
 }
 
-// forMachines gives each pod of a manifest the class, and its probes time: in an emulated machine, on a busy host, a command takes a second.
-func forMachines(manifest string) string {
-	var patient strings.Builder
+// forMachines gives each pod of a manifest the class.
+func forMachines(manifest string) string { return ofClass(manifest, pod.ClassMicroVM) }
+
+// patient gives the probes of a manifest time: on a busy host, and in an emulated machine, a command takes a second, which is what they have by default.
+func patient(manifest string) string {
+	var b strings.Builder
 	for line := range strings.Lines(manifest) {
 		if strings.Contains(line, "Probe: {") && !strings.Contains(line, "timeoutSeconds") {
 			line = strings.Replace(line, "Probe: {", "Probe: {timeoutSeconds: 20, ", 1)
 		}
-		patient.WriteString(line)
+		b.WriteString(line)
 	}
-	return ofClass(patient.String(), pod.ClassMicroVM)
+	return b.String()
 }
 
 func ofClass(manifest, class string) string {
@@ -260,11 +263,8 @@ func written(ns, began string) []byte {
 	return out
 }
 
-// adaptFiles makes the manifests of a script, which are in dir, those of the class, unless they name one.
+// adaptFiles makes the manifests of a script, which are in dir, patient, and those of the class, unless they name one.
 func (c class) adaptFiles(dir string) error {
-	if c.adapt == nil {
-		return nil
-	}
 	for _, pattern := range []string{"*.yaml", "*.json"} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
@@ -275,10 +275,11 @@ func (c class) adaptFiles(dir string) error {
 			if err != nil {
 				return err
 			}
-			if strings.Contains(string(text), "runtimeClassName") {
-				continue
+			manifest := patient(string(text))
+			if c.adapt != nil && !strings.Contains(manifest, "runtimeClassName") {
+				manifest = c.adapt(manifest)
 			}
-			if err := os.WriteFile(file, []byte(c.adapt(string(text))), 0o600); err != nil {
+			if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 				return err
 			}
 		}

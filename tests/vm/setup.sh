@@ -14,7 +14,7 @@ printf '127.0.0.1 localhost magikvm\n::1 localhost magikvm\n' > "$1/etc/hosts"
 echo 6d6167696b706f6400000000766d0001 > "$1/etc/machine-id"
 : > "$1/etc/fstab"
 mkdir -p "$1/etc/systemd/journald.conf.d"
-printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' > "$1/etc/systemd/journald.conf.d/test.conf"
+printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\nRuntimeMaxUse=400M\n' > "$1/etc/systemd/journald.conf.d/test.conf"
 passwd --root "$1" --delete root
 # The kernel stays: machines in the machine boot it.
 rm -f "$1"/boot/initrd.img-* "$1"/boot/System.map-* "$1"/boot/config-* "$1"/initrd.img* "$1"/vmlinuz.old
