@@ -26,7 +26,8 @@ import (
 	"github.com/magikrun/magikpod/volume"
 )
 
-// maxStarts bounds the containers that are being started at once on the whole host.
+// maxStarts bounds the containers of one class that are being started at once. Each class has its own: to start a container in a machine, that must have booted, and a machine that hangs
+// must not keep other classes' containers waiting.
 const maxStarts = 16
 
 // Images is what the daemon needs of package image ([image.Store]).
@@ -86,7 +87,7 @@ type Daemon struct {
 	pulls    *puller
 	metrics  *metricsSet
 	logs     *logReader
-	starts   chan struct{}
+	starts   map[string]chan struct{} // by class
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
@@ -104,7 +105,7 @@ type Daemon struct {
 func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
 		config: o.Config, registry: o.Registry, images: o.Images, networks: o.Networks, volumes: o.Volumes, host: o.Host, log: o.Log,
-		starts: make(chan struct{}, maxStarts),
+		starts: make(map[string]chan struct{}),
 		byUID:  make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]*runJob),
 		busyAt: time.Now(),
 	}
@@ -122,6 +123,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	}}
 	d.logs = newLogReader(logReaderConfig{Driver: o.Config.LogDriver, Dir: o.Config.LogDir, RunDir: o.Config.RunDir})
 	for _, class := range d.registry.Classes() {
+		d.starts[class.Name] = make(chan struct{}, maxStarts)
 		if manager, err := d.registry.Get(class.Name); err == nil {
 			manager.OnChange(d.changed)
 		}

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
@@ -482,6 +483,29 @@ func TestPull(t *testing.T) {
 		}
 		if job, err := w.job(id, nil); job.State != string(pod.JobCanceled) {
 			t.Errorf("a cancelled pull is %s: %v", job.State, err)
+		}
+	})
+}
+
+// Containers of one class that take long to start do not keep those of another class waiting.
+func TestStartsOfClasses(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		slow := runtimetest.New()
+		slow.Info.Name = pod.ClassMicroVM
+		slow.Behave("main", runtimetest.Behavior{StartDelay: time.Hour})
+		w.more = []runtime.PodManager{slow}
+		w.crash()
+		for i := range maxStarts + 1 {
+			text := strings.Replace(manifest(fmt.Sprint("slow-", i)), "spec:", "spec:\n  runtimeClassName: "+pod.ClassMicroVM, 1)
+			if _, err := w.run(text, pod.RunOptions{Wait: "none"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		w.mustRun(manifest("quick"))
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("the start took %s", took)
 		}
 	})
 }

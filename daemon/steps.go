@@ -388,9 +388,10 @@ func (w *worker) runContainer(ctx context.Context, p *corev1.Pod, c *corev1.Cont
 	for _, v := range env {
 		vars = append(vars, runtime.EnvVar{Name: v.Name, Value: v.Value})
 	}
-	select { // the host starts only so many containers at once
-	case w.d.starts <- struct{}{}:
-		defer func() { <-w.d.starts }()
+	starts := w.d.starts[w.manager.Class().Name]
+	select { // only so many containers are started at once
+	case starts <- struct{}{}:
+		defer func() { <-starts }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

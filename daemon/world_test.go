@@ -29,6 +29,7 @@ import (
 type world struct {
 	t      *testing.T
 	fake   *runtimetest.Fake
+	more   []runtime.PodManager // other classes
 	net    *fakeNetworks
 	images *fakeImages
 	config Config
@@ -74,6 +75,9 @@ func (w *world) start() {
 	}
 	var registry runtime.Registry
 	registry.Add(w.fake)
+	for _, class := range w.more {
+		registry.Add(class)
+	}
 	d, err := New(w.t.Context(), Options{
 		Config: w.config, Registry: &registry, Images: w.images, Networks: w.net, Volumes: volumes,
 		Host: Host{Hostname: "host", BootID: w.boot, IPv4: netip.MustParseAddr("192.0.2.10"), CgroupRoot: "/nonexistent"},
