@@ -149,10 +149,12 @@ func bindInto(process nsfile.Owner, source, target string, readOnly bool) error 
 		return fmt.Errorf("mount_setattr: %w", err)
 	}
 	return inMountNS(process, func() error {
-		if err := makeMountPoint(target, st.Mode&unix.S_IFMT == unix.S_IFDIR); err != nil {
+		point, err := mountPoint(target, st.Mode&unix.S_IFMT)
+		if err != nil {
 			return err
 		}
-		if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		defer unix.Close(point)
+		if err := unix.MoveMount(tree, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 			return fmt.Errorf("move_mount: %w", err)
 		}
 		return nil
@@ -168,7 +170,7 @@ func bindOnce(process nsfile.Owner, f *os.File, d vmm.Disk, target string) error
 	there := false
 	err := inMountNS(process, func() error {
 		var got unix.Stat_t
-		there = unix.Stat(target, &got) == nil && got.Dev == want.Dev && got.Ino == want.Ino
+		there = unix.Lstat(target, &got) == nil && got.Dev == want.Dev && got.Ino == want.Ino
 		return nil
 	})
 	if err != nil || there {
@@ -193,19 +195,43 @@ func unbind(process nsfile.Owner, target string) error {
 	})
 }
 
-// makeMountPoint makes an empty directory or file, and what leads to it.
-func makeMountPoint(path string, dir bool) error {
-	if dir {
-		return os.MkdirAll(path, 0o755)
-	}
+// mountPoint makes an empty directory or file (kind is S_IFDIR, or anything else) unless there is one, and what leads to it, and opens it (O_PATH). The directory may be one that a guest
+// writes to: what is there under the name may be a link that leads to the host's files, or a FIFO that nobody ever opens. Neither is followed or opened.
+func mountPoint(path string, kind uint32) (int, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+		return -1, err
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
+	parent, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return -1, &os.PathError{Op: "open", Path: filepath.Dir(path), Err: err}
 	}
-	return f.Close()
+	defer unix.Close(parent)
+	name := filepath.Base(path)
+	if kind == unix.S_IFDIR {
+		err = unix.Mkdirat(parent, name, 0o755)
+	} else {
+		kind = unix.S_IFREG
+		var made int
+		if made, err = unix.Openat(parent, name, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644); err == nil {
+			unix.Close(made)
+		}
+	}
+	if err != nil && err != unix.EEXIST {
+		return -1, &os.PathError{Op: "create", Path: path, Err: err}
+	}
+	point, err := unix.Openat(parent, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(point, &st); err == nil && st.Mode&unix.S_IFMT != kind {
+		err = fmt.Errorf("%s is there already, and is something else", path)
+	}
+	if err != nil {
+		unix.Close(point)
+		return -1, err
+	}
+	return point, nil
 }
 
 // inMountNS runs fn on a thread in the mount namespace of a process, at its root.
