@@ -62,6 +62,9 @@ func PodLimits(p *corev1.Pod) Limits {
 	}
 }
 
+// PodCPURequest is what PodLimits makes a weight of: the CPU time that a pod asks for, per second of wall clock; 0: nothing.
+func PodCPURequest(p *corev1.Pod) time.Duration { return quotaOf(podRequest(p, corev1.ResourceCPU)) }
+
 func limitOf(c *corev1.Container, name corev1.ResourceName) resource.Quantity {
 	return c.Resources.Limits[name]
 }

@@ -36,21 +36,24 @@ type size struct {
 	MemoryMiB int
 }
 
-// sizeOf makes a machine that the containers fit in: their limits, or for those that have none what the configuration says, and the overhead.
+// sizeOf makes a machine that the containers fit in: their limits, or for those that have none what the configuration says, but no less than what they request, and the overhead.
 func (l *Launcher) sizeOf(p *corev1.Pod) size {
 	limits := units.PodLimits(p)
 	memory := limits.MemoryMax
 	if memory == 0 {
-		memory = uint64(l.config.MemoryBytes) + limitedMemory(p)
+		memory = max(uint64(l.config.MemoryBytes)+limitedMemory(p), limits.MemoryLow)
 	}
 	memory = min(memory, maxMachineMemory)
 	memory += guestOverhead + memory/guestOverheadShare
-	cpus := l.config.CPUs
+	cpus := max(l.config.CPUs, wholeCPUs(units.PodCPURequest(p)))
 	if limits.CPUQuota > 0 {
-		cpus = int((limits.CPUQuota + time.Second - 1) / time.Second)
+		cpus = wholeCPUs(limits.CPUQuota)
 	}
 	return size{CPUs: max(min(cpus, goruntime.NumCPU()), 1), MemoryMiB: int((memory + mib - 1) / mib)}
 }
+
+// wholeCPUs is how many CPUs can give so much time per second.
+func wholeCPUs(perSecond time.Duration) int { return int((perSecond + time.Second - 1) / time.Second) }
 
 // limitedMemory is the sum of the memory limits in a pod some of whose containers have none.
 func limitedMemory(p *corev1.Pod) (sum uint64) {

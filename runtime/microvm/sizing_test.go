@@ -22,6 +22,11 @@ func limited(memory, cpu string) corev1.ResourceRequirements {
 	return r
 }
 
+func requested(memory, cpu string) corev1.ResourceRequirements {
+	r := limited(memory, cpu)
+	return corev1.ResourceRequirements{Requests: r.Limits}
+}
+
 func TestSize(t *testing.T) {
 	const guest, vmmMiB = guestOverhead / mib, vmmOverhead / mib
 	for _, c := range []struct {
@@ -36,6 +41,9 @@ func TestSize(t *testing.T) {
 		{"one without", []corev1.ResourceRequirements{limited("100Mi", ""), {}}, 632, 1, 0},
 		{"more CPUs than one", []corev1.ResourceRequirements{limited("1Gi", "1500m")}, 1056, min(2, goruntime.NumCPU()), 1500*time.Millisecond + vmmCPU},
 		{"more CPUs than there are", []corev1.ResourceRequirements{limited("1Gi", "5000")}, 1056, goruntime.NumCPU(), 5000*time.Second + vmmCPU},
+		{"requests", []corev1.ResourceRequirements{requested("1Gi", "1500m"), requested("1Gi", "")}, 2112, min(2, goruntime.NumCPU()), 0},
+		{"small requests", []corev1.ResourceRequirements{requested("64Mi", "100m")}, 528, 1, 0},
+		{"a request beside a limit", []corev1.ResourceRequirements{requested("2Gi", ""), limited("64Mi", "")}, 2178, 1, 0},
 		{"a part of a MiB", []corev1.ResourceRequirements{limited("1", "")}, 1, 1, 0},
 		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxMachineMemory/mib + (maxMachineMemory/guestOverheadShare+mib-1)/mib, 1, 0},
 	} {
