@@ -200,13 +200,11 @@ func (m *machine) bind(s runtime.Machine, wanted []shared) error {
 
 // call runs one request to the agent of a machine.
 func (l *Launcher) call(s runtime.Machine, do func(*client.Client) error) error {
-	m, err := l.machine(s)
+	m, err := l.lookUp(s) // not locked: a machine that is being given an image answers all the same
 	if err != nil {
 		return err
 	}
-	agent := m.record.agent()
-	m.mu.Unlock()
-	return translate(do(agent))
+	return translate(do(m.record.agent()))
 }
 
 // Signal implements native.SandboxLauncher.

@@ -3,6 +3,8 @@ package microvm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -10,6 +12,9 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/runtime"
 )
+
+// execSlack is how much later than a command's timeout a machine may tell of it: an emulated one, on a busy host, takes seconds.
+var execSlack = 30 * time.Second // tests are impatient
 
 // Exec implements native.SandboxLauncher.
 func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error) {
@@ -34,6 +39,12 @@ func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string
 		sizes, stop := sizesOf(p.Resize)
 		defer stop()
 		files.Resize = sizes
+	}
+	if p.Timeout > 0 { // which a guest may not heed
+		late := p.Timeout + execSlack
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, late, fmt.Errorf("the machine has not answered within %s", late))
+		defer cancel()
 	}
 	var exit wire.Exit
 	err := l.call(s, func(c *client.Client) error {

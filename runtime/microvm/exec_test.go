@@ -5,31 +5,47 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come.
-func TestExecSize(t *testing.T) {
+// newAgent is a launcher that knows one machine, whose agent is who accepts from the listener.
+func newAgent(t *testing.T) (*Launcher, runtime.Machine, net.Listener) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "microvm") // short, for a socket's path
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	listener, err := net.Listen("unix", filepath.Join(dir, "agent"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	t.Cleanup(func() { listener.Close() })
 	r := &record{}
 	r.VMM.VM.Vsock = vmm.Vsock{Kind: vmm.VsockPort, Path: filepath.Join(dir, "agent")}
 	if err := save(filepath.Join(dir, recordFile), r); err != nil {
 		t.Fatal(err)
 	}
+	return &Launcher{machines: map[string]*machine{}}, runtime.Machine{RunDir: dir}, listener
+}
+
+// TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come. That the machine is being given something, which may take
+// minutes, does not matter to it.
+func TestExecSize(t *testing.T) {
+	l, s, listener := newAgent(t)
+	m, err := l.machine(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.mu.Unlock()
 	resize := make(chan runtime.WinSize, 1)
 	resize <- runtime.WinSize{Rows: 20, Cols: 50}
 	var sizes []wire.Size
@@ -37,13 +53,32 @@ func TestExecSize(t *testing.T) {
 	go func() {
 		served <- serveExec(listener, &sizes, func() { resize <- runtime.WinSize{Rows: 30, Cols: 60} })
 	}()
-	l := &Launcher{machines: map[string]*machine{}}
-	status, err := l.Exec(t.Context(), runtime.Machine{RunDir: dir}, "a", runtime.Process{Args: []string{"stty", "size"}, TTY: true, Resize: resize})
+	status, err := l.Exec(t.Context(), s, "a", runtime.Process{Args: []string{"stty", "size"}, TTY: true, Resize: resize})
 	if served := <-served; err != nil || served != nil || status.Code != 7 {
 		t.Errorf("%+v, %v, %v", status, err, served)
 	}
 	if diff := cmp.Diff([]wire.Size{{Rows: 20, Cols: 50}, {Rows: 30, Cols: 60}}, sizes); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
+// TestExecTimeout: a machine that does not heed the timeout does not keep the caller.
+func TestExecTimeout(t *testing.T) {
+	l, s, _ := newAgent(t) // which never answers
+	defer func(slack time.Duration) { execSlack = slack }(execSlack)
+	execSlack = 100 * time.Millisecond
+	began := time.Now()
+	status, err := l.Exec(t.Context(), s, "a", runtime.Process{Args: []string{"true"}, Timeout: 100 * time.Millisecond})
+	if took := time.Since(began); err == nil || took > 10*time.Second {
+		t.Errorf("%+v, %v after %s", status, err, took)
+	}
+}
+
+// TestNoMachine: that somebody asks for a machine that is gone leaves nothing behind.
+func TestNoMachine(t *testing.T) {
+	l := &Launcher{machines: map[string]*machine{}}
+	if err := l.Signal(t.Context(), runtime.Machine{RunDir: t.TempDir()}, "a", unix.SIGTERM); pod.KindOf(err) != pod.Unavailable || len(l.machines) > 0 {
+		t.Errorf("%v, %v", err, l.machines)
 	}
 }
 

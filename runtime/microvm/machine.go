@@ -68,33 +68,36 @@ type record struct {
 
 // machine is what is known of one machine.
 type machine struct {
-	// mu makes what is done to it one after the other, and guards what follows.
+	record *record // never changes
+	// mu makes what is done to it one after the other, which may take minutes, and guards what follows.
 	mu     sync.Mutex
-	record *record              // nil: not read yet
 	ready  bool                 // the agent has been told what the machine is
 	disks  map[string]vmm.Place // where the images are, by serial number; nil: not read yet
 	shares map[string]bool      // names that are bound into the share; nil: not read yet
 }
 
-// machine returns what is known of the machine of a sandbox, read from its files if need be. It is locked.
-func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
+// lookUp returns what is known of the machine of a sandbox, read from its files if need be.
+func (l *Launcher) lookUp(s runtime.Machine) (*machine, error) {
 	l.mu.Lock()
-	m := l.machines[s.RunDir]
-	if m == nil {
-		m = &machine{}
-		l.machines[s.RunDir] = m
+	defer l.mu.Unlock()
+	if m := l.machines[s.RunDir]; m != nil {
+		return m, nil
 	}
-	l.mu.Unlock()
-	m.mu.Lock()
-	if m.record == nil {
-		r := &record{}
-		if err := load(filepath.Join(s.RunDir, recordFile), r); err != nil {
-			m.mu.Unlock()
-			return nil, pod.Errorf(pod.Unavailable, "cannot find the pod's machine: %w", err)
-		}
-		m.record = r
+	m := &machine{record: &record{}}
+	if err := load(filepath.Join(s.RunDir, recordFile), m.record); err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot find the pod's machine: %w", err)
 	}
+	l.machines[s.RunDir] = m
 	return m, nil
+}
+
+// machine is lookUp, and the machine is locked.
+func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
+	m, err := l.lookUp(s)
+	if err == nil {
+		m.mu.Lock()
+	}
+	return m, err
 }
 
 // agent speaks to the agent of a machine.
@@ -147,6 +150,7 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config
 	if err := save(filepath.Join(s.RunDir, configFile), r.VMM); err != nil {
 		return nil, err
 	}
+	l.forget(s) // somebody may have asked for the machine before this one
 	return l.unit(s, config.Pod), nil
 }
 
