@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/mdlayher/vsock"
 
@@ -76,11 +77,43 @@ func Unix(path string) Dialer {
 	}
 }
 
+// maxAbandoned bounds the connections to one socket that were not answered and that nobody waits for any more: a guest that answers its supervisor alone must not have the daemon keep
+// one for each question.
+const maxAbandoned = 64
+
+// abandoned counts them, by path.
+var abandoned struct {
+	sync.Mutex
+	at map[string]int
+}
+
+// abandon adds n.
+func abandon(path string, n int) {
+	abandoned.Lock()
+	defer abandoned.Unlock()
+	if abandoned.at == nil {
+		abandoned.at = map[string]int{}
+	}
+	if abandoned.at[path] += n; abandoned.at[path] == 0 {
+		delete(abandoned.at, path)
+	}
+}
+
+// deaf says that there are as many as may be.
+func deaf(path string) bool {
+	abandoned.Lock()
+	defer abandoned.Unlock()
+	return abandoned.at[path] >= maxAbandoned
+}
+
 // Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N". A connection that nobody waits for any more is closed only when it was answered,
 // or the machine has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the machine.
 func Hybrid(path string, port uint32) Dialer {
 	dial := Unix(path)
 	return func(ctx context.Context) (net.Conn, error) {
+		if deaf(path) {
+			return nil, fmt.Errorf("cannot dial port %d at %s: %d connections were not answered", port, path, maxAbandoned)
+		}
 		conn, err := dial(ctx)
 		if err != nil {
 			return nil, err
@@ -94,9 +127,11 @@ func Hybrid(path string, port uint32) Dialer {
 			}
 		case <-ctx.Done():
 			err = context.Cause(ctx)
+			abandon(path, 1)
 			go func() {
 				<-answered
 				conn.Close()
+				abandon(path, -1)
 			}()
 		}
 		if err != nil {

@@ -56,3 +56,48 @@ func TestHybridGivenUp(t *testing.T) {
 		t.Errorf("after the answer: %v, want the end of the connection", err)
 	}
 }
+
+// TestHybridDeaf: who never answers does not get ever more connections, and is asked again when it has answered.
+func TestHybridDeaf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vsock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	conns := make(chan net.Conn, 2*maxAbandoned)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				close(conns)
+				return
+			}
+			conns <- conn
+		}
+	}()
+	for n := range maxAbandoned + 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		_, err := Hybrid(path, 1024)(ctx)
+		cancel()
+		if deaf := err != nil && !errors.Is(err, context.DeadlineExceeded); deaf != (n >= maxAbandoned) {
+			t.Fatalf("dial %d: %v", n, err)
+		}
+	}
+	for range maxAbandoned {
+		(<-conns).Close()
+	}
+	for end := time.Now().Add(10 * time.Second); deaf(path); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it stays deaf")
+		}
+	}
+	go func() { _, _ = io.WriteString(<-conns, "OK 1\n") }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	conn, err := Hybrid(path, 1024)(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}

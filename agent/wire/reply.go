@@ -224,6 +224,9 @@ func (e *Exit) Check() {
 	}
 }
 
+// Check makes what a guest said one line of printable text that is not too long.
+func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
+
 // ProbeReply is the reply to [Probe].
 type ProbeReply struct {
 	Type    string `json:"type"` // probe

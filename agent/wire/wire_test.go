@@ -205,6 +205,10 @@ func TestErrors(t *testing.T) {
 	if exit.Check(); exit.Code != 255 || exit.Signal != 0 || len(exit.Message) != MaxMessage {
 		t.Errorf("%+v", exit)
 	}
+	probe := ProbeReply{Message: "red \x1b[31mtext\nand\x00 more\xff " + strings.Repeat("x", 2*MaxMessage)}
+	if probe.Check(); len(probe.Message) > MaxMessage || !strings.HasPrefix(probe.Message, "red  [31mtext and  more\ufffd xxx") {
+		t.Errorf("%q", probe.Message)
+	}
 	if exit = (Exit{Code: 0, Signal: 9}); true {
 		if exit.Check(); exit.Code != 137 {
 			t.Errorf("%+v", exit)
