@@ -422,6 +422,24 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestSignals: a signal that ends a process ends the guest, whatever Go's runtime would make of it, and though the guest computes all the time.
+func TestSignals(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("spin")
+	w.create(p, nil)
+	for i, sig := range []syscall.Signal{unix.SIGQUIT, unix.SIGUSR1, unix.SIGALRM, unix.SIGHUP, 37} {
+		if err := w.attempt(p, 0, i); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.manager.SignalContainer(t.Context(), pod.RefOf(p), "a", sig); err != nil {
+			t.Fatal(err)
+		}
+		if state := w.await(p, "a", pod.ContainerExited); state.ExitCode != 128+int(sig) || state.Signal != int(sig) {
+			t.Errorf("signal %d: %+v", int(sig), state)
+		}
+	}
+}
+
 func TestMemory(t *testing.T) {
 	w := newWorld(t)
 	limit := func(p *corev1.Pod) {

@@ -10,10 +10,12 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -36,6 +38,9 @@ const listenVariable = "MAGIKPOD_LISTEN_FDS"
 // firstListener is the descriptor of the first socket: 0 to 2 are the standard ones and 3 is the root directory.
 const firstListener = 4
 
+// maxCompilers bounds the compilations at the same time: each takes all CPUs that it gets, and, of a hostile module, up to 4 GiB.
+const maxCompilers = 2
+
 // compileTimeout bounds the compilation of one module.
 const compileTimeout = 10 * time.Minute
 
@@ -44,6 +49,8 @@ type Launcher struct {
 	program, cache string
 	wasmtime       string // runs components; empty: nothing does
 	class          pod.ClassInfo
+
+	compilers chan struct{} // holds one for each that runs
 
 	mu        sync.Mutex
 	compiling map[string]*compilation // by path of the module
@@ -71,7 +78,7 @@ type compilation struct {
 func NewLauncher(program, cache, wasmtime string) *Launcher {
 	l := &Launcher{
 		program: program, cache: cache, wasmtime: wasmtime, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"},
-		compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{},
+		compilers: make(chan struct{}, maxCompilers), compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{},
 	}
 	if wasmtime != "" {
 		l.class.Reason = "wazero; components: " + wasmtime
@@ -359,9 +366,15 @@ func (l *Launcher) compile(ctx context.Context, file string) error {
 func (l *Launcher) runCompiler(file string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), compileTimeout)
 	defer cancel()
+	l.compilers <- struct{}{}
+	defer func() { <-l.compilers }()
+	// The compiler ends with the daemon. The kernel means the thread that has started it, which must not end before.
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, l.program, "compile", "--cache", l.cache, file)
 	cmd.Env = []string{}
 	cmd.WaitDelay = 10 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr limited
 	cmd.Stderr = &stderr
 	err := cmd.Run()

@@ -34,6 +34,17 @@ func Validate(p *corev1.Pod) field.ErrorList {
 	for i := range p.Spec.Containers {
 		errs = append(errs, validateContainer(&p.Spec.Containers[i], spec.Child("containers").Index(i))...)
 	}
+	if p.Spec.HostNetwork {
+		for name, containers := range map[string][]corev1.Container{"initContainers": p.Spec.InitContainers, "containers": p.Spec.Containers} {
+			for i := range containers {
+				for j, port := range containers[i].Ports {
+					if port.ContainerPort < 1024 {
+						forbid(spec.Child(name).Index(i).Child("ports").Index(j).Child("containerPort"), "in the host's network a WebAssembly module, which has no capabilities, gets no ports below 1024")
+					}
+				}
+			}
+		}
+	}
 	return errs
 }
 

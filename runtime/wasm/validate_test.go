@@ -19,6 +19,7 @@ func TestValidate(t *testing.T) {
 		"handlers": {"containers: [{name: a, lifecycle: {preStop: {exec: {command: [x]}}, postStart: {exec: {command: [x]}}}}]", []string{"spec.containers[0].lifecycle.postStart.exec", "spec.containers[0].lifecycle.preStop.exec"}},
 		"terminal": {"containers: [{name: a, tty: true}]", []string{"spec.containers[0].tty"}},
 		"ports":    {"containers: [{name: a, ports: [{containerPort: 1, protocol: TCP}, {containerPort: 2, protocol: UDP}]}]", []string{"spec.containers[0].ports[1].protocol"}},
+		"host's":   {"hostNetwork: true\ncontainers: [{name: a, ports: [{containerPort: 80}, {containerPort: 8080}]}]", []string{"spec.containers[0].ports[0].containerPort"}},
 		"security": {"containers: [{name: a, securityContext: {privileged: true, capabilities: {add: [NET_ADMIN]}, seccompProfile: {type: Unconfined}}}]", []string{"spec.containers[0].securityContext.capabilities.add", "spec.containers[0].securityContext.privileged", "spec.containers[0].securityContext.seccompProfile.type"}},
 		"pod":      {"hostPID: true\nshareProcessNamespace: true\nsecurityContext: {sysctls: [{name: a, value: b}]}\ncontainers: []", []string{"spec.hostPID", "spec.securityContext.sysctls", "spec.shareProcessNamespace"}},
 	} {

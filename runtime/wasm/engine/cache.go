@@ -89,6 +89,8 @@ func (e *wazeroEngine) loadCached(ctx context.Context, module []byte, o LoadOpti
 			return p, err
 		}
 	}
+	// Nobody takes what is broken for an entry any more: if what follows fails in a container, for want of memory, the next one finds none, and has it made outside.
+	_ = os.Remove(filepath.Join(dir, sumsName))
 	if err := e.fill(ctx, module, o, dir); err != nil {
 		return nil, err
 	}

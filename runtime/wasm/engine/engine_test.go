@@ -91,6 +91,12 @@ func TestRun(t *testing.T) {
 	}
 }
 
+func TestEmptyArgument(t *testing.T) {
+	if got := guest(t, Config{}, "args", "", "x", ""); got.err != nil || got.out != "guest|args||x|\n" {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestClockIsTheHosts(t *testing.T) {
 	before := time.Now()
 	got := guest(t, Config{}, "time", "--", "sleep", "300", "--", "time")
@@ -293,9 +299,9 @@ func freePort(t *testing.T) int {
 
 func TestBadConfig(t *testing.T) {
 	for name, config := range map[string]Config{
-		"empty argument": {Args: []string{"x", ""}},
-		"environment":    {Args: []string{"x"}, Env: []string{"NOVALUE"}},
-		"directory":      {Args: []string{"x"}, Dirs: []Dir{{Host: "/does/not/exist", Guest: "/"}}},
+		"argument":    {Args: []string{"x", "a\x00b"}},
+		"environment": {Args: []string{"x"}, Env: []string{"NOVALUE"}},
+		"directory":   {Args: []string{"x"}, Dirs: []Dir{{Host: "/does/not/exist", Guest: "/"}}},
 	} {
 		if got := run(t, t.Context(), testwasm.Trap(), LoadOptions{}, config); got.code != -1 || got.err == nil {
 			t.Errorf("%s: %+v", name, got)

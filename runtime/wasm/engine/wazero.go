@@ -187,7 +187,7 @@ func moduleConfig(ctx context.Context, config Config, wait *poller) (wazero.Modu
 	module := wazero.NewModuleConfig().WithName("").WithStartFunctions().WithArgs(config.Args...).
 		WithSysWalltime().WithNanotime(wait.nanotime, sys.ClockResolution(1)).WithNanosleep(sleeper(ctx)).WithRandSource(rand.Reader).WithOsyield(func() { time.Sleep(0) })
 	for _, arg := range config.Args {
-		if arg == "" || strings.ContainsRune(arg, 0) {
+		if strings.ContainsRune(arg, 0) {
 			return nil, nil, errkind.Errorf(errkind.Unsupported, "the argument %q cannot be passed to a WebAssembly module", arg)
 		}
 	}

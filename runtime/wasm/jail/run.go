@@ -107,7 +107,7 @@ func prepare(config *Config) (engine.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	steps := []func(*Config) error{mountVolumes, enterRoot, dropPrivileges, filterCalls}
+	steps := []func(*Config) error{mountVolumes, enterRoot, dropPrivileges, defaultSignals, filterCalls}
 	var program engine.Program
 	if len(config.Wasmtime) > 0 {
 		furnish := func(config *Config) error { return furnishJail(config, module) }
