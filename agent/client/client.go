@@ -206,7 +206,7 @@ func (c *Client) Delete(ctx context.Context, container, id string) error {
 func (c *Client) Probe(ctx context.Context, request wire.Probe) (wire.ProbeReply, error) {
 	var reply wire.ProbeReply
 	err := c.call(ctx, time.Duration(request.Timeout)*time.Millisecond+CallTimeout, &request, &reply)
-	reply.Message = reply.Message[:min(len(reply.Message), wire.MaxMessage)]
+	reply.Check()
 	return reply, err
 }
 

@@ -236,6 +236,9 @@ type ProbeReply struct {
 	Message string `json:"message,omitempty"`
 }
 
+// Check makes what a guest said usable: its words are one line of printable text.
+func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
+
 // StatsReply is the reply to [Stats].
 type StatsReply struct {
 	Type string `json:"type"` // stats
