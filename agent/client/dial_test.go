@@ -56,3 +56,55 @@ func TestHybridGivenUp(t *testing.T) {
 		t.Errorf("after the answer: %v, want the end of the connection", err)
 	}
 }
+
+// TestHybridSilent: a machine that never answers costs a bounded number of connections, and can be dialed again when it has answered.
+func TestHybridSilent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vsock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	conns := make(chan net.Conn, 2*maxAbandoned)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conns <- conn
+		}
+	}()
+	c := New(Hybrid(path, 1024))
+	for range 2 * maxAbandoned {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		_, err := c.Ping(ctx)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrGone) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := New(Hybrid(path, 1024)).Ping(t.Context()); !errors.Is(err, ErrGone) {
+		t.Errorf("%v, want %v", err, ErrGone)
+	}
+	if n := len(conns); n > maxAbandoned {
+		t.Errorf("%d connections", n)
+	}
+	for range maxAbandoned {
+		conn := <-conns
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "OK 1\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); abandoned.count(path, 0) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections are still counted", abandoned.count(path, 0))
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Ping(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want another connection", err)
+	}
+}
