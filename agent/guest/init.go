@@ -185,7 +185,7 @@ func findCrun() (string, error) {
 // powerOff writes what is to be written and ends the machine.
 func powerOff(reboot bool) {
 	unix.Sync()
-	// The scratch disk holds nothing that outlives the machine but must not need a check either.
+	// The next machine of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
 	_ = unix.Unmount("/run/magikpod/"+scratchName, unix.MNT_DETACH)
 	unix.Sync()
 	how := unix.LINUX_REBOOT_CMD_POWER_OFF

@@ -80,6 +80,21 @@ func (s *Server) mountScratch(r *wire.Configure) error {
 	if err := unix.Mount(device, path, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
 		return fmt.Errorf("mount the disk %q: ext4: %w", r.Scratch, err)
 	}
+	if err := dropLayers(path); err != nil {
+		s.config.Log(err) // they only take room
+	}
+	return nil
+}
+
+// dropLayers removes the writable layers of an earlier machine with this scratch disk, which has ended without removing them. There are no containers yet.
+func dropLayers(scratch string) error {
+	root, err := os.OpenRoot(scratch)
+	if err == nil {
+		err = errors.Join(root.RemoveAll(layersName), root.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove the layers of earlier containers: %w", err)
+	}
 	return nil
 }
 

@@ -85,6 +85,8 @@ const (
 	scratchName    = "scratch"
 	crunName       = "crun"
 	shmName        = "shm"
+
+	layersName = "layers" // below scratchName: writable layers, by the container's ID
 )
 
 func (s *Server) path(parts ...string) string {

@@ -134,7 +134,7 @@ type MountKind string
 // The kinds of mounts.
 const (
 	MountCopy    MountKind = "copy"    // Name is a volume that Copy has sent
-	MountScratch MountKind = "scratch" // Name is a directory on the scratch disk, made when it is missing, kept until the machine ends (emptyDir)
+	MountScratch MountKind = "scratch" // Name is a directory on the scratch disk, made when it is missing, kept for as long as the disk is (emptyDir)
 	MountTmpfs   MountKind = "tmpfs"   // Name is a tmpfs of all containers, made when it is missing (emptyDir with medium Memory)
 	MountShare   MountKind = "share"   // Name is the tag of a virtiofs file system
 	MountImage   MountKind = "image"   // Image says what, and there is no Name
