@@ -57,7 +57,7 @@ func runInit(version string) error {
 	}
 	server, err := New(Config{
 		Dir: "/run/magikpod", Crun: crun, CgroupRoot: "/sys/fs/cgroup", CgroupParent: "magikpod", Version: version, Reaper: NewReaper(),
-		Check: CheckHost, PowerOff: powerOff, Log: func(err error) { fmt.Fprintln(log, "magikguest:", err) },
+		Check: CheckHost, PowerOff: powerOff, SetClock: setClock, Log: func(err error) { fmt.Fprintln(log, "magikguest:", err) },
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +38,12 @@ func (s *Server) setClock(r *wire.Configure) error {
 	if r.Time.IsZero() {
 		return nil
 	}
-	ts := unix.NsecToTimespec(r.Time.UnixNano())
+	return s.config.SetClock(r.Time)
+}
+
+// setClock sets the machine's clock. Timers do not go by it.
+func setClock(to time.Time) error {
+	ts := unix.NsecToTimespec(to.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
 	}

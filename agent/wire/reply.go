@@ -159,6 +159,8 @@ type Pong struct {
 	Uptime int64 `json:"uptime_ms"`
 	// Configured says that Configure has succeeded.
 	Configured bool `json:"configured"`
+	// Time is what the machine's clock says.
+	Time time.Time `json:"time,omitzero"`
 	// Controllers are the cgroup controllers that limits can be set with.
 	Controllers []string `json:"controllers,omitempty"`
 }

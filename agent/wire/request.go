@@ -45,7 +45,11 @@ type Request interface {
 }
 
 // Ping asks whether the agent is there. Reply: [Pong].
-type Ping struct{ Head }
+type Ping struct {
+	Head
+	// Time sets the clock of a machine that has been configured, when it is off by more than [MaxClockError]; the zero time leaves it.
+	Time time.Time `json:"time,omitzero"`
+}
 
 // Configure sets up the machine. It may be repeated: what is mounted stays, the network becomes what is said, and containers go on. It must have succeeded
 // once before the first Create.
