@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/tests/host"
@@ -112,6 +113,18 @@ func TestHostileReplies(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+// TestHostileProbe: the words of a probe go to terminals and logs, and are harmless there.
+func TestHostileProbe(t *testing.T) {
+	c := guest(t, func(conn net.Conn) {
+		request(conn)
+		conn.Write([]byte(`{"status":"ok","data":{"type":"probe","message":"\u001b[31mred\nline ` + strings.Repeat("é", wire.MaxMessage) + `"}}` + "\n"))
+	})
+	reply, err := c.Probe(t.Context(), wire.Probe{Container: "a", Exec: []string{"x"}})
+	if err != nil || !strings.HasPrefix(reply.Message, "[31mred line é") || len(reply.Message) > wire.MaxMessage || !utf8.ValidString(reply.Message) {
+		t.Errorf("%v %q", err, reply.Message)
 	}
 }
 

@@ -77,42 +77,14 @@ func Unix(path string) Dialer {
 	}
 }
 
-// maxAbandoned bounds the connections to one socket that were not answered and that nobody waits for any more: a guest that answers its supervisor alone must not have the daemon keep
-// one for each question.
-const maxAbandoned = 64
-
-// abandoned counts them, by path.
-var abandoned struct {
-	sync.Mutex
-	at map[string]int
-}
-
-// abandon adds n.
-func abandon(path string, n int) {
-	abandoned.Lock()
-	defer abandoned.Unlock()
-	if abandoned.at == nil {
-		abandoned.at = map[string]int{}
-	}
-	if abandoned.at[path] += n; abandoned.at[path] == 0 {
-		delete(abandoned.at, path)
-	}
-}
-
-// deaf says that there are as many as may be.
-func deaf(path string) bool {
-	abandoned.Lock()
-	defer abandoned.Unlock()
-	return abandoned.at[path] >= maxAbandoned
-}
-
 // Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N". A connection that nobody waits for any more is closed only when it was answered,
-// or the machine has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the machine.
+// or the machine has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the machine. A machine that does not answer
+// gets no more connections when there are maxAbandoned of these.
 func Hybrid(path string, port uint32) Dialer {
 	dial := Unix(path)
 	return func(ctx context.Context) (net.Conn, error) {
-		if deaf(path) {
-			return nil, fmt.Errorf("cannot dial port %d at %s: %d connections were not answered", port, path, maxAbandoned)
+		if abandoned.count(path, 0) >= maxAbandoned {
+			return nil, fmt.Errorf("cannot dial port %d at %s: %d connections have not been answered yet", port, path, maxAbandoned)
 		}
 		conn, err := dial(ctx)
 		if err != nil {
@@ -127,11 +99,11 @@ func Hybrid(path string, port uint32) Dialer {
 			}
 		case <-ctx.Done():
 			err = context.Cause(ctx)
-			abandon(path, 1)
+			abandoned.count(path, 1)
 			go func() {
 				<-answered
 				conn.Close()
-				abandon(path, -1)
+				abandoned.count(path, -1)
 			}()
 		}
 		if err != nil {
@@ -139,6 +111,28 @@ func Hybrid(path string, port uint32) Dialer {
 		}
 		return conn, nil
 	}
+}
+
+// maxAbandoned is how many connections to one socket may wait for an answer that nobody waits for. Each takes a descriptor, and a guest could have any number.
+const maxAbandoned = 64
+
+// abandoned counts those of this process by the socket's path: all dialers of a machine have them in common.
+var abandoned = counts{of: map[string]int{}}
+
+type counts struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+// count adds n and returns the sum.
+func (c *counts) count(path string, n int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sum := c.of[path] + n
+	if c.of[path] = sum; sum == 0 {
+		delete(c.of, path)
+	}
+	return sum
 }
 
 // handshake asks for a port. Nothing beyond the answer's line is read.

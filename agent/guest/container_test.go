@@ -198,6 +198,52 @@ func TestOwnerGone(t *testing.T) {
 	}
 }
 
+// TestForeignOutput: a container ends, and is removed, although another one of the pod holds its output open, or fills it. What it has written itself comes all the same.
+func TestForeignOutput(t *testing.T) {
+	for name, then := range map[string]string{"holds": "exec sleep 1000", "fills": "exec yes >&3"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it takes seconds, and does little
+			m := guesttest.Start(t)
+			if err := m.Configure(t.Context(), wire.Configure{SharePID: true}); err != nil {
+				t.Fatal(err)
+			}
+			start := func(suffix string) *client.Session {
+				t.Helper()
+				session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "echo own; exec sleep 432"+suffix))
+				find := "exec 3>/proc/$(ps | grep '[s]leep 432" + suffix + "' | awk '{print $1}')/fd/1; echo held; "
+				holder := m.Run(t, guesttest.Container(t, "b"+suffix, nil, "/bin/sh", "-c", find+then))
+				var said lineBuffer
+				go holder.Run(t.Context(), client.IO{Stdout: &said, Stderr: &said})
+				eventually(t, "the output is held", func() bool { return said.String() == "held\n" })
+				return session
+			}
+			session := start("1")
+			go func() {
+				time.Sleep(100 * time.Millisecond)
+				_ = m.Signal(t.Context(), "a", "", syscall.SIGKILL)
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), host.Patience(10*time.Second))
+			defer cancel()
+			output := &beginning{}
+			if exit, err := session.Run(ctx, client.IO{Stdout: output}); err != nil || exit.Signal != 9 || string(output.data) != "own\n" {
+				t.Errorf("%+v %v, %q", exit, err, output.data)
+			}
+			// The same when the host hangs up.
+			start("2").Close()
+			eventually(t, "removed", func() bool { return !strings.Contains(m.Containers(t), "a") })
+		})
+	}
+}
+
+// beginning keeps the first line that is written, of a few bytes. It takes its time, so that who writes without end is always ahead.
+type beginning struct{ data []byte }
+
+func (b *beginning) Write(data []byte) (int, error) {
+	time.Sleep(time.Millisecond)
+	b.data = append(b.data, data[:min(len(data), 4-len(b.data))]...)
+	return len(data), nil
+}
+
 // TestDelete: anybody may have a container removed, and when the answer comes it is.
 func TestDelete(t *testing.T) {
 	m := guesttest.Start(t)

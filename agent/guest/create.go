@@ -254,7 +254,14 @@ func (c *container) serveOwner(p *peer) {
 	}()
 	select {
 	case <-c.ended:
-		// All writers have been killed, so the output has an end; and what is left of it is the host's to read, or not.
+		// Its own processes have been killed, but one of another container may hold the output, for ever; that is not waited for.
+		select {
+		case <-copied:
+		case <-hostGone:
+		case <-time.After(drainTime):
+		}
+		c.stdio.stopOutput()
+		// What is left of it is the host's to read, or not.
 		select {
 		case <-copied:
 			c.log.close()
@@ -272,6 +279,7 @@ func (c *container) serveOwner(p *peer) {
 	c.kill()
 	finish()
 	<-c.ended
+	c.stdio.stopOutput()
 	<-copied
 	<-hostGone
 }

@@ -57,7 +57,7 @@ func runInit(version string) error {
 	}
 	server, err := New(Config{
 		Dir: "/run/magikpod", Crun: crun, CgroupRoot: "/sys/fs/cgroup", CgroupParent: "magikpod", Version: version, Reaper: NewReaper(),
-		Check: CheckHost, PowerOff: powerOff, Log: func(err error) { fmt.Fprintln(log, "magikguest:", err) },
+		Check: CheckHost, PowerOff: powerOff, SetClock: setClock, Log: func(err error) { fmt.Fprintln(log, "magikguest:", err) },
 	})
 	if err != nil {
 		return err
@@ -185,7 +185,7 @@ func findCrun() (string, error) {
 // powerOff writes what is to be written and ends the machine.
 func powerOff(reboot bool) {
 	unix.Sync()
-	// The scratch disk holds nothing that outlives the machine but must not need a check either.
+	// The next machine of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
 	_ = unix.Unmount("/run/magikpod/"+scratchName, unix.MNT_DETACH)
 	unix.Sync()
 	how := unix.LINUX_REBOOT_CMD_POWER_OFF

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +38,12 @@ func (s *Server) setClock(r *wire.Configure) error {
 	if r.Time.IsZero() {
 		return nil
 	}
-	ts := unix.NsecToTimespec(r.Time.UnixNano())
+	return s.config.SetClock(r.Time)
+}
+
+// setClock sets the machine's clock. Timers do not go by it.
+func setClock(to time.Time) error {
+	ts := unix.NsecToTimespec(to.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
 	}
@@ -79,6 +85,21 @@ func (s *Server) mountScratch(r *wire.Configure) error {
 	}
 	if err := unix.Mount(device, path, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
 		return fmt.Errorf("mount the disk %q: ext4: %w", r.Scratch, err)
+	}
+	if err := dropLayers(path); err != nil {
+		s.config.Log(err) // they only take room
+	}
+	return nil
+}
+
+// dropLayers removes the writable layers of an earlier machine with this scratch disk, which has ended without removing them. There are no containers yet.
+func dropLayers(scratch string) error {
+	root, err := os.OpenRoot(scratch)
+	if err == nil {
+		err = errors.Join(root.RemoveAll(layersName), root.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove the layers of earlier containers: %w", err)
 	}
 	return nil
 }

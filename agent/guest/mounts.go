@@ -33,7 +33,7 @@ func (c *container) mountRootfs(image wire.Image) error {
 	if strings.ContainsAny(lower, ":,\\") {
 		return wire.Errorf(wire.CodeInvalidRequest, "the path %q cannot be used in mount options", lower)
 	}
-	layer, target := c.s.path(scratchName, "layers", c.id), c.path("rootfs")
+	layer, target := c.s.path(scratchName, layersName, c.id), c.path("rootfs")
 	c.undo.add(func() error { return os.RemoveAll(layer) })
 	for _, dir := range []string{layer + "/upper", layer + "/work", target} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/magikrun/magikpod/agent/wire"
 )
 
-// Config is what a [Server] is made from. All fields but Check, Log and PowerOff are required.
+// Config is what a [Server] is made from. All fields but Check, Log, PowerOff and SetClock are required.
 type Config struct {
 	// Dir holds all that the server makes; it must be on a file system that overlayfs takes as a mount point, such as tmpfs.
 	Dir string
@@ -31,6 +31,8 @@ type Config struct {
 	Check func(net.Conn) error
 	// PowerOff ends the machine; nil: PowerOff requests are refused. It is called after the containers were killed.
 	PowerOff func(reboot bool)
+	// SetClock sets the machine's clock; nil: it is not the machine's own, and is left alone.
+	SetClock func(time.Time) error
 	// Log tells what nobody else is told; nil: nobody.
 	Log func(error)
 }
@@ -60,6 +62,9 @@ func New(config Config) (*Server, error) {
 	if s.config.Log == nil {
 		s.config.Log = func(error) {}
 	}
+	if s.config.SetClock == nil {
+		s.config.SetClock = func(time.Time) error { return nil }
+	}
 	unix.Umask(0o022) // modes must not depend on whoever has started this
 	for _, dir := range []string{containersName, copiesName, sharesName, disksName, filesName, tmpfsName, scratchName, crunName, shmName} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
@@ -85,6 +90,8 @@ const (
 	scratchName    = "scratch"
 	crunName       = "crun"
 	shmName        = "shm"
+
+	layersName = "layers" // below scratchName: writable layers, by the container's ID
 )
 
 func (s *Server) path(parts ...string) string {
@@ -182,7 +189,7 @@ func (s *Server) dispatch(p *peer, request wire.Request) error {
 func (s *Server) answer(ctx context.Context, request wire.Request) (any, error) {
 	switch r := request.(type) {
 	case *wire.Ping:
-		return s.ping(), nil
+		return s.ping(r), nil
 	case *wire.Configure:
 		return nil, s.configure(r)
 	case *wire.Start:
@@ -205,12 +212,17 @@ func (s *Server) answer(ctx context.Context, request wire.Request) (any, error) 
 	return nil, wire.Errorf(wire.CodeInvalidRequest, "cannot serve the request %s", request.Name())
 }
 
-func (s *Server) ping() wire.Pong {
+func (s *Server) ping(r *wire.Ping) wire.Pong {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.configured && !r.Time.IsZero() && time.Until(r.Time).Abs() > wire.MaxClockError {
+		if err := s.config.SetClock(r.Time); err != nil {
+			s.config.Log(err)
+		}
+	}
 	return wire.Pong{
 		Type: "pong", Version: s.config.Version, Protocol: wire.Version, ContainerCount: len(s.containers), Uptime: uptime().Milliseconds(),
-		Configured: s.configured, Controllers: s.controllers(),
+		Configured: s.configured, Time: time.Now(), Controllers: s.controllers(),
 	}
 }
 

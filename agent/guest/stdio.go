@@ -154,12 +154,16 @@ func (s *stdio) copyOutput(to *wire.Conn, log *ring) {
 }
 
 func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File, log *ring) {
-	buffer := make([]byte, wire.Chunk)
+	buffer, left := make([]byte, wire.Chunk), -1
 	for {
 		n, err := from.Read(buffer)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			// The process has ended, and what it has left behind is not waited for. What was written is still there.
-			n, err = readNow(from, buffer)
+			// The process has ended, and who else holds its output is not waited for. What was written is still there; but not what is written from now on, which may have no end.
+			if left < 0 {
+				left = held(from)
+			}
+			n, err = readNow(from, buffer[:min(left, len(buffer))])
+			left -= n
 		}
 		if n > 0 {
 			if log != nil {
@@ -174,6 +178,14 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File, log *ring) {
 		}
 	}
 }
+
+// held is at least as much as there is to read. A pipe tells it; a terminal tells only a part, and holds less than minHeld.
+func held(f *os.File) (n int) {
+	control(f, func(fd int) { n, _ = unix.IoctlGetInt(fd, unix.TIOCINQ) })
+	return max(n, minHeld)
+}
+
+const minHeld = 64 << 10
 
 // readNow reads what there is without waiting.
 func readNow(f *os.File, buffer []byte) (n int, err error) {

@@ -4,7 +4,7 @@ import "time"
 
 // Version is the version of the protocol. A request with a field that the agent does not know is refused, so that nothing is honoured by half; the
 // number tells a host in advance what an agent of another build can do. It grows with every field and action.
-const Version = 2
+const Version = 3
 
 // Port is the vsock port of the agent.
 const Port = 1024
@@ -37,6 +37,9 @@ const (
 	MaxConnections = 128
 	MaxContainers  = 32
 )
+
+// MaxClockError is how far the clock of a machine may be from the host's before it is set again.
+const MaxClockError = time.Second
 
 // LineTimeout is how long the first line of a connection may take to arrive.
 const LineTimeout = 30 * time.Second

@@ -159,6 +159,8 @@ type Pong struct {
 	Uptime int64 `json:"uptime_ms"`
 	// Configured says that Configure has succeeded.
 	Configured bool `json:"configured"`
+	// Time is what the machine's clock says.
+	Time time.Time `json:"time,omitzero"`
 	// Controllers are the cgroup controllers that limits can be set with.
 	Controllers []string `json:"controllers,omitempty"`
 }
@@ -224,9 +226,6 @@ func (e *Exit) Check() {
 	}
 }
 
-// Check makes what a guest said one line of printable text that is not too long.
-func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
-
 // ProbeReply is the reply to [Probe].
 type ProbeReply struct {
 	Type    string `json:"type"` // probe
@@ -238,6 +237,9 @@ type ProbeReply struct {
 	// Message is what the process or the server said (its beginning), or why it could not be asked.
 	Message string `json:"message,omitempty"`
 }
+
+// Check makes what a guest said usable: its words are one line of printable text.
+func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
 
 // StatsReply is the reply to [Stats].
 type StatsReply struct {

@@ -45,7 +45,11 @@ type Request interface {
 }
 
 // Ping asks whether the agent is there. Reply: [Pong].
-type Ping struct{ Head }
+type Ping struct {
+	Head
+	// Time sets the clock of a machine that has been configured, when it is off by more than [MaxClockError]; the zero time leaves it.
+	Time time.Time `json:"time,omitzero"`
+}
 
 // Configure sets up the machine. It may be repeated: what is mounted stays, the network becomes what is said, and containers go on. It must have succeeded
 // once before the first Create.
@@ -134,7 +138,7 @@ type MountKind string
 // The kinds of mounts.
 const (
 	MountCopy    MountKind = "copy"    // Name is a volume that Copy has sent
-	MountScratch MountKind = "scratch" // Name is a directory on the scratch disk, made when it is missing, kept until the machine ends (emptyDir)
+	MountScratch MountKind = "scratch" // Name is a directory on the scratch disk, made when it is missing, kept for as long as the disk is (emptyDir)
 	MountTmpfs   MountKind = "tmpfs"   // Name is a tmpfs of all containers, made when it is missing (emptyDir with medium Memory)
 	MountShare   MountKind = "share"   // Name is the tag of a virtiofs file system
 	MountImage   MountKind = "image"   // Image says what, and there is no Name

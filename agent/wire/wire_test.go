@@ -17,7 +17,7 @@ import (
 func all() []Request {
 	ten := 10
 	return []Request{
-		&Ping{}, &Events{}, &PowerOff{Reboot: true}, &Copy{Volume: "etc.a"},
+		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &Events{}, &PowerOff{Reboot: true}, &Copy{Volume: "etc.a"},
 		&Configure{
 			Hostname: "web", Time: time.Unix(1, 2).UTC(), Scratch: "scratch", Shares: []string{"share"}, SharePID: true, Sysctls: map[string]string{"net.core.somaxconn": "5"}, ShmBytes: 7,
 			Network: &Network{

@@ -3,6 +3,7 @@ package supervise
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -54,19 +55,48 @@ func (s *supervisor) watch(ctx context.Context) error {
 	}
 }
 
-// ping asks the agent for any answer: one that refuses is alive, too.
+// maxClockError is how far the guest's clock may be from the host's: wire.MaxClockError.
+const maxClockError = time.Second
+
+// ping asks the agent for any answer: one that refuses is alive, too. A guest whose answer tells a wrong time (the host was suspended, its own clock was set, or theirs have
+// drifted apart) is told the right one.
 func (s *supervisor) ping(deadline time.Time) error {
-	conn, err := dialAgent(&s.config.VM, deadline)
+	begin := time.Now()
+	answer, err := s.request(deadline, `{"action":"ping"}`)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, `{"action":"ping"}`+"\n"); err != nil {
-		return err
-	}
-	// Nothing, and in order: an agent with too many connections.
-	if _, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadString('\n'); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	now := time.Now()
+	if clockWrong(answer, now, now.Sub(begin)) {
+		// Whether it has helped is seen by the next ping.
+		_, _ = s.request(deadline, `{"action":"ping","time":"`+time.Now().UTC().Format(time.RFC3339Nano)+`"}`)
 	}
 	return nil
+}
+
+// clockWrong tells whether an answer that came now, and took so long, has a time that it cannot have been in the meantime. One without a time is that of an older agent.
+func clockWrong(answer []byte, now time.Time, took time.Duration) bool {
+	var pong struct{ Data struct{ Time time.Time } }
+	if json.Unmarshal(answer, &pong) != nil || pong.Data.Time.IsZero() {
+		return false
+	}
+	behind := now.Sub(pong.Data.Time)
+	return behind < -maxClockError || behind > took+maxClockError
+}
+
+// request sends the agent one line and returns what it answers. Nothing, and in order: an agent with too many connections.
+func (s *supervisor) request(deadline time.Time, line string) ([]byte, error) {
+	conn, err := dialAgent(&s.config.VM, deadline)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, line+"\n"); err != nil {
+		return nil, err
+	}
+	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadBytes('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return answer, nil
 }
