@@ -100,7 +100,7 @@ func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
 // Prepare finds the module, has it compiled, and makes the configuration that [jail.Run] reads.
 func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error) {
-	if errs := validateContainer(config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
+	if errs := validateContainer(config.Pod, config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
 		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
 	}
 	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")

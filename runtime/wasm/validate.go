@@ -29,28 +29,17 @@ func Validate(p *corev1.Pod) field.ErrorList {
 		forbid(spec.Child("securityContext", "sysctls"), "sysctls are not supported by "+ClassName)
 	}
 	for i := range p.Spec.InitContainers {
-		errs = append(errs, validateContainer(&p.Spec.InitContainers[i], spec.Child("initContainers").Index(i))...)
+		errs = append(errs, validateContainer(p, &p.Spec.InitContainers[i], spec.Child("initContainers").Index(i))...)
 	}
 	for i := range p.Spec.Containers {
-		errs = append(errs, validateContainer(&p.Spec.Containers[i], spec.Child("containers").Index(i))...)
-	}
-	if p.Spec.HostNetwork {
-		for name, containers := range map[string][]corev1.Container{"initContainers": p.Spec.InitContainers, "containers": p.Spec.Containers} {
-			for i := range containers {
-				for j, port := range containers[i].Ports {
-					if port.ContainerPort < 1024 {
-						forbid(spec.Child(name).Index(i).Child("ports").Index(j).Child("containerPort"), "in the host's network a WebAssembly module, which has no capabilities, gets no ports below 1024")
-					}
-				}
-			}
-		}
+		errs = append(errs, validateContainer(p, &p.Spec.Containers[i], spec.Child("containers").Index(i))...)
 	}
 	return errs
 }
 
 const noExec = "a WebAssembly module has no second process"
 
-func validateContainer(c *corev1.Container, path *field.Path) field.ErrorList {
+func validateContainer(p *corev1.Pod, c *corev1.Container, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	forbid := func(path *field.Path, why string) { errs = append(errs, field.Forbidden(path, why)) }
 	for i := range c.VolumeDevices {
@@ -74,6 +63,9 @@ func validateContainer(c *corev1.Container, path *field.Path) field.ErrorList {
 	for i, port := range c.Ports {
 		if port.Protocol != "" && port.Protocol != corev1.ProtocolTCP {
 			forbid(path.Child("ports").Index(i).Child("protocol"), "a WebAssembly module gets TCP sockets only")
+		}
+		if p.Spec.HostNetwork && port.ContainerPort < 1024 {
+			forbid(path.Child("ports").Index(i).Child("containerPort"), "in the host's network a WebAssembly module, which has no capabilities, gets no ports below 1024")
 		}
 	}
 	return append(errs, validateSecurity(c.SecurityContext, path.Child("securityContext"))...)

@@ -179,11 +179,6 @@ func mountInJail(dir string, m vmm.Mount) error {
 	if info, err := os.Stat(target); err == nil && m.Target == "" && !info.IsDir() && st.Mode&unix.S_IFMT == unix.S_IFREG {
 		return nil // a program in /usr, which is there
 	}
-	point, err := mountPoint(target, st.Mode&unix.S_IFMT)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(point)
 	tree, err := unix.OpenTree(unix.AT_FDCWD, m.Source, unix.AT_RECURSIVE|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("open_tree: %w", err)
@@ -199,10 +194,7 @@ func mountInJail(dir string, m vmm.Mount) error {
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		return fmt.Errorf("mount_setattr: %w", err)
 	}
-	if err := unix.MoveMount(tree, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
-		return fmt.Errorf("move_mount: %w", err)
-	}
-	return nil
+	return mountAt(tree, target, st.Mode&unix.S_IFMT)
 }
 
 // enterRoot makes dir the thread's root, and takes the host's away.

@@ -149,15 +149,7 @@ func bindInto(process nsfile.Owner, source, target string, readOnly bool) error 
 		return fmt.Errorf("mount_setattr: %w", err)
 	}
 	return inMountNS(process, func() error {
-		point, err := mountPoint(target, st.Mode&unix.S_IFMT)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(point)
-		if err := unix.MoveMount(tree, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
-			return fmt.Errorf("move_mount: %w", err)
-		}
-		return nil
+		return mountAt(tree, target, st.Mode&unix.S_IFMT)
 	})
 }
 
@@ -193,6 +185,19 @@ func unbind(process nsfile.Owner, target string) error {
 		}
 		return nil
 	})
+}
+
+// mountAt mounts a tree whose root is of a kind (S_IFDIR, ...) at a path, which is made when it is missing.
+func mountAt(tree int, path string, kind uint32) error {
+	point, err := mountPoint(path, kind)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(point)
+	if err := unix.MoveMount(tree, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount: %w", err)
+	}
+	return nil
 }
 
 // mountPoint makes an empty directory or file (kind is S_IFDIR, or anything else) unless there is one, and what leads to it, and opens it (O_PATH). The directory may be one that a guest

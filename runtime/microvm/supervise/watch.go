@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/magikrun/magikpod/agent/wire"
 )
 
 // watchPings is how many requests in a row a guest may leave unanswered: they are sent evenly over the time that it has.
@@ -55,9 +57,6 @@ func (s *supervisor) watch(ctx context.Context) error {
 	}
 }
 
-// maxClockError is how far the guest's clock may be from the host's: wire.MaxClockError.
-const maxClockError = time.Second
-
 // ping asks the agent for any answer: one that refuses is alive, too. A guest whose answer tells a wrong time (the host was suspended, its own clock was set, or theirs have
 // drifted apart) is told the right one.
 func (s *supervisor) ping(deadline time.Time) error {
@@ -81,7 +80,7 @@ func clockWrong(answer []byte, now time.Time, took time.Duration) bool {
 		return false
 	}
 	behind := now.Sub(pong.Data.Time)
-	return behind < -maxClockError || behind > took+maxClockError
+	return behind < -wire.MaxClockError || behind > took+wire.MaxClockError
 }
 
 // request sends the agent one line and returns what it answers. Nothing, and in order: an agent with too many connections.

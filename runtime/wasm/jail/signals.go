@@ -4,6 +4,7 @@ package jail
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -25,11 +26,7 @@ type kernelAction struct {
 // do nothing at all while the guest computes on its only CPU. A guest has no handlers.
 func defaultSignals(*Config) error {
 	for sig := syscall.Signal(1); sig <= 64; sig++ {
-		mine := false
-		for _, s := range ours {
-			mine = mine || s == sig
-		}
-		if mine {
+		if slices.Contains(ours, sig) {
 			continue
 		}
 		var action kernelAction
