@@ -552,7 +552,7 @@ func TestInvalidManifest(t *testing.T) {
 			if _, err := w.d.Run(t.Context(), []byte(text), pod.RunOptions{}); pod.KindOf(err) != pod.Invalid {
 				t.Errorf("%q: %v", text, err)
 			}
-			if problems := w.d.Validate([]byte(text)); len(problems) == 0 {
+			if problems, err := w.d.Validate(t.Context(), []byte(text)); err != nil || len(problems) == 0 {
 				t.Errorf("%q: no problem", text)
 			}
 		}

@@ -20,6 +20,7 @@ const (
 	maxArgs     = 4096    // of one exec
 	maxArgBytes = 1 << 20 // all of its arguments and environment
 	maxExecs    = 512     // processes started by exec that run at once, of all clients
+	maxExecCall = maxArgBytes + 8*maxArgs + maxArguments
 )
 
 // execJob is a process that a client started in a container. It is a job of its own: it ends with the process, or ends the process when the

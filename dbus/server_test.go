@@ -253,7 +253,7 @@ func TestNonsense(t *testing.T) {
 		want   pod.Kind
 		text   string
 	}{
-		{"2 MiB manifest", ManagerPath, "Manager.RunPod", []any{big, properties{}}, pod.Invalid, "2097152 bytes"},
+		{"2 MiB manifest", ManagerPath, "Manager.RunPod", []any{big, properties{}}, pod.Invalid, "1114112 are allowed"},
 		{"unknown option", ManagerPath, "Manager.RunPod", []any{webYAML, properties{"color": godbus.MakeVariant("red")}}, pod.Invalid, `"color"`},
 		{"option type", ManagerPath, "Manager.RunPod", []any{webYAML, v(true)}, pod.Invalid, `"wait"`},
 		{"option value", ManagerPath, "Manager.RunPod", []any{webYAML, v("forever")}, pod.Invalid, "forever"},
