@@ -13,16 +13,16 @@ import (
 
 const peerInterface = "org.freedesktop.DBus.Peer"
 
-// connect makes the server's two connections, both behind a gate.
-func (s *Server) connect(address string) error {
+// connect makes the server's two connections, both behind a gate. opts are of the one that is called.
+func (s *Server) connect(address string, opts ...godbus.ConnOption) error {
 	oracle, err := busgate.Connect(address, driverOnly{}, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
 	}
 	s.oracle = oracle
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(s.ctx, oracle, sender) }
-	conn, err := busgate.Connect(address, s.gate, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
-		godbus.WithIncomingInterceptor(s.refuseStrayFiles))
+	conn, err := busgate.Connect(address, s.gate, append(opts, godbus.WithHandler(objects{s}),
+		godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))...)
 	if err != nil {
 		_ = oracle.Close()
 		return pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)

@@ -67,7 +67,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.gate = newGate(s)
-	if err := s.connect(o.Address); err != nil {
+	if err := s.connect(o.Address, godbus.WithIncomingInterceptor(s.refuseStrayFiles)); err != nil {
 		s.cancel()
 		return nil, err
 	}
