@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"strings"
 	"sync"
@@ -154,9 +155,21 @@ func (c *Client) OnSignal(notify func(Signal)) {
 
 // call calls a method. The user may be asked for a password by polkit's agent.
 func (c *Client) call(ctx context.Context, path godbus.ObjectPath, method string, args []any, results ...any) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go c.watchStart(ctx, cancel)
 	call := c.conn.Object(BusName, path).CallWithContext(ctx, method, godbus.FlagAllowInteractiveAuthorization, args...)
 	if call.Err != nil {
-		return fromBus(call.Err)
+		if _, ok := errors.AsType[*notStarted](context.Cause(ctx)); ok {
+			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+		}
+		err := fromBus(call.Err)
+		if pod.KindOf(err) == pod.Unavailable && c.conn.Connected() {
+			if why := c.whyNotStarted(context.WithoutCancel(ctx)); why != nil {
+				return pod.WithKind(pod.Unavailable, why)
+			}
+		}
+		return err
 	}
 	if err := call.Store(results...); err != nil {
 		return pod.Errorf(pod.Internal, "cannot read the answer of magikpodd to %s: %w", method, err)
