@@ -165,7 +165,7 @@ func (c *Client) call(ctx context.Context, path godbus.ObjectPath, method string
 		}
 		err := fromBus(call.Err)
 		if pod.KindOf(err) == pod.Unavailable && c.conn.Connected() {
-			if why := c.whyNotStarted(context.WithoutCancel(ctx)); why != nil {
+			if _, why := c.whyNotStarted(context.WithoutCancel(ctx)); why != nil {
 				return pod.WithKind(pod.Unavailable, why)
 			}
 		}

@@ -23,6 +23,7 @@ func (e *notStarted) Error() string {
 
 // watchStart ends a call that waits for a daemon which cannot start.
 func (c *Client) watchStart(ctx context.Context, end context.CancelCauseFunc) {
+	began, asked := time.Now(), false
 	ticker := time.NewTicker(startCheck)
 	defer ticker.Stop()
 	for {
@@ -36,23 +37,51 @@ func (c *Client) watchStart(ctx context.Context, end context.CancelCauseFunc) {
 		if err != nil || there {
 			return // it is being answered
 		}
-		if why := c.whyNotStarted(ctx); why != nil {
+		since, why := c.whyNotStarted(ctx)
+		switch {
+		case why == nil:
+		case since.Before(began) && !asked && c.startUnit(ctx):
+			// The bus does not ask systemd again within 25 s of a start that failed.
+			asked = true
+		default:
 			end(why)
 			return
 		}
 	}
 }
 
-// whyNotStarted asks systemd why the daemon does not run; nil when it does, or nobody knows. Every user may ask.
-func (c *Client) whyNotStarted(ctx context.Context) error {
+// startUnit asks systemd to start the daemon; false when the user may not.
+func (c *Client) startUnit(ctx context.Context) bool {
+	manager := c.conn.Object(systemdName, "/org/freedesktop/systemd1")
+	return manager.CallWithContext(ctx, systemdName+".Manager.StartUnit", godbus.FlagNoAutoStart, daemonUnit, "replace").Err == nil
+}
+
+const (
+	systemdName = "org.freedesktop.systemd1"
+	daemonUnit  = "magikpodd.service"
+)
+
+// whyNotStarted asks systemd why the daemon does not run, and since when; nil when it does, or nobody knows. Every user may ask.
+func (c *Client) whyNotStarted(ctx context.Context) (since time.Time, why error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	const unit = godbus.ObjectPath("/org/freedesktop/systemd1/unit/magikpodd_2eservice")
-	var status string
-	err := c.conn.Object("org.freedesktop.systemd1", unit).CallWithContext(ctx, propertiesInterface+".Get", godbus.FlagNoAutoStart,
-		"org.freedesktop.systemd1.Service", "StatusText").Store(&status)
-	if reason, ok := strings.CutPrefix(status, NotStarted); ok && err == nil {
-		return &notStarted{reason}
+	unit := c.conn.Object(systemdName, "/org/freedesktop/systemd1/unit/magikpodd_2eservice")
+	get := func(in, property string, value any) error {
+		return unit.CallWithContext(ctx, propertiesInterface+".Get", godbus.FlagNoAutoStart, systemdName+"."+in, property).Store(value)
 	}
-	return nil
+	var status, state string
+	var usec uint64
+	if get("Unit", "ActiveState", &state) != nil || get("Service", "StatusText", &status) != nil || get("Unit", "InactiveEnterTimestamp", &usec) != nil {
+		return since, nil
+	}
+	reason, ok := strings.CutPrefix(status, NotStarted)
+	switch {
+	case !ok:
+		return since, nil
+	case state == "failed":
+		since = time.UnixMicro(int64(usec))
+	default: // it tries again and again
+		since = time.Now()
+	}
+	return since, &notStarted{reason}
 }

@@ -13,8 +13,11 @@ import (
 // envHelper makes this test binary, which is static, a program for a container: what busybox lacks.
 const envHelper = "E2E_HELPER"
 
-// help is the helper: "udp-echo ADDRESS" sends every datagram back.
+// help is the helper: "udp-echo ADDRESS" sends every datagram back, "flood CONNECTIONS CALLS BYTES" calls the daemon and reads no answer.
 func help(words []string) error {
+	if words[0] == "flood" {
+		return flood(words[1:])
+	}
 	if len(words) != 2 || words[0] != "udp-echo" {
 		return fmt.Errorf("unknown helper %q", words)
 	}
