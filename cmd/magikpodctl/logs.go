@@ -15,7 +15,7 @@ func logsCommand(a *app) *cobra.Command {
 	var o pod.LogOptions
 	var since string
 	cmd := &cobra.Command{
-		Use: "logs POD", Short: "Print the log of a container of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
+		Use: "logs POD", Short: "Print the log of a container of a pod", Args: podArg, ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl logs -f web
   magikpodctl logs -c server --tail 20 --timestamps web
   magikpodctl logs -c server --previous web
@@ -28,7 +28,7 @@ func logsCommand(a *app) *cobra.Command {
 			if o.Since, err = parseSince(since); err != nil {
 				return err
 			}
-			c, path, err := a.pod(cmd.Context(), args[0])
+			c, path, err := a.podOf(cmd.Context(), args)
 			if err != nil {
 				return err
 			}
