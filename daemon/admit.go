@@ -51,6 +51,9 @@ func (d *Daemon) read(ctx context.Context, manifest []byte, namespace string) (*
 		if ctx.Err() != nil {
 			return nil, nil, context.Cause(ctx)
 		}
+		if len(errs) > 0 && len(p.Spec.Containers)+len(p.Spec.InitContainers) > pod.MaxContainers {
+			continue // enough is known
+		}
 		manager, err := d.registry.Get(className(p))
 		switch {
 		case err == nil:

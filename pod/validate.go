@@ -46,12 +46,9 @@ func Validate(m *Manifest) (errs, warnings field.ErrorList) {
 
 // Of puts before the paths of problems of p, a pod of m, what [Validate] puts there: NAMESPACE/NAME when m has several objects. It changes errs.
 func (m *Manifest) Of(p *corev1.Pod, errs field.ErrorList) field.ErrorList {
-	objects := m.objects()
 	prefix := ""
-	for _, o := range objects {
-		if len(objects) > 1 && o.meta == &p.ObjectMeta {
-			prefix = o.prefix()
-		}
+	if len(m.Pods)+len(m.ConfigMaps)+len(m.Secrets) > 1 {
+		prefix = manifestObject{kind: "Pod", meta: &p.ObjectMeta, pod: p}.prefix()
 	}
 	return finish(errs, prefix)
 }
