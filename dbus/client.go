@@ -54,6 +54,21 @@ func Dial(address string) (*Client, error) {
 	return c, nil
 }
 
+// connect dials the bus and says hello.
+func connect(address string, opts ...godbus.ConnOption) (*godbus.Conn, error) {
+	var conn *godbus.Conn
+	var err error
+	if address == "" {
+		conn, err = godbus.ConnectSystemBus(opts...)
+	} else {
+		conn, err = godbus.Connect(address, opts...)
+	}
+	if err != nil {
+		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
+	}
+	return conn, nil
+}
+
 // Close ends the connection, and with it every process that Exec started.
 func (c *Client) Close() {
 	_ = c.conn.Close()

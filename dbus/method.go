@@ -34,7 +34,6 @@ type call struct {
 	body   []any
 	files  []*os.File // of the arguments of type h, in their order; closed when the call ends unless taken
 	sent   []*os.File // what the reply hands over
-	conn   *godbus.Conn
 	msg    *godbus.Message
 }
 
@@ -67,7 +66,7 @@ func (m boundMethod) ArgumentValue(int) any { return nil }
 func (m boundMethod) ReturnValue(int) any   { return nil }
 
 // DecodeArguments checks the signature of the call and takes its file descriptors over.
-func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
+func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
 	files, err := takeFiles(body)
 	if err != nil {
 		return nil, toBus(err)
@@ -76,13 +75,17 @@ func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godb
 	if v, ok := msg.Headers[godbus.FieldSignature]; ok {
 		sig = v.Value().(godbus.Signature).String()
 	}
-	if sig != m.method.in || len(files) != strings.Count(m.method.in, "h") {
+	if sig == m.method.in && len(files) < strings.Count(sig, "h") {
+		closeAll(files)
+		return nil, toBus(pod.Errorf(pod.Invalid, "cannot call %s: a descriptor that an argument names has not come", m.method.name))
+	}
+	if sig != m.method.in {
 		closeAll(files)
 		return nil, toBus(pod.Errorf(pod.Invalid, "cannot call %s: its arguments are of type %q, not %q", m.method.name, m.method.in, sig))
 	}
 	return []any{&call{
 		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
-		sender: sender, flags: msg.Flags, body: body, files: files, conn: conn, msg: msg,
+		sender: sender, flags: msg.Flags, body: body, files: files, msg: msg,
 	}}, nil
 }
 
@@ -119,7 +122,7 @@ func (c *call) sendReply(out []any) error {
 	if c.flags&godbus.FlagNoReplyExpected != 0 {
 		return nil
 	}
-	err := c.conn.Send(&godbus.Message{
+	err := c.server.link.Send(&godbus.Message{
 		Type:  godbus.TypeMethodReply,
 		Flags: godbus.FlagNoReplyExpected,
 		Headers: map[godbus.HeaderField]godbus.Variant{
@@ -128,7 +131,7 @@ func (c *call) sendReply(out []any) error {
 			godbus.FieldSignature:   godbus.MakeVariant(godbus.SignatureOf(out...)),
 		},
 		Body: out,
-	}, nil).Err
+	})
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot send the answer: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -33,6 +34,7 @@ type ServerOptions struct {
 // Server puts a [Backend] on the bus.
 type Server struct {
 	conn    *godbus.Conn
+	link    *buslink.Link
 	backend Backend
 	auth    Authorizer
 	log     *slog.Logger
@@ -65,13 +67,12 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		lastExec: firstExecID - 1, idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	conn, err := connect(o.Address, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
-		godbus.WithIncomingInterceptor(s.refuseStrayFiles))
+	conn, link, err := buslink.Connect(o.Address, true, s.passFiles, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
 		s.cancel()
-		return nil, err
+		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
 	}
-	s.conn = conn
+	s.conn, s.link = conn, link
 	if s.auth == nil {
 		s.auth = NewPolkit(conn)
 	}
@@ -84,21 +85,6 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		return nil, err
 	}
 	return s, nil
-}
-
-// connect dials the bus and says hello.
-func connect(address string, opts ...godbus.ConnOption) (*godbus.Conn, error) {
-	var conn *godbus.Conn
-	var err error
-	if address == "" {
-		conn, err = godbus.ConnectSystemBus(opts...)
-	} else {
-		conn, err = godbus.Connect(address, opts...)
-	}
-	if err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
-	}
-	return conn, nil
 }
 
 // own takes the bus name.
