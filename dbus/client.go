@@ -399,8 +399,8 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 	return os.NewFile(uintptr(fd), "logs"), nil
 }
 
-// Exec runs a process in a container with p's files, which stay the caller's, and returns its exit status. With an error of a command that could not be
-// executed come 126 or 127, and the reason is on p's Stderr or terminal already. resize tells new sizes of the terminal.
+// Exec runs a process in a container and returns its exit status. It copies between pipes and p's files, which stay the caller's; what it has read of Stdin is gone,
+// also when the process has not taken it. With an error of a command that could not be executed come 126 or 127, and the reason is on p's Stderr or terminal already.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
 	opts := properties{"tty": godbus.MakeVariant(p.TTY)}
 	if len(p.Env) > 0 {
@@ -415,11 +415,17 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 	if p.TTY {
 		opts["rows"], opts["cols"] = godbus.MakeVariant(size.Rows), godbus.MakeVariant(size.Cols)
 	}
-	var job godbus.ObjectPath
-	fd := func(f *os.File) godbus.UnixFD { return godbus.UnixFD(f.Fd()) }
-	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(p.Stdin), fd(p.Stdout), fd(p.Stderr)}, &job); err != nil {
+	files, err := newClientStdio(p)
+	if err != nil {
 		return 0, err
 	}
+	defer files.close()
+	var job godbus.ObjectPath
+	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.passed[i].Fd()) }
+	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(0), fd(1), fd(2)}, &job); err != nil {
+		return 0, err
+	}
+	files.start()
 	done := make(chan struct{})
 	defer close(done)
 	if p.Resize != nil {
@@ -435,6 +441,9 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 		}()
 	}
 	_, code, err = c.wait(ctx, job, nil)
+	if failed := files.wait(ctx); err == nil {
+		err = failed
+	}
 	return code, err
 }
 
