@@ -67,7 +67,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		lastExec: firstExecID - 1, idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	conn, link, err := buslink.Connect(o.Address, true, s.passFiles, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	conn, link, err := buslink.Connect(ctx, o.Address, true, s.passFiles, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
 		s.cancel()
 		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)

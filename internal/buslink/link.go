@@ -2,6 +2,7 @@ package buslink
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,9 +38,9 @@ type Link struct {
 	sending sync.Mutex
 }
 
-// Connect connects to the bus at address, "" being the system bus, and says hello. With files, messages may carry descriptors: intercept gets each message, on the
+// Connect connects to the bus at address, "" being the system bus, and says hello; ctx bounds that alone. With files, messages may carry descriptors: intercept gets each message, on the
 // goroutine that reads, and with [Link.Files] what came with it; all that it does not ask for is closed. Without files the bus keeps them back. intercept may be nil.
-func Connect(address string, files bool, intercept func(*Link, *godbus.Message), opts ...godbus.ConnOption) (*godbus.Conn, *Link, error) {
+func Connect(ctx context.Context, address string, files bool, intercept func(*Link, *godbus.Message), opts ...godbus.ConnOption) (*godbus.Conn, *Link, error) {
 	socket, err := dial(address)
 	if err != nil {
 		return nil, nil, err
@@ -53,10 +54,14 @@ func Connect(address string, files bool, intercept func(*Link, *godbus.Message),
 		_ = socket.Close()
 		return nil, nil, err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	// The user's number, not the name: no look-up of names.
 	err = conn.Auth([]godbus.Auth{godbus.AuthExternal(fmt.Sprint(os.Getuid()))})
 	if err == nil {
 		err = conn.Hello()
+	}
+	if !stop() {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		_ = conn.Close()
