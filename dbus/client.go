@@ -20,6 +20,7 @@ import (
 type Client struct {
 	conn    *godbus.Conn
 	signals chan *godbus.Signal
+	owner   *godbus.Call // the first answer to who magikpodd is
 
 	mu     sync.Mutex
 	jobs   map[godbus.ObjectPath]*jobState
@@ -50,6 +51,10 @@ func Dial(address string) (*Client, error) {
 	}
 	c := &Client{conn: conn, signals: make(chan *godbus.Signal, 16), jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{})}
 	conn.Signal(c.signals)
+	// Nobody waits for these answers: that of the second comes before any signal of magikpodd's.
+	conn.BusObject().Go("org.freedesktop.DBus.AddMatch", godbus.FlagNoReplyExpected, nil,
+		"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='"+BusName+"'")
+	c.owner = conn.BusObject().Go("org.freedesktop.DBus.GetNameOwner", 0, make(chan *godbus.Call, 1), BusName)
 	go c.read()
 	return c, nil
 }
@@ -79,10 +84,26 @@ func (c *Client) Close() {
 func (c *Client) Lost() <-chan struct{} { return c.conn.Context().Done() }
 
 // read takes in signals until the connection ends. It runs from before the first call on, so that the end of a job that ends at once is not missed.
+// Everybody on the bus may send us signals that look like magikpodd's.
 func (c *Client) read() {
 	defer close(c.done)
+	var owner string
+	select {
+	case call := <-c.owner.Done:
+		_ = call.Store(&owner) // it has not been started yet: the bus tells of it
+	case <-c.Lost():
+	}
 	for s := range c.signals {
 		_, name, _ := cutLast(s.Name, ".")
+		if s.Sender == "org.freedesktop.DBus" {
+			if name == "NameOwnerChanged" && len(s.Body) == 3 && s.Body[0] == BusName {
+				owner, _ = s.Body[2].(string)
+			}
+			continue
+		}
+		if s.Sender != owner {
+			continue
+		}
 		switch name {
 		case "PropertiesChanged":
 			if len(s.Body) == 3 && strings.HasPrefix(string(s.Path), jobPrefix) {
