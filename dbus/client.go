@@ -12,6 +12,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -45,9 +46,10 @@ type Signal struct {
 
 // Dial connects to the bus at address; "": the system bus.
 func Dial(address string) (*Client, error) {
-	conn, err := connect(address, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	isReply := func(m *godbus.Message) bool { return m.Type == godbus.TypeMethodReply }
+	conn, err := buslink.Connect(context.Background(), address, isReply, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
-		return nil, err
+		return nil, noBus(err)
 	}
 	c := &Client{conn: conn, signals: make(chan *godbus.Signal, 16), jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{})}
 	conn.Signal(c.signals)
@@ -59,19 +61,8 @@ func Dial(address string) (*Client, error) {
 	return c, nil
 }
 
-// connect dials the bus and says hello.
-func connect(address string, opts ...godbus.ConnOption) (*godbus.Conn, error) {
-	var conn *godbus.Conn
-	var err error
-	if address == "" {
-		conn, err = godbus.ConnectSystemBus(opts...)
-	} else {
-		conn, err = godbus.Connect(address, opts...)
-	}
-	if err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
-	}
-	return conn, nil
+func noBus(err error) error {
+	return pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
 }
 
 // Close ends the connection, and with it every process that Exec started.

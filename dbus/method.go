@@ -122,7 +122,7 @@ func (c *call) sendReply(out []any) error {
 	if c.flags&godbus.FlagNoReplyExpected != 0 {
 		return nil
 	}
-	err := c.server.link.Send(&godbus.Message{
+	err := c.server.conn.Send(&godbus.Message{
 		Type:  godbus.TypeMethodReply,
 		Flags: godbus.FlagNoReplyExpected,
 		Headers: map[godbus.HeaderField]godbus.Variant{
@@ -131,7 +131,7 @@ func (c *call) sendReply(out []any) error {
 			godbus.FieldSignature:   godbus.MakeVariant(godbus.SignatureOf(out...)),
 		},
 		Body: out,
-	})
+	}, nil).Err
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot send the answer: %w", err)
 	}

@@ -34,7 +34,6 @@ type ServerOptions struct {
 // Server puts a [Backend] on the bus.
 type Server struct {
 	conn    *godbus.Conn
-	link    *buslink.Link
 	backend Backend
 	auth    Authorizer
 	log     *slog.Logger
@@ -67,12 +66,12 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		lastExec: firstExecID - 1, idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	conn, link, err := buslink.Connect(ctx, o.Address, true, s.passFiles, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	conn, err := buslink.Connect(ctx, o.Address, s.takesFiles, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
 		s.cancel()
-		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
+		return nil, noBus(err)
 	}
-	s.conn, s.link = conn, link
+	s.conn = conn
 	if s.auth == nil {
 		s.auth = NewPolkit(conn)
 	}

@@ -79,7 +79,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 
 		sliceIdle: defaultSliceIdle,
 	}
-	conn, _, err := buslink.Connect(ctx, "", false, nil, dbus.WithSignalHandler(m.queue))
+	conn, err := buslink.Connect(ctx, "", nil, dbus.WithSignalHandler(m.queue))
 	if err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot connect to systemd over the system bus: %w", err)
 	}

@@ -2,7 +2,6 @@ package buslink
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -25,7 +24,8 @@ func decodable(message []byte) (err error) {
 
 // emptied is the call with a body that is wrong for every method, so that it is answered like any call with wrong arguments; nil: it is no call, and nobody waits for
 // an answer.
-func emptied(message []byte, order binary.ByteOrder) []byte {
+func emptied(message []byte) []byte {
+	order := byteOrder(message)
 	end := fixedHeader + uint64(order.Uint32(message[12:]))
 	if godbus.Type(message[1]) != godbus.TypeMethodCall || end > uint64(len(message)) {
 		return nil

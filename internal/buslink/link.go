@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,11 +26,11 @@ const (
 	fixedHeader = 16
 )
 
-// Link is a connection to the bus as godbus sees it: bytes to read and write, without descriptors. Messages are read as a whole, so that it is known which descriptors
+// link is a connection to the bus as godbus sees it: bytes to read and write, without descriptors. Messages are read as a whole, so that it is known which descriptors
 // came with which message.
-type Link struct {
+type link struct {
 	conn  *net.UnixConn
-	files bool // descriptors are wanted
+	wants func(*godbus.Message) bool
 	began bool // the authentication is over
 
 	// Only the goroutine that reads messages uses these.
@@ -36,27 +38,31 @@ type Link struct {
 	fds  []int  // that came with it
 
 	sending sync.Mutex
+	waiting map[uint32]withFiles // messages that godbus is about to write, by serial
 }
 
-// Connect connects to the bus at address, "" being the system bus, and says hello; ctx bounds that alone. With files, messages may carry descriptors: intercept gets each message, on the
-// goroutine that reads, and with [Link.Files] what came with it; all that it does not ask for is closed. Without files the bus keeps them back. intercept may be nil.
-func Connect(ctx context.Context, address string, files bool, intercept func(*Link, *godbus.Message), opts ...godbus.ConnOption) (*godbus.Conn, *Link, error) {
+// withFiles is an encoded message and the descriptors that go with it.
+type withFiles struct {
+	data []byte
+	fds  []int
+}
+
+// Connect connects to the bus at address, "" being the system bus, and says hello; ctx bounds that alone. wants says of a message, on the goroutine that reads, whether
+// it may bring descriptors: then those that its arguments name are in its body. All others are closed. A nil wants wants none.
+func Connect(ctx context.Context, address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (*godbus.Conn, error) {
 	socket, err := dial(address)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	l := &Link{conn: socket, files: files}
-	if intercept != nil {
-		opts = append(opts, godbus.WithIncomingInterceptor(func(m *godbus.Message) { intercept(l, m) }))
-	}
-	conn, err := godbus.NewConn(l, opts...)
+	l := &link{conn: socket, wants: wants, waiting: make(map[uint32]withFiles)}
+	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
 	if err != nil {
 		_ = socket.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	// The user's number, not the name: no look-up of names.
-	err = conn.Auth([]godbus.Auth{godbus.AuthExternal(fmt.Sprint(os.Getuid()))})
+	err = conn.Auth([]godbus.Auth{godbus.AuthExternal(strconv.Itoa(os.Getuid()))})
 	if err == nil {
 		err = conn.Hello()
 	}
@@ -65,9 +71,9 @@ func Connect(ctx context.Context, address string, files bool, intercept func(*Li
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return conn, l, nil
+	return conn, nil
 }
 
 // dial connects to the first address of a list (D-Bus specification, "Server Addresses") that is there.
@@ -110,7 +116,7 @@ func socketPath(address string) (string, error) {
 }
 
 // Read implements [io.Reader] for godbus.
-func (l *Link) Read(p []byte) (int, error) {
+func (l *link) Read(p []byte) (int, error) {
 	if !l.began {
 		return l.conn.Read(p)
 	}
@@ -127,16 +133,16 @@ func (l *Link) Read(p []byte) (int, error) {
 }
 
 // next reads a message. There is none in rest afterwards if godbus could not take it.
-func (l *Link) next() error {
+func (l *link) next() error {
 	l.closeFiles()
-	message, order, err := l.receive()
+	message, err := l.receive()
 	if err != nil {
 		l.closeFiles()
 		return err
 	}
 	if decodable(message) != nil {
 		l.closeFiles()
-		if message = emptied(message, order); decodable(message) != nil {
+		if message = emptied(message); decodable(message) != nil {
 			message = nil
 		}
 	}
@@ -145,29 +151,34 @@ func (l *Link) next() error {
 }
 
 // receive reads a whole message and its descriptors: those that come while it is read are its own (D-Bus specification, UNIX_FDS; unix(7)).
-func (l *Link) receive() (message []byte, order binary.ByteOrder, err error) {
+func (l *link) receive() ([]byte, error) {
 	b := bytes.NewBuffer(make([]byte, 0, fixedHeader))
 	if _, err := io.CopyN(b, receiver{l}, fixedHeader); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	order = binary.LittleEndian
-	if b.Bytes()[0] == 'B' {
-		order = binary.BigEndian
-	}
+	order := byteOrder(b.Bytes())
 	body, fields := uint64(order.Uint32(b.Bytes()[4:])), uint64(order.Uint32(b.Bytes()[12:]))
 	rest := (fields+7)/8*8 + body
 	if rest > maxMessage {
-		return nil, nil, fmt.Errorf("a message of %d bytes came from the bus", rest)
+		return nil, fmt.Errorf("a message of %d bytes came from the bus", rest)
 	}
 	// The buffer grows with what comes: a length alone takes no memory.
 	if _, err := io.CopyN(b, receiver{l}, int64(rest)); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return b.Bytes(), order, nil
+	return b.Bytes(), nil
+}
+
+// byteOrder is that of a message.
+func byteOrder(message []byte) binary.ByteOrder {
+	if message[0] == 'B' {
+		return binary.BigEndian
+	}
+	return binary.LittleEndian
 }
 
 // receiver reads from the socket and keeps the descriptors that come.
-type receiver struct{ l *Link }
+type receiver struct{ l *link }
 
 func (r receiver) Read(p []byte) (int, error) {
 	var space [2048]byte // the kernel passes 253 descriptors at most (SCM_MAX_FD)
@@ -186,37 +197,82 @@ func (r receiver) Read(p []byte) (int, error) {
 	return max(n, 0), err
 }
 
-// Files returns the descriptors that came with the message that is being intercepted: they are the caller's now. It returns them once.
-func (l *Link) Files() []int {
-	fds := l.fds
-	l.fds = nil
-	return fds
+// incoming puts the descriptors that the arguments name in the place of their numbers, and closes all others: those of messages that nobody wants, those that are
+// hidden in an array or a variant, and those that no argument names. It runs after godbus has read the message, on the same goroutine.
+func (l *link) incoming(m *godbus.Message) {
+	if len(l.fds) == 0 {
+		return
+	}
+	if l.wants != nil && l.wants(m) {
+		taken := make(map[int]bool)
+		for i, v := range m.Body {
+			if n, ok := v.(godbus.UnixFDIndex); ok && int(n) < len(l.fds) {
+				fd := l.fds[n]
+				m.Body[i], taken[fd] = godbus.UnixFD(fd), true
+			}
+		}
+		l.fds = slices.DeleteFunc(l.fds, func(fd int) bool { return taken[fd] })
+	}
+	l.closeFiles()
 }
 
-func (l *Link) closeFiles() {
-	for _, fd := range l.Files() {
+func (l *link) closeFiles() {
+	for _, fd := range l.fds {
 		_ = syscall.Close(fd)
 	}
+	l.fds = nil
+}
+
+// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it takes for one without: it writes an empty one in its place, which
+// Write replaces.
+func (l *link) outgoing(m *godbus.Message) {
+	n, err := m.CountFds()
+	if err != nil || n == 0 {
+		return // godbus tells of the error
+	}
+	m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(n))
+	var b bytes.Buffer
+	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
+	if err != nil {
+		return
+	}
+	m.Body = nil
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	l.waiting[m.Serial()] = withFiles{b.Bytes(), fds}
 }
 
 // Write implements [io.Writer] for godbus, which writes a whole line or message at a time.
-func (l *Link) Write(p []byte) (int, error) {
+func (l *link) Write(p []byte) (int, error) {
 	l.sending.Lock()
 	defer l.sending.Unlock()
-	if !l.began && bytes.Equal(p, []byte("BEGIN\r\n")) {
-		if err := l.negotiate(); err != nil {
-			return 0, err
+	if !l.began {
+		if bytes.Equal(p, []byte("BEGIN\r\n")) {
+			if err := l.negotiate(); err != nil {
+				return 0, err
+			}
+			l.began = true
 		}
-		l.began = true
+		return l.conn.Write(p)
 	}
-	return l.conn.Write(p)
+	serial := byteOrder(p).Uint32(p[8:]) // D-Bus specification, "Message Format"
+	m, ok := l.waiting[serial]
+	if !ok {
+		return l.conn.Write(p)
+	}
+	delete(l.waiting, serial)
+	n, _, err := l.conn.WriteMsgUnix(m.data, syscall.UnixRights(m.fds...), nil)
+	if err == nil && n < len(m.data) { // the descriptors are on their way with the first byte
+		_, err = l.conn.Write(m.data[n:])
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // negotiate asks the bus to pass descriptors.
-func (l *Link) negotiate() error {
-	if !l.files {
-		return nil
-	}
+func (l *link) negotiate() error {
 	if _, err := l.conn.Write([]byte("NEGOTIATE_UNIX_FD\r\n")); err != nil {
 		return err
 	}
@@ -234,28 +290,5 @@ func (l *Link) negotiate() error {
 	return nil
 }
 
-// Send sends a message that expects no answer, with the descriptors in its body, which can be closed then.
-func (l *Link) Send(m *godbus.Message) error {
-	if n, err := m.CountFds(); err != nil {
-		return err
-	} else if n > 0 {
-		m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(n))
-	}
-	var b bytes.Buffer
-	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
-	if err != nil {
-		return err
-	}
-	// The serial: any but 0, which godbus has left there, is right for what nobody answers.
-	binary.LittleEndian.PutUint32(b.Bytes()[8:], 1)
-	l.sending.Lock()
-	defer l.sending.Unlock()
-	n, _, err := l.conn.WriteMsgUnix(b.Bytes(), syscall.UnixRights(fds...), nil)
-	if err == nil && n < b.Len() { // the descriptors are on their way with the first byte
-		_, err = l.conn.Write(b.Bytes()[n:])
-	}
-	return err
-}
-
 // Close implements [io.Closer] for godbus.
-func (l *Link) Close() error { return l.conn.Close() }
+func (l *link) Close() error { return l.conn.Close() }
