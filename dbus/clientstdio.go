@@ -24,16 +24,19 @@ type clientStdio struct {
 type clientOutput struct{ read, to *os.File }
 
 // newClientStdio makes the pipes. A nil file is nothing to read, or output that is dropped.
-func newClientStdio(p runtime.Process) (s *clientStdio, err error) {
-	s = &clientStdio{stdin: p.Stdin, input: make(chan error, 1)}
-	defer func() {
-		if err != nil {
-			s.close()
-			err = pod.Errorf(pod.Exhausted, "cannot make a pipe: %w", err)
-		}
-	}()
+func newClientStdio(p runtime.Process) (*clientStdio, error) {
+	s := &clientStdio{stdin: p.Stdin, input: make(chan error, 1)}
+	if err := s.open(p); err != nil {
+		s.close()
+		return nil, noPipe(err)
+	}
+	s.failed = make(chan error, len(s.outs))
+	return s, nil
+}
+
+func (s *clientStdio) open(p runtime.Process) (err error) {
 	if s.passed[0], s.write, err = os.Pipe(); err != nil {
-		return nil, err
+		return err
 	}
 	for i, to := range []*os.File{p.Stdout, p.Stderr} {
 		if i == 1 && sameFile(p.Stdout, p.Stderr) { // lines of both stay in their order
@@ -42,12 +45,11 @@ func newClientStdio(p runtime.Process) (s *clientStdio, err error) {
 		}
 		read, write, err := os.Pipe()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s.passed[1+i], s.outs = write, append(s.outs, clientOutput{read, to})
 	}
-	s.failed = make(chan error, len(s.outs))
-	return s, nil
+	return nil
 }
 
 func sameFile(a, b *os.File) bool {

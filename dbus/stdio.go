@@ -32,20 +32,28 @@ type stdio struct {
 type output struct{ fromProcess, out *os.File }
 
 // newStdio takes over files, a client's standard input, output and error, and begins to copy. Invalid: one of them is no pipe.
-func newStdio(files []*os.File) (s *stdio, err error) {
+func newStdio(files []*os.File) (*stdio, error) {
 	defer closeAll(files)
-	s = &stdio{}
-	defer func() {
-		if err != nil {
-			s.abort()
+	s := &stdio{}
+	if err := s.open(files); err != nil {
+		closeAll(s.process[:])
+		closeAll([]*os.File{s.in, s.toProcess})
+		for _, o := range s.outputs {
+			closeAll([]*os.File{o.fromProcess, o.out})
 		}
-	}()
-	if s.in, err = ownEnd(files[0], os.O_RDONLY, "standard input"); err != nil {
 		return nil, err
+	}
+	s.start()
+	return s, nil
+}
+
+func (s *stdio) open(files []*os.File) (err error) {
+	if s.in, err = ownEnd(files[0], os.O_RDONLY, "standard input"); err != nil {
+		return err
 	}
 	if s.in != nil {
 		if s.process[0], s.toProcess, err = os.Pipe(); err != nil {
-			return nil, noPipe(err)
+			return noPipe(err)
 		}
 	}
 	for i, what := range []string{"standard output", "standard error"} {
@@ -54,11 +62,10 @@ func newStdio(files []*os.File) (s *stdio, err error) {
 			break
 		}
 		if s.process[1+i], err = s.addOutput(files[1+i], what); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	s.start()
-	return s, nil
+	return nil
 }
 
 // addOutput makes a way out to a client's file, and returns the process's end.
@@ -119,15 +126,6 @@ func (s *stdio) finish(ctx context.Context) {
 	stop()
 	for _, o := range s.outputs {
 		_ = o.out.Close()
-	}
-}
-
-// abort closes everything of a stdio that has not begun.
-func (s *stdio) abort() {
-	closeAll(s.process[:])
-	closeAll([]*os.File{s.in, s.toProcess})
-	for _, o := range s.outputs {
-		closeAll([]*os.File{o.fromProcess, o.out})
 	}
 }
 
