@@ -4,13 +4,12 @@ import (
 	"context"
 	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 
-	"github.com/magikrun/magikpod/internal/busgate"
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -65,12 +64,7 @@ func (u *user) root() bool { return u.id == 0 || u.id == uint32(os.Getuid()) }
 // peer is a client. Its calls are parked until its user is known.
 type peer struct {
 	user   *user
-	parked []parkedCall
-}
-
-type parkedCall struct {
-	relay   *busgate.Relay
-	message *busgate.Message
+	parked []*buslink.Message
 }
 
 // ticket is a call that was let in.
@@ -84,7 +78,7 @@ type ticketKey struct {
 	serial uint32
 }
 
-// gate decides which messages the server reads at all: [busgate.Gate].
+// gate decides which messages the server reads at all: [buslink.Gate].
 type gate struct {
 	server *Server
 	ask    func(sender string) (uint32, error) // the bus, on a connection of its own
@@ -116,8 +110,8 @@ func newGate(s *Server) *gate {
 	return g
 }
 
-// Screen implements [busgate.Gate].
-func (g *gate) Screen(h *busgate.Head) bool {
+// Screen implements [buslink.Gate].
+func (g *gate) Screen(h *buslink.Head) bool {
 	switch h.Type {
 	case godbus.TypeSignal: // anyone can send them to anyone
 		return h.Sender == busDriver && h.BodyBytes <= maxAnswer
@@ -143,7 +137,7 @@ func (g *gate) Screen(h *busgate.Head) bool {
 }
 
 // wait returns when there is room for the call's body; an error when there will be none.
-func (g *gate) wait(h *busgate.Head) error {
+func (g *gate) wait(h *buslink.Head) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	bytes := int(h.BodyBytes)
@@ -182,18 +176,20 @@ func (g *gate) fits(u *user, bytes int) error {
 	return nil
 }
 
-// Deliver implements [busgate.Gate].
-func (g *gate) Deliver(r *busgate.Relay, m *busgate.Message) {
+// Deliver implements [buslink.Gate].
+func (g *gate) Deliver(m *buslink.Message) {
 	if m.Type != godbus.TypeMethodCall {
-		r.Forward(m)
-		return
-	}
-	if strings.Contains(m.Signature, "v") {
-		if err := m.Check(); err != nil {
+		if m.Broken != nil {
 			m.Close()
-			g.refuse(&m.Head, pod.Errorf(pod.Invalid, "cannot call %s: its arguments cannot be read: %w", m.Member, err))
 			return
 		}
+		m.Forward()
+		return
+	}
+	if m.Broken != nil {
+		m.Close()
+		g.refuse(&m.Head, pod.Errorf(pod.Invalid, "cannot call %s: its arguments cannot be read: %w", m.Member, m.Broken))
+		return
 	}
 	g.mu.Lock()
 	p := g.peers[m.Sender]
@@ -202,12 +198,12 @@ func (g *gate) Deliver(r *busgate.Relay, m *busgate.Message) {
 		g.mu.Unlock()
 		m.Close()
 	case p.user == nil:
-		p.parked = append(p.parked, parkedCall{r, m})
+		p.parked = append(p.parked, m)
 		g.parked += int(m.BodyBytes)
 		g.waiting++
 		g.mu.Unlock()
 	default:
-		err := g.admit(r, m, p.user)
+		err := g.admit(m, p.user)
 		g.mu.Unlock()
 		if err != nil {
 			g.refuse(&m.Head, err)
@@ -216,7 +212,7 @@ func (g *gate) Deliver(r *busgate.Relay, m *busgate.Message) {
 }
 
 // admit lets a call in, or closes it; g.mu is held.
-func (g *gate) admit(r *busgate.Relay, m *busgate.Message, u *user) error {
+func (g *gate) admit(m *buslink.Message, u *user) error {
 	bytes := int(m.BodyBytes)
 	if err := g.fits(u, bytes); err != nil {
 		m.Close()
@@ -229,14 +225,14 @@ func (g *gate) admit(r *busgate.Relay, m *busgate.Message, u *user) error {
 	key := ticketKey{m.Sender, m.Serial}
 	g.tickets[key] = append(g.tickets[key], &ticket{u, bytes})
 	g.running++
-	r.Forward(m)
+	m.Forward()
 	return nil
 }
 
 // identify asks the bus for the user of a client, and lets its parked calls in.
 func (g *gate) identify(sender string) {
 	id, err := g.ask(sender)
-	var refused []*busgate.Message
+	var refused []*buslink.Message
 	g.mu.Lock()
 	p := g.peers[sender]
 	if p == nil {
@@ -255,18 +251,16 @@ func (g *gate) identify(sender string) {
 			g.users[id] = p.user
 		}
 	}
-	for _, c := range parked {
-		g.parked -= int(c.message.BodyBytes)
+	for _, m := range parked {
+		g.parked -= int(m.BodyBytes)
 		g.waiting--
-		why := err
-		if why != nil {
-			c.message.Close()
+		if err == nil {
+			err = g.admit(m, p.user)
 		} else {
-			why = g.admit(c.relay, c.message, p.user)
+			m.Close()
 		}
-		if why != nil {
-			refused = append(refused, c.message)
-			err = why
+		if err != nil { // for what came later, too
+			refused = append(refused, m)
 		}
 	}
 	g.room.Broadcast()
@@ -302,10 +296,10 @@ func (g *gate) gone(sender string) {
 	if p == nil {
 		return
 	}
-	for _, c := range p.parked {
-		g.parked -= int(c.message.BodyBytes)
+	for _, m := range p.parked {
+		g.parked -= int(m.BodyBytes)
 		g.waiting--
-		c.message.Close()
+		m.Close()
 	}
 	delete(g.peers, sender)
 	g.room.Broadcast()
@@ -410,7 +404,7 @@ func (g *gate) work(ctx context.Context, u *user) (done func(), err error) {
 }
 
 // refuse answers a call that is not let in.
-func (g *gate) refuse(h *busgate.Head, err error) {
+func (g *gate) refuse(h *buslink.Head, err error) {
 	g.mu.Lock()
 	g.spend(callCost)
 	g.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
 	"github.com/magikrun/magikpod/pod"
@@ -124,22 +125,34 @@ func TestCallsOfOneUserAreBounded(t *testing.T) {
 	}
 }
 
+// counting is a gate that counts the bytes of the bodies that were read.
+type counting struct {
+	*gate
+	bytes atomic.Int64
+}
+
+func (c *counting) Deliver(m *buslink.Message) {
+	c.bytes.Add(int64(m.BodyBytes))
+	c.gate.Deliver(m)
+}
+
 // TestTooLongIsNotRead: what no method takes reaches neither the decoder nor a goroutine of its own.
 func TestTooLongIsNotRead(t *testing.T) {
 	address := bustest.Start(t)
 	s := &Server{ctx: t.Context(), backend: fakepods.New(), auth: rule{}, watches: make(map[string]*watch), log: slog.New(slog.DiscardHandler)}
 	s.gate = newGate(s)
-	var decoded atomic.Int64
-	if err := s.connect(address, godbus.WithIncomingInterceptor(func(msg *godbus.Message) {
-		for _, v := range msg.Body {
-			if text, ok := v.(string); ok {
-				decoded.Add(int64(len(text)))
-			}
-		}
-	})); err != nil {
+	read := &counting{gate: s.gate}
+	oracle, err := buslink.Connect(t.Context(), address, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _, _ = s.conn.Close(), s.oracle.Close() }()
+	defer func() { _ = oracle.Close() }()
+	s.gate.ask = func(sender string) (uint32, error) { return askUser(t.Context(), oracle, sender) }
+	if s.conn, err = buslink.ConnectThrough(t.Context(), address, read, s.takesFiles, godbus.WithHandler(objects{s})); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.conn.Close() }()
+	s.out.Store(s.conn)
 	if err := s.own(); err != nil {
 		t.Fatal(err)
 	}
@@ -171,8 +184,8 @@ func TestTooLongIsNotRead(t *testing.T) {
 	if err := other.Object(BusName, ManagerPath).Call(ManagerInterface+".GetHostInfo", 0).Err; err != nil {
 		t.Error(err)
 	}
-	if n := decoded.Load(); n > 64<<10 {
-		t.Errorf("%d bytes were decoded", n)
+	if n := read.bytes.Load(); n > 64<<10 {
+		t.Errorf("%d bytes were read", n)
 	}
 }
 
@@ -268,7 +281,7 @@ func TestValidationEndsWithItsCaller(t *testing.T) {
 		}
 	}
 	until(t, "one validation of the others", func() bool { return backend.running.Load() == 1 })
-	root, err := connect(address)
+	root, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +303,7 @@ func TestValidationEndsWithItsCaller(t *testing.T) {
 func TestPolkitIsAskedLittle(t *testing.T) {
 	address := bustest.Start(t)
 	a := &crowd{}
-	authority, err := connect(address)
+	authority, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

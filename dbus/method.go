@@ -45,7 +45,6 @@ type call struct {
 	body   []any
 	files  []*os.File // of the arguments of type h, in their order; closed when the call ends unless taken
 	sent   []*os.File // what the reply hands over
-	conn   *godbus.Conn
 	msg    *godbus.Message
 }
 
@@ -78,7 +77,7 @@ func (m boundMethod) ArgumentValue(int) any { return nil }
 func (m boundMethod) ReturnValue(int) any   { return nil }
 
 // DecodeArguments checks the signature of the call and takes its file descriptors over.
-func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
+func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
 	t := m.server.gate.take(sender, msg.Serial())
 	files, err := takeFiles(body)
 	sig, _ := msg.Headers[godbus.FieldSignature].Value().(godbus.Signature)
@@ -86,8 +85,10 @@ func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godb
 	case err != nil:
 	case t == nil:
 		err = pod.Errorf(pod.Internal, "cannot take the call: it was not let in")
-	case sig.String() != m.method.in || len(files) != strings.Count(m.method.in, "h"):
+	case sig.String() != m.method.in:
 		err = m.method.wrongArguments(sig.String())
+	case len(files) < strings.Count(m.method.in, "h"):
+		err = pod.Errorf(pod.Invalid, "cannot call %s: a descriptor that an argument names has not come", m.method.name)
 	}
 	if err != nil {
 		closeAll(files)
@@ -96,7 +97,7 @@ func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godb
 	}
 	return []any{&call{
 		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
-		sender: sender, ticket: t, flags: msg.Flags, body: body, files: files, conn: conn, msg: msg,
+		sender: sender, ticket: t, flags: msg.Flags, body: body, files: files, msg: msg,
 	}}, nil
 }
 
@@ -163,7 +164,7 @@ func (c *call) sendReply(out []any) error {
 	if c.flags&godbus.FlagNoReplyExpected != 0 {
 		return nil
 	}
-	err := c.conn.Send(&godbus.Message{
+	err := c.server.conn.Send(&godbus.Message{
 		Type:  godbus.TypeMethodReply,
 		Flags: godbus.FlagNoReplyExpected,
 		Headers: map[godbus.HeaderField]godbus.Variant{

@@ -8,6 +8,7 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/internal/bustest"
 )
 
@@ -36,12 +37,12 @@ func (a *authority) CheckAuthorization(who subject, action string, details map[s
 
 func TestPolkit(t *testing.T) {
 	address := bustest.Start(t)
-	daemon, err := connect(address)
+	daemon, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = daemon.Close() }()
-	other, err := connect(address)
+	other, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,7 @@ func TestPolkit(t *testing.T) {
 	}
 
 	a := &authority{t: t, reply: answer{Authorised: true, Details: map[string]string{}}}
-	server, err := connect(address)
+	server, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

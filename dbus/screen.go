@@ -7,25 +7,26 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
-	"github.com/magikrun/magikpod/internal/busgate"
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/pod"
 )
 
 const peerInterface = "org.freedesktop.DBus.Peer"
 
 // connect makes the server's two connections, both behind a gate. opts are of the one that is called.
-func (s *Server) connect(address string, opts ...godbus.ConnOption) error {
-	oracle, err := busgate.Connect(address, driverOnly{}, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+func (s *Server) connect(ctx context.Context, address string, opts ...godbus.ConnOption) error {
+	signals := godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
+	oracle, err := buslink.ConnectThrough(ctx, address, driverOnly{}, nil, signals)
 	if err != nil {
-		return pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
+		return noBus(err)
 	}
 	s.oracle = oracle
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(s.ctx, oracle, sender) }
-	conn, err := busgate.Connect(address, s.gate, append(opts, godbus.WithHandler(objects{s}),
-		godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))...)
+	signals = godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
+	conn, err := buslink.ConnectThrough(ctx, address, s.gate, s.takesFiles, append(opts, godbus.WithHandler(objects{s}), signals)...)
 	if err != nil {
 		_ = oracle.Close()
-		return pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
+		return noBus(err)
 	}
 	s.conn = conn
 	s.out.Store(conn)
@@ -35,13 +36,19 @@ func (s *Server) connect(address string, opts ...godbus.ConnOption) error {
 // driverOnly lets in what the bus itself says, and nothing else.
 type driverOnly struct{}
 
-// Screen implements [busgate.Gate].
-func (driverOnly) Screen(h *busgate.Head) bool {
+// Screen implements [buslink.Gate].
+func (driverOnly) Screen(h *buslink.Head) bool {
 	return h.Sender == busDriver && h.BodyBytes <= maxAnswer
 }
 
-// Deliver implements [busgate.Gate].
-func (driverOnly) Deliver(r *busgate.Relay, m *busgate.Message) { r.Forward(m) }
+// Deliver implements [buslink.Gate].
+func (driverOnly) Deliver(m *buslink.Message) {
+	if m.Broken != nil {
+		m.Close()
+		return
+	}
+	m.Forward()
+}
 
 // askUser asks the bus for the user of a client. A unique name is one connection of one user for ever.
 func askUser(ctx context.Context, conn *godbus.Conn, sender string) (uid uint32, err error) {
@@ -60,7 +67,7 @@ func (s *Server) knownUser(ctx context.Context, sender string) (uint32, error) {
 }
 
 // acceptable says why a call cannot be answered, by its head alone: what it calls is not there, or takes other or shorter arguments.
-func (s *Server) acceptable(h *busgate.Head) error {
+func (s *Server) acceptable(h *buslink.Head) error {
 	o, _ := objects{s}.LookupObject(h.Path)
 	i, ok := o.LookupInterface(h.Interface)
 	if !ok {
@@ -71,7 +78,7 @@ func (s *Server) acceptable(h *busgate.Head) error {
 		return godbus.MakeUnknownMethodError(h.Member)
 	}
 	m := found.(boundMethod).method
-	if h.Signature != m.in || int(h.Files) != strings.Count(m.in, "h") {
+	if h.Signature != m.in {
 		return m.wrongArguments(h.Signature)
 	}
 	if limit := m.limit(); int(h.BodyBytes) > limit {
@@ -81,7 +88,7 @@ func (s *Server) acceptable(h *busgate.Head) error {
 }
 
 // answerPeer answers org.freedesktop.DBus.Peer, which every object has.
-func (s *Server) answerPeer(h *busgate.Head) {
+func (s *Server) answerPeer(h *buslink.Head) {
 	if h.NoReply() {
 		return
 	}
@@ -101,7 +108,7 @@ func (s *Server) answerPeer(h *busgate.Head) {
 }
 
 // send answers a call that godbus never sees.
-func (s *Server) send(h *busgate.Head, kind godbus.Type, headers map[godbus.HeaderField]godbus.Variant, body ...any) {
+func (s *Server) send(h *buslink.Head, kind godbus.Type, headers map[godbus.HeaderField]godbus.Variant, body ...any) {
 	conn := s.out.Load()
 	if conn == nil {
 		return // nobody knows us yet

@@ -67,9 +67,9 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.gate = newGate(s)
-	if err := s.connect(o.Address, godbus.WithIncomingInterceptor(s.refuseStrayFiles)); err != nil {
+	if err := s.connect(ctx, o.Address); err != nil {
 		s.cancel()
-		return nil, err
+		return nil, noBus(err)
 	}
 	if s.auth == nil {
 		polkit := NewPolkit(s.conn)
@@ -88,21 +88,6 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		return nil, err
 	}
 	return s, nil
-}
-
-// connect dials the bus and says hello.
-func connect(address string, opts ...godbus.ConnOption) (*godbus.Conn, error) {
-	var conn *godbus.Conn
-	var err error
-	if address == "" {
-		conn, err = godbus.ConnectSystemBus(opts...)
-	} else {
-		conn, err = godbus.Connect(address, opts...)
-	}
-	if err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
-	}
-	return conn, nil
 }
 
 // own takes the bus name.

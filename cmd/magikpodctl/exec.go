@@ -38,13 +38,9 @@ func execCommand(a *app) *cobra.Command {
 			}
 			p := runtime.Process{Args: args[words:], Env: env, WorkingDir: dir, User: user, TTY: tty, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 			if !stdin {
-				null, err := os.Open(os.DevNull)
-				if err != nil {
-					return pod.Errorf(pod.Internal, "cannot exec: %w", err)
-				}
-				defer func() { _ = null.Close() }()
-				p.Stdin = null
+				p.Stdin = nil
 			}
+			signal.Ignore(syscall.SIGPIPE) // that nobody reads our output is the command's business
 			ctx := cmd.Context()
 			var size runtime.WinSize
 			if tty {

@@ -1,21 +1,27 @@
-package busgate
+package buslink
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
 	godbus "github.com/godbus/dbus/v5"
-	"golang.org/x/sys/unix"
 )
 
 const (
-	fixedBytes = 16       // of each message; the last four are the length of the header fields
 	maxFields  = 64 << 10 // bytes of header fields; those of an honest message have some 200
-	maxFiles   = 16       // descriptors of one message
 	knownFlags = byte(godbus.FlagNoReplyExpected | godbus.FlagNoAutoStart | godbus.FlagAllowInteractiveAuthorization)
 )
+
+// Gate decides about each message that comes from the bus. Both methods are called from one goroutine, in the order of the messages; while one of them waits,
+// nothing comes in, answers included.
+type Gate interface {
+	// Screen says whether the body is wanted at all. One that is not is read and thrown away, a piece at a time: godbus decodes up to 128 MiB in one
+	// goroutine, and starts another one for each call.
+	Screen(h *Head) bool
+	// Deliver gets a wanted message and forwards it, now or later, or closes it.
+	Deliver(m *Message)
+}
 
 // Head is what a message says before its body (D-Bus specification, "Message Format"). The bus has checked its form, and set Sender.
 type Head struct {
@@ -33,32 +39,57 @@ type Head struct {
 // NoReply says whether the caller wants no answer.
 func (h *Head) NoReply() bool { return h.Flags&godbus.FlagNoReplyExpected != 0 }
 
-// Message is a whole message that has not been decoded.
+// Message is a whole message that godbus has not seen.
 type Message struct {
 	Head
-	bytes []byte
-	files []int
+	Broken error // why godbus cannot decode it; such a message must not be forwarded
+
+	link *link
+	data []byte
+	fds  []int
 }
 
-// Close drops a message that is not forwarded.
-func (m *Message) Close() { closeFiles(m.files); m.files = nil }
-
-func closeFiles(files []int) {
-	for _, fd := range files {
-		_ = unix.Close(fd)
+// Forward hands a message to godbus. It may be called from any goroutine; messages are handed over in the order of the calls.
+func (m *Message) Forward() {
+	select {
+	case m.link.ready <- m:
+	case <-m.link.done:
+		m.Close()
 	}
 }
 
-// Check decodes a message to see whether godbus can: what it cannot decode ends its connection. To be called where the signature has a variant: all else
-// is bounded by the signature, and the bus has checked it.
-func (m *Message) Check() (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%v", p)
-		}
-	}()
-	_, err = godbus.DecodeMessage(bytes.NewReader(m.bytes))
-	return err
+// Close drops a message that is not forwarded.
+func (m *Message) Close() {
+	closeFiles(m.fds)
+	m.fds = nil
+}
+
+// small lets in what an honest bus sends to one who serves nothing: answers, and short signals.
+type small struct{}
+
+const (
+	maxSignal = 256 << 10
+	maxCall   = 4 << 10
+)
+
+// Screen implements [Gate].
+func (small) Screen(h *Head) bool {
+	switch h.Type {
+	case godbus.TypeSignal:
+		return h.BodyBytes <= maxSignal
+	case godbus.TypeMethodCall:
+		return h.BodyBytes <= maxCall
+	}
+	return true
+}
+
+// Deliver implements [Gate].
+func (small) Deliver(m *Message) {
+	if m.Broken != nil {
+		m.Close()
+		return
+	}
+	m.Forward()
 }
 
 var errHead = errors.New("the head of the message is broken")
@@ -76,10 +107,9 @@ func parseFixed(b []byte) (h Head, order binary.ByteOrder, fields int, err error
 	// Unknown flags must be ignored, says the specification; godbus drops such a message.
 	b[2] &= knownFlags
 	h = Head{Type: godbus.Type(b[1]), Flags: godbus.Flags(b[2]), BodyBytes: order.Uint32(b[4:]), Serial: order.Uint32(b[8:])}
-	n := uint64(order.Uint32(b[12:]))
-	n = (n + 7) &^ 7
-	if n+uint64(h.BodyBytes) > 1<<27 { // the specification's limit of a message
-		return h, nil, 0, errHead
+	n := (uint64(order.Uint32(b[12:])) + 7) &^ 7
+	if n+uint64(h.BodyBytes) > maxMessage {
+		return h, nil, 0, fmt.Errorf("a message of %d bytes came from the bus", n+uint64(h.BodyBytes))
 	}
 	return h, order, int(n), nil
 }
