@@ -193,8 +193,9 @@ func (l *link) receive(in *receiver) error {
 	if h.parseFields(data[fixedHeader:], order, length) != nil || !l.gate.Screen(&h) {
 		return discard(in, int(h.BodyBytes))
 	}
-	// The buffer grows with what comes: a length alone takes no memory.
+	// A long buffer grows with what comes: a length alone takes no memory.
 	b := bytes.NewBuffer(data)
+	b.Grow(int(min(h.BodyBytes, 1<<20)) + bytes.MinRead)
 	if _, err := io.CopyN(b, in, int64(h.BodyBytes)); err != nil {
 		return err
 	}
@@ -204,9 +205,18 @@ func (l *link) receive(in *receiver) error {
 	return nil
 }
 
-func discard(in io.Reader, n int) error {
-	_, err := io.CopyN(io.Discard, in, int64(n))
-	return err
+// discard reads in large pieces: who has been called with much waits for it.
+func discard(in *receiver, n int) error {
+	if in.scratch == nil {
+		in.scratch = make([]byte, 256<<10)
+	}
+	for n > 0 {
+		got, err := in.Read(in.scratch[:min(n, len(in.scratch))])
+		if n -= got; err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // byteOrder is that of a message.
@@ -219,8 +229,9 @@ func byteOrder(message []byte) binary.ByteOrder {
 
 // receiver reads from the socket and keeps the descriptors that come.
 type receiver struct {
-	conn *net.UnixConn
-	fds  []int
+	conn    *net.UnixConn
+	fds     []int
+	scratch []byte
 }
 
 func (r *receiver) Read(p []byte) (int, error) {
