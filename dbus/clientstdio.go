@@ -119,3 +119,39 @@ func (s *clientStdio) close() {
 		_ = o.read.Close()
 	}
 }
+
+// lend has send pass f to the daemon if it is a regular file, and a pipe in its place, from which or to which it copies, if it is anything else. mode says what the
+// daemon does with it.
+func lend(f *os.File, mode int, send func(*os.File) error) error {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		return send(f)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		return noPipe(err)
+	}
+	passed, ours, from, to := read, write, f, write
+	if mode == os.O_WRONLY {
+		passed, ours, from, to = write, read, read, f
+	}
+	copied := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(to, from)
+		copied <- err // before the daemon learns of the end
+		_ = ours.Close()
+	}()
+	err = send(passed)
+	_ = passed.Close()
+	if mode == os.O_WRONLY && err == nil {
+		copied <- <-copied // all of it
+	}
+	var failed error
+	select {
+	case failed = <-copied:
+	default: // it waits for what nobody wants any more
+	}
+	if failed != nil && !errors.Is(failed, syscall.EPIPE) {
+		return pod.Errorf(pod.Internal, "cannot pass the archive on: %w", failed)
+	}
+	return err
+}
