@@ -37,7 +37,7 @@ const (
 	burstTime  = 2 * time.Second
 	burstBytes = 4 << 20
 	callCost   = 16 << 10 // of any call, refused ones too
-	heavyCost  = 2 << 20
+	heavyCost  = 64 // times the bytes of its arguments, of a manifest's reading
 )
 
 const busDriver = "org.freedesktop.DBus"
@@ -104,7 +104,7 @@ type gate struct {
 func newGate(s *Server) *gate {
 	g := &gate{
 		server: s, peers: make(map[string]*peer), users: make(map[uint32]*user), tickets: make(map[ticketKey][]*ticket), idleSince: time.Now(),
-		heavyRoot: make(chan struct{}, 2), heavyOthers: make(chan struct{}, 1),
+		heavyRoot: make(chan struct{}, 8), heavyOthers: make(chan struct{}, 1),
 	}
 	g.room = sync.NewCond(&g.mu)
 	return g

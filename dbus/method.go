@@ -106,7 +106,7 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 	c := args[0].(*call)
 	cost := callCost
 	if m.method.heavy {
-		cost = heavyCost
+		cost += heavyCost * c.ticket.bytes
 	}
 	defer m.server.gate.leave(c.ticket, cost)
 	defer func() {
@@ -143,15 +143,17 @@ func (c *call) answer() error {
 	return c.sendReply(out)
 }
 
-// heavy answers when it is the caller's turn, unless the caller leaves the bus before.
+// heavy answers when it is the caller's turn. What only tells something ends when its caller leaves the bus; a pod is run although nobody waits for it.
 func (c *call) heavy() error {
-	ctx, release, err := c.server.whileThere(c.ctx, c.sender)
-	if err != nil {
-		return err
+	if c.method.action == ActionRead {
+		ctx, release, err := c.server.whileThere(c.ctx, c.sender)
+		if err != nil {
+			return err
+		}
+		defer release()
+		c.ctx = ctx
 	}
-	defer release()
-	c.ctx = ctx
-	done, err := c.server.gate.work(ctx, c.ticket.user)
+	done, err := c.server.gate.work(c.ctx, c.ticket.user)
 	if err != nil {
 		return err
 	}
