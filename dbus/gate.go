@@ -37,7 +37,7 @@ const (
 	burstTime  = 2 * time.Second
 	burstBytes = 4 << 20
 	callCost   = 16 << 10 // of any call, refused ones too
-	heavyCost  = 64 // times the bytes of its arguments, of a manifest's reading
+	heavyCost  = 64       // times the bytes of its arguments, of a manifest's reading
 )
 
 const busDriver = "org.freedesktop.DBus"

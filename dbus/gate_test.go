@@ -102,8 +102,17 @@ func TestCallsOfOneUserAreBounded(t *testing.T) {
 			conn.Object(BusName, ManagerPath).Go(ManagerInterface+".GetHostInfo", 0, answers)
 		}
 	}
+	next := func() *godbus.Call {
+		select {
+		case call := <-answers:
+			return call
+		case <-time.After(30 * time.Second):
+			t.Fatal("a call above the limit is not refused")
+			return nil
+		}
+	}
 	for range clients*each - maxCalls {
-		if err := fromBus((<-answers).Err); pod.KindOf(err) != pod.Exhausted {
+		if err := fromBus(next().Err); pod.KindOf(err) != pod.Exhausted {
 			t.Fatalf("a call above the limit: %v, want Exhausted", err)
 		}
 	}
@@ -115,7 +124,7 @@ func TestCallsOfOneUserAreBounded(t *testing.T) {
 	}
 	close(auth.through)
 	for range maxCalls {
-		if err := (<-answers).Err; err != nil {
+		if err := next().Err; err != nil {
 			t.Errorf("a call that was taken: %v", err)
 		}
 	}
@@ -297,6 +306,26 @@ func TestValidationEndsWithItsCaller(t *testing.T) {
 	if n := backend.most.Load(); n > 2 {
 		t.Errorf("%d validations at a time, want 2 at most", n)
 	}
+}
+
+// TestPodOfOneWhoHasLeft: who asks for a pod need not wait for the answer.
+func TestPodOfOneWhoHasLeft(t *testing.T) {
+	s, _, c, address := serve(t, rule{})
+	for range cap(s.gate.heavyRoot) { // it has to wait
+		s.gate.heavyRoot <- struct{}{}
+	}
+	other, err := buslink.Connect(t.Context(), address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Object(BusName, ManagerPath).Go(ManagerInterface+".RunPod", godbus.FlagNoReplyExpected, nil, webYAML, properties{})
+	until(t, "the call", func() bool { _, idle := s.Idle(); return !idle })
+	_ = other.Close()
+	time.Sleep(50 * time.Millisecond)
+	for range cap(s.gate.heavyRoot) {
+		<-s.gate.heavyRoot
+	}
+	until(t, "the pod", func() bool { list, err := c.List(t.Context(), ""); return err == nil && len(list) == 1 })
 }
 
 // TestPolkitIsAskedLittle: of a flood polkit hears a few questions at a time, and the same one not again at once.
