@@ -319,7 +319,11 @@ func TestPodOfOneWhoHasLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	other.Object(BusName, ManagerPath).Go(ManagerInterface+".RunPod", godbus.FlagNoReplyExpected, nil, webYAML, properties{})
-	until(t, "the call", func() bool { _, idle := s.Idle(); return !idle })
+	until(t, "the call", func() bool { // who leaves before he is known is nobody
+		s.gate.mu.Lock()
+		defer s.gate.mu.Unlock()
+		return s.gate.running > 0
+	})
 	_ = other.Close()
 	time.Sleep(50 * time.Millisecond)
 	for range cap(s.gate.heavyRoot) {
