@@ -71,14 +71,30 @@ func run(args []string) int {
 	unix.Umask(0o022)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err != nil {
-		return failed(ctx, log, err, false)
+	if err != nil && pod.KindOf(err) == pod.Invalid {
+		failed(log, err)
+		return exitConfig
 	}
 	ready := false
-	if err := serve(ctx, settings, log, func() { ready = true }); err != nil {
-		return failed(ctx, log, err, ready)
+	if err == nil {
+		err = serve(ctx, settings, log, func() { ready = true })
 	}
-	return 0
+	switch {
+	case err == nil:
+		return 0
+	case ready:
+		log.Error("magikpodd ends", "error", err)
+		return 1
+	case ctx.Err() != nil:
+		log.Info("magikpodd was told to end while it started", "error", err)
+		return 0
+	}
+	failed(log, err)
+	select {
+	case <-time.After(failTime):
+	case <-ctx.Done():
+	}
+	return 1
 }
 
 const (
@@ -88,25 +104,8 @@ const (
 	failTime = 3 * time.Second
 )
 
-// failed tells the log and systemd why the daemon ends, and returns its exit status. `systemctl status` shows the reason until the next start, and
-// [dbus.Client] tells it to who calls.
-func failed(ctx context.Context, log *slog.Logger, err error, wasReady bool) int {
-	if wasReady {
-		log.Error("magikpodd ends", "error", err)
-		return 1
-	}
-	if ctx.Err() != nil {
-		log.Info("magikpodd was told to end while it started", "error", err)
-		return 0
-	}
+// failed tells the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] tells it to who calls.
+func failed(log *slog.Logger, err error) {
 	log.Error("magikpodd cannot start", "error", err)
 	notify(log, "STATUS="+dbus.NotStarted+strings.Join(strings.Fields(err.Error()), " "))
-	if pod.KindOf(err) == pod.Invalid {
-		return exitConfig
-	}
-	select {
-	case <-time.After(failTime):
-	case <-ctx.Done():
-	}
-	return 1
 }
