@@ -73,12 +73,12 @@ func toBus(err error) *godbus.Error {
 	return godbus.NewError(errorName(err), []any{text})
 }
 
-// busText makes s fit for the bus, which refuses text that is not UTF-8 or holds a NUL byte, and disconnects who sends it.
+// busText bounds s, and makes it fit for the bus.
 func busText(s string) string {
 	if len(s) > maxErrorText {
 		s = s[:maxErrorText] + "..."
 	}
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	return fitText(s)
 }
 
 // fromName makes an error of a kind from its name on the bus and its text.
@@ -120,9 +120,4 @@ func fromBus(err error) error {
 		return pod.Errorf(pod.Unavailable, "cannot reach magikpodd: the connection to the bus was lost")
 	}
 	return pod.Errorf(pod.Internal, "cannot talk to magikpodd: %w", err)
-}
-
-// busTextWhole is [busText] for answers, which are not cut.
-func busTextWhole(text []byte) string {
-	return strings.ReplaceAll(strings.ToValidUTF8(string(text), "\uFFFD"), "\x00", "\uFFFD")
 }

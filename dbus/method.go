@@ -111,7 +111,8 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 	if err := c.authorise(m.method.action); err != nil {
 		return nil, err
 	}
-	return m.method.handle(c)
+	out, err = m.method.handle(c)
+	return fit(out), err
 }
 
 // sendReply answers by itself, so that the files of the reply can be closed once they were sent: godbus would send them later.
