@@ -13,15 +13,21 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
 // app is what the verbs share.
 type app struct {
-	out, errOut io.Writer
+	out, errOut io.Writer // escape what a terminal could act on: much of what is printed was written by containers and registries
+	stdout      *os.File  // as it is
 	namespace   string
 	output      string
 	dbus        *dbus.Client
+}
+
+func newApp(stdout, stderr *os.File) *app {
+	return &app{out: printable.NewWriter(stdout, false), errOut: printable.NewWriter(stderr, false), stdout: stdout}
 }
 
 const rootLong = `magikpodctl runs Kubernetes pods on this host, without a cluster: every container is a systemd service in the slice of its pod. It talks to magikpodd(8) over D-Bus.
@@ -131,10 +137,15 @@ func (a *app) each(args []string, do func(arg string) error) error {
 		case errors.Is(err, context.Canceled):
 			return err
 		default:
-			_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+err.Error())
+			a.complain(err)
 		}
 	}
 	return first
+}
+
+// complain prints an error. Its lines after the first one are indented: none of them can be taken for a message of its own.
+func (a *app) complain(err error) {
+	_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+strings.ReplaceAll(strings.TrimRight(err.Error(), "\n"), "\n", "\n  "))
 }
 
 // job waits for a job and prints what it made, one a line.
@@ -147,7 +158,7 @@ func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, e
 		return err
 	}
 	for _, line := range info.Output {
-		if _, err := fmt.Fprintln(a.out, line); err != nil {
+		if _, err := fmt.Fprintln(a.out, printable.Text(line)); err != nil {
 			return err
 		}
 	}
@@ -163,7 +174,7 @@ func (a *app) progress() func(pod.JobInfo) {
 	return func(j pod.JobInfo) {
 		if j.Progress != "" && j.Progress != last {
 			last = j.Progress
-			_, _ = fmt.Fprintln(a.errOut, j.Progress)
+			_, _ = fmt.Fprintln(a.errOut, printable.Line(j.Progress))
 		}
 	}
 }

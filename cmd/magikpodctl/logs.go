@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -16,6 +17,9 @@ func logsCommand(a *app) *cobra.Command {
 	var since string
 	cmd := &cobra.Command{
 		Use: "logs POD", Short: "Print the log of a container of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
+		Long: `Print the log of a container of a pod.
+
+What the container wrote is passed on as it is to a file or pipe. On a terminal, control characters and others that do not show as themselves are printed as \x1b or \u009b; colours pass.`,
 		Example: `  magikpodctl logs -f web
   magikpodctl logs -c server --tail 20 --timestamps web
   magikpodctl logs -c server --previous web
@@ -38,7 +42,13 @@ func logsCommand(a *app) *cobra.Command {
 			}
 			stop := closeWhenDone(cmd.Context(), lines)
 			defer stop()
-			_, err = io.Copy(a.out, lines)
+			if isTerminal(a.stdout) {
+				w := printable.NewWriter(a.stdout, true)
+				_, err = io.Copy(w, lines)
+				err = errors.Join(err, w.Flush())
+			} else {
+				_, err = io.Copy(a.stdout, lines)
+			}
 			if cmd.Context().Err() != nil {
 				return cmd.Context().Err()
 			}

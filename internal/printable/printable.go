@@ -15,6 +15,8 @@ func safe(r rune) bool {
 		return true
 	case r == 0x200c, r == 0x200d: // the joiners: scripts and emoji need them, and no terminal acts on them
 		return true
+	case r&0xfffe == 0xfffe: // noncharacters, which YAML does not allow
+		return false
 	}
 	return !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }

@@ -13,7 +13,7 @@ import (
 
 // hostile is text that acts on terminals, and how it is shown.
 var hostile = []struct{ name, in, want string }{
-	{"plain", `C:\ünïcødé 漢字 👩‍🚒 می‌خواهم`, `C:\ünïcødé 漢字 👩‍🚒 می‌خواهم`},
+	{"plain", "C:\\ünïcødé 漢字 👩\u200d🚒 می\u200cخواهم", "C:\\ünïcødé 漢字 👩\u200d🚒 می\u200cخواهم"},
 	{"title", "\x1b]0;owned\a", `\x1b]0;owned\a`},
 	{"clipboard", "\x1b]52;c;cm0gLXJmIC8=\x1b\\", `\x1b]52;c;cm0gLXJmIC8=\x1b\`},
 	{"link", "\x1b]8;;http://evil\x1b\\text\x1b]8;;\x1b\\", `\x1b]8;;http://evil\x1b\text\x1b]8;;\x1b\`},
@@ -25,6 +25,7 @@ var hostile = []struct{ name, in, want string }{
 	{"bidi", "\u202egnp.exe\u2066\u200f\ufeff", `\u202egnp.exe\u2066\u200f\ufeff`},
 	{"tags", "\U000e0041", `\U000e0041`},
 	{"lines", "a\u2028b", `a\u2028b`},
+	{"noncharacters", "\ufffe\U0001ffff", `\ufffe\U0001ffff`},
 	{"no UTF-8", "\xff\xc3(\xed\xa0\x80", `\xff\xc3(\xed\xa0\x80`},
 	{"colour", "\x1b[31mred\x1b[0m", `\x1b[31mred\x1b[0m`},
 }
