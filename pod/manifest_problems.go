@@ -119,10 +119,11 @@ const maxShown = 600
 
 // shown makes text from outside fit for one line of a message.
 func shown(s string) string {
+	text := printable.Cut(s, maxShown)
 	if len(s) > maxShown {
-		s = strings.ToValidUTF8(s[:maxShown], "") + "..."
+		text += "..."
 	}
-	return printable.Text(strings.NewReplacer("\n", " ", "\t", " ", "\r", " ").Replace(s))
+	return text
 }
 
 // cleanPath makes a path, which may hold keys that the user chose, fit for one line.
