@@ -113,6 +113,9 @@ func fromBus(err error) error {
 		}
 		return fromName(e.Name, text)
 	}
+	if _, ok := errors.AsType[godbus.FormatError](err); ok {
+		return pod.Errorf(pod.Invalid, "cannot ask magikpodd: an argument is not UTF-8 text, or has a NUL byte, which the bus cannot carry")
+	}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err

@@ -158,7 +158,7 @@ func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, e
 		return err
 	}
 	for _, line := range info.Output {
-		if _, err := fmt.Fprintln(a.out, printable.Text(line)); err != nil {
+		if err := a.printName(line); err != nil {
 			return err
 		}
 	}

@@ -54,6 +54,12 @@ func (a *app) printValue(v any) error {
 	return err
 }
 
+// printName prints the name of a pod or an image, one a line.
+func (a *app) printName(name string) error {
+	_, err := fmt.Fprintln(a.out, printable.Text(name))
+	return err
+}
+
 // structured tells whether -o asks for JSON or YAML.
 func (a *app) structured() bool { return a.output == "json" || a.output == "yaml" }
 
