@@ -143,11 +143,6 @@ func (a *app) each(args []string, do func(arg string) error) error {
 	return first
 }
 
-// complain prints an error. Its lines after the first one are indented: none of them can be taken for a message of its own.
-func (a *app) complain(err error) {
-	_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+strings.ReplaceAll(strings.TrimRight(err.Error(), "\n"), "\n", "\n  "))
-}
-
 // job waits for a job and prints what it made, one a line.
 func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, err error) error {
 	if err != nil {

@@ -17,13 +17,13 @@ func logsCommand(a *app) *cobra.Command {
 	var since string
 	cmd := &cobra.Command{
 		Use: "logs POD", Short: "Print the log of a container of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
-		Long: `Print the log of a container of a pod.
-
-What the container wrote is passed on as it is to a file or pipe. On a terminal, control characters and others that do not show as themselves are printed as \x1b or \u009b; colours pass. (exec passes on as it is what its command writes.)`,
 		Example: `  magikpodctl logs -f web
   magikpodctl logs -c server --tail 20 --timestamps web
   magikpodctl logs -c server --previous web
   journalctl MAGIKPOD_POD=web MAGIKPOD_CONTAINER=server`,
+		Long: `Print the log of a container of a pod.
+
+What the container wrote is passed on as it is to a file or pipe. On a terminal, control characters and others that do not show as themselves are printed as \x1b or \u009b; colours pass. (exec passes on as it is what its command writes.)`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Tail < -1 {
 				return usagef("--tail %d: no number of lines", o.Tail)

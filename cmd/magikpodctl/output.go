@@ -54,6 +54,11 @@ func (a *app) printValue(v any) error {
 	return err
 }
 
+// complain prints an error. Its lines after the first one are indented: none of them can be taken for a message of its own.
+func (a *app) complain(err error) {
+	_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+strings.ReplaceAll(strings.TrimRight(err.Error(), "\n"), "\n", "\n  "))
+}
+
 // printName prints the name of a pod or an image, one a line.
 func (a *app) printName(name string) error {
 	_, err := fmt.Fprintln(a.out, printable.Text(name))
