@@ -1,6 +1,8 @@
 package dbus
 
 import (
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -55,9 +57,21 @@ func TestHostileText(t *testing.T) {
 		ask(ManagerPath, ManagerInterface+"."+m)
 	}
 	ask(ManagerPath, ManagerInterface+".DescribePods", "")
-	ask(ManagerPath, ManagerInterface+".ValidateManifest", "x")
 	ask(ManagerPath, ManagerInterface+".InspectImage", "x")
-	ask(ManagerPath, ManagerInterface+".LoadImageAs", godbus.UnixFD(0), "x")
+	archive, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer archive.Close()
+	if _, err := archive.WriteString(fakepods.Text); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := archive.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if refs, err := c.LoadImage(t.Context(), archive, ""); err != nil || len(refs) != 1 || !strings.Contains(refs[0], "red") {
+		t.Errorf("LoadImage: %q, %v", refs, err)
+	}
 	ask(ManagerPath, objectManagerInterface+".GetManagedObjects")
 	ask(ManagerPath, propertiesInterface+".GetAll", ManagerInterface)
 	for _, m := range []string{"GetManifest", "ListEvents", "GetStats"} {

@@ -16,7 +16,7 @@ import (
 // of it around, and begin a line of its own; it has NUL and bytes that are no UTF-8.
 const Text = "red\x1b[31m\x1b]0;title\a\x1b]52;c;cm0=\x1b\\\x1b[2J\u009b2J\x9b2J\rback\b\x7f\u202eexe.\u2066\ufffe\x00\xff\nmagikpodctl: line\ttab\u2028"
 
-// Hostile is a daemon whose containers, images and registries are.
+// Hostile is a daemon whose containers, images and registries are. An archive with Text in it is an image of that name.
 type Hostile struct{ *Backend }
 
 func hostileSummary(s pod.Summary) pod.Summary {
@@ -107,11 +107,6 @@ func (h Hostile) Logs(context.Context, pod.Ref, pod.LogOptions) (*os.File, error
 	return r, nil
 }
 
-// LoadImage implements dbus.Backend.
-func (h Hostile) LoadImage(context.Context, *os.File, string) ([]string, error) {
-	return []string{Text}, nil
-}
-
 // ListImages implements dbus.Backend.
 func (h Hostile) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	return []pod.ImageSummary{{ID: Text, Digest: Text, References: []string{Text}}}, nil
@@ -130,8 +125,3 @@ func (h Hostile) Classes() []pod.ClassInfo { return []pod.ClassInfo{{Name: Text,
 
 // Info implements dbus.Backend.
 func (h Hostile) Info() pod.HostInfo { return pod.HostInfo{Version: Text, OCIRuntime: Text} }
-
-// Validate implements dbus.Backend.
-func (h Hostile) Validate([]byte) []pod.Problem {
-	return []pod.Problem{{Severity: Text, Path: Text, Message: Text}}
-}
