@@ -111,7 +111,8 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 	if err := c.authorise(m.method.action); err != nil {
 		return nil, err
 	}
-	return m.method.handle(c)
+	out, err = m.method.handle(c)
+	return fit(out), err
 }
 
 // sendReply answers by itself, so that the files of the reply can be closed once they were sent: godbus would send them later.
@@ -127,7 +128,7 @@ func (c *call) sendReply(out []any) error {
 			godbus.FieldReplySerial: godbus.MakeVariant(c.msg.Serial()),
 			godbus.FieldSignature:   godbus.MakeVariant(godbus.SignatureOf(out...)),
 		},
-		Body: out,
+		Body: fit(out),
 	}, nil).Err
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot send the answer: %w", err)
