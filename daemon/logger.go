@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/journal"
+
+	"github.com/magikrun/magikpod/internal/printable"
 )
 
 // NewLogger returns a logger that writes to the journal when stderr is connected to it ($JOURNAL_STREAM, systemd.exec(5)), with the attributes as
@@ -23,7 +25,8 @@ func NewLogger(stderr io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// journalHandler writes records in the journal's native protocol.
+// journalHandler writes records in the journal's native protocol. The message is one line that shows as itself, whatever a registry, guest or container said;
+// the fields are as they were.
 type journalHandler struct {
 	level  slog.Leveler
 	fields map[string]string
@@ -49,7 +52,7 @@ func (h *journalHandler) Handle(_ context.Context, r slog.Record) error {
 		fields["CODE_FILE"], fields["CODE_LINE"], fields["CODE_FUNC"] = frame.File, strconv.Itoa(frame.Line), frame.Function
 	}
 	fields["SYSLOG_IDENTIFIER"] = "magikpodd"
-	return journal.Send(r.Message+next.text, priority(r.Level), fields)
+	return journal.Send(printable.Line(r.Message+next.text), priority(r.Level), fields)
 }
 
 // WithAttrs implements slog.Handler.

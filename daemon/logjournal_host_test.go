@@ -3,8 +3,10 @@ package daemon
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +19,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/magikrun/magikpod/internal/fakepods"
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -72,7 +76,10 @@ func TestLogJournalReal(t *testing.T) {
 	forge.Stdin = strings.NewReader(j.fields(0, "stdout") + "MESSAGE=forged\n")
 	forge.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	if out, err := forge.CombinedOutput(); err != nil {
-		t.Logf("no entry was forged: %v: %s", err, out)
+		t.Fatalf("no entry was forged: %v: %s", err, out)
+	}
+	if got := readJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+string(j.q.Ref.UID)); got != "forged\n" {
+		t.Fatalf("the journal has %q of nobody, want the forged entry", got)
 	}
 	j.q.Ended = time.Now()
 	all := []string{"one", "two \x00\xff bytes", strings.Repeat("long ", 10000) + "er", ""}
@@ -89,6 +96,34 @@ func TestLogJournalReal(t *testing.T) {
 	stamp, _, _ := strings.Cut(j.all(), " ")
 	if at, err := time.Parse(logStampFormat, stamp); err != nil || time.Since(at).Abs() > time.Hour {
 		t.Errorf("the stamp is %q: %v", stamp, err)
+	}
+}
+
+// readJournal is what journalctl prints of what was sent until now.
+func readJournal(t *testing.T, args ...string) string {
+	t.Helper()
+	if out, err := exec.Command("journalctl", "--sync").CombinedOutput(); err != nil {
+		t.Fatalf("journalctl --sync: %v: %s", err, out)
+	}
+	out, err := exec.Command("journalctl", append([]string{"--quiet", "--no-pager", "--all"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("journalctl: %v", err)
+	}
+	return string(out)
+}
+
+// The daemon's own entries are one line each, and do nothing to a terminal, whatever others have said.
+func TestLogJournalRealLogger(t *testing.T) {
+	newRealJournal(t)
+	id := string(uuid.NewUUID())
+	log := slog.New(&journalHandler{level: slog.LevelInfo}).With("MAGIKPOD_POD_UID", id)
+	log.Error("cannot pull "+fakepods.Text, "error", errors.New(fakepods.Text), "image", fakepods.Text)
+	got := readJournal(t, "--output=cat", "MAGIKPOD_POD_UID="+id)
+	if want := printable.Line("cannot pull "+fakepods.Text+": "+fakepods.Text+" image="+fakepods.Text) + "\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if strings.Count(got, "\n") != 1 || strings.Contains(got, "\x1b") {
+		t.Errorf("%q is more than a line, or holds ESC", got)
 	}
 }
 

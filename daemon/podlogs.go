@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
@@ -84,7 +85,7 @@ func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, atte
 			tail = append(tail[:0], tail[len(tail)-size:]...)
 		}
 		if err != nil {
-			return string(tail)
+			return strings.ToValidUTF8(string(tail), "\uFFFD")
 		}
 	}
 }

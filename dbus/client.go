@@ -297,7 +297,7 @@ func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (jo
 	if o.NoStart {
 		method = "CreatePod"
 	}
-	if strings.ContainsRune(string(manifest), 0) || busTextWhole(manifest) != string(manifest) {
+	if fitText(string(manifest)) != string(manifest) {
 		return "", pod.Errorf(pod.Invalid, "cannot read the manifest: it is not UTF-8 text")
 	}
 	err = c.manager(ctx, method, []any{string(manifest), opts}, &job)
@@ -501,7 +501,7 @@ func (c *Client) Stats(ctx context.Context, path godbus.ObjectPath) (text string
 
 // Validate returns every problem that the daemon finds in a manifest.
 func (c *Client) Validate(ctx context.Context, manifest []byte) (problems []pod.Problem, err error) {
-	err = c.manager(ctx, "ValidateManifest", []any{busTextWhole(manifest)}, &problems)
+	err = c.manager(ctx, "ValidateManifest", []any{fitText(string(manifest))}, &problems)
 	return problems, err
 }
 

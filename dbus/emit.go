@@ -18,7 +18,7 @@ func emitTo(conn *godbus.Conn, to string, path godbus.ObjectPath, name string, v
 			godbus.FieldPath:        godbus.MakeVariant(path),
 			godbus.FieldDestination: godbus.MakeVariant(to),
 		},
-		Body: values,
+		Body: fit(values),
 	}
 	if len(values) > 0 {
 		msg.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(values...))

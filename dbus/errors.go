@@ -73,12 +73,12 @@ func toBus(err error) *godbus.Error {
 	return godbus.NewError(errorName(err), []any{text})
 }
 
-// busText makes s fit for the bus, which refuses text that is not UTF-8 or holds a NUL byte, and disconnects who sends it.
+// busText bounds s, and makes it fit for the bus.
 func busText(s string) string {
 	if len(s) > maxErrorText {
 		s = s[:maxErrorText] + "..."
 	}
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	return fitText(s)
 }
 
 // fromName makes an error of a kind from its name on the bus and its text.
@@ -113,6 +113,9 @@ func fromBus(err error) error {
 		}
 		return fromName(e.Name, text)
 	}
+	if _, ok := errors.AsType[godbus.FormatError](err); ok {
+		return pod.Errorf(pod.Invalid, "cannot ask magikpodd: an argument is not UTF-8 text, or has a NUL byte, which the bus cannot carry")
+	}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
@@ -120,9 +123,4 @@ func fromBus(err error) error {
 		return pod.Errorf(pod.Unavailable, "cannot reach magikpodd: the connection to the bus was lost")
 	}
 	return pod.Errorf(pod.Internal, "cannot talk to magikpodd: %w", err)
-}
-
-// busTextWhole is [busText] for answers, which are not cut.
-func busTextWhole(text []byte) string {
-	return strings.ReplaceAll(strings.ToValidUTF8(string(text), "\uFFFD"), "\x00", "\uFFFD")
 }

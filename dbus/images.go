@@ -157,5 +157,5 @@ func (c *call) inspectImage() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []any{busTextWhole(text)}, nil
+	return []any{string(text)}, nil
 }

@@ -174,7 +174,7 @@ func (c *call) sendReply(out []any) error {
 			godbus.FieldReplySerial: godbus.MakeVariant(c.msg.Serial()),
 			godbus.FieldSignature:   godbus.MakeVariant(godbus.SignatureOf(out...)),
 		},
-		Body: out,
+		Body: fit(out),
 	}, nil).Err
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot send the answer: %w", err)

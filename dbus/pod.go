@@ -178,7 +178,7 @@ func (c *call) getManifest() ([]any, error) {
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot encode the pod: %w", err)
 	}
-	return []any{busTextWhole(text)}, nil
+	return []any{string(text)}, nil
 }
 
 func (c *call) listEvents() ([]any, error) {

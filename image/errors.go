@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -26,7 +27,24 @@ func (s *Store) fail(err error, format string, args ...any) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return pod.Errorf(pod.Unavailable, "%s: %w", action, err)
 	}
-	return pod.Errorf(pod.KindOf(err), "%s: %w", action, err)
+	return pod.Errorf(pod.KindOf(err), "%s: %w", action, said{err})
+}
+
+// maxSaid bounds the words of an error, in bytes: they end up in the status and events of pods.
+const maxSaid = 2000
+
+// said is an error with words of an archive or a registry in it: names, media types, answers. They become one line that shows as itself.
+type said struct{ err error }
+
+func (e said) Unwrap() error { return e.err }
+
+// Error leaves out the middle of what is too long: the cause stands at the end.
+func (e said) Error() string {
+	text := e.err.Error()
+	if len(text) <= maxSaid {
+		return printable.Cut(text, maxSaid)
+	}
+	return printable.Cut(text[:maxSaid/2], maxSaid/2) + " ... " + printable.Cut(text[len(text)-maxSaid/2:], maxSaid/2)
 }
 
 // isFull says whether the disk of the store is full; the same error of somebody else's file does not come here.

@@ -18,6 +18,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/tests/testimage"
 )
@@ -123,8 +124,8 @@ func wantKind(tb testing.TB, err error, kind pod.Kind, text string) {
 	if pod.KindOf(err) != kind || err == nil || !strings.Contains(err.Error(), text) {
 		tb.Errorf("got error %v of kind %q, want kind %q and text %q", err, pod.KindOf(err), kind, text)
 	}
-	if err != nil && strings.Contains(err.Error(), "\n") {
-		tb.Errorf("the error has several lines: %q", err)
+	if err != nil && (printable.Text(err.Error()) != err.Error() || len(err.Error()) > maxSaid+400) {
+		tb.Errorf("the error has several lines, acts on terminals or is too long: %q", err)
 	}
 }
 

@@ -167,6 +167,13 @@ func TestHostileRegistry(t *testing.T) {
 			manifest(w, index, `{"schemaVersion":2,"manifests":[{"mediaType":"`+index+`","digest":"`+zero+`","size":1}]}`)
 		}, pod.Internal, "does not match"},
 		{"forbidden", manifestPath, func(w http.ResponseWriter) { w.WriteHeader(http.StatusForbidden) }, pod.Denied, "403"},
+		{"eloquent", manifestPath, func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"no\u001b]0;x\u0007\u009b2J\nmagikpodctl: yes%s"}]}`, strings.Repeat("x", 60000))
+		}, pod.Denied, `no\x1b]0;x\a\u009b2J magikpodctl: yes`},
+		{"eloquent media type", manifestPath, func(w http.ResponseWriter) {
+			manifest(w, image, `{"schemaVersion":2,"mediaType":"evil\u001b]0;x\u0007`+strings.Repeat("x", 60000)+`"}`)
+		}, pod.Unsupported, ""},
 		{"broken", manifestPath, func(w http.ResponseWriter) { w.WriteHeader(http.StatusInternalServerError) }, pod.Unavailable, "500"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

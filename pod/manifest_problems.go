@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/internal/printable"
 )
 
 // The severities of a [Problem].
@@ -143,15 +144,11 @@ const maxShown = 600
 
 // shown makes text from outside fit for one line of a message.
 func shown(s string) string {
+	text := printable.Cut(s, maxShown)
 	if len(s) > maxShown {
-		s = strings.ToValidUTF8(s[:maxShown], "") + "..."
+		text += "..."
 	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
+	return text
 }
 
 // cleanPath makes a path, which may hold keys that the user chose, fit for one line.

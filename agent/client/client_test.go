@@ -123,7 +123,7 @@ func TestHostileProbe(t *testing.T) {
 		conn.Write([]byte(`{"status":"ok","data":{"type":"probe","message":"\u001b[31mred\nline ` + strings.Repeat("é", wire.MaxMessage) + `"}}` + "\n"))
 	})
 	reply, err := c.Probe(t.Context(), wire.Probe{Container: "a", Exec: []string{"x"}})
-	if err != nil || !strings.HasPrefix(reply.Message, "[31mred line é") || len(reply.Message) > wire.MaxMessage || !utf8.ValidString(reply.Message) {
+	if err != nil || !strings.HasPrefix(reply.Message, `\x1b[31mred line é`) || len(reply.Message) > wire.MaxMessage || !utf8.ValidString(reply.Message) {
 		t.Errorf("%v %q", err, reply.Message)
 	}
 }

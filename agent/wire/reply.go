@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
-	"unicode/utf8"
+
+	"github.com/magikrun/magikpod/internal/printable"
 )
 
 // Code says of which kind an error is. The list is closed.
@@ -59,22 +59,7 @@ func CodeOf(err error) Code {
 }
 
 // clean makes one line of printable text of at most MaxMessage bytes: it comes from the other side, and goes to terminals and logs.
-func clean(text string) string {
-	text = strings.ToValidUTF8(text[:min(len(text), 4*MaxMessage)], "\ufffd")
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, text)
-	if len(text) > MaxMessage {
-		text = text[:MaxMessage]
-		for !utf8.ValidString(text) {
-			text = text[:len(text)-1]
-		}
-	}
-	return strings.TrimSpace(text)
-}
+func clean(text string) string { return printable.Cut(text, MaxMessage) }
 
 // reply is the line of a reply.
 type reply struct {

@@ -13,15 +13,21 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
 // app is what the verbs share.
 type app struct {
-	out, errOut io.Writer
+	out, errOut io.Writer // escape what a terminal could act on: much of what is printed was written by containers and registries
+	stdout      *os.File  // as it is
 	namespace   string
 	output      string
 	dbus        *dbus.Client
+}
+
+func newApp(stdout, stderr *os.File) *app {
+	return &app{out: printable.NewWriter(stdout, false), errOut: printable.NewWriter(stderr, false), stdout: stdout}
 }
 
 const rootLong = `magikpodctl runs Kubernetes pods on this host, without a cluster: every container is a systemd service in the slice of its pod. It talks to magikpodd(8) over D-Bus.
@@ -140,7 +146,7 @@ func (a *app) each(args []string, do func(arg string) error) error {
 		case errors.Is(err, context.Canceled):
 			return err
 		default:
-			_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+err.Error())
+			a.complain(err)
 		}
 	}
 	return first
@@ -165,7 +171,7 @@ func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, e
 		return err
 	}
 	for _, line := range info.Output {
-		if _, err := fmt.Fprintln(a.out, line); err != nil {
+		if err := a.printName(line); err != nil {
 			return err
 		}
 	}
@@ -181,7 +187,7 @@ func (a *app) progress() func(pod.JobInfo) {
 	return func(j pod.JobInfo) {
 		if j.Progress != "" && j.Progress != last {
 			last = j.Progress
-			_, _ = fmt.Fprintln(a.errOut, j.Progress)
+			_, _ = fmt.Fprintln(a.errOut, printable.Line(j.Progress))
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -72,6 +73,7 @@ func eventsCommand(a *app) *cobra.Command {
 }
 
 func (a *app) printEvent(e pod.Event) {
-	_, _ = fmt.Fprintf(a.out, "%s  %-7s  %s  %s/%s  %s  %s\n", e.Time.Format(time.RFC3339), e.Type, e.Reason,
-		e.Object.Namespace, e.Object.Name, orNone(e.Container), oneLine(e.Message))
+	line := fmt.Sprintf("%s  %-7s  %s  %s/%s  %s  %s", e.Time.Format(time.RFC3339), e.Type, e.Reason,
+		e.Object.Namespace, e.Object.Name, orNone(e.Container), printable.Line(e.Message))
+	_, _ = fmt.Fprintln(a.out, printable.Text(line))
 }

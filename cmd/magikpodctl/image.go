@@ -54,7 +54,7 @@ func imageLoad(a *app) *cobra.Command {
 			}
 			refs, err := c.LoadImage(cmd.Context(), f, tag)
 			for _, ref := range refs {
-				_, _ = fmt.Fprintln(a.out, ref)
+				_ = a.printName(ref)
 			}
 			return err
 		},
@@ -119,7 +119,7 @@ func imageList(a *app) *cobra.Command {
 				}
 				for _, ref := range refs {
 					if a.output == "name" {
-						_, _ = fmt.Fprintln(a.out, ref)
+						_ = a.printName(ref)
 						continue
 					}
 					rows = append(rows, []string{ref, shortID(i.ID, a.output == "wide"), fmt.Sprintf("%.1f MB", float64(i.Size)/1e6), age(i.Created)})

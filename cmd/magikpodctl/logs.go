@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -20,6 +21,9 @@ func logsCommand(a *app) *cobra.Command {
   magikpodctl logs -c server --tail 20 --timestamps web
   magikpodctl logs -c server --previous web
   journalctl MAGIKPOD_POD=web MAGIKPOD_CONTAINER=server`,
+		Long: `Print the log of a container of a pod.
+
+What the container wrote is passed on as it is to a file or pipe. On a terminal, control characters and others that do not show as themselves are printed as \x1b or \u009b; colours pass. (exec passes on as it is what its command writes.)`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Tail < -1 {
 				return usagef("--tail %d: no number of lines", o.Tail)
@@ -38,7 +42,13 @@ func logsCommand(a *app) *cobra.Command {
 			}
 			stop := closeWhenDone(cmd.Context(), lines)
 			defer stop()
-			_, err = io.Copy(a.out, lines)
+			if isTerminal(a.stdout) {
+				w := printable.NewWriter(a.stdout, true)
+				_, err = io.Copy(w, lines)
+				err = errors.Join(err, w.Flush())
+			} else {
+				_, err = io.Copy(a.stdout, lines)
+			}
 			if cmd.Context().Err() != nil {
 				return cmd.Context().Err()
 			}

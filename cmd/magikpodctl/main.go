@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/magikrun/magikpod/pod"
@@ -22,11 +21,11 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	a := &app{out: os.Stdout, errOut: os.Stderr}
+	a := newApp(os.Stdout, os.Stderr)
 	defer a.close()
 	root := newRoot(a)
 	err := root.ExecuteContext(ctx)
-	return report(ctx, err)
+	return a.report(ctx, err)
 }
 
 // The exit statuses. They are a contract; exec returns the command's own instead.
@@ -65,7 +64,7 @@ type usageError struct{ error }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 // report tells the user what went wrong, in one line, and returns the exit status.
-func report(ctx context.Context, err error) int {
+func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
 	}
@@ -75,7 +74,7 @@ func report(ctx context.Context, err error) int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return 130 // interrupted, as a shell says it
 	}
-	fmt.Fprintln(os.Stderr, "magikpodctl: "+strings.TrimRight(err.Error(), "\n"))
+	a.complain(err)
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}

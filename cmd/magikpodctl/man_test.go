@@ -19,7 +19,7 @@ const manDir = "../../docs/man"
 // TestManPages: the manual pages of magikpodctl are what its commands and flags say. `make man` writes them.
 func TestManPages(t *testing.T) {
 	fresh := t.TempDir()
-	root := newRoot(&app{out: os.Stdout, errOut: os.Stderr})
+	root := newRoot(newApp(os.Stdout, os.Stderr))
 	root.InitDefaultCompletionCmd()
 	root.DisableAutoGenTag = true // else each page would carry today's date
 	eachCommand(root, func(c *cobra.Command) { c.InitDefaultHelpFlag() })
@@ -71,7 +71,7 @@ func readPages(t *testing.T, dir string) map[string]string {
 
 // TestEveryCommandIsExplained: a command says in a line what it does, and the ones that people start with show an example.
 func TestEveryCommandIsExplained(t *testing.T) {
-	root := newRoot(&app{out: os.Stdout, errOut: os.Stderr})
+	root := newRoot(newApp(os.Stdout, os.Stderr))
 	eachCommand(root, func(c *cobra.Command) {
 		if c.Short == "" {
 			t.Errorf("%s has no short description", c.CommandPath())

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/internal/printable"
 )
 
 func statusCommand(a *app) *cobra.Command {
@@ -28,7 +30,7 @@ func statusCommand(a *app) *cobra.Command {
 				return a.printValue(map[string]any{"pod": s, "events": events})
 			}
 			p := func(key, format string, v ...any) {
-				_, _ = fmt.Fprintf(a.out, "%-10s %s\n", key+":", fmt.Sprintf(format, v...))
+				_, _ = fmt.Fprintf(a.out, "%-10s %s\n", key+":", printable.Text(fmt.Sprintf(format, v...)))
 			}
 			p("Pod", "%s", s.Ref)
 			p("UID", "%s", s.UID)
@@ -40,11 +42,9 @@ func statusCommand(a *app) *cobra.Command {
 			_, _ = fmt.Fprintln(a.out, "Events:")
 			var rows [][]string
 			for _, e := range events {
-				rows = append(rows, []string{"  " + age(e.Time), e.Type, e.Reason, orNone(e.Container), oneLine(e.Message)})
+				rows = append(rows, []string{"  " + age(e.Time), e.Type, e.Reason, orNone(e.Container), printable.Line(e.Message)})
 			}
 			return printTable(a.out, []string{"  AGE", "TYPE", "REASON", "CONTAINER", "MESSAGE"}, rows)
 		},
 	}
 }
-
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

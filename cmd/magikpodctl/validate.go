@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime/wasm"
 )
@@ -29,7 +30,7 @@ func validateCommand(a *app) *cobra.Command {
 				if p.Path != "" {
 					line += p.Path + ": "
 				}
-				if _, err := fmt.Fprintln(a.out, line+oneLine(p.Message)); err != nil {
+				if _, err := fmt.Fprintln(a.out, printable.Line(line+p.Message)); err != nil {
 					return err
 				}
 			}

@@ -64,14 +64,14 @@ The engine wasmtime, where that is installed, runs components (WASI 0.2), too.`,
 				return pod.Errorf(pod.KindOf(err), "cannot run %s: %w", args[0], err)
 			}
 			config.Args = append([]string{filepath.Base(args[0])}, args[1:]...)
-			config.Stdin, config.Stdout, config.Stderr = os.Stdin, a.out, a.errOut
+			config.Stdin, config.Stdout, config.Stderr = os.Stdin, a.stdout, os.Stderr
 			code, err := program.Run(cmd.Context(), config)
 			if err != nil {
 				err = pod.Errorf(pod.KindOf(err), "cannot run %s: %w", args[0], err)
 				if code != engine.TrapCode {
 					return err // a guest that was left behind may still be in the program
 				}
-				_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+strings.TrimRight(err.Error(), "\n"))
+				a.complain(err)
 			}
 			_ = program.Close()
 			if code != 0 {

@@ -119,15 +119,20 @@ func Cached(dir string, build func(building string) error) error {
 // cachedName has the kind, and what a build in progress adds to its name.
 var cachedName = regexp.MustCompile(`^([a-z]+)-[0-9a-f]{12}(\..*)?$`)
 
-// Debootstrap makes a Debian 13 root in dir from minbase and the packages; setup is a shell script that finishes it, $1 its directory. Its text goes to
-// standard error.
+// Debootstrap makes a Debian 13 root in dir from minbase and the packages, which come from where the machine has its own; setup is a shell script that
+// finishes it, $1 its directory. Its text goes to standard error.
 func Debootstrap(ctx context.Context, dir string, packages []string, setup string) error {
+	sources, err := debianSources(ctx, "trixie")
+	if err != nil {
+		return err
+	}
 	// mmdebstrap mounts /proc and others in the root it builds: in namespaces of its own they go with it, however it ends, and are never in
 	// the way of RemoveAll here. It hands its root to a hook as $1.
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
 		"mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(packages, ","),
 		"--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook="+setup, "trixie", dir)
+	cmd.Args = append(cmd.Args, sources...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	goruntime.LockOSThread() // for Pdeathsig
@@ -136,6 +141,21 @@ func Debootstrap(ctx context.Context, dir string, packages []string, setup strin
 		return fmt.Errorf("cannot build a Debian 13 root with mmdebstrap: %w", err)
 	}
 	return nil
+}
+
+// debianSources are lines of sources.list(5) for a suite of Debian's.
+func debianSources(ctx context.Context, suite string) ([]string, error) {
+	tree, err := SourceTree()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(tree, "scripts/debian-sources"), suite)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("cannot find this machine's sources of Debian: %w", err)
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n"), nil
 }
 
 // trixieDir is where the Debian 13 root is or will be: .cache of the source tree.

@@ -13,6 +13,26 @@ import (
 	"time"
 )
 
+// shellFrom runs a shell with commands on standard input.
+func shellFrom(t *testing.T, m *Machine, commands string) (int, error) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "commands")
+	if err := os.WriteFile(name, []byte(commands), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	old := os.Stdin
+	os.Stdin = in
+	defer func() { os.Stdin = old }()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	return m.Shell(ctx, nil)
+}
+
 // TestMachine looks at all that package vm promises, in one machine.
 func TestMachine(t *testing.T) {
 	dir := t.TempDir()
@@ -65,6 +85,13 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	t.Run("live", func(t *testing.T) { testLive(t, m) })
+	t.Run("shell without a terminal", func(t *testing.T) {
+		for commands, want := range map[string]int{"": 0, "cd /run && exit 3\n": 3, "false": 1} {
+			if code, err := shellFrom(t, m, commands); err != nil || code != want {
+				t.Errorf("%q: status %d, %v, want %d", commands, code, err, want)
+			}
+		}
+	})
 	t.Run("context", func(t *testing.T) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("enough"))
 		defer cancel()

@@ -14,13 +14,15 @@ import (
 	"syscall"
 	"unicode"
 
+	"golang.org/x/term"
+
 	"github.com/magikrun/magikpod/tests/host"
 )
 
 const usage = `usage: magikhost COMMAND [FLAGS] [ARGS]
 
   run [FLAGS] -- COMMAND...  boot a host, run COMMAND in it, throw the host away; the exit status is COMMAND's
-  shell [FLAGS]              boot a host and open a shell in it
+  shell [FLAGS]              boot a host and open a shell in it, or run the commands on standard input; the exit status is the shell's
   boot [FLAGS]               boot a host, print its PID, keep it until interrupted
   root trixie                build the Debian 13 root unless it is in the cache; print its directory
   gc                         remove what is left of hosts whose owners have died
@@ -84,7 +86,10 @@ func run(ctx context.Context, args []string) (int, error) {
 		return inHost(ctx, opts, func(h *host.Host) (int, error) { return command(ctx, h, opts, rest, false) })
 	case verb == "shell" && len(rest) == 0:
 		return inHost(ctx, opts, func(h *host.Host) (int, error) {
-			return command(ctx, h, opts, []string{"/bin/bash", "-i"}, true)
+			if term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {
+				return command(ctx, h, opts, []string{"/bin/bash", "-i"}, true)
+			}
+			return command(ctx, h, opts, []string{"/bin/bash"}, false) // it reads commands until their end
 		})
 	case verb == "boot" && len(rest) == 0:
 		return inHost(ctx, opts, func(h *host.Host) (int, error) { return keep(ctx, h) })

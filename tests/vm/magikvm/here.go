@@ -6,15 +6,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
-
-	"golang.org/x/term"
 
 	"github.com/magikrun/magikpod/tests/vm"
-	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
 // sources are the files of the tree that git knows or would add.
@@ -61,38 +56,4 @@ func (o *options) followJournal(ctx context.Context, m *vm.Machine) (end func() 
 		_, _ = p.Wait() // by its context
 		return closeFile()
 	}, nil
-}
-
-// shell opens a shell with this terminal.
-func shell(ctx context.Context, m *vm.Machine, env []string) (int, error) {
-	size := func() wire.Size {
-		cols, rows, err := term.GetSize(int(os.Stdout.Fd()))
-		if err != nil {
-			cols, rows = 80, 24
-		}
-		return wire.Size{Rows: uint16(rows), Cols: uint16(cols)}
-	}
-	now := size()
-	if term.IsTerminal(int(os.Stdin.Fd())) {
-		old, err := term.MakeRaw(int(os.Stdin.Fd()))
-		if err != nil {
-			return 1, err
-		}
-		defer func() { _ = term.Restore(int(os.Stdin.Fd()), old) }()
-	}
-	p, err := m.Start(ctx, vm.Command{
-		Argv: []string{"/bin/bash", "-i"}, Env: append([]string{"TERM=" + os.Getenv("TERM")}, env...), Dir: "/root", Stdin: os.Stdin, Stdout: os.Stdout, TTY: &now,
-	})
-	if err != nil {
-		return 1, err
-	}
-	resized := make(chan os.Signal, 1)
-	signal.Notify(resized, syscall.SIGWINCH)
-	defer signal.Stop(resized)
-	go func() {
-		for range resized {
-			p.Resize(size())
-		}
-	}()
-	return p.Wait()
 }

@@ -20,7 +20,7 @@ import (
 const usage = `usage: magikvm COMMAND [FLAGS] [ARGS]
 
   run [FLAGS] -- COMMAND...  boot a machine, run COMMAND in it, throw the machine away; the exit status is COMMAND's
-  shell [FLAGS]              boot a machine and open a shell in it
+  shell [FLAGS]              boot a machine and open a shell in it, or run the commands on standard input; the exit status is the shell's
   image                      build the image unless it is in the cache
 
 FLAGS of run and shell:
@@ -78,7 +78,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	case verb == "run" && len(rest) > 0:
 		return opts.run(ctx, rest)
 	case verb == "shell" && len(rest) == 0:
-		return opts.inMachine(ctx, func(m *vm.Machine) (int, error) { return shell(ctx, m, opts.env) })
+		return opts.inMachine(ctx, func(m *vm.Machine) (int, error) { return m.Shell(ctx, opts.env) })
 	case verb == "image" && len(rest) == 0:
 		_, err := vm.BuildImage(ctx)
 		return 0, err
