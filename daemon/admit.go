@@ -31,8 +31,12 @@ const (
 const rollbackTimeout = time.Minute
 
 // read turns a manifest into values: parsed, defaults filled in, validated, also by the runtime classes.
-func (d *Daemon) read(manifest []byte, namespace string) (*pod.Manifest, field.ErrorList, error) {
+// The end of ctx ends it between its steps, each of which is short.
+func (d *Daemon) read(ctx context.Context, manifest []byte, namespace string) (*pod.Manifest, field.ErrorList, error) {
 	m, err := pod.Parse(manifest)
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -44,6 +48,12 @@ func (d *Daemon) read(manifest []byte, namespace string) (*pod.Manifest, field.E
 	}
 	errs, warnings := pod.Validate(&m)
 	for _, p := range m.Pods {
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
+		}
+		if len(errs) > 0 && len(p.Spec.Containers)+len(p.Spec.InitContainers) > pod.MaxContainers {
+			continue // enough is known
+		}
 		manager, err := d.registry.Get(className(p))
 		switch {
 		case err == nil:
@@ -70,18 +80,21 @@ func (d *Daemon) usableClasses() []string {
 }
 
 // Validate returns every problem of the manifest on this host.
-func (d *Daemon) Validate(manifest []byte) []pod.Problem {
-	_, warnings, err := d.read(manifest, "")
-	if err != nil {
-		return pod.ProblemsOf(err)
+func (d *Daemon) Validate(ctx context.Context, manifest []byte) ([]pod.Problem, error) {
+	_, warnings, err := d.read(ctx, manifest, "")
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return pod.ProblemsOf(err), nil
 	}
-	return pod.Problems(nil, warnings)
+	return pod.Problems(nil, warnings), nil
 }
 
 // Run admits the pods of a manifest and starts them as a job. When one of them cannot be started, or the job is cancelled or times out, all of
 // them are removed again.
-func (d *Daemon) Run(_ context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
-	m, _, err := d.read(manifest, o.Namespace)
+func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
+	m, _, err := d.read(ctx, manifest, o.Namespace)
 	if err != nil {
 		return 0, err
 	}

@@ -12,10 +12,12 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -67,6 +69,14 @@ type NetworkConfig struct {
 	Bridge string       `json:"bridge,omitempty"`
 	IPv4   netip.Prefix `json:"ipv4,omitzero"`
 	IPv6   netip.Prefix `json:"ipv6,omitzero"`
+}
+
+// check returns the first value that makes no sense.
+func (c *NetworkConfig) check() error {
+	if err := (netsetup.Config{Bridge: c.Bridge, IPv4: c.IPv4, IPv6: c.IPv6}).Check(); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return nil
 }
 
 // MicroVMConfig says how the machines of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
@@ -134,7 +144,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// LoadConfig reads the configuration file at path; a missing one is the default. Invalid: an unknown key, a wrong type or a value out of range.
+// LoadConfig reads the configuration file at path; a missing one is the default. Invalid: unknown keys, a wrong type or values out of range; the error has
+// a line for each.
 func LoadConfig(path string) (Config, error) {
 	config := DefaultConfig()
 	data, err := atomicfile.Read(path, maxConfigBytes)
@@ -144,43 +155,53 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return config, pod.Errorf(pod.Unavailable, "cannot read the configuration: %w", err)
 	}
-	if err := yaml.UnmarshalStrict(data, &config); err != nil {
+	if data, err = yaml.YAMLToJSONStrict(data); err != nil {
 		return config, pod.Errorf(pod.Invalid, "cannot read the configuration %s: %w", path, err)
 	}
-	if err := config.check(); err != nil {
-		return config, pod.Errorf(pod.Invalid, "cannot use the configuration %s: %w", path, err)
+	unknown, err := kjson.UnmarshalStrict(data, &config)
+	if err != nil {
+		return config, pod.Errorf(pod.Invalid, "cannot read the configuration %s: %w", path, err)
+	}
+	if problems := append(unknown, config.check()...); len(problems) > 0 {
+		return config, pod.Errorf(pod.Invalid, "cannot use the configuration %s: %w", path, errors.Join(problems...))
 	}
 	return config, nil
 }
 
-// check returns the first value that is out of range.
-func (c *Config) check() error {
-	for key, dir := range map[string]string{"stateDir": c.StateDir, "runDir": c.RunDir, "logDir": c.LogDir} {
-		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || dir == "/" {
-			return fmt.Errorf("%s: %q is not a clean absolute path", key, dir)
+// check returns the values that are out of range.
+func (c *Config) check() (problems []error) {
+	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	for _, d := range []struct{ key, dir string }{{"stateDir", c.StateDir}, {"runDir", c.RunDir}, {"logDir", c.LogDir}} {
+		if !filepath.IsAbs(d.dir) || filepath.Clean(d.dir) != d.dir || d.dir == "/" {
+			add("%s: %q is not a clean absolute path", d.key, d.dir)
 		}
 	}
 	if c.LogDriver != agent.LogJournal && c.LogDriver != agent.LogFile {
-		return fmt.Errorf("logDriver: %q is neither journal nor file", c.LogDriver)
+		add("logDriver: %q is neither journal nor file", c.LogDriver)
 	}
 	if c.MaxPods < 1 || c.MaxPods > pod.MaxPods {
-		return fmt.Errorf("maxPods: %d is not in 1 to %d", c.MaxPods, pod.MaxPods)
+		add("maxPods: %d is not in 1 to %d", c.MaxPods, pod.MaxPods)
 	}
 	if c.PIDsLimit < 16 || c.PIDsLimit > 1<<22 {
-		return fmt.Errorf("pidsLimit: %d is not in 16 to %d", c.PIDsLimit, 1<<22)
+		add("pidsLimit: %d is not in 16 to %d", c.PIDsLimit, 1<<22)
 	}
-	for key, d := range map[string]metav1.Duration{
-		"backoffInitial": c.BackoffInitial, "backoffMax": c.BackoffMax, "backoffReset": c.BackoffReset,
-		"idleTimeout": c.IdleTimeout, "jobTimeout": c.JobTimeout,
+	for _, d := range []struct {
+		key   string
+		value metav1.Duration
+	}{
+		{"backoffInitial", c.BackoffInitial}, {"backoffMax", c.BackoffMax}, {"backoffReset", c.BackoffReset},
+		{"idleTimeout", c.IdleTimeout}, {"jobTimeout", c.JobTimeout},
 	} {
-		if d.Duration < time.Millisecond || d.Duration > 24*time.Hour {
-			return fmt.Errorf("%s: %s is not in 1ms to 24h", key, d.Duration)
+		if d.value.Duration < time.Millisecond || d.value.Duration > 24*time.Hour {
+			add("%s: %s is not in 1ms to 24h", d.key, d.value.Duration)
 		}
 	}
-	if err := c.Wasm.check(); err != nil {
-		return err
+	for _, err := range []error{c.Network.check(), c.Wasm.check(), c.MicroVM.check()} {
+		if err != nil {
+			problems = append(problems, err)
+		}
 	}
-	return c.MicroVM.check()
+	return problems
 }
 
 // policy is what the planner needs of the configuration.

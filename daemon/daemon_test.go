@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -552,7 +553,7 @@ func TestInvalidManifest(t *testing.T) {
 			if _, err := w.d.Run(t.Context(), []byte(text), pod.RunOptions{}); pod.KindOf(err) != pod.Invalid {
 				t.Errorf("%q: %v", text, err)
 			}
-			if problems := w.d.Validate([]byte(text)); len(problems) == 0 {
+			if problems, err := w.d.Validate(t.Context(), []byte(text)); err != nil || len(problems) == 0 {
 				t.Errorf("%q: no problem", text)
 			}
 		}
@@ -579,5 +580,27 @@ func TestManyPods(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		w.wantNothing()
+	})
+}
+
+// TestManyPodsAreValidated: the classes are asked about thousands of pods in no time, and no more once the caller has left.
+func TestManyPodsAreValidated(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var text strings.Builder
+		for i := range 3500 {
+			fmt.Fprintf(&text, "---\n{apiVersion: v1, kind: Pod, metadata: {name: p%d}, spec: {containers: [{name: a, image: b}]}}\n", i)
+		}
+		var before, after goruntime.MemStats
+		goruntime.ReadMemStats(&before)
+		problems, err := w.d.Validate(t.Context(), []byte(text.String()))
+		goruntime.ReadMemStats(&after)
+		if mb := (after.TotalAlloc - before.TotalAlloc) >> 20; err != nil || len(problems) > 0 || mb > 300 {
+			t.Errorf("%v, %v, %d MB", problems, err, mb)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if problems, err := w.d.Validate(ctx, []byte(text.String())); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, %v after the caller has left", problems, err)
+		}
 	})
 }

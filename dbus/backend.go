@@ -60,8 +60,8 @@ type Backend interface {
 
 	Classes() []pod.ClassInfo
 	Info() pod.HostInfo
-	// Validate returns every problem of the manifest on this host; an empty list: it would be accepted.
-	Validate(manifest []byte) []pod.Problem
+	// Validate returns every problem of the manifest on this host; an empty list: it would be accepted. The end of ctx ends it.
+	Validate(ctx context.Context, manifest []byte) ([]pod.Problem, error)
 
 	// Subscribe makes notify be told of every change from now on, in the order of the changes of one object, until the returned function
 	// was called. notify doesn't block and calls no method of the backend.

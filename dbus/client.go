@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -20,6 +22,7 @@ import (
 type Client struct {
 	conn    *godbus.Conn
 	signals chan *godbus.Signal
+	owner   *godbus.Call // the first answer to who magikpodd is
 
 	mu     sync.Mutex
 	jobs   map[godbus.ObjectPath]*jobState
@@ -44,14 +47,23 @@ type Signal struct {
 
 // Dial connects to the bus at address; "": the system bus.
 func Dial(address string) (*Client, error) {
-	conn, err := connect(address, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	isReply := func(m *godbus.Message) bool { return m.Type == godbus.TypeMethodReply }
+	conn, err := buslink.Connect(context.Background(), address, isReply, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
-		return nil, err
+		return nil, noBus(err)
 	}
 	c := &Client{conn: conn, signals: make(chan *godbus.Signal, 16), jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{})}
 	conn.Signal(c.signals)
+	// Nobody waits for these answers: that of the second comes before any signal of magikpodd's.
+	conn.BusObject().Go("org.freedesktop.DBus.AddMatch", godbus.FlagNoReplyExpected, nil,
+		"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='"+BusName+"'")
+	c.owner = conn.BusObject().Go("org.freedesktop.DBus.GetNameOwner", 0, make(chan *godbus.Call, 1), BusName)
 	go c.read()
 	return c, nil
+}
+
+func noBus(err error) error {
+	return pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
 }
 
 // Close ends the connection, and with it every process that Exec started.
@@ -64,10 +76,26 @@ func (c *Client) Close() {
 func (c *Client) Lost() <-chan struct{} { return c.conn.Context().Done() }
 
 // read takes in signals until the connection ends. It runs from before the first call on, so that the end of a job that ends at once is not missed.
+// Everybody on the bus may send us signals that look like magikpodd's.
 func (c *Client) read() {
 	defer close(c.done)
+	var owner string
+	select {
+	case call := <-c.owner.Done:
+		_ = call.Store(&owner) // it has not been started yet: the bus tells of it
+	case <-c.Lost():
+	}
 	for s := range c.signals {
 		_, name, _ := cutLast(s.Name, ".")
+		if s.Sender == "org.freedesktop.DBus" {
+			if name == "NameOwnerChanged" && len(s.Body) == 3 && s.Body[0] == BusName {
+				owner, _ = s.Body[2].(string)
+			}
+			continue
+		}
+		if s.Sender != owner {
+			continue
+		}
 		switch name {
 		case "PropertiesChanged":
 			if len(s.Body) == 3 && strings.HasPrefix(string(s.Path), jobPrefix) {
@@ -154,9 +182,21 @@ func (c *Client) OnSignal(notify func(Signal)) {
 
 // call calls a method. The user may be asked for a password by polkit's agent.
 func (c *Client) call(ctx context.Context, path godbus.ObjectPath, method string, args []any, results ...any) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go c.watchStart(ctx, cancel)
 	call := c.conn.Object(BusName, path).CallWithContext(ctx, method, godbus.FlagAllowInteractiveAuthorization, args...)
 	if call.Err != nil {
-		return fromBus(call.Err)
+		if _, ok := errors.AsType[*notStarted](context.Cause(ctx)); ok {
+			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+		}
+		err := fromBus(call.Err)
+		if pod.KindOf(err) == pod.Unavailable && c.conn.Connected() {
+			if _, why := c.whyNotStarted(context.WithoutCancel(ctx)); why != nil {
+				return pod.WithKind(pod.Unavailable, why)
+			}
+		}
+		return err
 	}
 	if err := call.Store(results...); err != nil {
 		return pod.Errorf(pod.Internal, "cannot read the answer of magikpodd to %s: %w", method, err)
@@ -384,8 +424,8 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 	return os.NewFile(uintptr(fd), "logs"), nil
 }
 
-// Exec runs a process in a container with p's files, which stay the caller's, and returns its exit status. With an error of a command that could not be
-// executed come 126 or 127, and the reason is on p's Stderr or terminal already. resize tells new sizes of the terminal.
+// Exec runs a process in a container and returns its exit status. It copies between pipes and p's files, which stay the caller's; what it has read of Stdin is gone,
+// also when the process has not taken it. With an error of a command that could not be executed come 126 or 127, and the reason is on p's Stderr or terminal already.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
 	opts := properties{"tty": godbus.MakeVariant(p.TTY)}
 	if len(p.Env) > 0 {
@@ -400,11 +440,17 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 	if p.TTY {
 		opts["rows"], opts["cols"] = godbus.MakeVariant(size.Rows), godbus.MakeVariant(size.Cols)
 	}
-	var job godbus.ObjectPath
-	fd := func(f *os.File) godbus.UnixFD { return godbus.UnixFD(f.Fd()) }
-	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(p.Stdin), fd(p.Stdout), fd(p.Stderr)}, &job); err != nil {
+	files, err := newClientStdio(p)
+	if err != nil {
 		return 0, err
 	}
+	defer files.close()
+	var job godbus.ObjectPath
+	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.passed[i].Fd()) }
+	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(0), fd(1), fd(2)}, &job); err != nil {
+		return 0, err
+	}
+	files.start()
 	done := make(chan struct{})
 	defer close(done)
 	if p.Resize != nil {
@@ -420,6 +466,9 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 		}()
 	}
 	_, code, err = c.wait(ctx, job, nil)
+	if failed := files.wait(ctx); err == nil {
+		err = failed
+	}
 	return code, err
 }
 

@@ -17,17 +17,21 @@ func (c *Client) PullImage(ctx context.Context, ref string, o pod.PullOptions) (
 
 // LoadImage loads the images of an archive and returns their references; tag "" keeps the archive's own names.
 func (c *Client) LoadImage(ctx context.Context, archive *os.File, tag string) (refs []string, err error) {
-	method, args := "LoadImage", []any{godbus.UnixFD(archive.Fd())}
-	if tag != "" {
-		method, args = "LoadImageAs", append(args, tag)
-	}
-	err = c.manager(ctx, method, args, &refs)
+	err = lend(archive, os.O_RDONLY, func(f *os.File) error {
+		method, args := "LoadImage", []any{godbus.UnixFD(f.Fd())}
+		if tag != "" {
+			method, args = "LoadImageAs", append(args, tag)
+		}
+		return c.manager(ctx, method, args, &refs)
+	})
 	return refs, err
 }
 
 // SaveImage writes images as one archive.
 func (c *Client) SaveImage(ctx context.Context, refs []string, archive *os.File) error {
-	return c.manager(ctx, "SaveImage", []any{refs, godbus.UnixFD(archive.Fd())})
+	return lend(archive, os.O_WRONLY, func(f *os.File) error {
+		return c.manager(ctx, "SaveImage", []any{refs, godbus.UnixFD(f.Fd())})
+	})
 }
 
 // ListImages lists the images.

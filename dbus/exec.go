@@ -20,6 +20,7 @@ const (
 	maxArgs     = 4096    // of one exec
 	maxArgBytes = 1 << 20 // all of its arguments and environment
 	maxExecs    = 512     // processes started by exec that run at once, of all clients
+	maxExecCall = maxArgBytes + 8*maxArgs + maxArguments
 )
 
 // execJob is a process that a client started in a container. It is a job of its own: it ends with the process, or ends the process when the
@@ -56,15 +57,18 @@ func (e *execJob) setSize(size runtime.WinSize) {
 	e.resize <- size
 }
 
-// exec serves Exec: the client's own files become the process's.
+// exec serves Exec.
 func (c *call) exec() ([]any, error) {
 	container, p, size, err := c.process(c.body[0], c.body[1], c.body[2])
 	if err != nil {
 		return nil, err
 	}
-	files := c.take()
-	p.Stdin, p.Stdout, p.Stderr = files[0], files[1], files[2]
-	path, err := c.startExec(container, p, size, files)
+	files, err := newStdio(c.take())
+	if err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot exec: %w", err)
+	}
+	p.Stdin, p.Stdout, p.Stderr = files.process[0], files.process[1], files.process[2]
+	path, err := c.startExec(container, p, size, files.finish)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +87,7 @@ func (c *call) openTerminal() ([]any, error) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "terminal"), os.NewFile(uintptr(fds[1]), "terminal-client")
 	p.TTY, p.Stdin, p.Stdout, p.Stderr = true, ours, ours, nil
-	path, err := c.startExec(container, p, size, []*os.File{ours})
+	path, err := c.startExec(container, p, size, func(context.Context) { _ = ours.Close() })
 	if err != nil {
 		_ = theirs.Close()
 		return nil, err
@@ -139,11 +143,11 @@ func (c *call) process(args ...any) (container string, p runtime.Process, size r
 	return container, p, size, nil
 }
 
-// startExec runs the process behind a new job. It takes over files, which are closed when the process has ended.
-func (c *call) startExec(container string, p runtime.Process, size runtime.WinSize, files []*os.File) (path godbus.ObjectPath, err error) {
+// startExec runs the process behind a new job. It calls finish when the process has ended, or was not started: that closes its files.
+func (c *call) startExec(container string, p runtime.Process, size runtime.WinSize, finish func(context.Context)) (path godbus.ObjectPath, err error) {
 	defer func() {
 		if err != nil {
-			closeAll(files)
+			finish(c.ctx)
 		}
 	}()
 	ref, err := c.ref()
@@ -172,7 +176,7 @@ func (c *call) startExec(container string, p runtime.Process, size runtime.WinSi
 		defer release()
 		defer cancel()
 		status, err := s.runExec(ctx, ref, container, p)
-		closeAll(files) // before the end is told: who waits for the end of the output gets it first
+		finish(ctx) // before the end is told: who waits for the end of the output gets it first
 		s.endExec(ctx, e, status, err)
 	})
 	return JobPath(e.id), nil

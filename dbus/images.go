@@ -1,7 +1,10 @@
 package dbus
 
 import (
+	"context"
+	"os"
 	"strings"
+	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 
@@ -52,7 +55,12 @@ func (c *call) loadImage() ([]any, error) {
 		return nil, err
 	}
 	defer release()
-	refs, err := c.server.backend.LoadImage(ctx, c.files[0], tag)
+	archive, err := c.archive(ctx, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer archive.Close()
+	refs, err := c.server.backend.LoadImage(ctx, archive, tag)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +82,31 @@ func (c *call) saveImage() ([]any, error) {
 		return nil, err
 	}
 	defer release()
-	return nil, c.server.backend.SaveImage(ctx, refs, c.files[0])
+	archive, err := c.archive(ctx, os.O_WRONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer archive.Close()
+	return nil, c.server.backend.SaveImage(ctx, refs, archive)
+}
+
+// archive is the file of the call: a regular one, or a pipe, which ends with ctx whoever has its other end. The caller closes it.
+func (c *call) archive(ctx context.Context, mode int) (*os.File, error) {
+	f := c.take()[0]
+	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() {
+		return f, nil
+	}
+	defer f.Close()
+	end, err := ownEnd(f, mode, "the archive")
+	if err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot take it: %w", err)
+	}
+	if end == nil {
+		return nil, pod.Errorf(pod.Invalid, "cannot take it: the archive is %s", os.DevNull)
+	}
+	context.AfterFunc(ctx, func() { _ = end.SetDeadline(time.Unix(1, 0)) })
+	return end, nil
 }
 
 func (c *call) listImages() ([]any, error) {

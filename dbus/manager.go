@@ -10,24 +10,28 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// maxReference bounds the reference of an image, in bytes.
-const maxReference = 4096
+const (
+	// maxReference bounds the reference of an image, in bytes.
+	maxReference = 4096
+	// maxManifestCall is a manifest of the greatest size with its options; what is a little larger gets an answer that says so.
+	maxManifestCall = pod.MaxManifestBytes + 64<<10
+)
 
 // managerMethods is org.magikpod1.Manager.
 var managerMethods = []method{
-	{name: "RunPod", in: "sa{sv}", out: "o", action: ActionManagePods, handle: func(c *call) ([]any, error) { return c.run(false) }},
-	{name: "CreatePod", in: "sa{sv}", out: "o", action: ActionManagePods, handle: func(c *call) ([]any, error) { return c.run(true) }},
-	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, handle: (*call).validate},
+	{name: "RunPod", in: "sa{sv}", out: "o", action: ActionManagePods, max: maxManifestCall, heavy: true, handle: func(c *call) ([]any, error) { return c.run(false) }},
+	{name: "CreatePod", in: "sa{sv}", out: "o", action: ActionManagePods, max: maxManifestCall, heavy: true, handle: func(c *call) ([]any, error) { return c.run(true) }},
+	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, max: maxManifestCall, heavy: true, handle: (*call).validate},
 	{name: "GetPod", in: "ss", out: "o", action: ActionRead, handle: (*call).getPod},
 	{name: "GetPodByPID", in: "u", out: "o", action: ActionRead, handle: (*call).getPodByPID},
-	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, handle: (*call).listPods},
-	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, handle: (*call).describePods},
+	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, heavy: true, handle: (*call).listPods},
+	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, heavy: true, handle: (*call).describePods},
 	{name: "ListJobs", out: "a(usso)", action: ActionRead, handle: (*call).listJobs},
 	{name: "PullImage", in: "sa{sv}", out: "o", action: ActionManageImages, handle: (*call).pullImage},
 	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, handle: (*call).loadImage},
 	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "SaveImage", in: "ash", action: ActionManageImages, handle: (*call).saveImage},
-	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, handle: (*call).listImages},
+	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, handle: (*call).saveImage},
+	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, handle: (*call).listImages},
 	{name: "RemoveImage", in: "sb", action: ActionManageImages, handle: (*call).removeImage},
 	{name: "TagImage", in: "ss", action: ActionManageImages, handle: (*call).tagImage},
 	{name: "InspectImage", in: "s", out: "s", action: ActionRead, handle: (*call).inspectImage},
@@ -39,7 +43,7 @@ var managerMethods = []method{
 
 // objectManagerMethods is org.freedesktop.DBus.ObjectManager.
 var objectManagerMethods = []method{
-	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, handle: (*call).managedObjects},
+	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, heavy: true, handle: (*call).managedObjects},
 }
 
 func (c *call) run(noStart bool) ([]any, error) {
@@ -114,9 +118,13 @@ func (c *call) validate() ([]any, error) {
 	if err := checkManifestSize(len(manifest)); err != nil {
 		return nil, err
 	}
+	problems, err := c.server.backend.Validate(c.ctx, []byte(manifest))
+	if err != nil {
+		return nil, err
+	}
 	type row struct{ Severity, Path, Message string }
 	rows := []row{}
-	for _, p := range c.server.backend.Validate([]byte(manifest)) {
+	for _, p := range problems {
 		rows = append(rows, row{p.Severity, busText(p.Path), busText(p.Message)})
 	}
 	return []any{rows}, nil
@@ -223,17 +231,11 @@ func jsonReply(v any) ([]any, error) {
 }
 
 func (c *call) subscribe() ([]any, error) {
-	_, err := c.server.hold(c.sender, true)
-	return nil, err
+	return nil, c.server.subscribeClient(c.sender, c.ticket.user)
 }
 
 func (c *call) unsubscribe() ([]any, error) {
-	c.server.mu.Lock()
-	w := c.server.watches[c.sender]
-	c.server.mu.Unlock()
-	if w != nil {
-		c.server.release(c.sender, w, true)
-	}
+	c.server.unsubscribeClient(c.sender)
 	return nil, nil
 }
 

@@ -1,6 +1,7 @@
 package dbus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -20,7 +21,16 @@ type method struct {
 	name    string
 	in, out string // D-Bus signatures
 	action  Action // "": needs none
+	max     int    // bytes of the arguments; 0: maxArguments
+	heavy   bool   // it costs much memory or time, so that few of them are done at once
 	handle  func(c *call) ([]any, error)
+}
+
+// limit is how many bytes the arguments may have.
+func (m *method) limit() int { return cmp.Or(m.max, maxArguments) }
+
+func (m *method) wrongArguments(signature string) error {
+	return pod.Errorf(pod.Invalid, "cannot call %s: its arguments are of type %q, not %q", m.name, m.in, signature)
 }
 
 // call is one method call while it is being answered.
@@ -30,11 +40,11 @@ type call struct {
 	method *method
 	path   godbus.ObjectPath
 	sender string
+	ticket *ticket
 	flags  godbus.Flags
 	body   []any
 	files  []*os.File // of the arguments of type h, in their order; closed when the call ends unless taken
 	sent   []*os.File // what the reply hands over
-	conn   *godbus.Conn
 	msg    *godbus.Message
 }
 
@@ -67,43 +77,50 @@ func (m boundMethod) ArgumentValue(int) any { return nil }
 func (m boundMethod) ReturnValue(int) any   { return nil }
 
 // DecodeArguments checks the signature of the call and takes its file descriptors over.
-func (m boundMethod) DecodeArguments(conn *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
+func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.Message, body []any) ([]any, error) {
+	t := m.server.gate.take(sender, msg.Serial())
 	files, err := takeFiles(body)
+	sig, _ := msg.Headers[godbus.FieldSignature].Value().(godbus.Signature)
+	switch {
+	case err != nil:
+	case t == nil:
+		err = pod.Errorf(pod.Internal, "cannot take the call: it was not let in")
+	case sig.String() != m.method.in:
+		err = m.method.wrongArguments(sig.String())
+	case len(files) < strings.Count(m.method.in, "h"):
+		err = pod.Errorf(pod.Invalid, "cannot call %s: a descriptor that an argument names has not come", m.method.name)
+	}
 	if err != nil {
-		return nil, toBus(err)
-	}
-	sig := ""
-	if v, ok := msg.Headers[godbus.FieldSignature]; ok {
-		sig = v.Value().(godbus.Signature).String()
-	}
-	if sig != m.method.in || len(files) != strings.Count(m.method.in, "h") {
 		closeAll(files)
-		return nil, toBus(pod.Errorf(pod.Invalid, "cannot call %s: its arguments are of type %q, not %q", m.method.name, m.method.in, sig))
+		m.server.gate.leave(t, callCost)
+		return nil, toBus(err)
 	}
 	return []any{&call{
 		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
-		sender: sender, flags: msg.Flags, body: body, files: files, conn: conn, msg: msg,
+		sender: sender, ticket: t, flags: msg.Flags, body: body, files: files, msg: msg,
 	}}, nil
 }
 
-// Call authorises and answers one call.
+// Call authorises and answers one call. It counts until its answer was handed to the bus.
 func (m boundMethod) Call(args ...any) (out []any, err error) {
 	c := args[0].(*call)
+	cost := callCost
+	if m.method.heavy {
+		cost += heavyCost * c.ticket.bytes
+	}
+	defer m.server.gate.leave(c.ticket, cost)
 	defer func() {
 		if p := recover(); p != nil {
 			m.server.log.Error("internal error in a bus method", "method", m.method.name, "panic", p, "stack", string(debug.Stack()))
 			err = pod.Errorf(pod.Internal, "cannot answer %s: internal error: %v", m.method.name, p)
 		}
 		closeAll(c.files)
-		if err == nil && len(c.sent) > 0 {
-			err = c.sendReply(out)
-		}
 		closeAll(c.sent)
 		if err != nil {
 			out, err = nil, toBus(err)
 		}
 	}()
-	done, err := m.server.enter(c.sender)
+	done, err := m.server.enter()
 	if err != nil {
 		return nil, err
 	}
@@ -111,16 +128,45 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 	if err := c.authorise(m.method.action); err != nil {
 		return nil, err
 	}
-	out, err = m.method.handle(c)
-	return fit(out), err
+	if m.method.heavy {
+		return nil, c.heavy()
+	}
+	return nil, c.answer()
 }
 
-// sendReply answers by itself, so that the files of the reply can be closed once they were sent: godbus would send them later.
+// answer does what was asked for and sends the answer.
+func (c *call) answer() error {
+	out, err := c.method.handle(c)
+	if err != nil {
+		return err
+	}
+	return c.sendReply(out)
+}
+
+// heavy answers when it is the caller's turn. What only tells something ends when its caller leaves the bus; a pod is run although nobody waits for it.
+func (c *call) heavy() error {
+	if c.method.action == ActionRead {
+		ctx, release, err := c.server.whileThere(c.ctx, c.sender)
+		if err != nil {
+			return err
+		}
+		defer release()
+		c.ctx = ctx
+	}
+	done, err := c.server.gate.work(c.ctx, c.ticket.user)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return c.answer()
+}
+
+// sendReply answers by itself: godbus would do so after the call was counted out, and the reply's files closed.
 func (c *call) sendReply(out []any) error {
 	if c.flags&godbus.FlagNoReplyExpected != 0 {
 		return nil
 	}
-	err := c.conn.Send(&godbus.Message{
+	err := c.server.conn.Send(&godbus.Message{
 		Type:  godbus.TypeMethodReply,
 		Flags: godbus.FlagNoReplyExpected,
 		Headers: map[godbus.HeaderField]godbus.Variant{

@@ -8,6 +8,7 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/internal/bustest"
 )
 
@@ -36,23 +37,23 @@ func (a *authority) CheckAuthorization(who subject, action string, details map[s
 
 func TestPolkit(t *testing.T) {
 	address := bustest.Start(t)
-	daemon, err := connect(address)
+	daemon, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = daemon.Close() }()
-	other, err := connect(address)
+	other, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sender := other.Names()[0]
 
 	root := NewPolkit(daemon)
-	ok, err := root.isRoot(t.Context(), sender)
+	uid, err := root.userOf(t.Context(), sender)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ok { // this test runs as root: root passes, and polkit is not even there
+	if uid == 0 { // this test runs as root: root passes, and polkit is not even there
 		if err := root.Check(t.Context(), sender, ActionExec, false); err != nil {
 			t.Errorf("root: %v", err)
 		}
@@ -66,7 +67,7 @@ func TestPolkit(t *testing.T) {
 	}
 
 	a := &authority{t: t, reply: answer{Authorised: true, Details: map[string]string{}}}
-	server, err := connect(address)
+	server, err := buslink.Connect(t.Context(), address, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,19 +2,18 @@ package dbus
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 
 	"github.com/magikrun/magikpod/pod"
 )
-
-// maxCalls is how many calls of one client are answered at once. Calls that wait (exec, load) count; jobs do not.
-const maxCalls = 128
 
 // Authorizer decides whether a client may do something.
 type Authorizer interface {
@@ -33,6 +32,7 @@ type ServerOptions struct {
 // Server puts a [Backend] on the bus.
 type Server struct {
 	conn    *godbus.Conn
+	oracle  *godbus.Conn // asks the bus who a client is, while conn waits for the answer
 	backend Backend
 	auth    Authorizer
 	log     *slog.Logger
@@ -40,17 +40,18 @@ type Server struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	pump    *pump
+	gate    *gate
+	out     atomic.Pointer[godbus.Conn] // conn, for the gate, which is there earlier
 
 	unsubscribe func()
 
-	mu        sync.Mutex
-	closed    bool
-	calls     map[string]int      // calls being answered, by sender
-	inFlight  int                 // their sum
-	idleSince time.Time           // when inFlight, execs and subscribers last became empty
-	watches   map[string]*watch   // by sender
-	execs     map[uint32]*execJob // running, and the latest ended ones
-	lastExec  uint32
+	mu            sync.Mutex
+	closed        bool
+	idleSince     time.Time           // when execs and subscribers last became empty
+	watches       map[string]*watch   // by sender
+	subscriptions map[uint32]int      // clients that are subscribed, by user
+	execs         map[uint32]*execJob // running, and the latest ended ones
+	lastExec      uint32
 }
 
 // Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns once the name is owned.
@@ -61,44 +62,32 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s := &Server{
 		backend: backend, auth: o.Authorizer, log: o.Log,
-		calls: make(map[string]int), watches: make(map[string]*watch), execs: make(map[uint32]*execJob),
+		watches: make(map[string]*watch), subscriptions: make(map[uint32]int), execs: make(map[uint32]*execJob),
 		lastExec: firstExecID - 1, idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	conn, err := connect(o.Address, godbus.WithHandler(objects{s}), godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
-		godbus.WithIncomingInterceptor(s.refuseStrayFiles))
-	if err != nil {
+	s.gate = newGate(s)
+	if err := s.connect(ctx, o.Address); err != nil {
 		s.cancel()
-		return nil, err
+		return nil, noBus(err)
 	}
-	s.conn = conn
 	if s.auth == nil {
-		s.auth = NewPolkit(conn)
+		polkit := NewPolkit(s.conn)
+		polkit.userOf = s.knownUser
+		s.auth = polkit
 	}
 	s.pump = newPump(s)
-	s.wg.Go(s.watchNames)
+	err := s.watchNames()
 	s.wg.Go(s.pump.run)
 	s.unsubscribe = backend.Subscribe(s.pump.notify)
-	if err := s.own(); err != nil {
+	if err == nil {
+		err = s.own()
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, err
 	}
 	return s, nil
-}
-
-// connect dials the bus and says hello.
-func connect(address string, opts ...godbus.ConnOption) (*godbus.Conn, error) {
-	var conn *godbus.Conn
-	var err error
-	if address == "" {
-		conn, err = godbus.ConnectSystemBus(opts...)
-	} else {
-		conn, err = godbus.Connect(address, opts...)
-	}
-	if err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot connect to the system bus: %w", err)
-	}
-	return conn, nil
 }
 
 // own takes the bus name.
@@ -124,46 +113,39 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.gate.close()
 	s.cancel()
 	if s.pump != nil {
 		s.pump.close()
 	}
-	err := s.conn.Close()
+	err := errors.Join(s.conn.Close(), s.oracle.Close())
 	s.wg.Wait()
 	return err
 }
 
-// enter counts a call in; done counts it out. Exhausted: the sender has too many calls under way.
-func (s *Server) enter(sender string) (done func(), err error) {
+var errEnding = pod.Errorf(pod.Unavailable, "cannot take the call: magikpodd is ending")
+
+// enter makes Close wait until done.
+func (s *Server) enter() (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, pod.Errorf(pod.Unavailable, "cannot take the call: magikpodd is ending")
+		return nil, errEnding
 	}
-	if s.calls[sender] >= maxCalls {
-		return nil, pod.Errorf(pod.Exhausted, "cannot take the call: %d calls of yours are being answered already", maxCalls)
-	}
-	s.calls[sender]++
-	s.inFlight++
 	s.wg.Add(1)
-	return func() {
-		defer s.wg.Done()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.calls[sender]--; s.calls[sender] == 0 {
-			delete(s.calls, sender)
-		}
-		s.inFlight--
-		s.idleSince = time.Now()
-	}, nil
+	return s.wg.Done, nil
 }
 
 // Idle tells since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
 // subscribed.
 func (s *Server) Idle() (since time.Time, ok bool) {
+	since, ok = s.gate.idle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.idleSince, s.inFlight == 0 && len(s.watches) == 0
+	if s.idleSince.After(since) {
+		since = s.idleSince
+	}
+	return since, ok && len(s.watches) == 0
 }
 
 // Leave gives the bus name up if the server is idle, so that the daemon may end; the bus starts it again for the next call. A call that

@@ -253,7 +253,7 @@ func TestNonsense(t *testing.T) {
 		want   pod.Kind
 		text   string
 	}{
-		{"2 MiB manifest", ManagerPath, "Manager.RunPod", []any{big, properties{}}, pod.Invalid, "2097152 bytes"},
+		{"2 MiB manifest", ManagerPath, "Manager.RunPod", []any{big, properties{}}, pod.Invalid, "1114112 are allowed"},
 		{"unknown option", ManagerPath, "Manager.RunPod", []any{webYAML, properties{"color": godbus.MakeVariant("red")}}, pod.Invalid, `"color"`},
 		{"option type", ManagerPath, "Manager.RunPod", []any{webYAML, v(true)}, pod.Invalid, `"wait"`},
 		{"option value", ManagerPath, "Manager.RunPod", []any{webYAML, v("forever")}, pod.Invalid, "forever"},
@@ -438,5 +438,39 @@ func TestPaths(t *testing.T) {
 		if uid, ok := uidOfPath(bad); ok {
 			t.Errorf("uidOfPath(%s) = %q", bad, uid)
 		}
+	}
+}
+
+// TestForgedSignals checks that a client takes signals from magikpodd alone, also from one that was started after it.
+func TestForgedSignals(t *testing.T) {
+	address := bustest.Start(t)
+	c, err := Dial(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	backend := fakepods.New()
+	backend.Delay = time.Second
+	s, err := Serve(t.Context(), backend, ServerOptions{Address: address, Authorizer: rule{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(); backend.Close() })
+	other, err := godbus.Connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	job, err := c.Run(t.Context(), []byte(webYAML), pod.RunOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := properties{"State": godbus.MakeVariant("failed"), "ErrorName": godbus.MakeVariant(errorPrefix + "Denied"), "ErrorMessage": godbus.MakeVariant("forged")}
+	me := c.conn.Names()[0]
+	_ = emitTo(other, me, "/org/freedesktop/DBus", "org.freedesktop.DBus.NameOwnerChanged", BusName, "", other.Names()[0])
+	_ = emitTo(other, me, job, propertiesInterface+".PropertiesChanged", JobInterface, forged, []string{})
+	_ = emitTo(other, me, ManagerPath, ManagerInterface+".JobRemoved", job, "failed")
+	if info, err := c.Wait(t.Context(), job, nil); err != nil || !slices.Equal(info.Output, []string{"default/web"}) {
+		t.Errorf("%+v, %v", info, err)
 	}
 }

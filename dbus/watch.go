@@ -11,64 +11,128 @@ import (
 
 // watch follows one client until it leaves the bus.
 type watch struct {
-	users      int // contexts and the subscription
-	subscribed bool
+	users      int           // contexts and the subscription
+	subscriber *user         // nil: it is told nothing
 	gone       chan struct{} // closed when the client has left the bus
 }
 
-func ownerMatch(sender string) []godbus.MatchOption {
-	return []godbus.MatchOption{
-		godbus.WithMatchSender("org.freedesktop.DBus"), godbus.WithMatchInterface("org.freedesktop.DBus"),
-		godbus.WithMatchMember("NameOwnerChanged"), godbus.WithMatchArg(0, sender),
-	}
-}
+// What subscribers there may be, besides root's.
+const (
+	maxSubscriptions      = 64 // of one user
+	maxOtherSubscriptions = 256
+)
 
-// watchNames hears of clients that leave the bus.
-func (s *Server) watchNames() {
+// watchNames hears of clients that leave the bus. One rule tells of all: the bus limits the rules of a connection to 512, which the clients of a few users
+// would use up.
+func (s *Server) watchNames() error {
 	ch := make(chan *godbus.Signal, 64)
 	s.conn.Signal(ch)
-	defer s.conn.RemoveSignal(ch)
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case sig, ok := <-ch:
-			if !ok {
+	s.wg.Go(func() {
+		defer s.conn.RemoveSignal(ch)
+		for {
+			select {
+			case <-s.ctx.Done():
 				return
-			}
-			if sig.Sender != "org.freedesktop.DBus" || sig.Name != "org.freedesktop.DBus.NameOwnerChanged" || len(sig.Body) != 3 {
-				continue
-			}
-			name, _ := sig.Body[0].(string)
-			if owner, _ := sig.Body[2].(string); owner == "" {
-				s.clientGone(name)
+			case sig, ok := <-ch:
+				if !ok {
+					return
+				}
+				if sig.Sender != busDriver || sig.Name != busDriver+".NameOwnerChanged" || len(sig.Body) != 3 {
+					continue
+				}
+				name, _ := sig.Body[0].(string)
+				if owner, _ := sig.Body[2].(string); owner == "" {
+					s.clientGone(name)
+				}
 			}
 		}
+	})
+	err := s.conn.AddMatchSignalContext(s.ctx, godbus.WithMatchSender(busDriver), godbus.WithMatchInterface(busDriver),
+		godbus.WithMatchMember("NameOwnerChanged"), godbus.WithMatchArg(2, ""))
+	if err != nil {
+		return pod.Errorf(pod.Unavailable, "cannot follow the clients on the bus: %w", err)
 	}
+	return nil
 }
 
-// clientGone ends what the client asked for. The bus forgets nothing by itself, so the match is removed as well, behind our back.
+// clientGone ends what the client asked for.
 func (s *Server) clientGone(name string) {
+	s.gate.gone(name)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	w := s.watches[name]
-	if w != nil {
-		delete(s.watches, name)
-		close(w.gone)
-		s.idleSince = time.Now()
+	if w == nil {
+		return
+	}
+	delete(s.watches, name)
+	s.unsubscribed(w)
+	close(w.gone)
+	s.idleSince = time.Now()
+}
+
+// unsubscribed counts a subscription out; s.mu is held.
+func (s *Server) unsubscribed(w *watch) {
+	if w.subscriber == nil {
+		return
+	}
+	id := w.subscriber.id
+	if s.subscriptions[id]--; s.subscriptions[id] == 0 {
+		delete(s.subscriptions, id)
+	}
+	w.subscriber = nil
+}
+
+// maySubscribe says whether the user may have another subscribed client; s.mu is held.
+func (s *Server) maySubscribe(u *user) bool {
+	if u.root() {
+		return true
+	}
+	all := 0
+	for id, n := range s.subscriptions {
+		if !(&user{id: id}).root() {
+			all += n
+		}
+	}
+	return s.subscriptions[u.id] < maxSubscriptions && all < maxOtherSubscriptions
+}
+
+// subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too many such clients.
+func (s *Server) subscribeClient(sender string, u *user) error {
+	w, err := s.hold(sender)
+	if err != nil {
+		return err
+	}
+	defer s.release(sender, w)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case w.subscriber != nil || s.watches[sender] != w:
+	case !s.maySubscribe(u):
+		return pod.Errorf(pod.Exhausted, "cannot subscribe: there are too many subscribers")
+	default:
+		w.users++
+		w.subscriber = u
+		s.subscriptions[u.id]++
+	}
+	return nil
+}
+
+// unsubscribeClient is the inverse of subscribeClient.
+func (s *Server) unsubscribeClient(sender string) {
+	s.mu.Lock()
+	w := s.watches[sender]
+	subscribed := w != nil && w.subscriber != nil
+	if subscribed {
+		s.unsubscribed(w)
 	}
 	s.mu.Unlock()
-	if w != nil {
-		s.removeMatch(name)
+	if subscribed {
+		s.release(sender, w)
 	}
-}
-
-// removeMatch doesn't wait for the bus's answer: it is called from the goroutine that reads signals.
-func (s *Server) removeMatch(name string) {
-	s.wg.Go(func() { _ = s.conn.RemoveMatchSignalContext(s.ctx, ownerMatch(name)...) })
 }
 
 // hold adds a user to the client's watch. Unavailable: the client has left.
-func (s *Server) hold(sender string, subscribe bool) (*watch, error) {
+func (s *Server) hold(sender string) (*watch, error) {
 	s.mu.Lock()
 	w := s.watches[sender]
 	fresh := w == nil
@@ -76,22 +140,14 @@ func (s *Server) hold(sender string, subscribe bool) (*watch, error) {
 		w = &watch{gone: make(chan struct{})}
 		s.watches[sender] = w
 	}
-	if !subscribe {
-		w.users++
-	} else if !w.subscribed {
-		w.subscribed = true
-		w.users++
-	}
+	w.users++
 	s.mu.Unlock()
-	// A second user doesn't wait for the first one's match: the first one finds out when the client left in between.
+	// A second user doesn't wait for the answer: the first one finds out when the client left in between.
 	if !fresh {
 		return w, nil
 	}
-	err := s.conn.AddMatchSignalContext(s.ctx, ownerMatch(sender)...)
 	var here bool
-	if err == nil {
-		err = s.conn.BusObject().CallWithContext(s.ctx, "org.freedesktop.DBus.NameHasOwner", 0, sender).Store(&here)
-	}
+	err := s.conn.BusObject().CallWithContext(s.ctx, busDriver+".NameHasOwner", 0, sender).Store(&here)
 	if err != nil || !here {
 		s.clientGone(sender)
 		return nil, pod.Errorf(pod.Unavailable, "cannot follow the client %s: it has left the bus", sender)
@@ -100,28 +156,21 @@ func (s *Server) hold(sender string, subscribe bool) (*watch, error) {
 }
 
 // release takes a user off the client's watch.
-func (s *Server) release(sender string, w *watch, unsubscribe bool) {
+func (s *Server) release(sender string, w *watch) {
 	s.mu.Lock()
-	last := false
-	if s.watches[sender] == w && (!unsubscribe || w.subscribed) {
-		if unsubscribe {
-			w.subscribed = false
-		}
-		if w.users--; w.users == 0 {
-			delete(s.watches, sender)
-			s.idleSince = time.Now()
-			last = true
-		}
+	defer s.mu.Unlock()
+	if s.watches[sender] != w {
+		return
 	}
-	s.mu.Unlock()
-	if last {
-		s.removeMatch(sender)
+	if w.users--; w.users == 0 {
+		delete(s.watches, sender)
+		s.idleSince = time.Now()
 	}
 }
 
 // whileThere returns a context that ends when the client leaves the bus.
 func (s *Server) whileThere(ctx context.Context, sender string) (context.Context, func(), error) {
-	w, err := s.hold(sender, false)
+	w, err := s.hold(sender)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -133,7 +182,7 @@ func (s *Server) whileThere(ctx context.Context, sender string) (context.Context
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() { cancel(); s.release(sender, w, false) }, nil
+	return ctx, func() { cancel(); s.release(sender, w) }, nil
 }
 
 // subscribers lists the clients that are told everything.
@@ -142,7 +191,7 @@ func (s *Server) subscribers() []string {
 	defer s.mu.Unlock()
 	var names []string
 	for name, w := range s.watches {
-		if w.subscribed {
+		if w.subscriber != nil {
 			names = append(names, name)
 		}
 	}

@@ -76,6 +76,12 @@ func (c *Config) setDefaults() {
 	}
 }
 
+// Check says why the configuration cannot be used, its defaults filled in. It looks at nothing but the values.
+func (c Config) Check() error {
+	c.setDefaults()
+	return c.check()
+}
+
 func (c *Config) check() error {
 	if !isName(c.Bridge) || len(c.Bridge) > maxNameLen {
 		return pod.Errorf(pod.Invalid, "cannot use bridge name %q: it needs 1 to %d letters, digits, - or _, beginning with a letter", c.Bridge, maxNameLen)

@@ -37,11 +37,13 @@ func Parse(data []byte) (Manifest, error) {
 	}
 	p := parser{manifest: &m}
 	for _, d := range docs {
-		p.document(d, len(docs) > 1)
+		if p.document(d, len(docs) > 1); p.nodes > maxTreeNodes {
+			break // it has said so
+		}
 	}
 	switch {
 	case len(p.problems) > 0:
-		return m, WithKind(Invalid, &invalidError{problems: p.problems})
+		return m, WithKind(Invalid, &invalidError{problems: boundProblems(p.problems, p.more)})
 	case len(m.Pods)+len(m.ConfigMaps)+len(m.Secrets) == 0:
 		return m, Errorf(Invalid, "cannot read the manifest: there is no Pod, ConfigMap or Secret in it")
 	}
@@ -52,7 +54,9 @@ func Parse(data []byte) (Manifest, error) {
 type parser struct {
 	manifest *Manifest
 	problems []Problem
+	more     int // problems that are not in the list
 	objects  int
+	nodes    int // values so far
 }
 
 // document reads one document. When there are several, each path begins with the number of the document and its first line.
@@ -61,7 +65,7 @@ func (p *parser) document(d document, several bool) {
 	if several {
 		prefix = fmt.Sprintf("document %d (line %d)", d.number, d.line)
 	}
-	tree, problem := decodeTree(d)
+	tree, problem := decodeTree(d, &p.nodes)
 	if problem != "" {
 		p.problem(prefix, "", problem)
 		return
@@ -152,6 +156,10 @@ func (p *parser) typed(kind string, fields map[string]any, prefix, at string) bo
 }
 
 func (p *parser) problem(prefix, path, message string) {
+	if len(p.problems) >= maxProblems {
+		p.more++
+		return
+	}
 	if prefix != "" && path != "" {
 		prefix += ": "
 	}

@@ -10,20 +10,23 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// The bounds of one document after its aliases are expanded. They are what a manifest of the greatest size needs without any alias, with room to spare;
-// the YAML library itself bounds only the number of its steps, not the bytes that a repeated alias of a long text makes.
+// The bounds of a document after its aliases are expanded. They are what a manifest of the greatest size needs without any alias, with room to spare;
+// the YAML library itself bounds only the number of its steps, not the bytes that a repeated alias of a long text makes. What it does with a megabyte of any
+// text takes it 0.2 s and 100 MB; all that follows costs far more a value.
 const (
 	maxTreeBytes = 4 * MaxManifestBytes
-	maxTreeNodes = MaxManifestBytes
 	maxTreeDepth = 100
+
+	// maxTreeNodes bounds the values of all documents together. A pod has some 40, and the greatest number of objects fits.
+	maxTreeNodes = 40_000
 )
 
 // yamlLine is how the YAML library words a position.
 var yamlLine = regexp.MustCompile(`line (\d+): `)
 
 // decodeTree reads one document of YAML 1.1 (of which JSON is a part) into nil, bool, int64, uint64, float64, string, []any and map[string]any.
-// problem is why it cannot, in one line.
-func decodeTree(d document) (tree any, problem string) {
+// problem is why it cannot, in one line. nodes counts the values of all documents.
+func decodeTree(d document, nodes *int) (tree any, problem string) {
 	defer func() {
 		// The library turns its own panics into errors; this guards the daemon against one that it misses.
 		if r := recover(); r != nil {
@@ -34,8 +37,8 @@ func decodeTree(d document) (tree any, problem string) {
 	if err := yaml.UnmarshalStrict([]byte(d.text), &raw); err != nil {
 		return nil, yamlProblem(err, d.line)
 	}
-	n := normaliser{}
-	tree = n.value(raw, "", 0)
+	n := normaliser{nodes: nodes}
+	tree = n.value(raw, nil, 0)
 	return tree, n.problem
 }
 
@@ -66,30 +69,34 @@ func yamlProblem(err error, first int) string {
 
 // normaliser makes the YAML library's values JSON's, within bounds.
 type normaliser struct {
-	bytes, nodes int
-	problem      string // the first one
+	nodes   *int // of all documents
+	bytes   int
+	problem string // the first one
 }
 
-func (n *normaliser) fail(path, format string, args ...any) any {
+func (n *normaliser) fail(path *treePath, format string, args ...any) any {
 	if n.problem == "" {
 		n.problem = fmt.Sprintf(format, args...)
-		if path != "" {
-			n.problem = cleanPath(path) + ": " + n.problem
+		if path != nil {
+			n.problem = cleanPath(path.String()) + ": " + n.problem
 		}
 	}
 	return nil
 }
 
-func (n *normaliser) value(v any, path string, depth int) any {
-	n.nodes++
+func (n *normaliser) value(v any, path *treePath, depth int) any {
+	*n.nodes++
 	if n.problem != "" {
 		return nil
 	}
-	if n.nodes > maxTreeNodes || n.bytes > maxTreeBytes {
-		return n.fail("", "is too large when its aliases are written out")
+	if *n.nodes > maxTreeNodes {
+		return n.fail(nil, "has too many values, or those before it: the limit is %d in one manifest", maxTreeNodes)
+	}
+	if n.bytes > maxTreeBytes {
+		return n.fail(nil, "is too large when its aliases are written out")
 	}
 	if depth > maxTreeDepth {
-		return n.fail("", "is nested more than %d levels deep", maxTreeDepth)
+		return n.fail(nil, "is nested more than %d levels deep", maxTreeDepth)
 	}
 	switch v := v.(type) {
 	case nil, bool, int64, uint64:
@@ -105,9 +112,12 @@ func (n *normaliser) value(v any, path string, depth int) any {
 		n.bytes += len(v)
 		return v
 	case []any:
-		list := make([]any, len(v))
+		list := make([]any, min(len(v), maxTreeNodes))
 		for i, item := range v {
-			list[i] = n.value(item, fmt.Sprintf("%s[%d]", path, i), depth+1)
+			if n.problem != "" {
+				return nil
+			}
+			list[i] = n.value(item, path.index(i), depth+1)
 		}
 		return list
 	case map[any]any:
@@ -117,9 +127,12 @@ func (n *normaliser) value(v any, path string, depth int) any {
 	}
 }
 
-func (n *normaliser) object(v map[any]any, path string, depth int) any {
-	fields := make(map[string]any, len(v))
+func (n *normaliser) object(v map[any]any, path *treePath, depth int) any {
+	fields := make(map[string]any, min(len(v), maxTreeNodes))
 	for k, item := range v {
+		if n.problem != "" {
+			return nil
+		}
 		var key string
 		switch k := k.(type) {
 		case string:
@@ -130,10 +143,10 @@ func (n *normaliser) object(v map[any]any, path string, depth int) any {
 			return n.fail(path, "the name of a field must be a text, not %s", typeName(k))
 		}
 		if _, ok := fields[key]; ok {
-			return n.fail(joinPath(path, key), "is given twice")
+			return n.fail(path.child(key), "is given twice")
 		}
 		n.bytes += len(key)
-		fields[key] = n.value(item, joinPath(path, key), depth+1)
+		fields[key] = n.value(item, path.child(key), depth+1)
 	}
 	return fields
 }

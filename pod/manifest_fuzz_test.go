@@ -30,6 +30,9 @@ func FuzzManifest(f *testing.F) {
 	if data, err := os.ReadFile("../examples/web.yaml"); err == nil {
 		f.Add(data)
 	}
+	for _, h := range hostile {
+		f.Add([]byte(h.manifest))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := Parse(data)
 		if err == nil {

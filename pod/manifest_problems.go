@@ -60,7 +60,32 @@ func Problems(errs, warnings field.ErrorList) []Problem {
 	for _, w := range warnings {
 		list = append(list, Problem{Severity: SeverityWarning, Path: cleanPath(w.Field), Message: shown(w.Detail)})
 	}
-	return list
+	return boundProblems(list, 0)
+}
+
+// boundProblems keeps an answer short: at most [maxProblems] errors and as many warnings, and [maxProblemBytes] of text. The last one says how many there are
+// besides it, with the more that were left out before.
+func boundProblems(list []Problem, more int) []Problem {
+	bytes, count := 0, map[string]int{}
+	kept := list[:0]
+	for _, p := range list {
+		size := len(p.Path) + len(p.Message)
+		if count[p.Severity] >= maxProblems || bytes+size > maxProblemBytes {
+			more++
+			continue
+		}
+		count[p.Severity]++
+		bytes += size
+		kept = append(kept, p)
+	}
+	if more > 0 {
+		severity := SeverityWarning
+		if count[SeverityError] > 0 {
+			severity = SeverityError
+		}
+		kept = append(kept, Problem{Severity: severity, Message: fmt.Sprintf("there are more problems than these: %d at least", more)})
+	}
+	return kept
 }
 
 // ProblemsOf lists the problems that err carries: those of a manifest that [Parse] or [InvalidError] refused, else err itself as one. Nil has none.

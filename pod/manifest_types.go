@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -17,7 +18,11 @@ import (
 // decodeInto decodes fields into target, a pointer to an API object. It returns every unknown field and every wrong type, with paths below at.
 func decodeInto(fields map[string]any, target any, at string) []Problem {
 	var c typeChecker
-	c.check(fields, reflect.TypeOf(target).Elem(), at)
+	var root *treePath
+	if at != "" {
+		root = root.child(at)
+	}
+	c.check(fields, reflect.TypeOf(target).Elem(), root)
 	if len(c.found) > 0 {
 		return c.found
 	}
@@ -36,9 +41,9 @@ type typeChecker struct {
 	found []Problem
 }
 
-func (c *typeChecker) add(path, format string, args ...any) {
-	if len(c.found) < 100 {
-		c.found = append(c.found, Problem{Path: path, Message: fmt.Sprintf(format, args...)})
+func (c *typeChecker) add(path *treePath, format string, args ...any) {
+	if len(c.found) <= maxProblems {
+		c.found = append(c.found, Problem{Path: path.String(), Message: fmt.Sprintf(format, args...)})
 	}
 }
 
@@ -48,7 +53,7 @@ var (
 	unmarshalerType = reflect.TypeFor[json.Unmarshaler]()
 )
 
-func (c *typeChecker) check(v any, t reflect.Type, path string) {
+func (c *typeChecker) check(v any, t reflect.Type, path *treePath) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
@@ -73,7 +78,7 @@ func (c *typeChecker) check(v any, t reflect.Type, path string) {
 	}
 }
 
-func (c *typeChecker) plain(v any, t reflect.Type, path string) {
+func (c *typeChecker) plain(v any, t reflect.Type, path *treePath) {
 	switch t.Kind() {
 	case reflect.Struct:
 		c.object(v, t, path)
@@ -83,7 +88,7 @@ func (c *typeChecker) plain(v any, t reflect.Type, path string) {
 			c.wrong(v, path, "an object")
 		}
 		for _, k := range sortedKeys(fields) {
-			c.check(fields[k], t.Elem(), path+"["+k+"]")
+			c.check(fields[k], t.Elem(), path.key(k))
 		}
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {
@@ -95,7 +100,7 @@ func (c *typeChecker) plain(v any, t reflect.Type, path string) {
 			c.wrong(v, path, "a list")
 		}
 		for i, item := range list {
-			c.check(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i))
+			c.check(item, t.Elem(), path.index(i))
 		}
 	case reflect.String:
 		if _, ok := v.(string); !ok {
@@ -110,7 +115,7 @@ func (c *typeChecker) plain(v any, t reflect.Type, path string) {
 	}
 }
 
-func (c *typeChecker) wrong(v any, path, want string) {
+func (c *typeChecker) wrong(v any, path *treePath, want string) {
 	hint := ""
 	switch v.(type) {
 	case bool, int64, uint64, float64:
@@ -121,27 +126,43 @@ func (c *typeChecker) wrong(v any, path, want string) {
 	c.add(path, "must be %s, not %s%s", want, typeName(v), hint)
 }
 
-func (c *typeChecker) object(v any, t reflect.Type, path string) {
+func (c *typeChecker) object(v any, t reflect.Type, path *treePath) {
 	fields, ok := v.(map[string]any)
 	if !ok {
 		c.wrong(v, path, "an object")
 		return
 	}
-	known := make(map[string]reflect.Type)
-	jsonFields(t, known)
+	known := fieldsOf(t)
 	for _, name := range sortedKeys(fields) {
 		if ft, ok := known[name]; ok {
-			c.check(fields[name], ft, joinPath(path, name))
+			c.check(fields[name], ft, path.child(name))
 			continue
 		}
 		hint := ""
+		if len(c.found) > maxProblems {
+			return
+		}
 		for _, k := range slices.Sorted(maps.Keys(known)) {
 			if strings.EqualFold(k, name) || k == name+"s" || k+"s" == name {
 				hint = "; did you mean " + k + "?"
 			}
 		}
-		c.add(joinPath(path, name), "unknown field%s", hint)
+		c.add(path.child(name), "unknown field%s", hint)
 	}
+}
+
+// structFields remembers the fields of each type of the API: there are some hundred.
+var structFields sync.Map
+
+// fieldsOf returns the fields of t by their JSON names.
+func fieldsOf(t reflect.Type) map[string]reflect.Type {
+	if known, ok := structFields.Load(t); ok {
+		return known.(map[string]reflect.Type)
+	}
+	known := make(map[string]reflect.Type)
+	jsonFields(t, known)
+	structFields.Store(t, known)
+	return known
 }
 
 // jsonFields collects the fields of t by their JSON names, those of embedded structs included.
@@ -158,7 +179,7 @@ func jsonFields(t reflect.Type, into map[string]reflect.Type) {
 	}
 }
 
-func (c *typeChecker) integer(v any, t reflect.Type, path, want string) {
+func (c *typeChecker) integer(v any, t reflect.Type, path *treePath, want string) {
 	var n int64
 	switch v := v.(type) {
 	case int64:
@@ -178,7 +199,7 @@ func (c *typeChecker) integer(v any, t reflect.Type, path, want string) {
 // quantityExponent finds the digits of a decimal exponent, without leading zeros.
 var quantityExponent = regexp.MustCompile(`[eE][+-]?0*([0-9]+)$`)
 
-func (c *typeChecker) quantity(v any, path string) {
+func (c *typeChecker) quantity(v any, path *treePath) {
 	text := ""
 	switch v := v.(type) {
 	case string:
@@ -199,7 +220,7 @@ func (c *typeChecker) quantity(v any, path string) {
 	}
 }
 
-func (c *typeChecker) base64(v any, path string) {
+func (c *typeChecker) base64(v any, path *treePath) {
 	s, ok := v.(string)
 	if !ok {
 		c.wrong(v, path, "a text in base64")

@@ -10,8 +10,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// maxProblems bounds the errors, and the warnings, of one manifest.
-const maxProblems = 1000
+// What is told of one manifest at most.
+const (
+	maxProblems     = 200      // errors, and as many warnings
+	maxProblemBytes = 64 << 10 // of their text
+)
 
 // Validate returns everything that is wrong with a manifest, and as warnings what it says that will not be heard. It is to be called after
 // [Manifest.SetNamespace] and [Default].
@@ -21,7 +24,7 @@ const maxProblems = 1000
 // sorted. Of a warning only Field and Detail count: see [Problems].
 func Validate(m *Manifest) (errs, warnings field.ErrorList) {
 	objects := m.objects()
-	v := manifestValidator{names: make(map[string]bool), ports: make(map[hostPort][]portUse)}
+	v := manifestValidator{names: make(map[string]bool), ports: make(map[hostPort]*portUses)}
 	for _, o := range objects {
 		c := checker{}
 		v.object(&c, o)
@@ -34,18 +37,18 @@ func Validate(m *Manifest) (errs, warnings field.ErrorList) {
 		}
 		errs = append(errs, finish(c.errs, prefix)...)
 		warnings = append(warnings, finish(c.warnings, prefix)...)
+		if len(errs) > maxProblems {
+			break // enough is known
+		}
 	}
 	return bounded(errs), bounded(warnings)
 }
 
 // Of puts before the paths of problems of p, a pod of m, what [Validate] puts there: NAMESPACE/NAME when m has several objects. It changes errs.
 func (m *Manifest) Of(p *corev1.Pod, errs field.ErrorList) field.ErrorList {
-	objects := m.objects()
 	prefix := ""
-	for _, o := range objects {
-		if len(objects) > 1 && o.meta == &p.ObjectMeta {
-			prefix = o.prefix()
-		}
+	if len(m.Pods)+len(m.ConfigMaps)+len(m.Secrets) > 1 {
+		prefix = manifestObject{kind: "Pod", meta: &p.ObjectMeta, pod: p}.prefix()
 	}
 	return finish(errs, prefix)
 }
@@ -62,17 +65,15 @@ func finish(list field.ErrorList, prefix string) field.ErrorList {
 	return list
 }
 
+// bounded leaves one more than are told, which [Problems] makes a sentence of.
 func bounded(list field.ErrorList) field.ErrorList {
-	if len(list) <= maxProblems {
-		return list
-	}
-	return append(list[:maxProblems:maxProblems], &field.Error{Type: field.ErrorTypeForbidden, Detail: fmt.Sprintf("there are more problems than these %d", maxProblems)})
+	return list[:min(len(list), maxProblems+1)]
 }
 
 // manifestValidator is what the objects of one manifest share.
 type manifestValidator struct {
 	names map[string]bool // kind NAMESPACE/NAME
-	ports map[hostPort][]portUse
+	ports map[hostPort]*portUses
 }
 
 func (v *manifestValidator) object(c *checker, o manifestObject) {
@@ -140,6 +141,17 @@ func oneOf[T ~string](c *checker, path *field.Path, value T, allowed ...T) {
 	if !slices.Contains(allowed, value) {
 		c.add(field.NotSupported(path, T(clip(string(value))), allowed))
 	}
+}
+
+// first says how many of n items are to be checked, and reports that there are more than is allowed.
+func (c *checker) first(path *field.Path, n, allowed int) int {
+	if n <= allowed {
+		return n
+	}
+	e := field.TooMany(path, n, allowed)
+	e.Detail += fmt.Sprintf("; only the first %d were checked", allowed)
+	c.add(e)
+	return allowed
 }
 
 // between checks a whole number.

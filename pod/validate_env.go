@@ -29,14 +29,12 @@ var (
 
 func (k *containerChecker) env() {
 	at := k.path.Child("env")
-	if n := len(k.c.Env) + len(k.c.EnvFrom); n > MaxEnvVars {
-		k.add(field.TooMany(at, n, MaxEnvVars))
-	}
-	for i, from := range k.c.EnvFrom {
+	k.first(at, len(k.c.Env)+len(k.c.EnvFrom), MaxEnvVars)
+	for i, from := range k.c.EnvFrom[:min(len(k.c.EnvFrom), MaxEnvVars)] {
 		k.envFrom(k.path.Child("envFrom").Index(i), from)
 	}
 	seen := make(map[string]bool)
-	for i, e := range k.c.Env {
+	for i, e := range k.c.Env[:min(len(k.c.Env), MaxEnvVars)] {
 		at := at.Index(i)
 		if e.Name == "" {
 			k.required(at.Child("name"), "")

@@ -2,8 +2,10 @@ package pod
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -82,11 +84,64 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestProblemsAreBounded: a hostile manifest does not make an answer of many times its size.
-func TestProblemsAreBounded(t *testing.T) {
-	problems, _ := process([]byte(podManifest("", "    env:\n"+repeat(5000, "    - {name: '=%d'}\n"))), "")
-	if len(problems) > maxProblems+2 || !strings.HasPrefix(problems[len(problems)-1].Message, "Forbidden: there are more") {
-		t.Errorf("got %d problems, the last one %q", len(problems), problems[len(problems)-1])
+// hostile are manifests of up to 1 MiB that are made to cost much. want is in one of their problems.
+var hostile = []struct{ name, manifest, want string }{
+	{"empty containers", podManifest("", "")[:strings.Index(podManifest("", ""), "  containers")] + "  containers: [" + strings.Repeat("{},", 340_000) + "]\n", "has too many values"},
+	{"some containers", strings.Replace(podManifest("", ""), "  containers:", "  initContainers: ["+strings.Repeat("{},", 30_000)+"]\n  containers:", 1), "only the first 16 were checked"},
+	{"volumes", podManifest("  volumes: ["+strings.Repeat("{},", 30_000)+"]\n", ""), "only the first 64 were checked"},
+	{"variables", podManifest("", "    env: ["+strings.Repeat("{},", 30_000)+"]\n"), "only the first 256 were checked"},
+	{"ports of the host", podManifest("", "    ports:\n"+repeat(9000, "    - {containerPort: 1, hostPort: 1, hostIP: '1.%d'}\n")), "must be an IPv4 or IPv6 address"},
+	{"labels", strings.Replace(podManifest("", ""), "name: web", "name: web, labels: {"+repeat(30_000, "'a b%d': '',")+"}", 1), "more problems"},
+	{"annotations", strings.Replace(podManifest("", ""), "name: web", "name: web, annotations: {"+repeat(30_000, "'a b%d': '',")+"}", 1), "more problems"},
+	{"unknown fields", podManifest("", "") + repeat(30_000, "x%d: 1\n"), "more problems"},
+	{"long unknown fields", podManifest("", "") + repeat(1000, strings.Repeat("x", 900)+"%d: 1\n"), "more problems"},
+	{"a long name above many values", podManifest("", "") + "? " + strings.Repeat("x", 500_000) + "\n: [" + strings.Repeat("1,", 30_000) + "]\n", "unknown field"},
+	{"long names, nested", podManifest("", "") + nested(95, 900), "unknown field"},
+	{"laughs", "a: &a [" + strings.Repeat("x,", 100) + "]\nb: &b [" + strings.Repeat("*a,", 100) + "]\nc: [" + strings.Repeat("*b,", 100) + "]\n", ""},
+	{"documents", strings.Repeat("---\n{a: [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}\n", 4000), "more problems"},
+	{"broken documents", strings.Repeat("---\n[\n", 4000), "more problems"},
+	{"pods of a list", "apiVersion: v1\nkind: List\nitems:\n" + repeat(4000, "- {apiVersion: v1, kind: Pod, metadata: {name: '%d.'}}\n"), "more problems"},
+	{"hosts", podManifest("  hostAliases: [{ip: 1.1.1.1, hostnames: ["+strings.Repeat("a_,", 30_000)+"]}]\n", ""), "more problems"},
+	{"words", podManifest("", `    args: [`+strings.Repeat(`"\0",`, 30_000)+"]\n"), "more problems"},
+	{"duplicates", repeat(50_000, "x%d: 1\n") + repeat(50_000, "x%d: 1\n"), "is given twice"},
+}
+
+// nested is a mapping in a mapping and so on, with long names.
+func nested(depth, name int) string {
+	return strings.Repeat(strings.Repeat("x", name)+": {", depth) + strings.Repeat("}", depth) + "\n"
+}
+
+// TestHostileManifestsAreCheap: what is done with a manifest of the greatest size allocates some 100 MB at most, most of it in the YAML library, and does not make
+// an answer of many times its size. A reading of 350,000 empty containers took 34 s and 0.5 GB.
+func TestHostileManifestsAreCheap(t *testing.T) {
+	for _, c := range hostile {
+		t.Run(c.name, func(t *testing.T) {
+			if len(c.manifest) > MaxManifestBytes {
+				t.Fatalf("the manifest has %d bytes", len(c.manifest))
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			began := time.Now()
+			problems, _ := process([]byte(c.manifest), "")
+			took := time.Since(began)
+			runtime.ReadMemStats(&after)
+			allocated := (after.TotalAlloc - before.TotalAlloc) >> 20
+			t.Logf("%d MB in %s", allocated, took)
+			if allocated > 200 || took > 20*time.Second {
+				t.Errorf("%d MB were allocated in %s", allocated, took)
+			}
+			bytes, found := 0, false
+			for _, p := range problems {
+				bytes += len(p.String())
+				found = found || strings.Contains(p.String(), c.want)
+			}
+			if len(problems) > 2*maxProblems+1 || bytes > maxProblemBytes+10<<10 {
+				t.Errorf("%d problems of %d bytes", len(problems), bytes)
+			}
+			if !found {
+				t.Errorf("%q is not in %q", c.want, problems[max(0, len(problems)-2):])
+			}
+		})
 	}
 }
 

@@ -93,17 +93,11 @@ func (c *checker) dns(s *corev1.PodSpec, path *field.Path) {
 	if config == nil {
 		return
 	}
-	if len(config.Nameservers) > maxNameservers {
-		c.add(field.TooMany(path.Child("nameservers"), len(config.Nameservers), maxNameservers))
-	}
-	for i, server := range config.Nameservers {
+	for i, server := range config.Nameservers[:c.first(path.Child("nameservers"), len(config.Nameservers), maxNameservers)] {
 		c.address(path.Child("nameservers").Index(i), server)
 	}
-	if len(config.Searches) > maxSearches {
-		c.add(field.TooMany(path.Child("searches"), len(config.Searches), maxSearches))
-	}
 	total := 0
-	for i, search := range config.Searches {
+	for i, search := range config.Searches[:c.first(path.Child("searches"), len(config.Searches), maxSearches)] {
 		total += len(search) + 1
 		if search != "." {
 			c.all(path.Child("searches").Index(i), search, validation.IsDNS1123SubdomainWithUnderscore(strings.TrimSuffix(search, ".")))
@@ -140,10 +134,7 @@ func (c *checker) address(path *field.Path, value string) {
 }
 
 func (c *checker) hostAliases(list []corev1.HostAlias, path *field.Path) {
-	if len(list) > maxHostAliases {
-		c.add(field.TooMany(path, len(list), maxHostAliases))
-	}
-	for i, alias := range list {
+	for i, alias := range list[:c.first(path, len(list), maxHostAliases)] {
 		c.address(path.Index(i).Child("ip"), alias.IP)
 		names := path.Index(i).Child("hostnames")
 		if len(alias.Hostnames) == 0 {
@@ -159,15 +150,13 @@ func (c *checker) containers(s *corev1.PodSpec, path *field.Path, volumes map[st
 	if len(s.Containers) == 0 {
 		c.required(path.Child("containers"), "a pod has at least one container")
 	}
-	if n := len(s.Containers) + len(s.InitContainers); n > MaxContainers {
-		c.add(field.TooMany(path.Child("containers"), n, MaxContainers))
-	}
+	c.first(path.Child("containers"), len(s.Containers)+len(s.InitContainers), MaxContainers)
 	names := make(map[string]bool)
-	for i := range s.InitContainers {
+	for i := range min(len(s.InitContainers), MaxContainers) {
 		cc := containerChecker{checker: c, c: &s.InitContainers[i], path: path.Child("initContainers").Index(i), init: true, volumes: volumes, names: names}
 		cc.check()
 	}
-	for i := range s.Containers {
+	for i := range min(len(s.Containers), MaxContainers) {
 		cc := containerChecker{checker: c, c: &s.Containers[i], path: path.Child("containers").Index(i), volumes: volumes, names: names}
 		cc.check()
 	}

@@ -48,10 +48,10 @@ type hostPort struct {
 	port     int32
 }
 
-// portUse is who has a port on which address; the zero address means all of them.
-type portUse struct {
-	address netip.Addr
-	by      string
+// portUses is who has a port on which address; the zero address means all of them.
+type portUses struct {
+	first string
+	by    map[netip.Addr]string
 }
 
 // hostPorts refuses a port of the host that is asked for twice, by the pods of one manifest or within one of them. A pod that another
@@ -81,11 +81,19 @@ func (v *manifestValidator) hostPort(c *checker, at *field.Path, port corev1.Con
 		address = netip.Addr{}
 	}
 	key := hostPort{port.Protocol, port.HostPort}
-	for _, use := range v.ports[key] {
-		if use.address == address || !use.address.IsValid() || !address.IsValid() {
-			c.invalid(at, port.HostPort, "is taken by "+use.by)
-			return
-		}
+	uses := v.ports[key]
+	if uses == nil {
+		uses = &portUses{first: by, by: make(map[netip.Addr]string)}
+		v.ports[key] = uses
+	} else if all, ok := uses.by[netip.Addr{}]; ok {
+		c.invalid(at, port.HostPort, "is taken by "+all)
+		return
+	} else if !address.IsValid() {
+		c.invalid(at, port.HostPort, "is taken by "+uses.first)
+		return
+	} else if other, ok := uses.by[address]; ok {
+		c.invalid(at, port.HostPort, "is taken by "+other)
+		return
 	}
-	v.ports[key] = append(v.ports[key], portUse{address, by})
+	uses.by[address] = by
 }

@@ -35,10 +35,7 @@ func (c *checker) podSecurity(s *corev1.PodSpec, at *field.Path) {
 	c.id(at.Child("runAsUser"), sc.RunAsUser)
 	c.id(at.Child("runAsGroup"), sc.RunAsGroup)
 	c.id(at.Child("fsGroup"), sc.FSGroup)
-	if len(sc.SupplementalGroups) > maxSupplementalGroups {
-		c.add(field.TooMany(at.Child("supplementalGroups"), len(sc.SupplementalGroups), maxSupplementalGroups))
-	}
-	for i := range sc.SupplementalGroups {
+	for i := range c.first(at.Child("supplementalGroups"), len(sc.SupplementalGroups), maxSupplementalGroups) {
 		c.id(at.Child("supplementalGroups").Index(i), &sc.SupplementalGroups[i])
 	}
 	if p := sc.SupplementalGroupsPolicy; p != nil {

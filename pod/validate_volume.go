@@ -16,11 +16,8 @@ var supportedVolumes = []string{"emptyDir", "hostPath", "configMap", "secret"}
 
 // volumes returns the names.
 func (c *checker) volumes(list []corev1.Volume, path *field.Path) map[string]bool {
-	if len(list) > MaxVolumes {
-		c.add(field.TooMany(path, len(list), MaxVolumes))
-	}
 	names := make(map[string]bool, len(list))
-	for i := range list {
+	for i := range list[:c.first(path, len(list), MaxVolumes)] {
 		v := &list[i]
 		at := path.Index(i)
 		if v.Name == "" {
@@ -33,6 +30,9 @@ func (c *checker) volumes(list []corev1.Volume, path *field.Path) map[string]boo
 			names[v.Name] = true
 		}
 		c.volume(v, at)
+	}
+	for i := range list { // else mounts of the others would be said to have none
+		names[list[i].Name] = true
 	}
 	return names
 }

@@ -2,9 +2,7 @@ package units
 
 import (
 	"context"
-	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -13,6 +11,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -80,7 +79,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 
 		sliceIdle: defaultSliceIdle,
 	}
-	conn, err := dial(ctx, m.queue)
+	conn, err := buslink.Connect(ctx, "", nil, dbus.WithSignalHandler(m.queue))
 	if err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot connect to systemd over the system bus: %w", err)
 	}
@@ -102,33 +101,12 @@ func Connect(ctx context.Context) (*Manager, error) {
 	return m, nil
 }
 
-// dial opens a private connection to the system bus whose signals go to q.
-func dial(ctx context.Context, q *queue) (*dbus.Conn, error) {
-	conn, err := dbus.SystemBusPrivate(dbus.WithSignalHandler(q))
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	// The user's number, not the name: no look-up of names.
-	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))})
-	if err == nil {
-		err = conn.Hello()
-	}
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return conn, nil
-}
-
 // subscribe asks for the signals. The bus cannot match the beginning of a name, and has a limit on rules per connection that is below
 // the number of our units, so one rule brings the changes of all units and dispatch keeps ours.
 func (m *Manager) subscribe(ctx context.Context) error {
 	const common = "type='signal',sender='" + busName + "',"
 	rules := []string{
+		"type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='" + busName + "'",
 		common + "interface='" + managerIface + "',member='JobNew'",
 		common + "interface='" + managerIface + "',member='JobRemoved'",
 		common + "interface='" + managerIface + "',member='UnitRemoved'",
@@ -141,6 +119,11 @@ func (m *Manager) subscribe(ctx context.Context) error {
 			return err
 		}
 	}
+	var owner string
+	if err := m.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, busName).Store(&owner); err != nil {
+		return err
+	}
+	m.queue.trust(owner, false)
 	if err := m.object.CallWithContext(ctx, managerIface+".Subscribe", 0).Err; err != nil {
 		return err
 	}

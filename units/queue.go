@@ -14,6 +14,7 @@ type queue struct {
 	closed   bool
 	wake     chan struct{} // of size 1
 	channels []chan<- *dbus.Signal
+	sender   string // systemd, on the bus; empty: not known yet
 }
 
 // item is a signal or a function.
@@ -62,8 +63,32 @@ func (q *queue) close() {
 	}
 }
 
-// DeliverSignal implements [dbus.SignalHandler]; the connection's reader calls it for one message after the other.
-func (q *queue) DeliverSignal(_, _ string, signal *dbus.Signal) { q.add(item{signal: signal}) }
+// DeliverSignal implements [dbus.SignalHandler]; the connection's reader calls it for one message after the other. What is not from systemd is dropped: everybody on
+// the bus may send us signals that look like its own.
+func (q *queue) DeliverSignal(_, _ string, signal *dbus.Signal) {
+	if signal.Sender == "org.freedesktop.DBus" {
+		if signal.Name == "org.freedesktop.DBus.NameOwnerChanged" && len(signal.Body) == 3 && signal.Body[0] == busName {
+			owner, _ := signal.Body[2].(string)
+			q.trust(owner, true)
+		}
+		return
+	}
+	q.mu.Lock()
+	trusted := q.sender != "" && signal.Sender == q.sender
+	q.mu.Unlock()
+	if trusted {
+		q.add(item{signal: signal})
+	}
+}
+
+// trust names systemd on the bus. It has another name after `systemctl daemon-reexec`; what the bus says about that is the newest.
+func (q *queue) trust(sender string, newest bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if newest || q.sender == "" {
+		q.sender = sender
+	}
+}
 
 // AddSignal implements [dbus.SignalRegistrar] for go-systemd, which always listens: it gets no signal, but learns of the end.
 func (q *queue) AddSignal(ch chan<- *dbus.Signal) {

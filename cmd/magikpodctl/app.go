@@ -32,7 +32,7 @@ func newApp(stdout, stderr *os.File) *app {
 
 const rootLong = `magikpodctl runs Kubernetes pods on this host, without a cluster: every container is a systemd service in the slice of its pod. It talks to magikpodd(8) over D-Bus.
 
-A pod is named POD or NAMESPACE/POD. What a command made is printed on standard output, one name a line; messages for people go to standard error.
+A pod is named POD or NAMESPACE/POD; pod/POD and the words "pod POD" are understood too. What a command made is printed on standard output, one name a line; messages for people go to standard error.
 
 Exit status: 0 success; 1 error; 2 wrong usage; 3 not found; 4 not permitted; 5 conflict, such as a name that is taken; 6 unavailable, also after a timeout; 7 invalid manifest; 130 interrupted. exec returns the status of its command.
 
@@ -111,6 +111,15 @@ func (a *app) split(arg string) (namespace, name string, err error) {
 	return namespace, name, nil
 }
 
+// podOf finds the pod that args name.
+func (a *app) podOf(ctx context.Context, args []string) (*dbus.Client, godbus.ObjectPath, error) {
+	arg, err := a.onePod(ctx, args)
+	if err != nil {
+		return nil, "", err
+	}
+	return a.pod(ctx, arg)
+}
+
 // pod finds the pod that arg names.
 func (a *app) pod(ctx context.Context, arg string) (*dbus.Client, godbus.ObjectPath, error) {
 	namespace, name, err := a.split(arg)
@@ -141,6 +150,15 @@ func (a *app) each(args []string, do func(arg string) error) error {
 		}
 	}
 	return first
+}
+
+// eachPod is each for the pods that args name, once all of these were understood.
+func (a *app) eachPod(ctx context.Context, args []string, do func(arg string) error) error {
+	names, err := a.names(ctx, args)
+	if err != nil {
+		return err
+	}
+	return a.each(names, do)
 }
 
 // job waits for a job and prints what it made, one a line.
@@ -192,6 +210,7 @@ var (
 		return nil
 	})
 	oneArg   = usageArgs(cobra.ExactArgs(1))
+	podArg   = usageArgs(cobra.RangeArgs(1, 2)) // POD or TYPE POD
 	someArgs = usageArgs(cobra.MinimumNArgs(1))
 )
 

@@ -71,5 +71,5 @@ func (a *app) deleteArgs(cmd *cobra.Command, args []string, file string, all boo
 		}
 		return podNames(text, a.namespace)
 	}
-	return args, nil
+	return a.names(cmd.Context(), args)
 }

@@ -28,19 +28,19 @@ func execCommand(a *app) *cobra.Command {
 			if tty && !isTerminal(os.Stdin) {
 				return usagef("-t needs a terminal, and standard input is none")
 			}
-			c, path, err := a.pod(cmd.Context(), args[0])
+			words := 1
+			if cmd.ArgsLenAtDash() == 2 && (isType(args[0], podTypes) || isOtherType(args[0])) {
+				words = 2 // pod POD -- COMMAND
+			}
+			c, path, err := a.podOf(cmd.Context(), args[:words])
 			if err != nil {
 				return err
 			}
-			p := runtime.Process{Args: args[1:], Env: env, WorkingDir: dir, User: user, TTY: tty, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+			p := runtime.Process{Args: args[words:], Env: env, WorkingDir: dir, User: user, TTY: tty, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 			if !stdin {
-				null, err := os.Open(os.DevNull)
-				if err != nil {
-					return pod.Errorf(pod.Internal, "cannot exec: %w", err)
-				}
-				defer func() { _ = null.Close() }()
-				p.Stdin = null
+				p.Stdin = nil
 			}
+			signal.Ignore(syscall.SIGPIPE) // that nobody reads our output is the command's business
 			ctx := cmd.Context()
 			var size runtime.WinSize
 			if tty {

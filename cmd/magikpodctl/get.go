@@ -9,11 +9,11 @@ import (
 
 func getCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "get POD", Short: "Print a pod as Kubernetes would, with its status", Args: oneArg, ValidArgsFunction: a.completePods,
+		Use: "get POD", Short: "Print a pod as Kubernetes would, with its status", Args: podArg, ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl get web
   magikpodctl get production/web -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, path, err := a.pod(cmd.Context(), args[0])
+			c, path, err := a.podOf(cmd.Context(), args)
 			if err != nil {
 				return err
 			}

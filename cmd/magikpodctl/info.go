@@ -79,9 +79,9 @@ func versionCommand(a *app) *cobra.Command {
 
 func statsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "stats POD", Short: "Print the resources that a pod uses", Args: oneArg, ValidArgsFunction: a.completePods,
+		Use: "stats POD", Short: "Print the resources that a pod uses", Args: podArg, ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, path, err := a.pod(cmd.Context(), args[0])
+			c, path, err := a.podOf(cmd.Context(), args)
 			if err != nil {
 				return err
 			}

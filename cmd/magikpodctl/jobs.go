@@ -34,7 +34,7 @@ func startCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "start POD...", Short: "Start stopped pods", Args: someArgs, ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(arg string) error {
+			return a.eachPod(cmd.Context(), args, func(arg string) error {
 				c, path, err := a.pod(cmd.Context(), arg)
 				if err != nil {
 					return err
@@ -57,7 +57,7 @@ func stopCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(args, func(arg string) error {
+			return a.eachPod(cmd.Context(), args, func(arg string) error {
 				c, path, err := a.pod(cmd.Context(), arg)
 				if err != nil {
 					return err
@@ -75,7 +75,7 @@ func restartCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "restart POD...", Short: "Stop pods and start them again", Args: someArgs, ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(arg string) error {
+			return a.eachPod(cmd.Context(), args, func(arg string) error {
 				c, path, err := a.pod(cmd.Context(), arg)
 				if err != nil {
 					return err

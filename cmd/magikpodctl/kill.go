@@ -18,7 +18,7 @@ func killCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(args, func(arg string) error {
+			return a.eachPod(cmd.Context(), args, func(arg string) error {
 				c, path, err := a.pod(cmd.Context(), arg)
 				if err != nil {
 					return err

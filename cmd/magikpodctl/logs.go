@@ -16,7 +16,7 @@ func logsCommand(a *app) *cobra.Command {
 	var o pod.LogOptions
 	var since string
 	cmd := &cobra.Command{
-		Use: "logs POD", Short: "Print the log of a container of a pod", Args: oneArg, ValidArgsFunction: a.completePods,
+		Use: "logs POD", Short: "Print the log of a container of a pod", Args: podArg, ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl logs -f web
   magikpodctl logs -c server --tail 20 --timestamps web
   magikpodctl logs -c server --previous web
@@ -32,7 +32,7 @@ What the container wrote is passed on as it is to a file or pipe. On a terminal,
 			if o.Since, err = parseSince(since); err != nil {
 				return err
 			}
-			c, path, err := a.pod(cmd.Context(), args[0])
+			c, path, err := a.podOf(cmd.Context(), args)
 			if err != nil {
 				return err
 			}

@@ -12,9 +12,9 @@ import (
 
 func statusCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "status POD", Short: "Show how a pod is doing, and what happened to it", Args: oneArg, ValidArgsFunction: a.completePods,
+		Use: "status POD", Short: "Show how a pod is doing, and what happened to it", Args: podArg, ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, path, err := a.pod(cmd.Context(), args[0])
+			c, path, err := a.podOf(cmd.Context(), args)
 			if err != nil {
 				return err
 			}

@@ -14,7 +14,7 @@ func waitCommand(a *app) *cobra.Command {
 	var until string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "wait POD --for ready|completed|deleted", Short: "Wait until a pod is ready, has completed or is gone", Args: oneArg,
+		Use: "wait POD --for ready|completed|deleted", Short: "Wait until a pod is ready, has completed or is gone", Args: podArg,
 		ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl wait web --for ready --timeout 30s
   magikpodctl wait batch --for completed`,
@@ -25,12 +25,16 @@ func waitCommand(a *app) *cobra.Command {
 				return usagef("unknown --for %q: use ready, completed or deleted", until)
 			}
 			ctx := cmd.Context()
+			name, err := a.onePod(ctx, args)
+			if err != nil {
+				return err
+			}
 			if timeout > 0 {
 				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeoutCause(ctx, timeout, pod.Errorf(pod.Unavailable, "pod %s is not %s after %s", args[0], until, timeout))
+				ctx, cancel = context.WithTimeoutCause(ctx, timeout, pod.Errorf(pod.Unavailable, "pod %s is not %s after %s", name, until, timeout))
 				defer cancel()
 			}
-			return a.wait(ctx, args[0], until)
+			return a.wait(ctx, name, until)
 		},
 	}
 	cmd.Flags().StringVar(&until, "for", "ready", "ready, completed or deleted")

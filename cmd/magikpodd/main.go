@@ -11,12 +11,16 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/daemon"
+	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // version is set by the linker.
@@ -34,6 +38,7 @@ func run(args []string) int {
 	flags := flag.NewFlagSet("magikpodd", flag.ContinueOnError)
 	config := flags.String("config", daemon.DefaultConfigFile, "the configuration `file`")
 	debug := flags.Bool("debug", false, "log each step")
+	check := flags.Bool("check", false, "say what is wrong with the configuration file and exit")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -49,6 +54,14 @@ func run(args []string) int {
 		fmt.Println("magikpodd", version)
 		return 0
 	}
+	settings, err := daemon.LoadConfig(*config)
+	if *check {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "magikpodd:", err)
+			return exitConfig
+		}
+		return 0
+	}
 	level := slog.LevelInfo
 	if *debug {
 		level = slog.LevelDebug
@@ -58,9 +71,41 @@ func run(args []string) int {
 	unix.Umask(0o022)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := serve(ctx, *config, log); err != nil {
+	if err != nil && pod.KindOf(err) == pod.Invalid {
+		failed(log, err)
+		return exitConfig
+	}
+	ready := false
+	if err == nil {
+		err = serve(ctx, settings, log, func() { ready = true })
+	}
+	switch {
+	case err == nil:
+		return 0
+	case ready:
 		log.Error("magikpodd ends", "error", err)
 		return 1
+	case ctx.Err() != nil:
+		log.Info("magikpodd was told to end while it started", "error", err)
+		return 0
 	}
-	return 0
+	failed(log, err)
+	select {
+	case <-time.After(failTime):
+	case <-ctx.Done():
+	}
+	return 1
+}
+
+const (
+	// exitConfig is sysexits(3)'s EX_CONFIG. magikpodd.service is not started again after it.
+	exitConfig = 78
+	// failTime is how long a start that failed lasts at least: systemd starts the daemon again for ever, and a client reads the reason meanwhile.
+	failTime = 3 * time.Second
+)
+
+// failed tells the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] tells it to who calls.
+func failed(log *slog.Logger, err error) {
+	log.Error("magikpodd cannot start", "error", err)
+	notify(log, "STATUS="+dbus.NotStarted+strings.Join(strings.Fields(err.Error()), " "))
 }

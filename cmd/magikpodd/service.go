@@ -42,12 +42,9 @@ type networks struct{ *netsetup.Manager }
 
 func (networks) NewNamespace() (*os.File, error) { return netsetup.NewNamespace() }
 
-// serve builds the adapters, runs the daemon and ends when ctx does, when the daemon has been idle for long enough, or when a connection is lost.
-func serve(ctx context.Context, configFile string, log *slog.Logger) (err error) {
-	config, err := daemon.LoadConfig(configFile)
-	if err != nil {
-		return err
-	}
+// serve builds the adapters, runs the daemon and ends when ctx does, when the daemon has been idle for long enough, or when a connection is lost. It calls
+// ready once the daemon can be used.
+func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready func()) (err error) {
 	unlock, err := lock(config)
 	if err != nil {
 		return err
@@ -110,6 +107,7 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 			}
 		})
 	}
+	ready()
 	notify(log, sdnotify.SdNotifyReady+"\n"+statusText(d))
 	defer notify(log, sdnotify.SdNotifyStopping)
 	log.Info("magikpodd is ready", "version", version, "pods", len(d.List()))

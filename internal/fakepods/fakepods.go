@@ -363,12 +363,12 @@ func (b *Backend) Classes() []pod.ClassInfo {
 func (b *Backend) Info() pod.HostInfo { return pod.HostInfo{Version: "0.0-test", Pods: len(b.List())} }
 
 // Validate implements dbus.Backend.
-func (b *Backend) Validate(manifest []byte) []pod.Problem {
+func (b *Backend) Validate(_ context.Context, manifest []byte) ([]pod.Problem, error) {
 	var p corev1.Pod
 	if err := yaml.UnmarshalStrict(manifest, &p); err != nil {
-		return []pod.Problem{{Severity: "error", Message: err.Error()}}
+		return []pod.Problem{{Severity: "error", Message: err.Error()}}, nil
 	}
-	return nil
+	return nil, nil
 }
 
 // Subscribe implements dbus.Backend.

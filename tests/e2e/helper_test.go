@@ -4,21 +4,50 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // envHelper makes this test binary, which is static, a program for a container: what busybox lacks.
 const envHelper = "E2E_HELPER"
 
-// help is the helper: "udp-echo ADDRESS" sends every datagram back.
+// help is the helper: "udp-echo ADDRESS" sends every datagram back, "exec OBJECT FD FD FD" has a pod run true with these descriptors,
+// "flood CONNECTIONS CALLS BYTES" calls the daemon and reads no answer.
 func help(words []string) error {
-	if len(words) != 2 || words[0] != "udp-echo" {
-		return fmt.Errorf("unknown helper %q", words)
+	switch {
+	case len(words) == 2 && words[0] == "udp-echo":
+		return udpEcho(words[1])
+	case len(words) == 5 && words[0] == "exec":
+		return execWith(words[1], words[2:])
+	case len(words) == 4 && words[0] == "flood":
+		return flood(words[1:])
 	}
-	conn, err := net.ListenPacket("udp", words[1])
+	return fmt.Errorf("unknown helper %q", words)
+}
+
+func execWith(object string, numbers []string) error {
+	conn, err := godbus.ConnectSystemBus()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	args := []any{"", []string{"true"}, map[string]godbus.Variant{}}
+	for _, number := range numbers {
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return err
+		}
+		args = append(args, godbus.UnixFD(n))
+	}
+	return conn.Object("org.magikpod1", godbus.ObjectPath(object)).Call("org.magikpod1.Pod.Exec", 0, args...).Err
+}
+
+func udpEcho(address string) error {
+	conn, err := net.ListenPacket("udp", address)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,157 @@
+package dbus
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"syscall"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+)
+
+// clientStdio copies between the caller's files and pipes that are made for one process: nothing else leaves the caller.
+type clientStdio struct {
+	passed [3]*os.File // what the daemon gets
+	stdin  *os.File
+	write  *os.File // the other end of passed[0]
+	outs   []clientOutput
+	failed chan error // one for each of outs, nil at the end of the output
+	input  chan error // size 1: the caller's input could not be read
+}
+
+type clientOutput struct{ read, to *os.File }
+
+// newClientStdio makes the pipes. A nil file is nothing to read, or output that is dropped.
+func newClientStdio(p runtime.Process) (*clientStdio, error) {
+	s := &clientStdio{stdin: p.Stdin, input: make(chan error, 1)}
+	if err := s.open(p); err != nil {
+		s.close()
+		return nil, noPipe(err)
+	}
+	s.failed = make(chan error, len(s.outs))
+	return s, nil
+}
+
+func (s *clientStdio) open(p runtime.Process) (err error) {
+	if s.passed[0], s.write, err = os.Pipe(); err != nil {
+		return err
+	}
+	for i, to := range []*os.File{p.Stdout, p.Stderr} {
+		if i == 1 && sameFile(p.Stdout, p.Stderr) { // lines of both stay in their order
+			s.passed[2] = s.passed[1]
+			break
+		}
+		read, write, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		s.passed[1+i], s.outs = write, append(s.outs, clientOutput{read, to})
+	}
+	return nil
+}
+
+func sameFile(a, b *os.File) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	one, err := a.Stat()
+	if err != nil {
+		return false
+	}
+	two, err := b.Stat()
+	return err == nil && os.SameFile(one, two)
+}
+
+// start begins to copy; the daemon has its ends of the pipes.
+func (s *clientStdio) start() {
+	closeAll(s.passed[:])
+	if s.stdin == nil {
+		_ = s.write.Close()
+	} else {
+		go func() {
+			_, err := io.Copy(s.write, s.stdin)
+			_ = s.write.Close()
+			if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrClosed) { // else the process does not read
+				s.input <- err
+			}
+		}()
+	}
+	for _, o := range s.outs {
+		go func() {
+			to := io.Discard
+			if o.to != nil {
+				to = o.to
+			}
+			_, err := io.Copy(to, o.read)
+			_ = o.read.Close() // the process learns that nobody reads
+			s.failed <- err
+		}()
+	}
+}
+
+// wait waits for the end of the output, and says what could not be copied. A caller that does not want the output any more (EPIPE) is no error.
+func (s *clientStdio) wait(ctx context.Context) (err error) {
+	for range s.outs {
+		select {
+		case e := <-s.failed:
+			if e != nil && !errors.Is(e, syscall.EPIPE) {
+				err = pod.Errorf(pod.Internal, "cannot pass the output on: %w", e)
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	select {
+	case e := <-s.input:
+		err = errors.Join(err, pod.Errorf(pod.Internal, "cannot pass the input on: %w", e))
+	default:
+	}
+	return err
+}
+
+// close ends the copying. A read of the caller's own input goes on until there is some.
+func (s *clientStdio) close() {
+	closeAll(s.passed[:])
+	_ = s.write.Close()
+	for _, o := range s.outs {
+		_ = o.read.Close()
+	}
+}
+
+// lend has send pass f to the daemon if it is a regular file, and a pipe in its place, from which or to which it copies, if it is anything else. mode says what the
+// daemon does with it.
+func lend(f *os.File, mode int, send func(*os.File) error) error {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		return send(f)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		return noPipe(err)
+	}
+	passed, ours, from, to := read, write, f, write
+	if mode == os.O_WRONLY {
+		passed, ours, from, to = write, read, read, f
+	}
+	copied := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(to, from)
+		copied <- err // before the daemon learns of the end
+		_ = ours.Close()
+	}()
+	err = send(passed)
+	_ = passed.Close()
+	if mode == os.O_WRONLY && err == nil {
+		copied <- <-copied // all of it
+	}
+	var failed error
+	select {
+	case failed = <-copied:
+	default: // it waits for what nobody wants any more
+	}
+	if failed != nil && !errors.Is(failed, syscall.EPIPE) {
+		return pod.Errorf(pod.Internal, "cannot pass the archive on: %w", failed)
+	}
+	return err
+}

@@ -1,0 +1,125 @@
+package dbus
+
+import (
+	"context"
+	"os"
+	"strings"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/internal/buslink"
+	"github.com/magikrun/magikpod/pod"
+)
+
+const peerInterface = "org.freedesktop.DBus.Peer"
+
+// connect makes the server's two connections, both behind a gate. opts are of the one that is called.
+func (s *Server) connect(ctx context.Context, address string, opts ...godbus.ConnOption) error {
+	signals := godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
+	oracle, err := buslink.ConnectThrough(ctx, address, driverOnly{}, nil, signals)
+	if err != nil {
+		return noBus(err)
+	}
+	s.oracle = oracle
+	s.gate.ask = func(sender string) (uint32, error) { return askUser(s.ctx, oracle, sender) }
+	signals = godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
+	conn, err := buslink.ConnectThrough(ctx, address, s.gate, s.takesFiles, append(opts, godbus.WithHandler(objects{s}), signals)...)
+	if err != nil {
+		_ = oracle.Close()
+		return noBus(err)
+	}
+	s.conn = conn
+	s.out.Store(conn)
+	return nil
+}
+
+// driverOnly lets in what the bus itself says, and nothing else.
+type driverOnly struct{}
+
+// Screen implements [buslink.Gate].
+func (driverOnly) Screen(h *buslink.Head) bool {
+	return h.Sender == busDriver && h.BodyBytes <= maxAnswer
+}
+
+// Deliver implements [buslink.Gate].
+func (driverOnly) Deliver(m *buslink.Message) {
+	if m.Broken != nil {
+		m.Close()
+		return
+	}
+	m.Forward()
+}
+
+// askUser asks the bus for the user of a client. A unique name is one connection of one user for ever.
+func askUser(ctx context.Context, conn *godbus.Conn, sender string) (uid uint32, err error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	err = conn.BusObject().CallWithContext(ctx, busDriver+".GetConnectionUnixUser", 0, sender).Store(&uid)
+	return uid, err
+}
+
+// knownUser is the user of a client whose call was let in.
+func (s *Server) knownUser(ctx context.Context, sender string) (uint32, error) {
+	if u := s.gate.userOf(sender); u != nil {
+		return u.id, nil
+	}
+	return askUser(ctx, s.oracle, sender)
+}
+
+// acceptable says why a call cannot be answered, by its head alone: what it calls is not there, or takes other or shorter arguments.
+func (s *Server) acceptable(h *buslink.Head) error {
+	o, _ := objects{s}.LookupObject(h.Path)
+	i, ok := o.LookupInterface(h.Interface)
+	if !ok {
+		return godbus.MakeUnknownInterfaceError(h.Interface)
+	}
+	found, ok := i.LookupMethod(h.Member)
+	if !ok {
+		return godbus.MakeUnknownMethodError(h.Member)
+	}
+	m := found.(boundMethod).method
+	if h.Signature != m.in {
+		return m.wrongArguments(h.Signature)
+	}
+	if limit := m.limit(); int(h.BodyBytes) > limit {
+		return pod.Errorf(pod.Invalid, "cannot call %s: its arguments have %d bytes, and %d are allowed", m.name, h.BodyBytes, limit)
+	}
+	return nil
+}
+
+// answerPeer answers org.freedesktop.DBus.Peer, which every object has.
+func (s *Server) answerPeer(h *buslink.Head) {
+	if h.NoReply() {
+		return
+	}
+	switch h.Member {
+	case "Ping":
+		s.send(h, godbus.TypeMethodReply, nil)
+	case "GetMachineId":
+		id, err := os.ReadFile("/etc/machine-id")
+		if err != nil {
+			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot tell the machine's ID: %w", err))
+			return
+		}
+		s.send(h, godbus.TypeMethodReply, nil, strings.TrimSpace(string(id)))
+	default:
+		s.gate.refuse(h, godbus.MakeUnknownMethodError(h.Member))
+	}
+}
+
+// send answers a call that godbus never sees.
+func (s *Server) send(h *buslink.Head, kind godbus.Type, headers map[godbus.HeaderField]godbus.Variant, body ...any) {
+	conn := s.out.Load()
+	if conn == nil {
+		return // nobody knows us yet
+	}
+	if headers == nil {
+		headers = make(map[godbus.HeaderField]godbus.Variant)
+	}
+	headers[godbus.FieldDestination] = godbus.MakeVariant(h.Sender)
+	headers[godbus.FieldReplySerial] = godbus.MakeVariant(h.Serial)
+	if len(body) > 0 {
+		headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
+	}
+	_ = conn.Send(&godbus.Message{Type: kind, Flags: godbus.FlagNoReplyExpected, Headers: headers, Body: body}, nil)
+}

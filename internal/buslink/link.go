@@ -1,0 +1,355 @@
+package buslink
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	godbus "github.com/godbus/dbus/v5"
+)
+
+const (
+	// maxMessage is the longest message of the D-Bus specification, in bytes.
+	maxMessage = 1 << 27
+	// fixedHeader is the part of a message's header that has always the same size: it ends with the length of the rest.
+	fixedHeader = 16
+)
+
+// link is a connection to the bus as godbus sees it: bytes to read and write, without descriptors. Messages are read as a whole, so that it is known which descriptors
+// came with which message.
+type link struct {
+	conn  *net.UnixConn
+	gate  Gate
+	wants func(*godbus.Message) bool
+	began bool // the authentication is over
+
+	ready chan *Message // forwarded, for godbus to read
+	done  chan struct{} // closed when nothing comes any more
+	err   error         // why; set before done is closed
+
+	// Only the goroutine that reads messages uses these.
+	rest []byte // of the message that godbus reads
+	fds  []int  // that came with it
+
+	sending sync.Mutex
+	waiting map[uint32]withFiles // messages that godbus is about to write, by serial
+}
+
+// withFiles is an encoded message and the descriptors that go with it.
+type withFiles struct {
+	data []byte
+	fds  []int
+}
+
+// Connect connects to the bus at address, "" being the system bus, and says hello; ctx bounds that alone. wants says of a message, on the goroutine that reads, whether
+// it may bring descriptors: then those that its arguments name are in its body. All others are closed. A nil wants wants none. Long signals and calls are dropped.
+func Connect(ctx context.Context, address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (*godbus.Conn, error) {
+	return ConnectThrough(ctx, address, small{}, wants, opts...)
+}
+
+// ConnectThrough is Connect for who serves: gate decides what comes in.
+func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (*godbus.Conn, error) {
+	socket, err := dial(address)
+	if err != nil {
+		return nil, err
+	}
+	l := &link{conn: socket, gate: gate, wants: wants, waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{})}
+	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
+	if err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
+	// The user's number, not the name: no look-up of names.
+	err = conn.Auth([]godbus.Auth{godbus.AuthExternal(strconv.Itoa(os.Getuid()))})
+	if err == nil {
+		err = conn.Hello()
+	}
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// dial connects to the first address of a list (D-Bus specification, "Server Addresses") that is there.
+func dial(addresses string) (*net.UnixConn, error) {
+	if addresses == "" {
+		addresses = os.Getenv("DBUS_SYSTEM_BUS_ADDRESS")
+	}
+	if addresses == "" {
+		addresses = "unix:path=/run/dbus/system_bus_socket;unix:path=/var/run/dbus/system_bus_socket"
+	}
+	var errs []error
+	for address := range strings.SplitSeq(addresses, ";") {
+		path, err := socketPath(address)
+		if err == nil {
+			var conn *net.UnixConn
+			if conn, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"}); err == nil {
+				return conn, nil
+			}
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func socketPath(address string) (string, error) {
+	keys, ok := strings.CutPrefix(address, "unix:")
+	if ok {
+		for pair := range strings.SplitSeq(keys, ",") {
+			key, value, _ := strings.Cut(pair, "=")
+			path, err := url.PathUnescape(value)
+			switch {
+			case err == nil && key == "path":
+				return path, nil
+			case err == nil && key == "abstract":
+				return "@" + path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("%q is no address of a bus on a unix socket", address)
+}
+
+// Read implements [io.Reader] for godbus.
+func (l *link) Read(p []byte) (int, error) {
+	if !l.began {
+		return l.conn.Read(p)
+	}
+	for len(l.rest) == 0 {
+		if err := l.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, l.rest)
+	if l.rest = l.rest[n:]; len(l.rest) == 0 {
+		l.rest = nil // it may be large, and the next message may be long in coming
+	}
+	return n, nil
+}
+
+// next takes a message that was forwarded.
+func (l *link) next() error {
+	l.closeFiles()
+	select {
+	case m := <-l.ready:
+		l.rest, l.fds = m.data, m.fds
+		return nil
+	case <-l.done:
+	}
+	for {
+		select {
+		case m := <-l.ready:
+			m.Close()
+		default:
+			return l.err
+		}
+	}
+}
+
+// receiveAll asks the gate about each message until the connection ends.
+func (l *link) receiveAll() {
+	in := &receiver{conn: l.conn}
+	for l.err == nil {
+		l.err = l.receive(in)
+		closeFiles(in.fds)
+		in.fds = nil
+	}
+	close(l.done)
+}
+
+// receive reads a message and its descriptors: those that come while it is read are its own (D-Bus specification, UNIX_FDS; unix(7)).
+func (l *link) receive(in *receiver) error {
+	data := make([]byte, fixedHeader, 512)
+	if _, err := io.ReadFull(in, data); err != nil {
+		return err
+	}
+	h, order, padded, err := parseFixed(data)
+	if err != nil {
+		return err
+	}
+	if padded > maxFields {
+		return discard(in, padded+int(h.BodyBytes))
+	}
+	length := int(order.Uint32(data[12:]))
+	data = append(data, make([]byte, padded)...)
+	if _, err := io.ReadFull(in, data[fixedHeader:]); err != nil {
+		return err
+	}
+	if h.parseFields(data[fixedHeader:], order, length) != nil || !l.gate.Screen(&h) {
+		return discard(in, int(h.BodyBytes))
+	}
+	// A long buffer grows with what comes: a length alone takes no memory.
+	b := bytes.NewBuffer(data)
+	b.Grow(int(min(h.BodyBytes, 1<<20)) + bytes.MinRead)
+	if _, err := io.CopyN(b, in, int64(h.BodyBytes)); err != nil {
+		return err
+	}
+	m := &Message{Head: h, Broken: decodable(b.Bytes()), link: l, data: b.Bytes(), fds: in.fds}
+	in.fds = nil
+	l.gate.Deliver(m)
+	return nil
+}
+
+// discard reads in large pieces: who has been called with much waits for it.
+func discard(in *receiver, n int) error {
+	if in.scratch == nil {
+		in.scratch = make([]byte, 256<<10)
+	}
+	for n > 0 {
+		got, err := in.Read(in.scratch[:min(n, len(in.scratch))])
+		if n -= got; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// byteOrder is that of a message.
+func byteOrder(message []byte) binary.ByteOrder {
+	if message[0] == 'B' {
+		return binary.BigEndian
+	}
+	return binary.LittleEndian
+}
+
+// receiver reads from the socket and keeps the descriptors that come.
+type receiver struct {
+	conn    *net.UnixConn
+	fds     []int
+	scratch []byte
+}
+
+func (r *receiver) Read(p []byte) (int, error) {
+	var space [2048]byte // the kernel passes 253 descriptors at most (SCM_MAX_FD)
+	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, space[:])
+	if messages, parseErr := syscall.ParseSocketControlMessage(space[:oobn]); parseErr == nil {
+		for i := range messages {
+			// What did not fit, because this process has too many open, is missing: whoever counts on it is told.
+			if fds, err := syscall.ParseUnixRights(&messages[i]); err == nil {
+				r.fds = append(r.fds, fds...)
+			}
+		}
+	}
+	if err == nil && n == 0 && len(p) > 0 {
+		err = io.EOF
+	}
+	return max(n, 0), err
+}
+
+// incoming puts the descriptors that the arguments name in the place of their numbers, and closes all others: those of messages that nobody wants, those that are
+// hidden in an array or a variant, and those that no argument names. It runs after godbus has read the message, on the same goroutine.
+func (l *link) incoming(m *godbus.Message) {
+	if len(l.fds) == 0 {
+		return
+	}
+	if l.wants != nil && l.wants(m) {
+		taken := make(map[int]bool)
+		for i, v := range m.Body {
+			if n, ok := v.(godbus.UnixFDIndex); ok && int(n) < len(l.fds) {
+				fd := l.fds[n]
+				m.Body[i], taken[fd] = godbus.UnixFD(fd), true
+			}
+		}
+		l.fds = slices.DeleteFunc(l.fds, func(fd int) bool { return taken[fd] })
+	}
+	l.closeFiles()
+}
+
+func (l *link) closeFiles() {
+	closeFiles(l.fds)
+	l.fds = nil
+}
+
+func closeFiles(fds []int) {
+	for _, fd := range fds {
+		_ = syscall.Close(fd)
+	}
+}
+
+// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it takes for one without: it writes an empty one in its place, which
+// Write replaces.
+func (l *link) outgoing(m *godbus.Message) {
+	n, err := m.CountFds()
+	if err != nil || n == 0 {
+		return // godbus tells of the error
+	}
+	m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(n))
+	var b bytes.Buffer
+	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
+	if err != nil {
+		return
+	}
+	m.Body = nil
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	l.waiting[m.Serial()] = withFiles{b.Bytes(), fds}
+}
+
+// Write implements [io.Writer] for godbus, which writes a whole line or message at a time.
+func (l *link) Write(p []byte) (int, error) {
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	if !l.began {
+		if bytes.Equal(p, []byte("BEGIN\r\n")) {
+			if err := l.negotiate(); err != nil {
+				return 0, err
+			}
+			l.began = true
+			n, err := l.conn.Write(p)
+			go l.receiveAll()
+			return n, err
+		}
+		return l.conn.Write(p)
+	}
+	serial := byteOrder(p).Uint32(p[8:]) // D-Bus specification, "Message Format"
+	m, ok := l.waiting[serial]
+	if !ok {
+		return l.conn.Write(p)
+	}
+	delete(l.waiting, serial)
+	n, _, err := l.conn.WriteMsgUnix(m.data, syscall.UnixRights(m.fds...), nil)
+	if err == nil && n < len(m.data) { // the descriptors are on their way with the first byte
+		_, err = l.conn.Write(m.data[n:])
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// negotiate asks the bus to pass descriptors.
+func (l *link) negotiate() error {
+	if _, err := l.conn.Write([]byte("NEGOTIATE_UNIX_FD\r\n")); err != nil {
+		return err
+	}
+	var line []byte
+	for len(line) < 1024 && !bytes.HasSuffix(line, []byte("\n")) {
+		var b [1]byte
+		if _, err := io.ReadFull(l.conn, b[:]); err != nil {
+			return err
+		}
+		line = append(line, b[0])
+	}
+	if string(line) != "AGREE_UNIX_FD\r\n" {
+		return fmt.Errorf("the bus does not pass descriptors: %q", line)
+	}
+	return nil
+}
+
+// Close implements [io.Closer] for godbus.
+func (l *link) Close() error { return l.conn.Close() }
