@@ -91,10 +91,10 @@ func (p *puller) run(ctx context.Context, reference string, one *pull) {
 				tell(at)
 			}
 		}})
+		<-p.slots // what the classes do with it may take long, and holds up no other pull
 		if one.err == nil {
 			p.prepare(ctx, one.image)
 		}
-		<-p.slots
 	case <-ctx.Done():
 		one.err = ctx.Err()
 	}

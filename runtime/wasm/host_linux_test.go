@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 	case len(args) == 3 && args[0] == "run":
 		os.Exit(jail.Run(args[2]))
 	case len(args) == 4 && args[0] == "compile":
+		crash(args[3])
 		os.Exit(jail.Compile(args[2], args[3]))
 	case len(args) > 3 && args[0] == "run" && args[1] == "-C":
 		os.Exit(standIn(args))
@@ -98,7 +99,8 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	for name, data := range map[string][]byte{
-		"guest.wasm": testwasm.Guest(t), "trap.wasm": testwasm.Trap(), "component.wasm": testwasm.Component(), "script": []byte("#!/bin/sh\nexit 0\n"),
+		"guest.wasm": testwasm.Guest(t), "trap.wasm": testwasm.Trap(), "component.wasm": testwasm.Component(), "library.wasm": testwasm.Function("other"),
+		"import.wasm": testwasm.Import("wasi_snapshot_preview1", "fd_fly"), "huge.wasm": testwasm.Memory(2000), "script": []byte("#!/bin/sh\nexit 0\n"),
 		"preview1.wasm": testwasm.Preview1(t), "bin/busybox": testwasm.Busybox(t),
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(layer, name)), 0o755); err != nil {
@@ -262,11 +264,16 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// TestStartErrors: what can never run is a failed start, before anything of it runs, with the reason.
 func TestStartErrors(t *testing.T) {
 	w := newWorld(t)
-	for program, text := range map[string]string{"/missing.wasm": "no such file", "/component.wasm": "component", "/script": "no WebAssembly"} {
+	for program, text := range map[string]string{
+		"/missing.wasm": "no such file", "/component.wasm": "component", "/script": "no WebAssembly",
+		"/import.wasm": "fd_fly", "/library.wasm": "no function _start", "/guest.wasm#missing": "no function missing", "/huge.wasm": "memory",
+	} {
 		p := w.pod("")
 		p.Spec.Containers[0].Command = []string{program}
+		p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("100Mi")}
 		w.create(p, nil)
 		err := w.attempt(p, 0, 0)
 		state := w.await(p, "a", pod.ContainerExited)
