@@ -295,7 +295,7 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 	}
 	made := w.sandbox
 	return func(ctx context.Context) func() error {
-		img, pulled, err := w.d.containerImage(ctx, c)
+		img, pulled, err := w.d.containerImage(ctx, p, c)
 		if err == nil {
 			err = w.runContainer(ctx, p, c, s.Attempt, img, made, ips)
 		}
