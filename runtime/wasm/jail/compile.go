@@ -17,15 +17,15 @@ import (
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 )
 
-// What a compiler may use, so that a hostile module does not take the host along. MEASURED: a Go program of 6 MB takes 1.6 s and 170 MB, one of 33 kB in C 25 ms and 11 MB; hostile ones take any time, and
+// What a compiler may use, so that a hostile module does not take the host along. MEASURED: a Go program of 6 MB takes 1.6 s (a hundred times as much on an emulated CPU) and 170 MB, one of 33 kB in C 25 ms and 11 MB; hostile ones take any time, and
 // 1600 times their size.
 var (
-	compilerTime   = 30 * time.Second // of a CPU, and compilerTimePerMiB for each MiB of the module
-	compilerMemory = int64(1 << 30)   // bytes, and compilerMemoryPerByte for each of the module, but maxCompilerMemory at most
+	compilerTime   = time.Minute    // of a CPU, and compilerTimePerMiB for each MiB of the module
+	compilerMemory = int64(1 << 30) // bytes, and compilerMemoryPerByte for each of the module, but maxCompilerMemory at most
 )
 
 const (
-	compilerTimePerMiB    = 10 * time.Second
+	compilerTimePerMiB    = 30 * time.Second
 	compilerMemoryPerByte = 64
 	maxCompilerMemory     = 4 << 30
 )
