@@ -119,6 +119,17 @@ func (i *images) await(names ...string) map[string]int {
 	return nil
 }
 
+// joined waits until so many wait for an image's module.
+func (i *images) joined(name string, waiting int) {
+	i.t.Helper()
+	for n := 0; i.launcher.Waiting(filepath.Join(i.layers, name, "module.wasm")) != waiting; n++ {
+		if n == 600 {
+			i.t.Fatalf("not %d wait for %s", waiting, name)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
 func (i *images) result(done <-chan error) error {
 	i.t.Helper()
 	select {
@@ -141,7 +152,7 @@ func TestCompileEndsUnasked(t *testing.T) {
 	a := i.come(first, "slow", slowModule("x"))
 	pid := i.await("slow")["slow"]
 	b := i.again(second, "slow")
-	time.Sleep(200 * time.Millisecond) // it has joined
+	i.joined("slow", 2)
 	leave()
 	if err := i.result(a); pod.KindOf(err) != pod.Unavailable {
 		t.Errorf("who left: %v", err)
@@ -155,8 +166,12 @@ func TestCompileEndsUnasked(t *testing.T) {
 	}
 	third, end := context.WithCancel(t.Context())
 	c := i.again(third, "slow")
-	if i.await("slow")["slow"] == pid {
-		t.Error("it goes on although nobody waited for it")
+	i.joined("slow", 1)
+	for n := 0; i.compilers()["slow"] == pid || i.compilers()["slow"] == 0; n++ {
+		if n == 600 {
+			t.Fatal("it goes on although nobody waited for it")
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	end()
 	if err := i.result(c); !errors.Is(err, context.Canceled) {
@@ -176,6 +191,8 @@ func TestCompileEndsWithImage(t *testing.T) {
 		}
 	}
 	other := i.again(t.Context(), "a")
+	i.joined("a", 2)
+	i.joined("c", 1)
 	for name, wait := range waits {
 		if err := os.RemoveAll(filepath.Join(i.layers, name)); err != nil {
 			t.Fatal(err)
@@ -217,7 +234,7 @@ func TestSlowCompilersHoldNoneUp(t *testing.T) {
 	if err := i.result(i.come(t.Context(), "small2", testwasm.Extra(testwasm.Small(t), "2"))); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > 5*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("a small module waited %v for slow ones", took)
 	}
 	cancel()
