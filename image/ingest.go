@@ -192,10 +192,7 @@ func (s *Store) newEntry(desc v1.Descriptor, from origin, manifest []byte, confi
 		names = []string{emptyLayer}
 	}
 	e.image = runtime.Image{ID: e.id, Config: config.image(), Rootfs: runtime.Rootfs{Dir: s.path(layersDir), Layers: names}}
-	var t tree
-	for _, name := range slices.Backward(names) {
-		t.layers = append(t.layers, s.path(layersDir, name))
-	}
+	t := treeOf(e.image.Rootfs)
 	if e.image.Passwd, err = t.readFile("/etc/passwd", maxUserFile); err != nil {
 		return nil, err
 	}

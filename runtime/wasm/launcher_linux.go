@@ -3,8 +3,6 @@ package wasm
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -21,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/agent"
-	"github.com/magikrun/magikpod/internal/safepath"
+	"github.com/magikrun/magikpod/image"
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -246,27 +244,16 @@ func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool 
 	return all || some && strings.HasSuffix(name, ".wasm")
 }
 
-// findModule returns the path on the host of a module in an image: in the uppermost layer that has the path. Symlinks are followed inside a layer.
+// findModule returns the path on the host of a file of an image, which is a module, or a component that can be run.
 func (l *Launcher) findModule(rootfs runtime.Rootfs, name string) (file string, component bool, err error) {
-	for i := len(rootfs.Layers) - 1; i >= 0; i-- {
-		layer := filepath.Join(rootfs.Dir, rootfs.Layers[i])
-		found, component, err := l.moduleIn(layer, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		return found, component, err
-	}
-	return "", false, pod.Errorf(pod.NotFound, "there is no such file")
-}
-
-// moduleIn checks that a file of a layer is a module, or a component that can be run, and returns its path.
-func (l *Launcher) moduleIn(layer, name string) (file string, component bool, err error) {
-	root, err := safepath.OpenRoot(layer)
+	file, err = image.FindFile(rootfs, name)
 	if err != nil {
 		return "", false, err
 	}
-	defer root.Close()
-	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY|unix.O_NONBLOCK, 0) // a layer may have a FIFO there
+	if file == "" {
+		return "", false, pod.Errorf(pod.NotFound, "there is no such file")
+	}
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", false, err
 	}
@@ -274,9 +261,6 @@ func (l *Launcher) moduleIn(layer, name string) (file string, component bool, er
 	fi, err := f.Stat()
 	if err != nil {
 		return "", false, err
-	}
-	if !fi.Mode().IsRegular() {
-		return "", false, pod.Errorf(pod.Invalid, "it is no regular file")
 	}
 	if fi.Size() > wasmform.MaxModuleBytes {
 		return "", false, pod.Errorf(pod.Exhausted, "it has more than %d bytes", wasmform.MaxModuleBytes)
@@ -289,6 +273,5 @@ func (l *Launcher) moduleIn(layer, name string) (file string, component bool, er
 			return "", false, err
 		}
 	}
-	file, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
-	return file, component, err
+	return file, component, nil
 }
