@@ -187,10 +187,13 @@ func (l *Launcher) runProcess(ctx context.Context, file string) error {
 	var stderr limited
 	cmd.Stderr = &stderr
 	err := cmd.Run()
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case ctx.Err() != nil:
+	}
+	if cmd.Process != nil {
+		_ = engine.RemoveUnfinished(l.cache, cmd.Process.Pid) // else ForgetImages does, some time
+	}
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return l.compileError(file, err, stderr.String())

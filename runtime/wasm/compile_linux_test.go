@@ -63,6 +63,16 @@ func newImages(t *testing.T) *images {
 		if left := i.compilers(); len(left) > 0 {
 			t.Errorf("compilers are left: %v", left)
 		}
+		for n := 0; ; n++ {
+			left, _ := filepath.Glob(i.cache + "/*/.new-*")
+			if len(left) == 0 {
+				break
+			}
+			if n == 200 {
+				t.Fatalf("they have left %v", left)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
 	})
 	return i
 }
