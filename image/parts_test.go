@@ -150,6 +150,24 @@ func TestImageOfNoModules(t *testing.T) {
 	wantKind(t, err, pod.Unsupported, "no image for wasip1/wasm")
 }
 
+// TestPartThatSaysNothing: a part without a platform, in the index and in its config, is the best that there is where it was picked.
+func TestPartThatSaysNothing(t *testing.T) {
+	reg, s := newRegistry(t), pullStore(t)
+	index := mutate.AppendManifests(twoParts(t, v1.Platform{OS: "wasip1", Architecture: "wasm"}, testwasm.Trap()), mutate.IndexAddendum{Add: randomImage(t, "", 1)})
+	index = mutate.RemoveManifests(index, func(d v1.Descriptor) bool { return d.Platform != nil && d.Platform.OS == "linux" })
+	reg.push(t, "unsaid:1", index)
+	ref := reg.host + "/unsaid:1"
+	image, err := s.Pull(context.Background(), ref, PullOptions{Keychain: anonymous})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.ResolveFor(ref, ""); err != nil || again.ID != image.ID {
+		t.Errorf("%v, %v; want %s", again.ID, err, image.ID)
+	}
+	_, err = s.ResolveFor(ref, Modules)
+	wantKind(t, err, pod.NotFound, "for wasip1/wasm")
+}
+
 // TestLoadParts: an archive's parts for the host and for WebAssembly come together, unless a platform is named.
 func TestLoadParts(t *testing.T) {
 	index := twoParts(t, v1.Platform{OS: "wasi", Architecture: "wasm"}, testwasm.Trap())

@@ -32,9 +32,9 @@ func (p platform) String() string {
 	return text
 }
 
-// text is empty for what says nothing.
+// text is empty for what does not say enough.
 func (p platform) text() string {
-	if p.os == "" && p.arch == "" {
+	if p.os == "" || p.arch == "" {
 		return ""
 	}
 	return p.String()
@@ -93,6 +93,9 @@ func (p platform) rank(offer platform) int {
 	return 10
 }
 
+// unsaidRank is the rank of what says nothing about its platform.
+const unsaidRank = 11
+
 // pick returns the manifest of an index that fits best.
 func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 	best, bestRank := v1.Descriptor{}, 0
@@ -104,7 +107,7 @@ func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
 			continue
 		}
-		rank := 11 // one that says nothing about its platform
+		rank := unsaidRank
 		if d.Platform != nil {
 			offer := platformOf(*d.Platform)
 			offered = append(offered, offer.String())

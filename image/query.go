@@ -72,7 +72,11 @@ func (s *Store) lookup(ref string) (name string, found []*entry, err error) {
 func (p platform) best(list []*entry) (best *entry, better string) {
 	rank := -1
 	for _, e := range list {
-		if r := p.rank(e.platform); r > rank {
+		r := unsaidRank
+		if e.platform.text() != "" {
+			r = p.rank(e.platform)
+		}
+		if r > rank {
 			best, rank = e, r
 		}
 	}
@@ -139,6 +143,11 @@ func (s *Store) Inspect(ref string) (Info, []byte, error) {
 		return Info{}, nil, s.fail(err, "cannot inspect image %.300s", ref)
 	}
 	e := found[0]
+	for _, other := range found { // of manifests with one config one that says more
+		if e.platform.text() == "" {
+			e = other
+		}
+	}
 	config, err := s.readBlob(e.manifest.Config.Digest)
 	if errors.Is(err, os.ErrNotExist) { // it was removed meanwhile
 		err = pod.Errorf(pod.NotFound, "there is no image %.300s any more", ref)
