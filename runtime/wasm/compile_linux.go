@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 	"github.com/magikrun/magikpod/runtime/wasm/jail"
 )
@@ -33,6 +34,7 @@ const compileTimeout = 10 * time.Minute
 // Why a compiler is ended.
 var (
 	errTimeout = pod.Errorf(pod.Exhausted, "compiling it takes more than %v", compileTimeout)
+	errKilled  = pod.Errorf(pod.Exhausted, "its compiler was killed, as the kernel does when memory runs out")
 	errRemoved = pod.Errorf(pod.NotFound, "its image was removed")
 	errUnasked = errors.New("nobody waits for it")
 	errSlow    = errors.New("it is slow")
@@ -84,6 +86,10 @@ func (l *Launcher) compile(ctx context.Context, file string) error {
 		return nil
 	}
 	l.mu.Lock()
+	if err := l.refused[file]; err != nil {
+		l.mu.Unlock()
+		return err
+	}
 	c := l.compiling[file]
 	if c == nil {
 		running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -92,6 +98,9 @@ func (l *Launcher) compile(ctx context.Context, file string) error {
 		go func() {
 			c.err = l.runCompiler(running, file)
 			l.mu.Lock()
+			if isFinal(c.err) && l.compiling[file] == c && len(l.refused) < maxDigests {
+				l.refused[file] = c.err
+			}
 			l.end(file, c, nil)
 			l.mu.Unlock()
 			close(c.done)
@@ -99,6 +108,11 @@ func (l *Launcher) compile(ctx context.Context, file string) error {
 	}
 	c.waiting++
 	l.mu.Unlock()
+	return runtime.Wait(ctx, func() error { return l.await(ctx, file, c) })
+}
+
+// await waits for a compilation; the caller has been counted.
+func (l *Launcher) await(ctx context.Context, file string, c *compilation) error {
 	select {
 	case <-c.done:
 		return c.err
@@ -110,6 +124,15 @@ func (l *Launcher) compile(ctx context.Context, file string) error {
 		l.end(file, c, errUnasked)
 	}
 	return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+}
+
+// isFinal says whether a compilation would end with the same error again: what a module is, or takes. Whoever starts a container again and again need not wait for that each time.
+func isFinal(err error) bool {
+	switch pod.KindOf(err) {
+	case pod.Invalid, pod.Unsupported, pod.Exhausted:
+		return !errors.Is(err, errKilled) && !errors.Is(err, errTimeout)
+	}
+	return false
 }
 
 // end ends a compilation that may have ended already; who comes later begins another one. l.mu is held.
@@ -211,7 +234,7 @@ func (l *Launcher) compileError(file string, err error, stderr string) error {
 	}
 	l.Log.Debug("the compiler of a module has crashed", "module", file, "error", err, "stderr", text)
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
-		return pod.Errorf(pod.Exhausted, "its compiler was killed, as the kernel does when memory runs out")
+		return errKilled
 	}
 	first, _, _ := strings.Cut(text, "\n")
 	for line := range strings.Lines(text) { // how Go's runtime says it, some lines before or after which it says more

@@ -256,6 +256,42 @@ func TestSlowCompilersHoldNoneUp(t *testing.T) {
 	i.await()
 }
 
+// TestCompileHoldsNoSlot: while a container waits for its module others are started.
+func TestCompileHoldsNoSlot(t *testing.T) {
+	i := newImages(t)
+	places := make(chan struct{}, 1)
+	slot := runtime.NewSlot(places)
+	if err := slot.Take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	slow := i.come(runtime.WithSlot(ctx, slot), "slow", slowModule("slot"))
+	i.joined("slow", 1)
+	other := runtime.NewSlot(places)
+	short, end := context.WithTimeout(t.Context(), 30*time.Second)
+	defer end()
+	if err := other.Take(short); err != nil {
+		t.Errorf("no place for another one: %v", err)
+	}
+	cancel()
+	if err := i.result(slow); pod.KindOf(err) != pod.Unavailable {
+		t.Errorf("who waited: %v", err)
+	}
+	slot.Release() // has none
+	other.Release()
+	if len(places) != 0 {
+		t.Error("a place is lost")
+	}
+	slot = runtime.NewSlot(places)
+	if err := slot.Take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.result(i.come(runtime.WithSlot(t.Context(), slot), "quick", testwasm.Trap())); err != nil || len(places) != 1 {
+		t.Errorf("a quick one: %v, %d places are taken", err, len(places))
+	}
+	i.await()
+}
+
 // TestCompilerCrashes: of a compiler that has crashed one line is told; the daemon's log has more at the level debug.
 func TestCompilerCrashes(t *testing.T) {
 	i := newImages(t)
@@ -277,6 +313,15 @@ func TestCompilerCrashes(t *testing.T) {
 		}
 		if key != "crash:kill" && !strings.Contains(log.String(), "goroutine 1") || !strings.Contains(log.String(), "level=DEBUG") {
 			t.Errorf("%s: the log says %q", key, log.String())
+		}
+	}
+	// What may pass is tried again; what cannot is not.
+	for name, again := range map[string]bool{"panic": true, "kill": true, "alloc": false} {
+		if err := os.WriteFile(filepath.Join(i.layers, name, "module.wasm"), testwasm.Extra(testwasm.Trap(), name), 0o644); err != nil { // no image does that
+			t.Fatal(err)
+		}
+		if err := i.result(i.again(t.Context(), name)); (err == nil) != again {
+			t.Errorf("%s: tried again: %v", name, err)
 		}
 	}
 	// An error that is none of the compiler itself.

@@ -47,6 +47,7 @@ type Launcher struct {
 	mu        sync.Mutex
 	compiling map[string]*compilation // by path of the module
 	digests   map[fileKey][sha256.Size]byte
+	refused   map[string]error // why a module can never be compiled, by its path
 }
 
 // fileKey is a file as long as nobody changes it. Those of images are never changed.
@@ -65,7 +66,7 @@ func NewLauncher(program, cache, wasmtime string) *Launcher {
 	l := &Launcher{
 		program: program, cache: cache, wasmtime: wasmtime, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"},
 		Log: slog.New(slog.DiscardHandler), quick: make(chan struct{}, maxCompilers), slow: make(chan struct{}, maxCompilers),
-		compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{},
+		compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{}, refused: map[string]error{},
 	}
 	if wasmtime != "" {
 		l.class.Reason = "wazero; components: " + wasmtime

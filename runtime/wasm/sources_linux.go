@@ -66,6 +66,7 @@ func (l *Launcher) ForgetImages(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.endRemoved()
+	clear(l.refused)
 	clear(l.digests) // an image that comes again is noted again
 	used := func(digest string) bool {
 		files, err := sources(filepath.Join(l.cache, sourcesDir, digest))

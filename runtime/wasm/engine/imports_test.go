@@ -82,14 +82,14 @@ func TestUnusableCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(readOnly, syscall.MNT_DETACH) })
-	for cache, kind := range map[string]errkind.Kind{file + "/cache": errkind.Internal, readOnly + "/cache": errkind.Internal, small + "/cache": errkind.Exhausted} {
+	for _, cache := range []string{file + "/cache", readOnly + "/cache", small + "/cache"} {
 		p, err := New(cache).Load(t.Context(), testwasm.Small(t), LoadOptions{})
 		if err != nil {
 			t.Errorf("%s: %v", cache, err)
 			continue
 		}
 		_ = p.Close()
-		if err := New(cache).Compile(t.Context(), testwasm.Small(t)); errkind.KindOf(err) != kind {
+		if err := New(cache).Compile(t.Context(), testwasm.Small(t)); errkind.KindOf(err) != errkind.Internal {
 			t.Errorf("%s: Compile: %v (%s)", cache, err, errkind.KindOf(err))
 		}
 	}

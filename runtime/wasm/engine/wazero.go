@@ -88,14 +88,11 @@ func load(ctx context.Context, module []byte, o LoadOptions, cache wazero.Compil
 		if err := context.Cause(ctx); err != nil {
 			return nil, errkind.Errorf(errkind.Unavailable, "cannot compile the module: %w", err)
 		}
-		if errno, ok := errors.AsType[syscall.Errno](err); ok { // of the cache's files
-			kind := errkind.Internal
-			if errno == syscall.ENOSPC || errno == syscall.EDQUOT {
-				kind = errkind.Exhausted
-			}
-			return nil, errkind.Errorf(kind, "cannot write the compilation cache: %w", err)
+		kind := errkind.Invalid
+		if _, ok := errors.AsType[syscall.Errno](err); ok { // the cache's disk is full, or there is no memory for the code
+			kind = errkind.Internal
 		}
-		return nil, errkind.Errorf(errkind.Invalid, "cannot compile the module: %w", err)
+		return nil, errkind.Errorf(kind, "cannot compile the module: %w", err)
 	}
 	return p, nil
 }
