@@ -33,6 +33,7 @@ const maxStarts = 16
 // Images is what the daemon needs of package image ([image.Store]).
 type Images interface {
 	Resolve(reference string) (runtime.Image, error)
+	ResolveFor(reference, platform string) (runtime.Image, error)
 	Pull(ctx context.Context, reference string, o image.PullOptions) (runtime.Image, error)
 	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]string, error)
 	Save(ctx context.Context, references []string, w io.Writer) error

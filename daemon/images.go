@@ -45,15 +45,16 @@ func newPuller(store Images, prepare func(context.Context, runtime.Image)) *pull
 	return &puller{store: store, prepare: prepare, pulling: make(map[string]*pull), slots: make(chan struct{}, maxPulls)}
 }
 
-// pull pulls reference, or joins a pull of it that runs. progress may be nil.
-func (p *puller) pull(ctx context.Context, reference string, progress func(image.Progress)) (runtime.Image, error) {
+// pull pulls reference for a platform, or joins a pull of it that runs. progress may be nil.
+func (p *puller) pull(ctx context.Context, reference, platform string, progress func(image.Progress)) (runtime.Image, error) {
+	key := reference + " " + platform
 	p.mu.Lock()
-	one := p.pulling[reference]
+	one := p.pulling[key]
 	if one == nil {
 		pullCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		one = &pull{done: make(chan struct{}), cancel: cancel}
-		p.pulling[reference] = one
-		go p.run(pullCtx, reference, one)
+		p.pulling[key] = one
+		go p.run(pullCtx, reference, platform, one)
 	}
 	one.waiting++
 	p.mu.Unlock()
@@ -79,11 +80,11 @@ func (p *puller) pull(ctx context.Context, reference string, progress func(image
 	}
 }
 
-func (p *puller) run(ctx context.Context, reference string, one *pull) {
+func (p *puller) run(ctx context.Context, reference, platform string, one *pull) {
 	defer one.cancel()
 	select {
 	case p.slots <- struct{}{}:
-		one.image, one.err = p.store.Pull(ctx, reference, image.PullOptions{Progress: func(at image.Progress) {
+		one.image, one.err = p.store.Pull(ctx, reference, image.PullOptions{Platform: platform, Progress: func(at image.Progress) {
 			one.mu.Lock()
 			listeners := one.listeners
 			one.mu.Unlock()
@@ -91,15 +92,15 @@ func (p *puller) run(ctx context.Context, reference string, one *pull) {
 				tell(at)
 			}
 		}})
+		<-p.slots // what the classes do with it may take long, and holds up no other pull
 		if one.err == nil {
 			p.prepare(ctx, one.image)
 		}
-		<-p.slots
 	case <-ctx.Done():
 		one.err = ctx.Err()
 	}
 	p.mu.Lock()
-	delete(p.pulling, reference)
+	delete(p.pulling, reference+" "+platform)
 	p.mu.Unlock()
 	close(one.done)
 }
@@ -114,12 +115,18 @@ func (e *imageError) Error() string { return e.err.Error() }
 func (e *imageError) Unwrap() error { return e.err }
 
 // containerImage makes the image of a container ready, by its imagePullPolicy (Kubernetes: images, "Image pull policy").
-func (d *Daemon) containerImage(ctx context.Context, c *corev1.Container) (img runtime.Image, pulled bool, err error) {
+func (d *Daemon) containerImage(ctx context.Context, p *corev1.Pod, c *corev1.Container) (img runtime.Image, pulled bool, err error) {
 	name, err := image.Normalize(c.Image)
 	if err != nil {
 		return runtime.Image{}, false, &imageError{"InvalidImageName", err}
 	}
-	img, err = d.images.Resolve(name)
+	img, err = d.images.ResolveFor(name, platformFor(p))
+	other := ""
+	if any, anyErr := d.images.Resolve(name); err != nil && anyErr == nil { // it is there for another platform
+		if other = ": " + err.Error(); isLocal(name) {
+			img, err = any, nil // and comes from nowhere else
+		}
+	}
 	present := err == nil
 	if err != nil && pod.KindOf(err) != pod.NotFound {
 		return runtime.Image{}, false, &imageError{"ImageInspectError", err}
@@ -133,17 +140,25 @@ func (d *Daemon) containerImage(ctx context.Context, c *corev1.Container) (img r
 		return img, false, nil
 	case policy == corev1.PullNever:
 		return runtime.Image{}, false, &imageError{pod.ReasonErrImageNeverPull,
-			pod.Errorf(pod.NotFound, "container image %q is not present with pull policy of Never (magikpodctl image load or pull brings it)", c.Image)}
+			pod.Errorf(pod.NotFound, "container image %q is not present with pull policy of Never (magikpodctl image load or pull brings it)%s", c.Image, other)}
 	case isLocal(name):
 		return runtime.Image{}, false, &imageError{pod.ReasonErrImagePull,
 			pod.Errorf(pod.NotFound, "container image %q is not present, and localhost is no registry (magikpodctl image load brings it)", c.Image)}
 	}
-	img, err = d.pulls.pull(ctx, name, nil)
+	img, err = d.pulls.pull(ctx, name, platformFor(p), nil)
 	d.metrics.observePull(err == nil)
 	if err != nil {
 		return runtime.Image{}, false, &imageError{pod.ReasonErrImagePull, err}
 	}
 	return img, true, nil
+}
+
+// platformFor is the platform of a pod's images: modules run as the class pod-wasm, where an image has them.
+func platformFor(p *corev1.Pod) string {
+	if className(p) == pod.ClassWasm {
+		return image.Modules
+	}
+	return ""
 }
 
 // isLocal says whether a normalised reference names an image that was made here: the host "localhost" without a port is no registry.
@@ -156,14 +171,14 @@ func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOption
 		return 0, err
 	}
 	return d.jobs.start(d.ctx, "pull", []string{name}, 0, func(ctx context.Context, job *job) ([]string, error) {
-		if _, err := d.images.Resolve(name); err == nil && (!o.Always || isLocal(name)) {
+		if _, err := d.images.ResolveFor(name, o.Platform); err == nil && (!o.Always || isLocal(name)) {
 			return []string{name}, nil
 		}
 		if isLocal(name) {
 			return nil, pod.Errorf(pod.NotFound, "cannot pull %s: localhost is no registry (magikpodctl image load brings an image)", name)
 		}
 		job.progress("pulling "+name, 0)
-		_, err := d.pulls.pull(ctx, name, func(at image.Progress) {
+		_, err := d.pulls.pull(ctx, name, o.Platform, func(at image.Progress) {
 			if at.Total > 0 {
 				job.progress("pulling "+name, min(float64(at.Done)/float64(at.Total), 1))
 			}
@@ -177,10 +192,10 @@ func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOption
 }
 
 // LoadImage reads an archive until its end.
-func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, tag string) ([]string, error) {
-	refs, err := d.images.Load(ctx, archive, image.LoadOptions{Tag: tag})
+func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, o pod.LoadOptions) ([]string, error) {
+	refs, err := d.images.Load(ctx, archive, image.LoadOptions{Tag: o.Tag, Platform: o.Platform})
 	for _, ref := range refs {
-		if img, err := d.images.Resolve(ref); err == nil {
+		if img, err := d.images.ResolveFor(ref, image.Modules); err == nil {
 			d.prepareImage(ctx, img)
 		}
 	}
@@ -205,7 +220,7 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	infos := d.images.List()
 	list := make([]pod.ImageSummary, 0, len(infos))
 	for _, i := range infos {
-		list = append(list, pod.ImageSummary{ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Pods: len(users[i.ID])})
+		list = append(list, pod.ImageSummary{ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Platform: i.Platform, Pods: len(users[i.ID])})
 	}
 	return list, nil
 }
@@ -221,7 +236,7 @@ func (d *Daemon) imageUsers() map[string][]string {
 		}
 		for _, c := range containersOf(snap.detail.Pod) {
 			if name, err := image.Normalize(c.Image); err == nil {
-				if img, err := d.images.Resolve(name); err == nil {
+				if img, err := d.images.ResolveFor(name, platformFor(snap.detail.Pod)); err == nil {
 					seen[img.ID] = true
 				}
 			}
@@ -294,7 +309,7 @@ func (d *Daemon) InspectImage(_ context.Context, reference string) ([]byte, erro
 	data, err := json.Marshal(struct {
 		pod.ImageSummary
 		Config json.RawMessage `json:"config"`
-	}{pod.ImageSummary{ID: info.ID, References: info.References, Digest: info.Digest, Size: info.Size, Created: info.Created, Pods: len(d.imageUsers()[info.ID])}, config})
+	}{pod.ImageSummary{ID: info.ID, References: info.References, Digest: info.Digest, Size: info.Size, Created: info.Created, Platform: info.Platform, Pods: len(d.imageUsers()[info.ID])}, config})
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot inspect image %s: %w", reference, err)
 	}

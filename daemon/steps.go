@@ -295,7 +295,7 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 	}
 	made := w.sandbox
 	return func(ctx context.Context) func() error {
-		img, pulled, err := w.d.containerImage(ctx, c)
+		img, pulled, err := w.d.containerImage(ctx, p, c)
 		if err == nil {
 			err = w.runContainer(ctx, p, c, s.Attempt, img, made, ips)
 		}
@@ -388,14 +388,12 @@ func (w *worker) runContainer(ctx context.Context, p *corev1.Pod, c *corev1.Cont
 	for _, v := range env {
 		vars = append(vars, runtime.EnvVar{Name: v.Name, Value: v.Value})
 	}
-	starts := w.d.starts[w.manager.Class().Name]
-	select { // only so many containers are started at once
-	case starts <- struct{}{}:
-		defer func() { <-starts }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	slot := runtime.NewSlot(w.d.starts[w.manager.Class().Name]) // only so many containers are started at once
+	if err := slot.Take(ctx); err != nil {
+		return err
 	}
-	return w.manager.RunContainer(ctx, runtime.ContainerConfig{
+	defer slot.Release()
+	return w.manager.RunContainer(runtime.WithSlot(ctx, slot), runtime.ContainerConfig{
 		Pod: p, Container: c, Attempt: attempt, Image: img, Env: vars, Mounts: mounts, StopAfter: stopAfter(p, c.Name),
 	})
 }

@@ -314,6 +314,10 @@ func (f *fakeImages) Resolve(reference string) (runtime.Image, error) {
 	return f.image(reference), nil
 }
 
+func (f *fakeImages) ResolveFor(reference, _ string) (runtime.Image, error) {
+	return f.Resolve(reference)
+}
+
 func (f *fakeImages) Pull(ctx context.Context, reference string, o image.PullOptions) (runtime.Image, error) {
 	f.mu.Lock()
 	f.pulls++

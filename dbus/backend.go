@@ -47,9 +47,8 @@ type Backend interface {
 	Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.File, error)
 
 	PullImage(ctx context.Context, reference string, o pod.PullOptions) (job uint32, err error)
-	// LoadImage reads an archive until its end and returns the references (or IDs) of the images in it; tag "" keeps the archive's own
-	// names. It does not close archive.
-	LoadImage(ctx context.Context, archive *os.File, tag string) ([]string, error)
+	// LoadImage reads an archive until its end and returns the references (or IDs) of the images in it. It does not close archive.
+	LoadImage(ctx context.Context, archive *os.File, o pod.LoadOptions) ([]string, error)
 	// SaveImage writes the images as one archive. It does not close archive.
 	SaveImage(ctx context.Context, references []string, archive *os.File) error
 	ListImages(ctx context.Context) ([]pod.ImageSummary, error)

@@ -11,16 +11,23 @@ import (
 
 // PullImage pulls an image and returns the job.
 func (c *Client) PullImage(ctx context.Context, ref string, o pod.PullOptions) (job godbus.ObjectPath, err error) {
-	err = c.manager(ctx, "PullImage", []any{ref, properties{"always": godbus.MakeVariant(o.Always)}}, &job)
+	options := properties{"always": godbus.MakeVariant(o.Always)}
+	if o.Platform != "" {
+		options["platform"] = godbus.MakeVariant(o.Platform)
+	}
+	err = c.manager(ctx, "PullImage", []any{ref, options}, &job)
 	return job, err
 }
 
-// LoadImage loads the images of an archive and returns their references; tag "" keeps the archive's own names.
-func (c *Client) LoadImage(ctx context.Context, archive *os.File, tag string) (refs []string, err error) {
+// LoadImage loads the images of an archive and returns their references.
+func (c *Client) LoadImage(ctx context.Context, archive *os.File, o pod.LoadOptions) (refs []string, err error) {
 	err = lend(archive, os.O_RDONLY, func(f *os.File) error {
 		method, args := "LoadImage", []any{godbus.UnixFD(f.Fd())}
-		if tag != "" {
-			method, args = "LoadImageAs", append(args, tag)
+		switch {
+		case o.Platform != "":
+			method, args = "LoadImageWithOptions", append(args, properties{"tag": godbus.MakeVariant(o.Tag), "platform": godbus.MakeVariant(o.Platform)})
+		case o.Tag != "":
+			method, args = "LoadImageAs", append(args, o.Tag)
 		}
 		return c.manager(ctx, method, args, &refs)
 	})

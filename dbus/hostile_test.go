@@ -69,7 +69,7 @@ func TestHostileText(t *testing.T) {
 	if _, err := archive.Seek(0, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	if refs, err := c.LoadImage(t.Context(), archive, ""); err != nil || len(refs) != 1 || !strings.Contains(refs[0], "red") {
+	if refs, err := c.LoadImage(t.Context(), archive, pod.LoadOptions{}); err != nil || len(refs) != 1 || !strings.Contains(refs[0], "red") {
 		t.Errorf("LoadImage: %q, %v", refs, err)
 	}
 	ask(ManagerPath, objectManagerInterface+".GetManagedObjects")

@@ -31,7 +31,7 @@ func (c *call) pullImage() ([]any, error) {
 		return nil, err
 	}
 	var o pod.PullOptions
-	if err := newOptions(opts).take("always", &o.Always).end(); err != nil {
+	if err := newOptions(opts).take("always", &o.Always).take("platform", &o.Platform).end(); err != nil {
 		return nil, err
 	}
 	if err := checkReference(ref); err != nil {
@@ -41,12 +41,20 @@ func (c *call) pullImage() ([]any, error) {
 	return c.job(job, err)
 }
 
-// loadImage serves LoadImage(h) and LoadImageAs(hs). It ends when the client leaves.
+// loadImage serves LoadImage(h), LoadImageAs(hs) and LoadImageWithOptions(ha{sv}). It ends when the client leaves.
 func (c *call) loadImage() ([]any, error) {
-	tag := ""
+	var o pod.LoadOptions
 	if len(c.body) > 1 {
-		tag = c.body[1].(string)
-		if err := checkReference(tag); err != nil {
+		var err error
+		switch more := c.body[1].(type) {
+		case string:
+			o.Tag, err = more, checkReference(more)
+		case map[string]godbus.Variant:
+			if err = newOptions(more).take("tag", &o.Tag).take("platform", &o.Platform).end(); err == nil && o.Tag != "" {
+				err = checkReference(o.Tag)
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -60,7 +68,7 @@ func (c *call) loadImage() ([]any, error) {
 		return nil, err
 	}
 	defer archive.Close()
-	refs, err := c.server.backend.LoadImage(ctx, archive, tag)
+	refs, err := c.server.backend.LoadImage(ctx, archive, o)
 	if err != nil {
 		return nil, err
 	}

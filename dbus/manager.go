@@ -30,6 +30,7 @@ var managerMethods = []method{
 	{name: "PullImage", in: "sa{sv}", out: "o", action: ActionManageImages, handle: (*call).pullImage},
 	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, handle: (*call).loadImage},
 	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, handle: (*call).loadImage},
+	{name: "LoadImageWithOptions", in: "ha{sv}", out: "as", action: ActionManageImages, handle: (*call).loadImage},
 	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, handle: (*call).saveImage},
 	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, handle: (*call).listImages},
 	{name: "RemoveImage", in: "sb", action: ActionManageImages, handle: (*call).removeImage},

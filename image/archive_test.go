@@ -253,7 +253,7 @@ func TestSaveDamaged(t *testing.T) {
 	s := newStore(t)
 	archive := dockerArchive(t, map[string]v1.Image{"a:1": randomImage(t, hostArch(t), 1)})
 	load(t, s, archive, "")
-	blob := s.blobPath(s.index.Load().images[s.index.Load().refs["docker.io/library/a:1"]].manifest.Layers[0].Digest)
+	blob := s.blobPath(s.index.Load().images[s.index.Load().refs["docker.io/library/a:1"][0]].manifest.Layers[0].Digest)
 	data, err := os.ReadFile(blob)
 	if err != nil {
 		t.Fatal(err)

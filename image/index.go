@@ -18,6 +18,7 @@ const (
 	annotationName   = "org.opencontainers.image.ref.name" // in index.json: the reference of the manifest
 	annotationDocker = "io.containerd.image.name"          // the same in the archives of docker and buildkit
 	annotationSource = "org.magikpod.image.source"         // digest of the multi-platform index that the manifest was picked from
+	annotationOffers = "org.magikpod.image.platforms"      // what of that index runs here
 	maxReferences    = 65536
 	maxIndexBytes    = 64 << 20
 )
@@ -26,6 +27,8 @@ const (
 type entry struct {
 	desc     v1.Descriptor // of the manifest, without annotations
 	source   string        // digest of the index that it was picked from, or ""
+	platform platform      // by which it was picked from there, else that of the config
+	offers   []platform    // of the index, those that run here
 	manifest *v1.Manifest
 	chains   []string // chain IDs of its layers, the lowest first
 	id       string   // digest of the config
@@ -57,11 +60,36 @@ func (e *entry) pins() []string {
 // index is all images of the store. A published one does not change.
 type index struct {
 	images map[string]*entry // by the digest of the manifest
-	refs   map[string]string // normalised reference: digest of the manifest
-	kept   []v1.Descriptor   // what Open could not read for a reason that may pass, for the next Open
+	// refs are the digests of the manifests by normalised reference: one, or the host's and that of WebAssembly of the same multi-platform image. The lists are not changed.
+	refs map[string][]string
+	kept []v1.Descriptor // what Open could not read for a reason that may pass, for the next Open
 }
 
-func newIndex() *index { return &index{images: map[string]*entry{}, refs: map[string]string{}} }
+func newIndex() *index { return &index{images: map[string]*entry{}, refs: map[string][]string{}} }
+
+// name gives an image a name. What had it loses it, but for the other part (the host's, or WebAssembly) of the same multi-platform image; together says that it is that.
+func (x *index) name(ref string, e *entry, together bool) {
+	own := e.desc.Digest.String()
+	list := []string{own}
+	for _, digest := range x.refs[ref] {
+		other := x.images[digest]
+		if digest == own || other == nil || other.platform.isModule() == e.platform.isModule() || !together && (e.source == "" || e.source != other.source) {
+			continue
+		}
+		if list = []string{own, digest}; e.platform.isModule() {
+			list = []string{digest, own}
+		}
+	}
+	x.refs[ref] = list
+}
+
+// named are the images with a name, the host's first.
+func (x *index) named(ref string) (list []*entry) {
+	for _, digest := range x.refs[ref] {
+		list = append(list, x.images[digest])
+	}
+	return list
+}
 
 func (x *index) clone() *index {
 	return &index{images: maps.Clone(x.images), refs: maps.Clone(x.refs), kept: x.kept}
@@ -70,8 +98,8 @@ func (x *index) clone() *index {
 // references of an image, sorted.
 func (x *index) references(e *entry) []string {
 	refs := []string{}
-	for ref, digest := range x.refs {
-		if digest == e.desc.Digest.String() {
+	for ref, digests := range x.refs {
+		if slices.Contains(digests, e.desc.Digest.String()) {
 			refs = append(refs, ref)
 		}
 	}
@@ -79,18 +107,18 @@ func (x *index) references(e *entry) []string {
 	return refs
 }
 
-// byName finds an image by its normalised reference. A reference with a digest also finds what was pulled from that repository by tag.
-func (x *index) byName(r reference) *entry {
-	if digest, ok := x.refs[r.String()]; ok {
-		return x.images[digest]
+// byName finds the images with a normalised reference, the host's first. A reference with a digest also finds what was pulled from that repository by tag.
+func (x *index) byName(r reference) []*entry {
+	if _, ok := x.refs[r.String()]; ok || r.digest == "" {
+		return x.named(r.String())
 	}
-	if r.digest == "" {
-		return nil
-	}
-	for ref, digest := range x.refs {
-		e := x.images[digest]
-		if (e.source == r.digest || digest == r.digest) && (strings.HasPrefix(ref, r.repository()+":") || strings.HasPrefix(ref, r.repository()+"@")) {
-			return e
+	for ref := range x.refs {
+		if !strings.HasPrefix(ref, r.repository()+":") && !strings.HasPrefix(ref, r.repository()+"@") {
+			continue
+		}
+		found := slices.DeleteFunc(x.named(ref), func(e *entry) bool { return e.source != r.digest && e.desc.Digest.String() != r.digest })
+		if len(found) > 0 {
+			return found
 		}
 	}
 	return nil
@@ -110,12 +138,12 @@ func (x *index) byID(prefix string) []*entry {
 }
 
 // find finds what a user means by text: a name, else an ID or the beginning of one. name is the reference when it is one. More than one
-// entry (manifests that share a config) is only returned for an ID.
+// entry is returned for a name that two platforms share, and for an ID when manifests share a config.
 func (x *index) find(text string) (name string, found []*entry, err error) {
 	r, nameErr := parseReference(text)
 	if nameErr == nil {
-		if e := x.byName(r); e != nil {
-			return r.String(), []*entry{e}, nil
+		if found := x.byName(r); len(found) > 0 {
+			return r.String(), found, nil
 		}
 	}
 	if !prefixPattern.MatchString(text) {
@@ -141,9 +169,10 @@ func (x *index) encode() ([]byte, error) {
 	m := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}
 	named := map[string]bool{}
 	for _, ref := range slices.Sorted(maps.Keys(x.refs)) {
-		e := x.images[x.refs[ref]]
-		named[e.desc.Digest.String()] = true
-		m.Manifests = append(m.Manifests, e.descriptor(ref))
+		for _, e := range x.named(ref) {
+			named[e.desc.Digest.String()] = true
+			m.Manifests = append(m.Manifests, e.descriptor(ref))
+		}
 	}
 	for _, digest := range slices.Sorted(maps.Keys(x.images)) {
 		if !named[digest] {
@@ -168,6 +197,12 @@ func (e *entry) descriptor(ref string) v1.Descriptor {
 	}
 	if e.source != "" {
 		d.Annotations[annotationSource] = e.source
+	}
+	if len(e.offers) > 0 {
+		d.Annotations[annotationOffers] = joinPlatforms(e.offers)
+	}
+	if e.platform.text() != "" {
+		d.Platform = &v1.Platform{OS: e.platform.os, Architecture: e.platform.arch, Variant: e.platform.variant}
 	}
 	return d
 }

@@ -17,16 +17,34 @@ import (
 // parallelBlobs is how many blobs of one image are fetched at once.
 const parallelBlobs = 4
 
+// origin is where an image comes from, if that is a multi-platform image.
+type origin struct {
+	source   string     // digest of the index that the manifest was picked from, or ""
+	platform platform   // that it has there
+	offers   []platform // those of the index that run here
+}
+
+// note notes what was picked of an index, or of one in it.
+func (o *origin) note(manifests []v1.Descriptor, picked v1.Descriptor) {
+	if o.offers == nil {
+		o.offers = offersOf(manifests)
+	}
+	if picked.Platform != nil {
+		o.platform = platformOf(*picked.Platform)
+	}
+}
+
 // candidate is an image that is to be taken into the store.
 type candidate struct {
 	manifest []byte // nil: it is made from config and layers
 	kind     types.MediaType
-	source   string // digest of the index that the manifest was picked from, or ""
-	config   []byte
-	layers   []blobSource
-	packed   []types.MediaType // of the layers, when the manifest is made
-	refs     []string          // normalised
-	want     platform
+	origin
+	config []byte
+	layers []blobSource
+	packed []types.MediaType // of the layers, when the manifest is made
+	refs   []string          // normalised
+	want   platform
+	more   bool // it is another part of the multi-platform image before it
 }
 
 // prepare stores everything of a candidate, and returns the image that it is. Everything is pinned by l, and removed with it unless the image
@@ -64,7 +82,7 @@ func (s *Store) prepare(ctx context.Context, l *lease, c candidate) (*entry, err
 	if err != nil {
 		return nil, err
 	}
-	return s.newEntry(v1.Descriptor{MediaType: c.kind, Digest: digest, Size: int64(len(c.manifest))}, c.source, c.manifest, config)
+	return s.newEntry(v1.Descriptor{MediaType: c.kind, Digest: digest, Size: int64(len(c.manifest))}, c.origin, c.manifest, config)
 }
 
 func (c candidate) check(config *configFile, limits Limits) error {
@@ -144,13 +162,16 @@ func makeManifest(config v1.Hash, size int64, layers []v1.Descriptor) ([]byte, e
 }
 
 // newEntry makes the image whose manifest, config and layers are in the store.
-func (s *Store) newEntry(desc v1.Descriptor, source string, manifest []byte, config *configFile) (*entry, error) {
+func (s *Store) newEntry(desc v1.Descriptor, from origin, manifest []byte, config *configFile) (*entry, error) {
 	m, err := parseManifest(manifest, s.limits)
 	if err != nil {
 		return nil, err
 	}
 	e := &entry{
-		desc: desc, source: source, manifest: m, chains: chainIDs(config.RootFS.DiffIDs), id: m.Config.Digest.String(), created: config.created(),
+		desc: desc, source: from.source, platform: from.platform, offers: from.offers, manifest: m, chains: chainIDs(config.RootFS.DiffIDs), id: m.Config.Digest.String(), created: config.created(),
+	}
+	if e.platform.os == "" {
+		e.platform = platform{os: config.OS, arch: config.Architecture, variant: config.Variant}
 	}
 	names := []string{}
 	s.change.Lock()
@@ -171,10 +192,7 @@ func (s *Store) newEntry(desc v1.Descriptor, source string, manifest []byte, con
 		names = []string{emptyLayer}
 	}
 	e.image = runtime.Image{ID: e.id, Config: config.image(), Rootfs: runtime.Rootfs{Dir: s.path(layersDir), Layers: names}}
-	var t tree
-	for _, name := range slices.Backward(names) {
-		t.layers = append(t.layers, s.path(layersDir, name))
-	}
+	t := treeOf(e.image.Rootfs)
 	if e.image.Passwd, err = t.readFile("/etc/passwd", maxUserFile); err != nil {
 		return nil, err
 	}
@@ -193,14 +211,16 @@ func (s *Store) commit(list []prepared) error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	x := s.index.Load().clone()
+	together := map[string]bool{} // names that this has given already: its images are one
 	for _, p := range list {
 		digest := p.entry.desc.Digest.String()
 		if old := x.images[digest]; old != nil && p.entry.source == "" {
-			p.entry.source = old.source
+			p.entry.source, p.entry.platform, p.entry.offers = old.source, old.platform, old.offers
 		}
 		x.images[digest] = p.entry
 		for _, ref := range p.refs {
-			x.refs[ref] = digest
+			x.name(ref, p.entry, together[ref])
+			together[ref] = true
 		}
 	}
 	return s.publish(x)

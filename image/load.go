@@ -16,7 +16,7 @@ import (
 // LoadOptions are how an archive is loaded.
 type LoadOptions struct {
 	Tag      string // the image's name instead of the archive's; a root file system and a module need it
-	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's
+	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's, and WebAssembly
 }
 
 // Load takes in the images of an archive: an OCI archive, a docker archive (both of which may hold several images) or a plain tar of a root
@@ -74,10 +74,16 @@ func (s *Store) load(ctx context.Context, r io.Reader, o LoadOptions) ([]string,
 		}
 	}
 	if tag != "" {
-		if len(candidates) != 1 {
-			return nil, invalid("the archive has %d images, and one name was given", len(candidates))
+		images := 0
+		for i := range candidates {
+			if !candidates[i].more {
+				images++
+			}
+			candidates[i].refs = []string{tag}
 		}
-		candidates[0].refs = []string{tag}
+		if images != 1 {
+			return nil, invalid("the archive has %d images, and one name was given", images)
+		}
 	}
 	entries, err := s.takeIn(ctx, candidates)
 	if err != nil {

@@ -28,8 +28,8 @@ func (s *Store) ociCandidates(ctx context.Context, a *archiveFile, want platform
 	var list []candidate
 	byDigest := map[string]int{}
 	for _, name := range order {
-		for _, descs := range splitGroup(groups[name]) {
-			c, digest, err := s.ociCandidate(ctx, a, descs, want)
+		for _, part := range parts(splitGroup(groups[name]), want) {
+			c, digest, err := s.ociCandidate(ctx, a, part.descs, part.want)
 			if err != nil {
 				return nil, err
 			}
@@ -37,6 +37,7 @@ func (s *Store) ociCandidates(ctx context.Context, a *archiveFile, want platform
 			if !seen {
 				i = len(list)
 				byDigest[digest] = i
+				c.more = part.more
 				list = append(list, c)
 			}
 			if name != "" {
@@ -44,7 +45,9 @@ func (s *Store) ociCandidates(ctx context.Context, a *archiveFile, want platform
 				if err != nil {
 					return nil, err
 				}
-				list[i].refs = append(list[i].refs, ref)
+				if !slices.Contains(list[i].refs, ref) {
+					list[i].refs = append(list[i].refs, ref)
+				}
 			}
 		}
 	}
@@ -52,6 +55,25 @@ func (s *Store) ociCandidates(ctx context.Context, a *archiveFile, want platform
 		return nil, invalid("the archive has no image")
 	}
 	return list, nil
+}
+
+// part is what of a multi-platform image is loaded.
+type part struct {
+	descs []v1.Descriptor
+	want  platform
+	more  bool // of the same image as the one before
+}
+
+// parts are those for the platform; where none was named also those of WebAssembly, which may be the same.
+func parts(groups [][]v1.Descriptor, want platform) (list []part) {
+	modules, _ := parsePlatform(Modules)
+	for _, descs := range groups {
+		list = append(list, part{descs: descs, want: want})
+		if want.host && (len(descs) > 1 || descs[0].MediaType.IsIndex()) {
+			list = append(list, part{descs: descs, want: modules, more: true})
+		}
+	}
+	return list
 }
 
 // groupByName sorts the manifests of an archive's index by the names that they have; order is that of the archive.
@@ -98,14 +120,15 @@ func splitGroup(descs []v1.Descriptor) [][]v1.Descriptor {
 
 // ociCandidate follows indexes to the image of the wanted platform, and returns it with the digest of its manifest.
 func (s *Store) ociCandidate(ctx context.Context, a *archiveFile, descs []v1.Descriptor, want platform) (candidate, string, error) {
-	source := ""
+	var from origin
 	for range maxIndexDepth {
 		d := descs[0]
-		if len(descs) > 1 || source != "" {
+		if len(descs) > 1 || from.source != "" {
 			var err error
 			if d, err = want.pick(descs); err != nil {
 				return candidate{}, "", err
 			}
+			from.note(descs, d)
 		}
 		data, err := s.archiveBlob(ctx, a, d)
 		if err != nil {
@@ -113,14 +136,14 @@ func (s *Store) ociCandidate(ctx context.Context, a *archiveFile, descs []v1.Des
 		}
 		if !d.MediaType.IsIndex() {
 			c, err := s.ociImage(ctx, a, d, data)
-			if c.manifest == nil && source == "" {
-				source = d.Digest.String() // what the artifact was
+			if c.manifest == nil && from.source == "" {
+				from.source = d.Digest.String() // what the artifact was
 			}
-			c.source, c.want = source, want
+			c.origin, c.want = from, want
 			return c, d.Digest.String(), err
 		}
-		if source == "" {
-			source = d.Digest.String()
+		if from.source == "" {
+			from.source = d.Digest.String()
 		}
 		x, err := parseIndex(data)
 		if err != nil {

@@ -10,8 +10,19 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
+// Modules is a platform for options: WebAssembly modules, which run on every host, before the host's own.
+const Modules = "wasm"
+
 // platform is os/architecture[/variant].
-type platform struct{ os, arch, variant string }
+type platform struct {
+	os, arch, variant string
+	// Of what is wanted: none was named, so it is the host's, which runs WebAssembly, too; modules: that comes first.
+	host, modules bool
+}
+
+func platformOf(p v1.Platform) platform {
+	return platform{os: p.OS, arch: p.Architecture, variant: p.Variant}
+}
 
 func (p platform) String() string {
 	text := p.os + "/" + p.arch
@@ -21,10 +32,18 @@ func (p platform) String() string {
 	return text
 }
 
+// text is empty for what does not say enough.
+func (p platform) text() string {
+	if p.os == "" || p.arch == "" {
+		return ""
+	}
+	return p.String()
+}
+
 // parsePlatform reads "linux/arm64" or "linux/arm/v7"; "" is the host's.
 func parsePlatform(text string) (platform, error) {
-	if text == "" {
-		return platform{os: "linux", arch: runtime.GOARCH}, nil
+	if text == "" || text == Modules {
+		return platform{os: "linux", arch: runtime.GOARCH, host: true, modules: text == Modules}, nil
 	}
 	parts := strings.Split(text, "/")
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
@@ -43,10 +62,15 @@ var wasmPlatforms = []platform{{os: "wasip2", arch: "wasm"}, {os: "wasi", arch: 
 // rank says how well an offer fits; 0: not at all. More is better.
 func (p platform) rank(offer platform) int {
 	if i := slices.Index(wasmPlatforms, platform{os: offer.os, arch: offer.arch}); i >= 0 {
-		if p.os == offer.os && p.arch == offer.arch {
+		switch {
+		case p.os == offer.os && p.arch == offer.arch:
 			return 100
+		case p.modules:
+			return 101 + i
+		case p.host || p.isModule():
+			return 1 + i
 		}
-		return 1 + i
+		return 0
 	}
 	if offer.os != p.os || offer.arch != p.arch {
 		return 0
@@ -69,6 +93,9 @@ func (p platform) rank(offer platform) int {
 	return 10
 }
 
+// unsaidRank is the rank of what says nothing about its platform.
+const unsaidRank = 11
+
 // pick returns the manifest of an index that fits best.
 func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 	best, bestRank := v1.Descriptor{}, 0
@@ -80,9 +107,9 @@ func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
 			continue
 		}
-		rank := 11 // one that says nothing about its platform
+		rank := unsaidRank
 		if d.Platform != nil {
-			offer := platform{os: d.Platform.OS, arch: d.Platform.Architecture, variant: d.Platform.Variant}
+			offer := platformOf(*d.Platform)
 			offered = append(offered, offer.String())
 			rank = p.rank(offer)
 		}
@@ -94,6 +121,46 @@ func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 		return best, pod.Errorf(pod.Unsupported, "there is no image for %s; there are: %.300s", p, strings.Join(offered, ", "))
 	}
 	return best, nil
+}
+
+// isModule says whether it is one of WebAssembly.
+func (p platform) isModule() bool {
+	return slices.Contains(wasmPlatforms, platform{os: p.os, arch: p.arch})
+}
+
+// maxOffers bounds what is remembered of an index.
+const maxOffers = 16
+
+// offersOf are those platforms of an index that run here.
+func offersOf(manifests []v1.Descriptor) (offers []platform) {
+	want := platform{os: "linux", arch: runtime.GOARCH, modules: true}
+	for _, d := range manifests {
+		if d.Platform == nil || isAttestation(d) || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+			continue
+		}
+		if p := platformOf(*d.Platform); want.rank(p) > 0 && len(p.variant) < 32 && !slices.Contains(offers, p) && len(offers) < maxOffers {
+			offers = append(offers, p)
+		}
+	}
+	return offers
+}
+
+func joinPlatforms(list []platform) string {
+	var texts []string
+	for _, p := range list {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// splitPlatforms is the inverse of joinPlatforms; what is none is left out.
+func splitPlatforms(text string) (list []platform) {
+	for part := range strings.SplitSeq(text, ",") {
+		if p, err := parsePlatform(part); err == nil && part != "" && len(list) < maxOffers {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // isAttestation says whether a manifest of an index is a note about another one (buildkit makes such) and no image.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -11,7 +12,7 @@ import (
 
 func TestPick(t *testing.T) {
 	for _, test := range []struct {
-		name, want string
+		name, want string // the host's, unless it begins with "only "
 		offers     []string
 		picked     string // "": none
 	}{
@@ -31,14 +32,18 @@ func TestPick(t *testing.T) {
 		{"a component when there is nothing else", "linux/amd64", []string{"wasip2/wasm"}, "wasip2/wasm"},
 		{"no component when there is a module", "linux/amd64", []string{"wasip2/wasm", "wasi/wasm32"}, "wasi/wasm32"},
 		{"a strange variant before wasm", "linux/amd64", []string{"wasip1/wasm", "linux/amd64/v3"}, "linux/amd64/v3"},
+		{"a named one is no module", "only linux/arm64", []string{"linux/amd64", "wasi/wasm"}, ""},
+		{"a named one of modules", "only wasi/wasm32", []string{"linux/amd64", "wasip1/wasm"}, "wasip1/wasm"},
 		{"the host's before wasm", "linux/arm64", []string{"wasi/wasm", "linux/arm64"}, "linux/arm64"},
 		{"notes are no images", "unknown/unknown", []string{"unknown/unknown"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			want, err := parsePlatform(test.want)
+			text, only := strings.CutPrefix(test.want, "only ")
+			want, err := parsePlatform(text)
 			if err != nil {
 				t.Fatal(err)
 			}
+			want.host = !only
 			var descs []v1.Descriptor
 			for _, offer := range test.offers {
 				p, err := parsePlatform(offer)
@@ -49,7 +54,7 @@ func TestPick(t *testing.T) {
 			}
 			d, err := want.pick(descs)
 			if test.picked == "" {
-				wantKind(t, err, pod.Unsupported, test.want)
+				wantKind(t, err, pod.Unsupported, text)
 				return
 			}
 			if err != nil {
@@ -71,6 +76,7 @@ func TestConfigCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	want.host = true
 	for text, ok := range map[string]bool{`{}`: true, `{"os":"linux"}`: true, `{"architecture":"arm64"}`: true, `{"os":"linux","architecture":"arm64","variant":"v8"}`: true,
 		`{"os":"linux","architecture":"amd64"}`: false, `{"os":"windows","architecture":"arm64"}`: false, `{"os":"wasi","architecture":"wasm"}`: true} {
 		c, err := parseConfig([]byte(text))

@@ -26,7 +26,7 @@ type PullOptions struct {
 	Insecure bool
 	// Keychain has the credentials; nil: those of docker's and podman's auth files.
 	Keychain authn.Keychain
-	// Platform is OS/ARCHITECTURE[/VARIANT]; empty: the host's.
+	// Platform is OS/ARCHITECTURE[/VARIANT]; empty: the host's; [Modules]: WebAssembly, and the host's where there is none.
 	Platform string
 }
 
@@ -69,7 +69,7 @@ func (s *Store) pull(ctx context.Context, r reference, o PullOptions) (*entry, e
 	if err != nil {
 		return nil, err
 	}
-	d, source, err := p.manifest(ctx, r, want)
+	d, from, err := p.manifest(ctx, r, want)
 	if err != nil {
 		return nil, err
 	}
@@ -88,17 +88,17 @@ func (s *Store) pull(ctx context.Context, r reference, o PullOptions) (*entry, e
 	if artifact, err := wasmArtifact(m); err != nil {
 		return nil, err
 	} else if artifact != nil {
-		if source == "" {
-			source = digestOf(d.Manifest).String()
+		if from.source == "" {
+			from.source = digestOf(d.Manifest).String()
 		}
 		meter.add(m.Config.Size) // nothing in it is needed
-		return s.pullArtifact(ctx, *artifact, p.source(*artifact, meter), candidate{source: source, refs: []string{r.String()}, want: want})
+		return s.pullArtifact(ctx, *artifact, p.source(*artifact, meter), candidate{origin: from, refs: []string{r.String()}, want: want})
 	}
 	config, err := p.config(ctx, m.Config, meter)
 	if err != nil {
 		return nil, err
 	}
-	c := candidate{manifest: d.Manifest, kind: d.MediaType, source: source, config: config, refs: []string{r.String()}, want: want}
+	c := candidate{manifest: d.Manifest, kind: d.MediaType, origin: from, config: config, refs: []string{r.String()}, want: want}
 	for _, layer := range m.Layers {
 		c.layers = append(c.layers, p.source(layer, meter))
 	}
@@ -158,36 +158,37 @@ func (s *Store) newPuller(r reference, o PullOptions) (*puller, error) {
 	return &puller{s: s, repo: registry.Repo(r.path), remote: rp}, nil
 }
 
-// manifest fetches the manifest for the platform, and the digest of the index that it was picked from, if it was.
-func (p *puller) manifest(ctx context.Context, r reference, want platform) (d *remote.Descriptor, source string, err error) {
+// manifest fetches the manifest for the platform.
+func (p *puller) manifest(ctx context.Context, r reference, want platform) (d *remote.Descriptor, from origin, err error) {
 	var ref name.Reference = p.repo.Tag(r.tag)
 	if r.digest != "" {
 		ref = p.repo.Digest(r.digest)
 	}
 	for range maxIndexDepth {
 		if d, err = p.get(ctx, ref); err != nil {
-			return nil, "", err
+			return nil, from, err
 		}
 		switch {
 		case d.MediaType.IsImage():
-			return d, source, nil
+			return d, from, nil
 		case !d.MediaType.IsIndex():
-			return nil, "", pod.Errorf(pod.Unsupported, "it is of the kind %q, which is no container image of this time", d.MediaType)
+			return nil, from, pod.Errorf(pod.Unsupported, "it is of the kind %q, which is no container image of this time", d.MediaType)
 		}
-		if source == "" {
-			source = digestOf(d.Manifest).String()
+		if from.source == "" {
+			from.source = digestOf(d.Manifest).String()
 		}
 		x, err := parseIndex(d.Manifest)
 		if err != nil {
-			return nil, "", err
+			return nil, from, err
 		}
 		child, err := want.pick(x.Manifests)
 		if err != nil {
-			return nil, "", err
+			return nil, from, err
 		}
+		from.note(x.Manifests, child)
 		ref = p.repo.Digest(child.Digest.String())
 	}
-	return nil, "", invalid("the indexes are nested more than %d deep", maxIndexDepth)
+	return nil, from, invalid("the indexes are nested more than %d deep", maxIndexDepth)
 }
 
 // get fetches one manifest or index.

@@ -57,7 +57,7 @@ func (s *Store) recoverImages() (x *index, changed bool, err error) {
 				changed = true
 				continue
 			}
-			x.refs[ref] = digest
+			x.name(ref, x.images[digest], true)
 		}
 	}
 	return x, changed, nil
@@ -151,7 +151,11 @@ func (s *Store) recoverImage(d v1.Descriptor) (*entry, error) {
 	if !digestPattern.MatchString(source) {
 		source = ""
 	}
-	return s.newEntry(v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: int64(len(manifest))}, source, manifest, config)
+	from := origin{source: source, offers: splitPlatforms(d.Annotations[annotationOffers])}
+	if d.Platform != nil {
+		from.platform = platformOf(*d.Platform)
+	}
+	return s.newEntry(v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: int64(len(manifest))}, from, manifest, config)
 }
 
 // recoverBlob reads a small blob; a damaged one is set aside.

@@ -26,11 +26,16 @@ func (s *Store) Tag(ref, newRef string) error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	x := s.index.Load().clone()
-	_, found, err := x.find(ref)
+	name, found, err := x.find(ref)
 	if err != nil {
 		return s.fail(err, "cannot tag image %.300s", ref)
 	}
-	x.refs[r.String()] = found[0].desc.Digest.String()
+	if name == "" {
+		found = found[:1]
+	}
+	for i, e := range found {
+		x.name(r.String(), e, i > 0)
+	}
 	return s.fail(s.publish(x), "cannot tag image %.300s", ref)
 }
 
@@ -60,29 +65,35 @@ func (s *Store) remove(ref string, inUse func(id string) []string) (trash []stri
 		return nil, err
 	}
 	if name != "" {
-		x.untag(name, found[0])
-		if len(x.references(found[0])) > 0 {
+		x.untag(name, found)
+		found = slices.DeleteFunc(found, func(e *entry) bool { return len(x.references(e)) > 0 })
+		if len(found) == 0 {
 			return nil, s.publish(x)
 		}
 	}
-	if inUse != nil {
-		if users := inUse(found[0].id); len(users) > 0 {
+	for _, e := range found {
+		if inUse == nil {
+			break
+		}
+		if users := inUse(e.id); len(users) > 0 {
 			return nil, pod.Errorf(pod.Conflict, "it is used by %s", someOf(users))
 		}
 	}
 	return s.drop(x, found)
 }
 
-// untag takes a name from its image. A name with a digest that the image does not have itself means all of its names in that repository.
-func (x *index) untag(name string, e *entry) {
+// untag takes a name from its images. A name with a digest that they do not have themselves means all of their names in that repository.
+func (x *index) untag(name string, found []*entry) {
 	if _, ok := x.refs[name]; ok {
 		delete(x.refs, name)
 		return
 	}
 	repository, _, _ := strings.Cut(name, "@")
-	for _, ref := range x.references(e) {
-		if r, err := parseReference(ref); err == nil && r.repository() == repository {
-			delete(x.refs, ref)
+	for _, e := range found {
+		for _, ref := range x.references(e) {
+			if r, err := parseReference(ref); err == nil && r.repository() == repository {
+				delete(x.refs, ref)
+			}
 		}
 	}
 }
@@ -93,7 +104,16 @@ func (s *Store) drop(x *index, found []*entry) (trash []string, err error) {
 	for _, e := range found {
 		digest := e.desc.Digest.String()
 		delete(x.images, digest)
-		maps.DeleteFunc(x.refs, func(_, d string) bool { return d == digest })
+		for ref, digests := range x.refs {
+			if !slices.Contains(digests, digest) {
+				continue
+			}
+			if len(digests) == 1 {
+				delete(x.refs, ref)
+				continue
+			}
+			x.refs[ref] = slices.DeleteFunc(slices.Clone(digests), func(d string) bool { return d == digest })
+		}
 		candidates = append(candidates, e.pins()...)
 	}
 	if err := s.publish(x); err != nil {
@@ -112,8 +132,10 @@ func (s *Store) Prune(ctx context.Context, inUse func(id string) []string) ([]st
 	s.change.Lock()
 	x := s.index.Load().clone()
 	named := map[string]bool{}
-	for _, digest := range x.refs {
-		named[digest] = true
+	for _, digests := range x.refs {
+		for _, digest := range digests {
+			named[digest] = true
+		}
 	}
 	ids := []string{}
 	var unused []*entry

@@ -79,13 +79,18 @@ func (s *Store) toSave(l *lease, refs []string) ([]saved, error) {
 			s.change.Unlock()
 			return nil, err
 		}
-		i := slices.IndexFunc(list, func(o saved) bool { return o.entry == found[0] })
-		if i < 0 {
-			i = len(list)
-			list = append(list, saved{entry: found[0]})
+		if name == "" {
+			found = found[:1]
 		}
-		if _, ok := x.refs[name]; ok && !slices.Contains(list[i].refs, name) {
-			list[i].refs = append(list[i].refs, name)
+		for _, e := range found {
+			i := slices.IndexFunc(list, func(o saved) bool { return o.entry == e })
+			if i < 0 {
+				i = len(list)
+				list = append(list, saved{entry: e})
+			}
+			if _, ok := x.refs[name]; ok && !slices.Contains(list[i].refs, name) {
+				list[i].refs = append(list[i].refs, name)
+			}
 		}
 	}
 	for _, o := range list {
@@ -162,7 +167,7 @@ func memberHeader(name string, size int64) *tar.Header {
 // saveManifests makes the archive's index.json and manifest.json.
 func saveManifests(list []saved) (index, docker []byte, err error) {
 	x := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}
-	images := []dockerImage{}
+	images, tagged := []dockerImage{}, map[string]bool{}
 	for _, o := range list {
 		image := dockerImage{Config: blobName(o.entry.manifest.Config.Digest), RepoTags: []string{}, Layers: []string{}}
 		for _, layer := range o.entry.manifest.Layers {
@@ -175,8 +180,14 @@ func saveManifests(list []saved) (index, docker []byte, err error) {
 				continue // the archive's digest speaks for itself, and docker knows tags only
 			}
 			named = true
-			image.RepoTags = append(image.RepoTags, ref)
+			if !tagged[ref] { // docker knows one image of a name; the host's comes first
+				image.RepoTags = append(image.RepoTags, ref)
+			}
+			tagged[ref] = true
 			d := o.entry.desc
+			if p := o.entry.platform; p.text() != "" {
+				d.Platform = &v1.Platform{OS: p.os, Architecture: p.arch, Variant: p.variant}
+			}
 			d.Annotations = map[string]string{annotationName: ref, annotationDocker: ref}
 			x.Manifests = append(x.Manifests, d)
 		}

@@ -6,10 +6,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/runtime"
 )
 
 const (
@@ -19,6 +22,18 @@ const (
 
 // tree reads files of an image through its layers, as overlayfs would show them, without mounting anything. No symlink leads out of it.
 type tree struct{ layers []string } // directories, the uppermost first
+
+// FindFile returns the host's path of a regular file of an image; empty: it has none of that name.
+func FindFile(rootfs runtime.Rootfs, path string) (string, error) {
+	return treeOf(rootfs).resolve(path)
+}
+
+func treeOf(rootfs runtime.Rootfs) (t tree) {
+	for _, name := range slices.Backward(rootfs.Layers) {
+		t.layers = append(t.layers, filepath.Join(rootfs.Dir, name))
+	}
+	return t
+}
 
 // readFile returns the regular file at the path in the image, cut at the last line end before limit; nil when there is none.
 func (t tree) readFile(path string, limit int) ([]byte, error) {

@@ -61,7 +61,7 @@ func (s *Store) pullArtifact(ctx context.Context, d v1.Descriptor, b blobSource,
 	if err != nil {
 		return nil, err
 	}
-	made.source, made.refs, made.want = c.source, c.refs, c.want
+	made.origin, made.refs, made.want = c.origin, c.refs, c.want
 	entries, err := s.takeIn(ctx, []candidate{made})
 	if err != nil {
 		return nil, err

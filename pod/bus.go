@@ -14,7 +14,14 @@ type StopOptions struct {
 
 // PullOptions are the options of PullImage.
 type PullOptions struct {
-	Always bool // ask the registry even when the image is present
+	Always   bool   // ask the registry even when the image is present
+	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's
+}
+
+// LoadOptions are the options of LoadImage.
+type LoadOptions struct {
+	Tag      string // the image's name instead of the archive's
+	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's, and WebAssembly
 }
 
 // ImageSummary is one row of a list of images.
@@ -25,6 +32,7 @@ type ImageSummary struct {
 	Size       int64     `json:"size"` // of all layers, bytes
 	Created    time.Time `json:"created,omitzero"`
 	Pods       int       `json:"pods"` // how many pods use it
+	Platform   string    `json:"platform,omitempty"`
 }
 
 // Stats are the resources that a pod uses now, read from its cgroup.

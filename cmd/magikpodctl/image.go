@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/dbus"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -22,23 +24,32 @@ func imageCommand(a *app) *cobra.Command {
 }
 
 func imagePull(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "pull REFERENCE", Short: "Pull an image from a registry", Args: oneArg,
+	var o pod.PullOptions
+	cmd := &cobra.Command{
+		Use: "pull [--platform OS/ARCH] REFERENCE", Short: "Pull an image from a registry", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			job, err := c.PullImage(cmd.Context(), args[0], pod.PullOptions{Always: true})
+			o.Always = true
+			job, err := c.PullImage(cmd.Context(), args[0], o)
 			return a.job(cmd.Context(), c, job, err)
 		},
 	}
+	platformFlag(cmd, &o.Platform, "the host's")
+	return cmd
+}
+
+// platformFlag is --platform.
+func platformFlag(cmd *cobra.Command, platform *string, otherwise string) {
+	cmd.Flags().StringVar(platform, "platform", "", "OS/ARCH[/VARIANT]: the part of a multi-platform image, such as wasip1/wasm; when not given "+otherwise)
 }
 
 func imageLoad(a *app) *cobra.Command {
-	var tag string
+	var o pod.LoadOptions
 	cmd := &cobra.Command{
-		Use: "load [--tag REFERENCE] FILE|-", Short: "Load the images of an archive, or a WebAssembly module", Args: oneArg,
+		Use: "load [--tag REFERENCE] [--platform OS/ARCH] FILE|-", Short: "Load the images of an archive, or a WebAssembly module", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f := os.Stdin
 			if args[0] != "-" {
@@ -52,14 +63,15 @@ func imageLoad(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			refs, err := c.LoadImage(cmd.Context(), f, tag)
+			refs, err := c.LoadImage(cmd.Context(), f, o)
 			for _, ref := range refs {
 				_ = a.printName(ref)
 			}
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&tag, "tag", "", "the image's name, instead of the one in the archive")
+	cmd.Flags().StringVar(&o.Tag, "tag", "", "the image's name, instead of the one in the archive")
+	platformFlag(cmd, &o.Platform, "the host's, and that of WebAssembly")
 	return cmd
 }
 
@@ -108,6 +120,11 @@ func imageList(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if a.output != "name" {
+				for i := range images {
+					images[i].Platform = platformOf(cmd.Context(), c, images[i].ID)
+				}
+			}
 			if a.structured() {
 				return a.printValue(images)
 			}
@@ -122,15 +139,24 @@ func imageList(a *app) *cobra.Command {
 						_ = a.printName(ref)
 						continue
 					}
-					rows = append(rows, []string{ref, shortID(i.ID, a.output == "wide"), fmt.Sprintf("%.1f MB", float64(i.Size)/1e6), age(i.Created)})
+					rows = append(rows, []string{ref, shortID(i.ID, a.output == "wide"), i.Platform, fmt.Sprintf("%.1f MB", float64(i.Size)/1e6), age(i.Created)})
 				}
 			}
 			if a.output == "name" {
 				return nil
 			}
-			return printTable(a.out, []string{"REFERENCE", "ID", "SIZE", "AGE"}, rows)
+			return printTable(a.out, []string{"REFERENCE", "ID", "PLATFORM", "SIZE", "AGE"}, rows)
 		},
 	}
+}
+
+// platformOf asks for what ListImages does not tell; empty: an image does not say, or is gone by now.
+func platformOf(ctx context.Context, c *dbus.Client, id string) string {
+	var image pod.ImageSummary
+	if text, err := c.InspectImage(ctx, id); err == nil {
+		_ = json.Unmarshal([]byte(text), &image) // what cannot be read says nothing
+	}
+	return image.Platform
 }
 
 func shortID(id string, whole bool) string {

@@ -28,7 +28,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			for name, module := range map[string][]byte{"guest": guest, "trap": testwasm.Trap(), "component": testwasm.Component()} {
+			for name, module := range map[string][]byte{"guest": guest, "trap": testwasm.Trap(), "component": testwasm.Component(), "nothing": testwasm.Function("_start")} {
 				if err := os.WriteFile(filepath.Join(e.WorkDir, name+".wasm"), module, 0o644); err != nil {
 					return err
 				}

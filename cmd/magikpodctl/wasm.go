@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/magikrun/magikpod/pod"
@@ -40,6 +41,8 @@ func wasmRun(a *app) *cobra.Command {
 		Long: `Run a WebAssembly module (WASI preview 1) right here; no daemon is needed. Its exit status is returned: 134 when it trapped.
 
 The module gets the arguments, the variables of --env, standard input, output and error, and the directories of --dir as its descriptors from 3 on, followed by the sockets of --listen. Nothing else of this machine, unless a directory is writable (:rw): a module can make a symbolic link in it and follow that to every file that the user may use. In a pod of the class pod-wasm a module is jailed and cannot.
+
+Machine code is kept in $XDG_CACHE_HOME/magikpod/wasm, or ~/.cache/magikpod/wasm. Where that cannot be written to, or is another user's, a module is compiled each time.
 
 The engine wasmtime, where that is installed, runs components (WASI 0.2), too.`,
 		Example: `  magikpodctl wasm run hello.wasm
@@ -95,15 +98,27 @@ The engine wasmtime, where that is installed, runs components (WASI 0.2), too.`,
 func (f *wasmFlags) runner(ctx context.Context) (engine.Engine, error) {
 	switch f.engine {
 	case "wazero":
-		cache := ""
-		if dir, err := os.UserCacheDir(); err == nil {
-			cache = filepath.Join(dir, "magikpod", "wasm")
-		}
-		return engine.New(cache), nil
+		return engine.New(cacheDir()), nil
 	case "wasmtime":
 		return engine.NewWasmtime(ctx, "wasmtime")
 	}
 	return nil, usagef("--engine %q is neither wazero nor wasmtime", f.engine)
+}
+
+// cacheDir is where machine code is kept; empty: there is no such place. What is somebody else's, as ~ is below sudo -E, is none: who can write to it runs what he likes.
+func cacheDir() string {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	dir := filepath.Join(base, "magikpod", "wasm")
+	for _, d := range []string{base, filepath.Dir(dir), dir} {
+		var st unix.Stat_t
+		if err := unix.Stat(d, &st); err == nil && int(st.Uid) != os.Geteuid() {
+			return ""
+		}
+	}
+	return dir
 }
 
 // readModule reads a file, "-" from standard input.

@@ -122,6 +122,7 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 		Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
 	}
 	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"), config.Wasm.Components)
+	launcher.Log = log
 	common.Chooser = launcher
 	containers, err := native.New(ctx, common)
 	if err != nil {

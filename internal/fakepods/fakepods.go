@@ -298,7 +298,8 @@ func (b *Backend) PullImage(_ context.Context, ref string, _ pod.PullOptions) (u
 }
 
 // LoadImage implements dbus.Backend.
-func (b *Backend) LoadImage(_ context.Context, archive *os.File, tag string) ([]string, error) {
+func (b *Backend) LoadImage(_ context.Context, archive *os.File, o pod.LoadOptions) ([]string, error) {
+	tag := o.Tag
 	text, err := io.ReadAll(archive)
 	if err != nil {
 		return nil, pod.Errorf(pod.Invalid, "cannot read the archive: %w", err)

@@ -2,6 +2,7 @@ package wasm_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,6 +46,7 @@ func TestMain(m *testing.M) {
 	case len(args) == 3 && args[0] == "run":
 		os.Exit(jail.Run(args[2]))
 	case len(args) == 4 && args[0] == "compile":
+		crash(args[3])
 		os.Exit(jail.Compile(args[2], args[3]))
 	case len(args) > 3 && args[0] == "run" && args[1] == "-C":
 		os.Exit(standIn(args))
@@ -98,7 +100,8 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	for name, data := range map[string][]byte{
-		"guest.wasm": testwasm.Guest(t), "trap.wasm": testwasm.Trap(), "component.wasm": testwasm.Component(), "script": []byte("#!/bin/sh\nexit 0\n"),
+		"guest.wasm": testwasm.Guest(t), "trap.wasm": testwasm.Trap(), "component.wasm": testwasm.Component(), "library.wasm": testwasm.Function("other"),
+		"import.wasm": testwasm.Import("wasi_snapshot_preview1", "fd_fly"), "huge.wasm": testwasm.Memory(2000), "script": []byte("#!/bin/sh\nexit 0\n"),
 		"preview1.wasm": testwasm.Preview1(t), "bin/busybox": testwasm.Busybox(t),
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(layer, name)), 0o755); err != nil {
@@ -262,11 +265,16 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// TestStartErrors: what can never run is a failed start, before anything of it runs, with the reason.
 func TestStartErrors(t *testing.T) {
 	w := newWorld(t)
-	for program, text := range map[string]string{"/missing.wasm": "no such file", "/component.wasm": "component", "/script": "no WebAssembly"} {
+	for program, text := range map[string]string{
+		"/missing.wasm": "no such file", "/component.wasm": "component", "/script": "no WebAssembly",
+		"/import.wasm": "fd_fly", "/library.wasm": "no function _start", "/guest.wasm#missing": "no function missing", "/huge.wasm": "memory",
+	} {
 		p := w.pod("")
 		p.Spec.Containers[0].Command = []string{program}
+		p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("100Mi")}
 		w.create(p, nil)
 		err := w.attempt(p, 0, 0)
 		state := w.await(p, "a", pod.ContainerExited)
@@ -323,6 +331,43 @@ func TestVolumes(t *testing.T) {
 	}
 	if state, log := w.result(readOnly, "write /data/more x", mounts...); state.ExitCode != 0 {
 		t.Errorf("a volume in a read-only root: %+v, log %q", state, log)
+	}
+}
+
+// TestNoDevices: what is a device in the image is none to a module, whatever the unit's device rules are.
+func TestNoDevices(t *testing.T) {
+	w := newWorld(t)
+	device := filepath.Join(w.state, "layers", "wasm", "null")
+	if err := errors.Join(unix.Mknod(device, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), os.Chmod(device, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	if state, log := w.result(nil, "read /null"); state.ExitCode != 1 || !strings.Contains(log, "null") {
+		t.Errorf("a device of the image: %+v, log %q", state, log)
+	}
+}
+
+// TestFindsModule: a module is found as the container sees its image, through all layers.
+func TestFindsModule(t *testing.T) {
+	w := newWorld(t)
+	layers := filepath.Join(w.state, "layers")
+	upper := filepath.Join(layers, "upper")
+	if err := errors.Join(os.MkdirAll(filepath.Join(upper, "sub"), 0o755), os.Symlink("../guest.wasm", filepath.Join(upper, "sub", "link")),
+		os.MkdirAll(filepath.Join(layers, "wasm", "sub"), 0o755), os.WriteFile(filepath.Join(layers, "wasm", "sub", "hidden.wasm"), testwasm.Trap(), 0o644),
+		unix.Setxattr(filepath.Join(upper, "sub"), "trusted.overlay.opaque", []byte("y"), 0), unix.Mknod(filepath.Join(upper, "trap.wasm"), unix.S_IFCHR, 0)); err != nil {
+		t.Fatal(err)
+	}
+	w.image.Rootfs.Layers = append(w.image.Rootfs.Layers, "upper")
+	link := func(p *corev1.Pod) { p.Spec.Containers[0].Command = []string{"/sub/link"} }
+	if state, log := w.result(link, "echo found"); state.ExitCode != 0 || log != "found\n" {
+		t.Errorf("a link to a lower layer: %+v, log %q", state, log)
+	}
+	for _, gone := range []string{"/sub/hidden.wasm", "/trap.wasm"} {
+		p := w.pod("")
+		p.Spec.Containers[0].Command = []string{gone}
+		w.create(p, nil)
+		if err := w.attempt(p, 0, 0); pod.KindOf(err) != pod.NotFound {
+			t.Errorf("%s, which an upper layer has removed: %v", gone, err)
+		}
 	}
 }
 

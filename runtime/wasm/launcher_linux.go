@@ -1,22 +1,17 @@
 package wasm
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
-	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
-	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -24,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/agent"
-	"github.com/magikrun/magikpod/internal/safepath"
+	"github.com/magikrun/magikpod/image"
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -38,23 +33,21 @@ const listenVariable = "MAGIKPOD_LISTEN_FDS"
 // firstListener is the descriptor of the first socket: 0 to 2 are the standard ones and 3 is the root directory.
 const firstListener = 4
 
-// maxCompilers bounds the compilations at the same time: each takes all CPUs that it gets, and, of a hostile module, up to 4 GiB.
-const maxCompilers = 2
-
-// compileTimeout bounds the compilation of one module.
-const compileTimeout = 10 * time.Minute
-
 // Launcher launches containers of the class. It is a native.Launcher.
 type Launcher struct {
 	program, cache string
 	wasmtime       string // runs components; empty: nothing does
 	class          pod.ClassInfo
 
-	compilers chan struct{} // holds one for each that runs
+	// Log gets what a crashed compiler has written, at the level debug.
+	Log *slog.Logger
+
+	quick, slow chan struct{} // hold one for each compiler that runs
 
 	mu        sync.Mutex
 	compiling map[string]*compilation // by path of the module
 	digests   map[fileKey][sha256.Size]byte
+	refused   map[string]error // why a module can never be compiled, by its path
 }
 
 // fileKey is a file as long as nobody changes it. Those of images are never changed.
@@ -67,18 +60,13 @@ type fileKey struct {
 // maxDigests bounds what is remembered.
 const maxDigests = 1024
 
-// compilation is one that several containers may wait for.
-type compilation struct {
-	done chan struct{}
-	err  error
-}
-
 // NewLauncher makes one. program is the path of magikwasm, cache the directory for machine code; wasmtime is the command that runs components, a name or a path; empty: they are
 // refused. That a program is missing is no error: Class says so.
 func NewLauncher(program, cache, wasmtime string) *Launcher {
 	l := &Launcher{
 		program: program, cache: cache, wasmtime: wasmtime, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"},
-		compilers: make(chan struct{}, maxCompilers), compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{},
+		Log: slog.New(slog.DiscardHandler), quick: make(chan struct{}, maxCompilers), slow: make(chan struct{}, maxCompilers),
+		compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{}, refused: map[string]error{},
 	}
 	if wasmtime != "" {
 		l.class.Reason = "wazero; components: " + wasmtime
@@ -257,27 +245,16 @@ func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool 
 	return all || some && strings.HasSuffix(name, ".wasm")
 }
 
-// findModule returns the path on the host of a module in an image: in the uppermost layer that has the path. Symlinks are followed inside a layer.
+// findModule returns the path on the host of a file of an image, which is a module, or a component that can be run.
 func (l *Launcher) findModule(rootfs runtime.Rootfs, name string) (file string, component bool, err error) {
-	for i := len(rootfs.Layers) - 1; i >= 0; i-- {
-		layer := filepath.Join(rootfs.Dir, rootfs.Layers[i])
-		found, component, err := l.moduleIn(layer, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		return found, component, err
-	}
-	return "", false, pod.Errorf(pod.NotFound, "there is no such file")
-}
-
-// moduleIn checks that a file of a layer is a module, or a component that can be run, and returns its path.
-func (l *Launcher) moduleIn(layer, name string) (file string, component bool, err error) {
-	root, err := safepath.OpenRoot(layer)
+	file, err = image.FindFile(rootfs, name)
 	if err != nil {
 		return "", false, err
 	}
-	defer root.Close()
-	f, err := safepath.Open(root, strings.TrimPrefix(name, "/"), os.O_RDONLY|unix.O_NONBLOCK, 0) // a layer may have a FIFO there
+	if file == "" {
+		return "", false, pod.Errorf(pod.NotFound, "there is no such file")
+	}
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", false, err
 	}
@@ -285,9 +262,6 @@ func (l *Launcher) moduleIn(layer, name string) (file string, component bool, er
 	fi, err := f.Stat()
 	if err != nil {
 		return "", false, err
-	}
-	if !fi.Mode().IsRegular() {
-		return "", false, pod.Errorf(pod.Invalid, "it is no regular file")
 	}
 	if fi.Size() > wasmform.MaxModuleBytes {
 		return "", false, pod.Errorf(pod.Exhausted, "it has more than %d bytes", wasmform.MaxModuleBytes)
@@ -300,100 +274,5 @@ func (l *Launcher) moduleIn(layer, name string) (file string, component bool, er
 			return "", false, err
 		}
 	}
-	file, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
-	return file, component, err
-}
-
-// cached says whether the machine code of a module is in the cache.
-func (l *Launcher) cached(file string) bool {
-	var st unix.Stat_t
-	if err := unix.Stat(file, &st); err != nil {
-		return false
-	}
-	key := fileKey{file, st.Ino, st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec)}
-	l.mu.Lock()
-	sum, known := l.digests[key]
-	l.mu.Unlock()
-	if !known {
-		module, err := jail.ReadModule(file)
-		if err != nil {
-			return false
-		}
-		sum = sha256.Sum256(module)
-		l.mu.Lock()
-		if len(l.digests) >= maxDigests {
-			clear(l.digests)
-		}
-		err = noteSource(l.cache, sum, file)
-		if err == nil {
-			l.digests[key] = sum
-		}
-		l.mu.Unlock()
-		if err != nil {
-			return false
-		}
-	}
-	return engine.Cached(l.cache, sum)
-}
-
-// compile fills the cache by a process of its own, once for all containers that wait for the same module.
-func (l *Launcher) compile(ctx context.Context, file string) error {
-	if l.cached(file) {
-		return nil
-	}
-	l.mu.Lock()
-	c := l.compiling[file]
-	if c == nil {
-		c = &compilation{done: make(chan struct{})}
-		l.compiling[file] = c
-		go func() {
-			c.err = l.runCompiler(file)
-			l.mu.Lock()
-			delete(l.compiling, file)
-			l.mu.Unlock()
-			close(c.done)
-		}()
-	}
-	l.mu.Unlock()
-	select {
-	case <-c.done:
-		return c.err
-	case <-ctx.Done():
-		return pod.WithKind(pod.Unavailable, context.Cause(ctx))
-	}
-}
-
-func (l *Launcher) runCompiler(file string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), compileTimeout)
-	defer cancel()
-	l.compilers <- struct{}{}
-	defer func() { <-l.compilers }()
-	// The compiler ends with the daemon. The kernel means the thread that has started it, which must not end before.
-	goruntime.LockOSThread()
-	defer goruntime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, l.program, "compile", "--cache", l.cache, file)
-	cmd.Env = []string{}
-	cmd.WaitDelay = 10 * time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var stderr limited
-	cmd.Stderr = &stderr
-	err := cmd.Run()
-	if err == nil {
-		return nil
-	}
-	if text := strings.TrimSpace(stderr.String()); text != "" {
-		return pod.Errorf(pod.Invalid, "%s", text)
-	}
-	return pod.Errorf(pod.Internal, "cannot compile it: %w", err)
-}
-
-// limited keeps the first bytes of what is written to it.
-type limited struct{ bytes.Buffer }
-
-func (b *limited) Write(p []byte) (int, error) {
-	const limit = 4096
-	if room := limit - b.Len(); room > 0 {
-		_, _ = b.Buffer.Write(p[:min(len(p), room)])
-	}
-	return len(p), nil
+	return file, component, nil
 }

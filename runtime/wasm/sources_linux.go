@@ -61,10 +61,12 @@ func sources(name string) (files []string, err error) {
 	return files, err
 }
 
-// ForgetImages removes the machine code of modules that are in no image any more. What a container is about to start with is in its image.
+// ForgetImages removes the machine code of modules that are in no image any more, and ends their compilations. What a container is about to start with is in its image.
 func (l *Launcher) ForgetImages(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.endRemoved()
+	clear(l.refused)
 	clear(l.digests) // an image that comes again is noted again
 	used := func(digest string) bool {
 		files, err := sources(filepath.Join(l.cache, sourcesDir, digest))

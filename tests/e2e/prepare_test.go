@@ -88,6 +88,15 @@ func writeModules(f *os.File) error {
 			return err
 		}
 	}
+	hostile := map[string][]byte{
+		"blocks1": testwasm.Extra(testwasm.Blocks(200_000), "1"), "blocks2": testwasm.Extra(testwasm.Blocks(200_000), "2"),
+		"library": testwasm.Function("other"), "imports": testwasm.Import("env", "abort"),
+	}
+	for name, module := range hostile {
+		if err := os.WriteFile(filepath.Join(images, name+".wasm"), module, 0o644); err != nil {
+			return err
+		}
+	}
 	more := map[string][]byte{"guest.wasm": guests["guest"], "preview1.wasm": guests["preview1"]}
 	return testwasm.Image(f, guests["busybox"], more)
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"runtime"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -64,7 +65,31 @@ func pushModules(module []byte) error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, pushPlatform(module))...)
+	return errors.Join(append(errs, pushPlatform(module), pushParts(module))...)
+}
+
+// pushParts pushes an index of an image for the host, which is library/app, and one for wasip1/wasm.
+func pushParts(module []byte) error {
+	native, err := name.ParseReference(registryAddress + "/library/app:1")
+	if err != nil {
+		return err
+	}
+	img, err := remote.Image(native)
+	if err != nil {
+		return err
+	}
+	guest, err := artifact("application/vnd.wasm.config.v0+json", "application/wasm", module)
+	if err != nil {
+		return err
+	}
+	index := mutate.AppendManifests(mutate.IndexMediaType(empty.Index, types.OCIImageIndex),
+		mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
+		mutate.IndexAddendum{Add: guest, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "wasip1", Architecture: "wasm"}}})
+	ref, err := name.ParseReference(registryAddress + "/wasm/parts:1")
+	if err != nil {
+		return err
+	}
+	return remote.WriteIndex(ref, index)
 }
 
 // artifact has modules as layers, which are no file systems.

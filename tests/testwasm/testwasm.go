@@ -3,6 +3,8 @@ package testwasm
 
 import (
 	"archive/tar"
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -137,6 +139,23 @@ func Image(w io.Writer, busybox []byte, more map[string][]byte) error {
 // section makes a section of a module.
 func section(id byte, body ...byte) []byte { return append([]byte{id, byte(len(body))}, body...) }
 
+// Blocks returns a module whose function is n nested blocks: a few bytes when it is packed, and as many seconds of compilation as one likes.
+func Blocks(n int) []byte {
+	module := []byte("\x00asm\x01\x00\x00\x00")
+	module = append(module, section(1, 1, 0x60, 0, 0)...)
+	module = append(module, section(3, 1, 0)...)
+	module = append(module, section(7, append(append([]byte{1}, name("_start")...), 0, 0)...)...)
+	body := append([]byte{0}, bytes.Repeat([]byte{0x02, 0x40}, n)...) // block, of no type
+	body = append(body, bytes.Repeat([]byte{0x0b}, n+1)...)
+	code := append(binary.AppendUvarint([]byte{1}, uint64(len(body))), body...)
+	return append(binary.AppendUvarint(append(module, 10), uint64(len(code))), code...)
+}
+
+// Extra returns the module with a custom section more: the same program with another digest.
+func Extra(module []byte, text string) []byte {
+	return append(module[:len(module):len(module)], section(0, append(name("extra"), text...)...)...)
+}
+
 func name(text string) []byte { return append([]byte{byte(len(text))}, text...) }
 
 // Function returns a module that exports one function of the given name, without parameters and results, with these instructions, and one page of
@@ -178,6 +197,16 @@ func Command(ok bool) []byte {
 	c = append(c, section(5, append(append([]byte{1, 1, 1, 0}, name("run")...), 1, 0)...)...) // instance with the function
 	export := append(append([]byte{1, 0}, name("wasi:cli/run@0.2.0")...), 5, 0, 0)
 	return append(c, section(11, export...)...)
+}
+
+// Memory returns a module whose memory begins with so many pages.
+func Memory(pages uint64) []byte {
+	m := []byte("\x00asm\x01\x00\x00\x00")
+	m = append(m, section(1, 1, 0x60, 0, 0)...)
+	m = append(m, section(3, 1, 0)...)
+	m = append(m, section(5, binary.AppendUvarint([]byte{1, 0}, pages)...)...)
+	m = append(m, section(7, append(append([]byte{1}, name("_start")...), 0, 0)...)...)
+	return append(m, section(10, 1, 2, 0, 0x0b)...)
 }
 
 // Import returns a module that imports a function from a module other than WASI's.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,6 +65,20 @@ func Prune(cache string, keep func(digest string) bool) error {
 	return errors.Join(errs...)
 }
 
+// RemoveUnfinished removes what a process of this engine that was killed has not finished.
+func RemoveUnfinished(cache string, pid int) error {
+	parent := filepath.Dir((&wazeroEngine{cache: cache}).entryDir([sha256.Size]byte{}, LoadOptions{}))
+	left, err := filepath.Glob(filepath.Join(parent, unfinished(pid)+"*"))
+	errs := []error{err}
+	for _, dir := range left {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// unfinished is how the names of entries begin that a process makes.
+func unfinished(pid int) string { return ".new-" + strconv.Itoa(pid) + "-" }
+
 func pruneEntries(dir string, keep func(digest string) bool) error {
 	entries, err := os.ReadDir(dir)
 	errs := []error{err}
@@ -115,7 +130,7 @@ func (e *wazeroEngine) fill(ctx context.Context, module []byte, o LoadOptions, d
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return errkind.Errorf(errkind.Internal, "cannot make the compilation cache: %w", err)
 	}
-	work, err := os.MkdirTemp(parent, ".new-")
+	work, err := os.MkdirTemp(parent, unfinished(os.Getpid()))
 	if err != nil {
 		return errkind.Errorf(errkind.Internal, "cannot make the compilation cache: %w", err)
 	}

@@ -40,6 +40,8 @@ type LoadOptions struct {
 
 // Program is a module that is ready to run, once.
 type Program interface {
+	// Check says, before anything of the module runs, why Run with this entry could not begin: what it imports and nobody has, or a function that it does not export. Unsupported or Invalid.
+	Check(entry string) error
 	// Run runs the module to its end and returns the exit code: what it gave to proc_exit (at most 255), 0 when its function returned, [TrapCode] with
 	// an error that tells why when it trapped. An error of another exit code (-1) means that it never ran; the end of ctx is an error too.
 	//

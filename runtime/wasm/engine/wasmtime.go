@@ -68,6 +68,9 @@ type wasmtimeProgram struct {
 	options   LoadOptions
 }
 
+// Check implements [Program]: wasmtime tells when it runs.
+func (p *wasmtimeProgram) Check(string) error { return nil }
+
 func (p *wasmtimeProgram) Close() error { return os.RemoveAll(p.dir) }
 
 // Run implements [Program]. wasmtime says 134 for a trap, and so do we.

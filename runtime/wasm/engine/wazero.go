@@ -6,11 +6,11 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/experimental/sock"
-	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/magikrun/magikpod/internal/errkind"
@@ -31,7 +31,13 @@ func New(cache string) Engine { return &wazeroEngine{cache: cache} }
 func (e *wazeroEngine) Version() string { return "wazero-" + wazeroVersion }
 
 func (e *wazeroEngine) Compile(ctx context.Context, module []byte) error {
-	p, err := e.Load(ctx, module, LoadOptions{})
+	if err := wasmform.Check(module); err != nil {
+		return err
+	}
+	if err := checkImports(ctx, module); err != nil {
+		return err
+	}
+	p, err := e.load(ctx, module, LoadOptions{})
 	if err != nil {
 		return err
 	}
@@ -45,6 +51,14 @@ func (e *wazeroEngine) Load(ctx context.Context, module []byte, o LoadOptions) (
 	if o.MemoryBytes < 0 || o.MemoryBytes > 0 && o.MemoryBytes < PageBytes {
 		return nil, errkind.Errorf(errkind.Invalid, "the memory limit of %d bytes is less than one page of %d", o.MemoryBytes, PageBytes)
 	}
+	p, err := e.load(ctx, module, o)
+	if err != nil && e.cache != "" && ctx.Err() == nil {
+		return load(ctx, module, o, nil) // a cache that cannot be read or written to is no reason not to run
+	}
+	return p, err
+}
+
+func (e *wazeroEngine) load(ctx context.Context, module []byte, o LoadOptions) (Program, error) {
 	if e.cache == "" {
 		return load(ctx, module, o, nil)
 	}
@@ -74,7 +88,11 @@ func load(ctx context.Context, module []byte, o LoadOptions, cache wazero.Compil
 		if err := context.Cause(ctx); err != nil {
 			return nil, errkind.Errorf(errkind.Unavailable, "cannot compile the module: %w", err)
 		}
-		return nil, errkind.Errorf(errkind.Invalid, "cannot compile the module: %w", err)
+		kind := errkind.Invalid
+		if _, ok := errors.AsType[syscall.Errno](err); ok { // the cache's disk is full, or there is no memory for the code
+			kind = errkind.Internal
+		}
+		return nil, errkind.Errorf(kind, "cannot compile the module: %w", err)
 	}
 	return p, nil
 }
@@ -89,13 +107,10 @@ func (p *program) Close() error {
 
 // Run implements [Program].
 func (p *program) Run(ctx context.Context, config Config) (int, error) {
-	entry := config.Entry
-	if entry == "" {
-		entry = "_start"
-	}
-	if err := p.check(entry); err != nil {
+	if err := p.Check(config.Entry); err != nil {
 		return -1, err
 	}
+	entry := entryOf(config.Entry)
 	wait := &poller{began: time.Now(), sockets: newSockets(config)}
 	wait.stdin, _ = config.Stdin.(*os.File)
 	module, closeDirs, err := moduleConfig(ctx, config, wait)
@@ -161,13 +176,19 @@ func outcome(ctx context.Context, err error, code int) (int, error) {
 	return code, errkind.Errorf(errkind.Internal, "the guest has trapped: %w", err)
 }
 
-// check says early, and in words, why a module cannot run.
-func (p *program) check(entry string) error {
-	for _, f := range p.compiled.ImportedFunctions() {
-		module, name, _ := f.Import()
-		if module != wasi_snapshot_preview1.ModuleName {
-			return errkind.Errorf(errkind.Unsupported, "it imports the function %.100s of %.100s, and only %s can be imported", name, module, wasi_snapshot_preview1.ModuleName)
-		}
+// entryOf is the name of the function to call.
+func entryOf(entry string) string {
+	if entry == "" {
+		return "_start"
+	}
+	return entry
+}
+
+// Check implements [Program].
+func (p *program) Check(entry string) error {
+	entry = entryOf(entry)
+	if err := checkModules(p.compiled); err != nil {
+		return err
 	}
 	exports := p.compiled.ExportedFunctions()
 	f, ok := exports[entry]

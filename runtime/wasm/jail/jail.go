@@ -24,6 +24,10 @@ func mountVolumes(config *Config) error {
 		return fmt.Errorf("cannot open the root file system: %w", err)
 	}
 	defer root.Close()
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID} // an image may have device nodes
+	if err := unix.MountSetattr(unix.AT_FDCWD, config.Root, 0, &attr); err != nil {
+		return fmt.Errorf("cannot take devices from the root file system: %w", err)
+	}
 	for _, m := range config.Mounts {
 		if err := mountVolume(root, m); err != nil {
 			return fmt.Errorf("cannot mount a volume at %s: %w", m.Destination, err)
@@ -39,7 +43,7 @@ func mountVolumes(config *Config) error {
 	if !config.ReadOnlyRoot {
 		return nil
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	attr = unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	if err := unix.MountSetattr(unix.AT_FDCWD, config.Root, 0, &attr); err != nil {
 		return fmt.Errorf("cannot make the root file system read-only: %w", err)
 	}

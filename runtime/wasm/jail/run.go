@@ -11,8 +11,6 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
@@ -114,6 +112,8 @@ func prepare(config *Config) (engine.Program, error) {
 		steps = []func(*Config) error{mountVolumes, furnish, enterRoot, dropPrivileges}
 	} else if program, err = engine.New(config.Cache).Load(context.Background(), module, engine.LoadOptions{MemoryBytes: config.MemoryBytes}); err != nil {
 		return nil, err
+	} else if err = program.Check(config.Entry); err != nil {
+		return nil, err
 	}
 	log, err := os.OpenFile(config.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -147,29 +147,6 @@ func ReadModule(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, engine.MaxModuleBytes+1))
-}
-
-// compilerMemory bounds what the compiler may use: a hostile module must not take the host along.
-const compilerMemory = 4 << 30
-
-// Compile puts the machine code of a module into the cache and returns an exit code; the reason of a failure is one line on stderr.
-func Compile(cache, path string) int {
-	err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: compilerMemory, Max: compilerMemory})
-	if err == nil {
-		err = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
-	}
-	var module []byte
-	if err == nil {
-		module, err = ReadModule(path)
-	}
-	if err == nil {
-		err = engine.New(cache).Compile(context.Background(), module)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, oneLine(err))
-		return agent.ExitFailure
-	}
-	return 0
 }
 
 // failed tells why a guest could not be started.

@@ -1,0 +1,261 @@
+package wasm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	goruntime "runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/wasm/engine"
+	"github.com/magikrun/magikpod/runtime/wasm/jail"
+)
+
+// maxCompilers bounds the quick compilers at the same time, and as many slow ones. A hostile module makes a compiler slow (wazero's time grows with the square of a function's
+// blocks, nested or not: MEASURED 0.7 s for 16,000 of them, 48 kB), and nobody knows before. So each begins as a quick one, and those that turn out to be slow wait for each other only.
+const maxCompilers = 2
+
+// quickTime is how long a compiler is a quick one: some 20 MB of machine code.
+const quickTime = 5 * time.Second
+
+// compileTimeout bounds the compilation of one module, without the time that it waits for others. The CPU time that jail.Compile allows is over sooner, on a host that has some.
+const compileTimeout = 10 * time.Minute
+
+// Why a compiler is ended.
+var (
+	errTimeout = pod.Errorf(pod.Exhausted, "compiling it takes more than %v", compileTimeout)
+	errKilled  = pod.Errorf(pod.Exhausted, "its compiler was killed, as the kernel does when memory runs out")
+	errRemoved = pod.Errorf(pod.NotFound, "its image was removed")
+	errUnasked = errors.New("nobody waits for it")
+	errSlow    = errors.New("it is slow")
+)
+
+// compilation is one that several containers may wait for. It ends with the last of them, and with the module's image.
+type compilation struct {
+	done    chan struct{}
+	cancel  context.CancelCauseFunc
+	waiting int
+	err     error
+}
+
+// cached says whether the machine code of a module is in the cache.
+func (l *Launcher) cached(file string) bool {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return false
+	}
+	key := fileKey{file, st.Ino, st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec)}
+	l.mu.Lock()
+	sum, known := l.digests[key]
+	l.mu.Unlock()
+	if !known {
+		module, err := jail.ReadModule(file)
+		if err != nil {
+			return false
+		}
+		sum = sha256.Sum256(module)
+		l.mu.Lock()
+		if len(l.digests) >= maxDigests {
+			clear(l.digests)
+		}
+		err = noteSource(l.cache, sum, file)
+		if err == nil {
+			l.digests[key] = sum
+		}
+		l.mu.Unlock()
+		if err != nil {
+			return false
+		}
+	}
+	return engine.Cached(l.cache, sum)
+}
+
+// compile fills the cache by a process of its own, once for all that wait for the same module.
+func (l *Launcher) compile(ctx context.Context, file string) error {
+	if l.cached(file) {
+		return nil
+	}
+	l.mu.Lock()
+	if err := l.refused[file]; err != nil {
+		l.mu.Unlock()
+		return err
+	}
+	c := l.compiling[file]
+	if c == nil {
+		running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+		c = &compilation{done: make(chan struct{}), cancel: cancel}
+		l.compiling[file] = c
+		go func() {
+			c.err = l.runCompiler(running, file)
+			l.mu.Lock()
+			if isFinal(c.err) && l.compiling[file] == c && len(l.refused) < maxDigests {
+				l.refused[file] = c.err
+			}
+			l.end(file, c, nil)
+			l.mu.Unlock()
+			close(c.done)
+		}()
+	}
+	c.waiting++
+	l.mu.Unlock()
+	return runtime.Wait(ctx, func() error { return l.await(ctx, file, c) })
+}
+
+// await waits for a compilation; the caller has been counted.
+func (l *Launcher) await(ctx context.Context, file string, c *compilation) error {
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.waiting--; c.waiting == 0 {
+		l.end(file, c, errUnasked)
+	}
+	return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+}
+
+// isFinal says whether a compilation would end with the same error again: what a module is, or takes. Whoever starts a container again and again need not wait for that each time.
+func isFinal(err error) bool {
+	switch pod.KindOf(err) {
+	case pod.Invalid, pod.Unsupported, pod.Exhausted:
+		return !errors.Is(err, errKilled) && !errors.Is(err, errTimeout)
+	}
+	return false
+}
+
+// end ends a compilation that may have ended already; who comes later begins another one. l.mu is held.
+func (l *Launcher) end(file string, c *compilation, cause error) {
+	c.cancel(cause)
+	if l.compiling[file] == c {
+		delete(l.compiling, file)
+	}
+}
+
+// endRemoved ends the compilations of modules that are in no image any more. l.mu is held.
+func (l *Launcher) endRemoved() {
+	for file, c := range l.compiling {
+		if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+			l.end(file, c, errRemoved)
+		}
+	}
+}
+
+// runCompiler compiles as soon as others let it.
+func (l *Launcher) runCompiler(ctx context.Context, file string) error {
+	if err := enter(ctx, l.quick); err != nil {
+		return err
+	}
+	running, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	done := make(chan error, 1)
+	go func() { done <- l.runProcess(running, file) }()
+	select {
+	case err := <-done:
+		<-l.quick
+		return err
+	case <-time.After(quickTime):
+	}
+	select {
+	case l.slow <- struct{}{}: // it goes on
+		<-l.quick
+		defer func() { <-l.slow }()
+		return <-done
+	default:
+	}
+	kill(errSlow) // it makes way, and begins anew later
+	err := <-done
+	<-l.quick
+	if !errors.Is(err, errSlow) {
+		return err
+	}
+	if err := enter(ctx, l.slow); err != nil {
+		return err
+	}
+	defer func() { <-l.slow }()
+	return l.runProcess(ctx, file)
+}
+
+func enter(ctx context.Context, lane chan<- struct{}) error {
+	select {
+	case lane <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// runProcess compiles in a process of its own, which a hostile module may crash.
+func (l *Launcher) runProcess(ctx context.Context, file string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, compileTimeout, errTimeout)
+	defer cancel()
+	// The compiler ends with the daemon. The kernel means the thread that has started it, which must not end before.
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	cmd := exec.CommandContext(ctx, l.program, "compile", "--cache", l.cache, file)
+	cmd.Env = []string{}
+	cmd.WaitDelay = 10 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var stderr limited
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	if cmd.Process != nil {
+		_ = engine.RemoveUnfinished(l.cache, cmd.Process.Pid) // else ForgetImages does, some time
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return l.compileError(file, err, stderr.String())
+}
+
+// compileError says in one line why a compiler has failed.
+func (l *Launcher) compileError(file string, err error, stderr string) error {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return pod.Errorf(pod.Internal, "cannot run its compiler: %w", err)
+	}
+	text := strings.TrimSpace(stderr)
+	if kind, ok := jail.CompileKind(exit.ExitCode()); ok {
+		return pod.Errorf(kind, "%s", text)
+	}
+	l.Log.Debug("the compiler of a module has crashed", "module", file, "error", err, "stderr", text)
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
+		return errKilled
+	}
+	first, _, _ := strings.Cut(text, "\n")
+	for line := range strings.Lines(text) { // how Go's runtime says it, some lines before or after which it says more
+		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
+			first = strings.TrimSpace(line)
+			break
+		}
+	}
+	if strings.Contains(first, "out of memory") || strings.Contains(first, "cannot allocate memory") {
+		return pod.Errorf(pod.Exhausted, "compiling it takes too much memory")
+	}
+	return pod.Errorf(pod.Internal, "its compiler has crashed: %w: %.200s", err, first)
+}
+
+// limited keeps the first bytes of what is written to it.
+type limited struct{ bytes.Buffer }
+
+func (b *limited) Write(p []byte) (int, error) {
+	const limit = 4096
+	if room := limit - b.Len(); room > 0 {
+		_, _ = b.Buffer.Write(p[:min(len(p), room)])
+	}
+	return len(p), nil
+}
