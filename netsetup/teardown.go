@@ -32,6 +32,7 @@ func (m *Manager) Teardown(ctx context.Context, uid types.UID) error {
 		return err
 	}
 	m.drop(r)
+	r.release()
 	return m.save()
 }
 
