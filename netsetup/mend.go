@@ -18,15 +18,17 @@ import (
 const (
 	mendEvery  = time.Second           // how often is looked for what the kernel does not tell
 	mendSettle = 50 * time.Millisecond // what belongs together comes together
-	mendMax    = 30 * time.Second      // the longest pause where somebody undoes each repair
+	mendWindow = 30 * time.Second      // where somebody undoes each repair,
+	mendMax    = 40                    // so many are made in that time
 )
 
 // keepUp mends what others change about the pods' network: at once when the watch tells, and each second what the kernel tells nobody, such as
-// sysctls. Each repair makes the pause until the next one longer, lest we fight with another program for the whole of a CPU.
+// sysctls. The number of repairs has a limit, lest we fight with another program for the whole of a CPU.
 func (m *Manager) keepUp(w *watch) {
 	tick := time.NewTicker(mendEvery)
 	defer tick.Stop()
-	pause := mendSettle
+	var since time.Time
+	repairs := 0
 	for {
 		links := false
 		select {
@@ -37,11 +39,15 @@ func (m *Manager) keepUp(w *watch) {
 		case <-w.host:
 		case <-tick.C:
 		}
-		mended := m.mend(links, w)
-		if !mended {
-			pause = max(pause/2, mendSettle)
-		} else {
-			pause = min(2*pause, mendMax)
+		if time.Since(since) > mendWindow {
+			since, repairs = time.Now(), 0
+		}
+		pause := mendSettle
+		if m.mend(links, w) {
+			repairs++
+		}
+		if repairs >= mendMax {
+			pause = time.Until(since.Add(mendWindow))
 		}
 		select {
 		case <-w.done:
