@@ -37,6 +37,7 @@ type Manager struct {
 
 	mu       sync.Mutex // guards what follows
 	loaded   bool
+	known    func(uid types.UID) (PodNetwork, bool) // Restore's
 	warnings []string
 	mendErr  string // what could not be repaired, as it was told last
 	ipam     *ipam

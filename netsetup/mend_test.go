@@ -278,6 +278,12 @@ func TestStateUnreadable(t *testing.T) {
 			if _, err := n.Setup(t.Context(), PodNetwork{UID: "new"}, newNS(t)); err == nil {
 				t.Error("a pod was given an address of unknown state")
 			}
+			if err := n.Teardown(t.Context(), "new"); err != nil {
+				t.Errorf("what was refused cannot be removed: %v", err)
+			}
+			if err := n.Teardown(t.Context(), "server"); err == nil {
+				t.Error("a pod of unknown state was removed")
+			}
 			wantFrom(t, nil, "tcp", "127.0.0.1:8080", rs.Gateways[0])
 			if info, err := os.Lstat(path); err != nil || info.Mode().IsRegular() {
 				t.Errorf("it was written: %v, %v", info, err)

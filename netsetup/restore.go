@@ -19,6 +19,9 @@ import (
 //
 // Errors: [pod.Conflict] when pods are to be kept and the configuration has other subnets than theirs.
 func (m *Manager) Restore(ctx context.Context, known func(uid types.UID) (PodNetwork, bool)) error {
+	m.mu.Lock()
+	m.known = known
+	m.mu.Unlock()
 	err := m.restore(ctx, known)
 	if err != nil {
 		m.watches.Go(func() { m.retryRestore(known, err) })
