@@ -365,3 +365,24 @@ func TestLoopbackGuard(t *testing.T) {
 		t.Errorf("the host does not reach it: %v", err)
 	}
 }
+
+// TestBridgeLostMeanwhile: a bridge that goes in the middle of a Setup costs the pod nothing.
+func TestBridgeLostMeanwhile(t *testing.T) {
+	for _, step := range []string{"link", "loopback"} {
+		t.Run(step, func(t *testing.T) {
+			var once sync.Once
+			m := newManager(t, func(c *Config) {
+				c.Fault = func(at string) error {
+					if at == step {
+						once.Do(func() { run(t, "ip link del magikpod0") })
+					}
+					return nil
+				}
+			})
+			ns, r := newPod(t, m, "a", Port{HostPort: 8080, Port: 80})
+			serve(t, ns, "tcp", ":80")
+			within(t, "no answer", func() error { _, err := ask(nil, "tcp", "[::1]:8080", time.Second); return err })
+			wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
+		})
+	}
+}

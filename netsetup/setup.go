@@ -138,7 +138,7 @@ func (m *Manager) build(ctx context.Context, r *record, ports []Port, ns *os.Fil
 		return err
 	}
 	err = m.attach(ctx, r, br, ns, again)
-	if err != nil && m.bridgeLost() {
+	if err != nil && m.bridgeLost(br) {
 		if br, err = m.mendHost(ctx); err == nil {
 			err = m.attach(ctx, r, br, ns, again)
 		}
@@ -228,12 +228,12 @@ func (m *Manager) openLoopback() error {
 	return nil
 }
 
-// bridgeLost says whether somebody has removed the bridge.
-func (m *Manager) bridgeLost() bool {
+// bridgeLost says whether somebody has removed br; there may be another bridge by now.
+func (m *Manager) bridgeLost(br *netlink.Bridge) bool {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
 	there, err := m.bridge.isThere()
-	return err == nil && !there
+	return err == nil && (!there || m.bridge.link.Index != br.Index)
 }
 
 // mendHost makes bridge and table again, and puts the pods' links on the bridge.
