@@ -49,7 +49,7 @@ type Networks interface {
 	NewNamespace() (*os.File, error)
 	Setup(ctx context.Context, n netsetup.PodNetwork, ns *os.File) (netsetup.Result, error)
 	Teardown(ctx context.Context, uid types.UID) error
-	Restore(ctx context.Context, keep func(uid types.UID) bool) error
+	Restore(ctx context.Context, known func(uid types.UID) (netsetup.PodNetwork, bool)) error
 }
 
 // Volumes is what the daemon needs of package volume ([volume.Manager]).
@@ -162,7 +162,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	for _, text := range append(warnings, more...) {
 		d.log.Warn(text)
 	}
-	if err := d.networks.Restore(ctx, func(uid types.UID) bool { return uids[uid] }); err != nil {
+	if err := d.networks.Restore(ctx, networksOf(records)); err != nil {
 		d.log.Error("cannot restore the pods' networks", "error", err)
 	}
 	for _, w := range workers {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
@@ -65,6 +66,22 @@ func outward(network, to string) netip.Addr {
 		return netip.Addr{}
 	}
 	return addr.AddrPort().Addr().Unmap()
+}
+
+// networksOf finds what the pod of a record wants of the network.
+func networksOf(records []*record) func(uid types.UID) (netsetup.PodNetwork, bool) {
+	wanted := make(map[types.UID]netsetup.PodNetwork, len(records))
+	for _, r := range records {
+		n, err := netsetup.NetworkOf(r.Pod)
+		if err != nil {
+			n.Ports = nil // it was not admitted like that
+		}
+		wanted[r.Pod.UID] = n
+	}
+	return func(uid types.UID) (netsetup.PodNetwork, bool) {
+		n, ok := wanted[uid]
+		return n, ok
+	}
 }
 
 // hostResolvConf is the resolver configuration that pods inherit. A stub resolver on the host's loopback cannot be reached from a pod's network namespace:

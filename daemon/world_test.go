@@ -266,10 +266,10 @@ func (n *fakeNetworks) Teardown(_ context.Context, uid types.UID) error {
 	return nil
 }
 
-func (n *fakeNetworks) Restore(_ context.Context, keep func(types.UID) bool) error {
+func (n *fakeNetworks) Restore(_ context.Context, known func(types.UID) (netsetup.PodNetwork, bool)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	maps.DeleteFunc(n.pods, func(uid types.UID, _ netip.Addr) bool { return !keep(uid) })
+	maps.DeleteFunc(n.pods, func(uid types.UID, _ netip.Addr) bool { _, ok := known(uid); return !ok })
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -82,7 +83,7 @@ func (b *bridge) find() (bool, error) {
 	b.link = nil
 	link, err := b.nl.LinkByName(b.cfg.Bridge)
 	if isNoLink(err) {
-		return false, nil
+		return b.findRenamed()
 	}
 	if err != nil {
 		return false, err
@@ -103,16 +104,40 @@ func (b *bridge) find() (bool, error) {
 	return true, nil
 }
 
+// findRenamed gives our bridge its name back if it has another one.
+func (b *bridge) findRenamed() (bool, error) {
+	links, err := dump(b.nl.LinkList)
+	if err != nil {
+		return false, err
+	}
+	for _, link := range links {
+		br, ok := link.(*netlink.Bridge)
+		if !ok || br.Alias != alias || !bytes.Equal(br.HardwareAddr, hardwareAddr(b.gateway4())) {
+			continue
+		}
+		// Older kernels refuse to rename a link that is up.
+		if err := join(b.nl.LinkSetDown(br), b.nl.LinkSetName(br, b.cfg.Bridge)); err != nil {
+			return false, err
+		}
+		br.Name = b.cfg.Bridge
+		b.link = br
+		return true, nil
+	}
+	return false, nil
+}
+
 func (b *bridge) configure() error {
 	if err := enableForwarding(b.ipv6); err != nil {
 		return err
 	}
-	if !b.ipv6 {
-		return nil
+	all := b.settings(false)
+	if b.ipv6 {
+		// Whoever manages the host's links may think otherwise of these later: they matter when the bridge comes up.
+		conf := ipv6Conf + "/" + b.cfg.Bridge
+		all = append(all, setting{conf + "/accept_ra", "0"}, setting{conf + "/accept_dad", "0"})
 	}
-	conf := ipv6Conf + "/" + b.cfg.Bridge
-	for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
-		if err := writeSysctl(conf+"/"+s[0], s[1]); err != nil {
+	for _, s := range all {
+		if err := writeSysctl(s.path, s.value); err != nil {
 			return err
 		}
 	}
@@ -120,17 +145,27 @@ func (b *bridge) configure() error {
 }
 
 func (b *bridge) address() error {
+	if err := b.nl.LinkSetUp(b.link); err != nil {
+		return err
+	}
 	for _, p := range b.subnets() {
-		if err := b.nl.AddrReplace(b.link, &netlink.Addr{IPNet: ipNet(addrAt(p, 1), p.Bits()), Flags: addrFlags(p)}); err != nil {
+		whole, err := b.isAddressed(p)
+		if err != nil {
+			return err
+		}
+		if whole {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: ipNet(addrAt(p, 1), p.Bits()), Flags: addrFlags(p)}
+		// The kernel makes the routes with the address, and only then.
+		if err := b.nl.AddrDel(b.link, addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return err
+		}
+		if err := b.nl.AddrReplace(b.link, addr); err != nil {
 			return err
 		}
 	}
-	return b.nl.LinkSetUp(b.link)
-}
-
-// routeLocalnet lets connections that the host makes to 127.0.0.1 leave by the bridge; the table keeps pods from using it the other way round.
-func (b *bridge) routeLocalnet() error {
-	return writeSysctl(ipv4Conf+"/"+b.cfg.Bridge+"/route_localnet", "1")
+	return nil
 }
 
 // down removes the bridge. It may be gone.
@@ -149,11 +184,7 @@ func (b *bridge) down() error {
 // checkRoutes refuses subnets that the host already has a route to: the bridge would hide a part of the host's network.
 func (b *bridge) checkRoutes() error {
 	for _, p := range b.subnets() {
-		family := netlink.FAMILY_V4
-		if p.Addr().Is6() {
-			family = netlink.FAMILY_V6
-		}
-		routes, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, family) })
+		routes, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, familyOf(p)) })
 		if err != nil {
 			return err
 		}

@@ -41,6 +41,9 @@ type Config struct {
 	Routed bool
 	// Idle is how long the bridge and the table outlive the last pod; 10 s when zero.
 	Idle time.Duration
+	// Tell, when not nil, is called with what a person should know: what was found wrong at the start, what others have changed meanwhile, what
+	// cannot be repaired. It must not call the Manager.
+	Tell func(text string)
 	// Fault, when not nil, is called before each step with its name; the error it returns is the step's. For tests.
 	Fault func(step string) error
 }

@@ -29,6 +29,16 @@ type firewall struct {
 	mu sync.Mutex // held while nft runs: callers that come meanwhile find their change done with the next run
 	// applied are the elements that the kernel has; nil when the table is not known to be there.
 	applied elements
+	// ports are the netlink ports of the last runs of nft: the kernel gives a process' first socket its PID.
+	ports [64]uint32
+	runs  int
+}
+
+// own says whether a transaction by the netlink port was ours. It waits for the one that runs.
+func (f *firewall) own(port uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(f.ports[:], port)
 }
 
 // elements are the contents of the maps: the key of an element (map, address, protocol, port) to where it leads.
@@ -134,10 +144,10 @@ func (f *firewall) table(e elements) string {
 
 // ruleset is the table without elements. Accepting in it would not overrule another table's drop, therefore it accepts nothing.
 //
-// The ports of an address come before those of all addresses. ::1 is left out: the kernel drops the packets that it would forward from there.
-// What reaches a pod by its published port from the pod's own subnet has to come back the same way, and what comes from 127.0.0.1 has
+// The ports of an address come before those of all addresses.
+// What reaches a pod by its published port from the pod's own subnet has to come back the same way, and what comes from the host's loopback has
 // to be able to come back at all: both get the bridge's address. Others keep theirs, so that pods see who calls. The guard keeps pods from the
-// host's 127.0.0.1, which route_localnet on the bridge would open to them.
+// host's 127.0.0.1, which route_localnet on the bridge would open to them, and from ::1, to which a packet in the bridge might still go.
 const ruleset = `table inet TABLE
 delete table inet TABLE
 table inet TABLE {
@@ -149,7 +159,6 @@ table inet TABLE {
 		dnat ip to ip daddr . meta l4proto . th dport map @addrs4
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @addrs6
 		fib daddr type != local return
-		ip6 daddr ::1 return
 		dnat ip to meta l4proto . th dport map @ports4
 		dnat ip6 to meta l4proto . th dport map @ports6
 	}
@@ -164,7 +173,7 @@ table inet TABLE {
 	chain postrouting {
 		type nat hook postrouting priority 100; policy accept;
 		oifname "BRIDGE" ct status dnat ip saddr { 127.0.0.0/8, SUBNET4 } masquerade
-		oifname "BRIDGE" ct status dnat ip6 saddr SUBNET6 masquerade
+		oifname "BRIDGE" ct status dnat ip6 saddr { ::1, SUBNET6 } masquerade
 		oifname != "BRIDGE" ip saddr SUBNET4 ip daddr != SUBNET4 masquerade fully-random
 		oifname != "BRIDGE" ip6 saddr SUBNET6 ip6 daddr != SUBNET6 masquerade fully-random
 	}
@@ -172,6 +181,8 @@ table inet TABLE {
 		type filter hook prerouting priority -300; policy accept;
 		iifname "BRIDGE" ip daddr 127.0.0.0/8 drop
 		iifname "BRIDGE" ip saddr 127.0.0.0/8 drop
+		iifname "BRIDGE" ip6 daddr ::1 drop
+		iifname "BRIDGE" ip6 saddr ::1 drop
 	}
 }
 `
@@ -196,7 +207,12 @@ func (f *firewall) run(ctx context.Context, script string) error {
 	var stderr bytes.Buffer
 	cmd.Stderr = &bounded{buf: &stderr, room: nftErrorMax}
 	cmd.WaitDelay = nftWaitDelay
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		f.ports[f.runs%len(f.ports)] = uint32(cmd.Process.Pid)
+		f.runs++
+		err = cmd.Wait()
+	}
 	switch {
 	case err == nil:
 		return nil

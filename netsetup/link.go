@@ -35,8 +35,11 @@ func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns
 	}
 	if again {
 		whole, err := m.clear(r, br, ns)
-		if err != nil || whole {
+		if err != nil {
 			return err
+		}
+		if whole != nil {
+			return m.openLink(r, whole, br)
 		}
 	}
 	defer func() {
@@ -50,18 +53,22 @@ func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns
 	return inNetns(ns, func() error { return m.configure(ctx, r) })
 }
 
-// clear removes the link of an earlier Setup. whole says that it did not: the link leads to the addresses in ns and is up.
-func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole bool, err error) {
+// clear removes the link of an earlier Setup, unless it leads to the addresses in ns and is up: then it is returned.
+func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole netlink.Link, err error) {
 	link, err := m.nl.LinkByName(linkName(r.index))
 	if err != nil && !isNoLink(err) {
-		return false, err
+		return nil, err
 	}
 	if err == nil && link.Attrs().MasterIndex == br.Index {
-		if err := inNetns(ns, func() error { whole, err = m.isWhole(r, link.Attrs().ParentIndex); return err }); err != nil || whole {
-			return whole, err
+		ok := false
+		if err := inNetns(ns, func() error { ok, err = m.isWhole(r, link.Attrs().ParentIndex); return err }); err != nil {
+			return nil, err
+		}
+		if ok {
+			return link, nil
 		}
 	}
-	return false, m.disconnect(r.index)
+	return nil, m.disconnect(r.index)
 }
 
 // isWhole says whether the pod's end, with the given index, is in the thread's namespace, up, and has its first address.
@@ -114,11 +121,8 @@ func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, n
 	if err := m.nl.LinkSetAlias(veth, alias+" "+string(r.uid)); err != nil {
 		return err
 	}
-	if len(r.ports) > 0 {
-		// Where bridged packets pass the firewall (br_netfilter) what a pod sends to its own published port goes back by its own link.
-		if err := m.nl.LinkSetHairpin(veth, true); err != nil {
-			return err
-		}
+	if err := m.openLink(r, veth, br); err != nil {
+		return err
 	}
 	if m.bridge.ipv6 {
 		// The bridge's end needs no address; it would announce one in the pod's network.

@@ -25,7 +25,7 @@ type Manager struct {
 
 	hostMu sync.Mutex // guards what pods share in the kernel
 	bridge *bridge
-	up     bool // bridge and table are there, and as they should be
+	up     bool // bridge and table have been made; whoever changes them is watched
 	// present says that there may be something of bridge and table
 	present bool
 	watch   *watch // nil when the table is not there
@@ -33,10 +33,13 @@ type Manager struct {
 
 	saveMu  sync.Mutex // held while the state file is written
 	written uint64     // the change that the file has
+	stored  int        // the pods that the file has
 
 	mu       sync.Mutex // guards what follows
 	loaded   bool
+	known    func(uid types.UID) (PodNetwork, bool) // Restore's
 	warnings []string
+	mendErr  string // what could not be repaired, as it was told last
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
@@ -46,6 +49,7 @@ type Manager struct {
 	stuckWhy error
 	idle     *time.Timer // runs when there are no pods
 	closed   bool
+	closing  chan struct{} // closed when closed is true
 }
 
 // record is what the Manager knows about a pod. uid, name and index never change; mu guards the rest.
@@ -56,6 +60,37 @@ type record struct {
 	index int
 	ports []Port
 	held  sockets
+	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the
+	// daemon. busy guards it.
+	ns   *os.File
+	lost bool // that the link is gone was told; busy guards it
+}
+
+// keep makes ns the record's namespace. The caller goes on owning ns.
+func (r *record) keep(ns *os.File) error {
+	r.release()
+	conn, err := ns.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fd int
+	var derr error
+	if err := conn.Control(func(old uintptr) { fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return err
+	}
+	if derr != nil {
+		return pod.Errorf(kindOf(derr), "cannot keep the network namespace: %w", derr)
+	}
+	r.ns, r.lost = os.NewFile(uintptr(fd), "netns"), false
+	return nil
+}
+
+// release lets go of the namespace.
+func (r *record) release() {
+	if r.ns != nil {
+		r.ns.Close()
+		r.ns = nil
+	}
 }
 
 // Result is what a pod has on the network. IPv4 comes first.
@@ -74,7 +109,7 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, pod.Errorf(kindOf(err), "cannot speak to the kernel's network: %w", err)
 	}
-	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}}
+	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}, closing: make(chan struct{})}
 	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: hasIPv6()}
 	m.fw = &firewall{cfg: &m.cfg}
 	return m, nil
@@ -107,7 +142,10 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
 	if m.up {
-		return m.bridge.link, nil
+		// Where the kernel does not say so, the bridge is not taken for lost.
+		if there, err := m.bridge.isThere(); there || err != nil {
+			return m.bridge.link, nil
+		}
 	}
 	was := m.present
 	made, err := m.bridge.up(ctx)
@@ -131,13 +169,15 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	return nil, err
 }
 
-// startWatch is called with hostMu held. Without the watch all but the repair of the table works.
+// startWatch is called with hostMu held. Without the watch all but repairs works.
 func (m *Manager) startWatch() {
 	m.watch.close()
-	var err error
-	if m.watch, err = watchTable(m.cfg.Table, &m.watches, m.tableLost); err != nil {
-		m.warn("cannot watch the host's nftables: %v", err)
+	w, err := newWatch(&m.cfg, m.bridge.link.Attrs().Index, m.fw.own, &m.watches)
+	if m.watch = w; err != nil {
+		m.warn("cannot watch the host's network: %v", err)
+		return
 	}
+	m.watches.Go(func() { m.keepUp(w) })
 }
 
 // removeHost removes what pods share unless there is a pod or a link of one.
@@ -198,7 +238,7 @@ func (m *Manager) save() error {
 	if err := s.write(m.cfg.StateFile); err != nil {
 		return err
 	}
-	m.written = now
+	m.written, m.stored = now, len(s.Pods)
 	return nil
 }
 
@@ -249,6 +289,7 @@ func (m *Manager) Close() error {
 		return nil
 	}
 	m.closed = true
+	close(m.closing)
 	if m.idle != nil {
 		m.idle.Stop()
 	}
@@ -258,6 +299,7 @@ func (m *Manager) Close() error {
 	for _, r := range m.pods {
 		r.held.close()
 		r.held = nil
+		r.release()
 	}
 	m.mu.Unlock()
 	m.hostMu.Lock() // an idle timer that has fired may still be at work

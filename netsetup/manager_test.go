@@ -9,7 +9,6 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 func wantKind(t *testing.T, err error, kind pod.Kind, text string) {
@@ -74,7 +73,7 @@ func TestForeignBridge(t *testing.T) {
 	}()
 	_, err := m.Setup(t.Context(), PodNetwork{UID: "a"}, newNS(t))
 	wantKind(t, err, pod.Conflict, "not magikpod's")
-	if err := m.Restore(t.Context(), func(types.UID) bool { return true }); err != nil {
+	if err := m.Restore(t.Context(), only()); err != nil {
 		t.Error(err)
 	}
 }

@@ -63,9 +63,6 @@ func normal(ports []Port) ([]Port, error) {
 		if p.HostPort == 0 || p.Port == 0 || p.proto() == 0 {
 			return nil, pod.Errorf(pod.Invalid, "cannot publish port %s to %d: it needs two ports and TCP, UDP or SCTP", p, p.Port)
 		}
-		if p.HostIP == netip.IPv6Loopback() {
-			return nil, pod.Errorf(pod.Unsupported, "cannot publish port %s: the kernel does not forward from ::1; use 127.0.0.1", p)
-		}
 		for _, q := range out {
 			if p != q && p.overlaps(q) {
 				return nil, pod.Errorf(pod.Conflict, "cannot publish port %s: the pod publishes %s as well", p, q)

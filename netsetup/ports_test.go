@@ -50,7 +50,6 @@ func TestConflicts(t *testing.T) {
 		{"a process", "*:9000/TCP: a process", pod.Conflict, Port{HostPort: 9000, Port: 1}},
 		{"a process, UDP on IPv6", "*:9001/UDP: a process", pod.Conflict, Port{HostPort: 9001, Port: 1, Protocol: corev1.ProtocolUDP}},
 		{"a foreign address", "192.0.2.99:1000/TCP: the host does not have", pod.Invalid, Port{HostPort: 1000, Port: 1, HostIP: netip.MustParseAddr("192.0.2.99")}},
-		{"::1", "use 127.0.0.1", pod.Unsupported, Port{HostPort: 1000, Port: 1, HostIP: netip.IPv6Loopback()}},
 		{"no port", "two ports", pod.Invalid, Port{HostPort: 1000}},
 		{"no protocol", "TCP, UDP or SCTP", pod.Invalid, Port{HostPort: 1000, Port: 1, Protocol: "ICMP"}},
 	} {

@@ -71,10 +71,10 @@ func redirect(h *netlink.Handle, tap string) (PodLink, error) {
 	if err := h.LinkSetUp(dev); err != nil {
 		return found, err
 	}
-	if err := send(h, eth, dev); err != nil {
+	if err := send(h, eth, dev, unix.ETH_P_ALL, nil, netlink.TCA_EGRESS_REDIR); err != nil {
 		return found, err
 	}
-	return found, send(h, dev, eth)
+	return found, send(h, dev, eth, unix.ETH_P_ALL, nil, netlink.TCA_EGRESS_REDIR)
 }
 
 // podLinkOf reads addresses and default routes; what the kernel has made of itself is not among them.
@@ -108,19 +108,20 @@ func podLinkOf(h *netlink.Handle, eth netlink.Link) (PodLink, error) {
 // ingress is the handle of the discipline for what comes in.
 var ingress = netlink.MakeHandle(0xffff, 0)
 
-// send makes what comes in by one link go out by another.
+// send makes what comes in by one link, of a protocol and as sel matches, go out by another, or come in by it: act says which.
 //
-// The filter is one of u32 that matches everything: matchall is the same thing in fewer words, but kernels exist that have only u32.
-func send(h *netlink.Handle, from, to netlink.Link) error {
+// The filter is one of u32, which matches everything when sel is nil: matchall is the same thing in fewer words, but kernels exist that have
+// only u32.
+func send(h *netlink.Handle, from, to netlink.Link, protocol uint16, sel *netlink.TcU32Sel, act netlink.MirredAct) error {
 	filters, err := dump(func() ([]netlink.Filter, error) { return h.FilterList(from, ingress) })
 	if err != nil && kindOf(err) != pod.Internal {
 		return err
 	}
-	if err == nil && slices.ContainsFunc(filters, func(f netlink.Filter) bool { return leadsTo(f, to) }) {
+	if err == nil && slices.ContainsFunc(filters, func(f netlink.Filter) bool { return leadsTo(f, to, act) }) {
 		return nil
 	}
 	discipline := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Attrs().Index, Handle: ingress, Parent: netlink.HANDLE_INGRESS}}
-	if len(filters) > 0 { // to a tap that is gone
+	if len(filters) > 0 { // to a link that is gone
 		if err := h.QdiscDel(discipline); err != nil {
 			return err
 		}
@@ -128,17 +129,42 @@ func send(h *netlink.Handle, from, to netlink.Link) error {
 	if err := h.QdiscReplace(discipline); err != nil {
 		return err
 	}
+	mirred := netlink.NewMirredAction(to.Attrs().Index)
+	mirred.MirredAction = act
 	return h.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Attrs().Index, Parent: ingress, Priority: 1, Protocol: unix.ETH_P_ALL},
-		Actions:     []netlink.Action{netlink.NewMirredAction(to.Attrs().Index)},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Attrs().Index, Parent: ingress, Priority: 1, Protocol: protocol},
+		Sel:         sel,
+		Actions:     []netlink.Action{mirred},
 	})
 }
 
-// leadsTo says whether a filter sends what it matches out by a link.
-func leadsTo(f netlink.Filter, to netlink.Link) bool {
+// leadsTo says whether a filter sends what it matches to a link.
+func leadsTo(f netlink.Filter, to netlink.Link, act netlink.MirredAct) bool {
 	u, ok := f.(*netlink.U32)
 	return ok && slices.ContainsFunc(u.Actions, func(a netlink.Action) bool {
 		m, ok := a.(*netlink.MirredAction)
-		return ok && m.MirredAction == netlink.TCA_EGRESS_REDIR && m.Ifindex == to.Attrs().Index
+		return ok && m.MirredAction == act && m.Ifindex == to.Attrs().Index
 	})
+}
+
+// redirectAgain is Redirect for the tap device that the namespace has, if it has one: eth0 is another now.
+func redirectAgain(ns *os.File) error {
+	err := inNetns(ns, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		links, err := dump(h.LinkList)
+		for _, link := range links {
+			if err == nil && link.Type() == "tuntap" {
+				_, err = redirect(h, link.Attrs().Name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return pod.Errorf(kindOf(err), "cannot connect a pod's machine again: %w", err)
+	}
+	return nil
 }

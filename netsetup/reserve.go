@@ -59,11 +59,8 @@ func (p Port) bindAddrs() []netip.Addr {
 	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 }
 
-// bind returns a bound socket, or -1 when the port is free but cannot be held.
-//
-// The socket does not listen, so that a connection to [::1], which is not forwarded, is refused at once and clients go on to 127.0.0.1. A
-// UDP socket would swallow such packets instead, therefore none is held for IPv6. A connection that an ended server has left behind does not
-// count as use: where a plain bind fails, one that reuses addresses decides, as it does for servers.
+// bind returns a bound socket, which does not listen, or -1 when the port is free but cannot be held. A connection that an ended server has
+// left behind does not count as use: where a plain bind fails, one that reuses addresses decides, as it does for servers.
 func bind(p Port, a netip.Addr) (int, error) {
 	fd, err := bound(p, a, false)
 	if errors.Is(err, unix.EADDRINUSE) && p.Protocol != corev1.ProtocolUDP {
@@ -71,10 +68,6 @@ func bind(p Port, a netip.Addr) (int, error) {
 			unix.Close(fd)
 			return -1, nil
 		}
-	}
-	if err == nil && p.Protocol == corev1.ProtocolUDP && a.Is6() {
-		unix.Close(fd)
-		return -1, nil
 	}
 	return fd, err
 }

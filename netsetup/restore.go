@@ -5,18 +5,46 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Restore is called once, when the daemon starts: it reads the state file and compares it with the kernel. Pods for which keep says true stay
-// connected, and get back what was lost of bridge, table and ports; what others have left is removed. A pod to keep that only the kernel
-// knows, because the state file was lost, keeps its address, and its ports come back with its next Setup.
+// Restore is called once, when the daemon starts: it reads the state file and compares it with the kernel. Pods that known knows stay connected, and
+// get back what was lost of bridge, table and ports; what others have left is removed. A pod that only the kernel knows, because the state file was
+// lost, keeps its address, and gets the ports that known names.
+//
+// What cannot be read is neither taken for lost nor written again: the error is returned, and Restore goes on by itself as soon as it can be read.
 //
 // Errors: [pod.Conflict] when pods are to be kept and the configuration has other subnets than theirs.
-func (m *Manager) Restore(ctx context.Context, keep func(uid types.UID) bool) error {
+func (m *Manager) Restore(ctx context.Context, known func(uid types.UID) (PodNetwork, bool)) error {
+	m.mu.Lock()
+	m.known = known
+	m.mu.Unlock()
+	err := m.restore(ctx, known)
+	if err != nil {
+		m.watches.Go(func() { m.retryRestore(known, err) })
+	}
+	return err
+}
+
+// retryRestore ends with the Manager.
+func (m *Manager) retryRestore(known func(uid types.UID) (PodNetwork, bool), err error) {
+	for err != nil {
+		select {
+		case <-m.closing:
+			return
+		case <-time.After(mendEvery):
+		}
+		if err = m.restore(context.Background(), known); err == nil {
+			m.tell("the pods' networks are restored after all")
+		}
+	}
+}
+
+func (m *Manager) restore(ctx context.Context, known func(uid types.UID) (PodNetwork, bool)) error {
+	keep := func(uid types.UID) bool { _, ok := known(uid); return ok }
 	m.mu.Lock()
 	err := m.load(keep)
 	var drop, kept []*record
@@ -34,13 +62,17 @@ func (m *Manager) Restore(ctx context.Context, keep func(uid types.UID) bool) er
 	for _, r := range drop {
 		m.drop(r)
 	}
-	if err := m.adopt(ctx, keep); err != nil {
+	adopted, err := m.adopt(ctx, known)
+	if err != nil {
 		return err
 	}
 	if err := m.restoreHost(ctx); err != nil {
 		return err
 	}
-	for _, r := range kept {
+	for _, r := range append(kept, adopted...) {
+		if r.held != nil {
+			continue
+		}
 		held, err := reserve(r.ports)
 		if err != nil {
 			m.warn("pod %s: %v", r.name, err) // it has had the port, and keeps it
@@ -52,7 +84,7 @@ func (m *Manager) Restore(ctx context.Context, keep func(uid types.UID) bool) er
 	return m.save()
 }
 
-// load reads the state file once. keep is Restore's, or nil. It is called with mu held.
+// load reads the state file once; an error is no state. keep is Restore's, or nil. It is called with mu held.
 func (m *Manager) load(keep func(uid types.UID) bool) error {
 	if m.loaded {
 		return nil
@@ -61,8 +93,9 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 	if err != nil {
 		return err
 	}
+	say := func(text string) { m.warnings = append(m.warnings, text); m.tell(text) }
 	if warning != "" {
-		m.warnings = append(m.warnings, warning)
+		say(warning)
 	}
 	if len(s.Pods) > 0 && (s.IPv4 != m.cfg.IPv4 || s.IPv6 != m.cfg.IPv6) {
 		if keep == nil || slices.ContainsFunc(s.Pods, func(p saved) bool { return keep(p.UID) }) {
@@ -73,7 +106,7 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 	for _, p := range s.Pods {
 		ports, err := normal(p.Ports)
 		if err != nil || p.UID == "" || m.pods[p.UID] != nil || !m.ipam.claim(p.Index, byPod) {
-			m.warnings = append(m.warnings, fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
+			say(fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
 			continue
 		}
 		m.pods[p.UID] = &record{uid: p.UID, name: p.Name, index: p.Index, ports: ports}
@@ -82,14 +115,14 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 	return nil
 }
 
-// adopt looks at our links that no record has: a pod's to keep gets one, others go.
-func (m *Manager) adopt(ctx context.Context, keep func(uid types.UID) bool) error {
+// adopt looks at our links that no record has: a known pod gets one, which is returned, other links go.
+func (m *Manager) adopt(ctx context.Context, known func(uid types.UID) (PodNetwork, bool)) (adopted []*record, err error) {
 	if err := m.cfg.step(ctx, "restore-links"); err != nil {
-		return err
+		return nil, err
 	}
 	links, err := dump(m.nl.LinkList)
 	if err != nil {
-		return pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
+		return nil, pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -99,15 +132,27 @@ func (m *Manager) adopt(ctx context.Context, keep func(uid types.UID) bool) erro
 			continue
 		}
 		r := &record{uid: uid, name: string(uid), index: index}
-		if keep(uid) && m.pods[uid] == nil && m.ipam.claim(index, byPod) {
+		if p, ok := known(uid); ok && m.pods[uid] == nil && m.ipam.claim(index, byPod) {
+			r.name = p.Name
+			if r.ports, err = normal(p.Ports); err == nil {
+				err = m.conflict(uid, r.ports)
+			}
+			if err != nil {
+				r.ports = nil
+				m.warnings = append(m.warnings, "pod "+p.Name+": "+err.Error())
+			}
 			m.pods[uid] = r
 			m.change++
+			adopted = append(adopted, r)
 			continue
 		}
 		m.ipam.claim(index, quarantine)
 		m.remove(r)
 	}
-	return nil
+	if len(adopted) > 0 {
+		m.tell(fmt.Sprintf("the network state %s did not have %d pods that run: they keep their addresses and published ports", m.cfg.StateFile, len(adopted)))
+	}
+	return adopted, nil
 }
 
 // restoreHost makes bridge and table as the pods need them; without pods it removes what is left of them.
@@ -130,21 +175,6 @@ func (m *Manager) restoreHost(ctx context.Context) error {
 	return m.Sweep(ctx)
 }
 
-// reattach puts the host's end of a pod's link on the bridge, if it is not: somebody may have removed the bridge.
-func (m *Manager) reattach(r *record, br *netlink.Bridge) error {
-	link, err := m.nl.LinkByName(linkName(r.index))
-	if isNoLink(err) {
-		return nil // the pod's namespace is gone, its next Setup makes another
-	}
-	if err == nil && link.Attrs().MasterIndex != br.Index {
-		err = join(m.nl.LinkSetMasterByIndex(link, br.Index), m.nl.LinkSetUp(link))
-	}
-	if err != nil {
-		return pod.Errorf(kindOf(err), "cannot put link %s back on the bridge: %w", linkName(r.index), err)
-	}
-	return nil
-}
-
 func (m *Manager) records() []*record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -154,10 +184,22 @@ func (m *Manager) records() []*record {
 // maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
 const maxWarnings = 100
 
+// warn tells once, and remembers.
 func (m *Manager) warn(format string, args ...any) {
+	w := fmt.Sprintf(format, args...)
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if w := fmt.Sprintf(format, args...); len(m.warnings) < maxWarnings && !slices.Contains(m.warnings, w) {
+	known := len(m.warnings) >= maxWarnings || slices.Contains(m.warnings, w)
+	if !known {
 		m.warnings = append(m.warnings, w)
+	}
+	m.mu.Unlock()
+	if !known {
+		m.tell(w)
+	}
+}
+
+func (m *Manager) tell(text string) {
+	if m.cfg.Tell != nil {
+		m.cfg.Tell(text)
 	}
 }

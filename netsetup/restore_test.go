@@ -43,10 +43,17 @@ func reopen(t *testing.T, m *Manager, keep ...string) *Manager {
 		defer m.mu.Unlock()
 		clear(m.pods)
 	})
-	if err := n.Restore(t.Context(), func(uid types.UID) bool { return slices.Contains(keep, string(uid)) }); err != nil {
+	if err := n.Restore(t.Context(), only(keep...)); err != nil {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// only knows the pods, which publish port 8080.
+func only(uids ...string) func(types.UID) (PodNetwork, bool) {
+	return func(uid types.UID) (PodNetwork, bool) {
+		return PodNetwork{UID: uid, Name: "default/" + string(uid), Ports: []Port{{HostPort: 8080, Port: 80}}}, slices.Contains(uids, string(uid))
+	}
 }
 
 func TestRestore(t *testing.T) {
@@ -173,7 +180,7 @@ func TestOtherSubnet(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer n.Close()
-	err = n.Restore(t.Context(), func(types.UID) bool { return true })
+	err = n.Restore(t.Context(), only("a"))
 	wantKind(t, err, pod.Conflict, "10.212.0.0/16")
 	m.cfg = other
 	o := reopen(t, m)

@@ -137,25 +137,34 @@ func (m *Manager) build(ctx context.Context, r *record, ports []Port, ns *os.Fil
 	if err != nil {
 		return err
 	}
+	err = m.attach(ctx, r, br, ns, again)
+	if err != nil && m.bridgeLost(br) {
+		if br, err = m.mendHost(ctx); err == nil {
+			err = m.attach(ctx, r, br, ns, again)
+		}
+	}
+	if err == nil {
+		err = r.keep(ns)
+	}
+	if err == nil {
+		err = m.cfg.step(ctx, "state")
+	}
+	if err != nil {
+		return err
+	}
+	return m.save()
+}
+
+// attach makes the pod's link and opens its ports.
+func (m *Manager) attach(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File, again bool) error {
 	opened := make(chan error, 1)
-	if len(ports) > 0 || again {
+	if len(r.ports) > 0 || again {
 		go func() { opened <- m.open(ctx, r) }()
 	} else {
 		opened <- nil
 	}
-	err = m.connect(ctx, r, br, ns, again)
-	if err != nil && m.bridgeLost() {
-		if br, err = m.mendHost(ctx); err == nil {
-			err = m.connect(ctx, r, br, ns, again)
-		}
-	}
-	if err := join(err, <-opened); err != nil {
-		return err
-	}
-	if err := m.cfg.step(ctx, "state"); err != nil {
-		return err
-	}
-	return m.save()
+	err := m.connect(ctx, r, br, ns, again)
+	return join(err, <-opened)
 }
 
 // publish makes the ports those of the record, and binds to them.
@@ -188,10 +197,10 @@ func (m *Manager) publish(ctx context.Context, r *record, ports []Port) error {
 // open makes the record's ports reachable, and those that it does not have any more not.
 func (m *Manager) open(ctx context.Context, r *record) error {
 	if len(r.ports) > 0 {
-		if err := m.cfg.step(ctx, "route-localnet"); err != nil {
+		if err := m.cfg.step(ctx, "loopback"); err != nil {
 			return err
 		}
-		if err := m.bridge.routeLocalnet(); err != nil {
+		if err := m.openLoopback(); err != nil {
 			return err
 		}
 		if err := m.cfg.step(ctx, "firewall"); err != nil {
@@ -210,25 +219,31 @@ func (m *Manager) open(ctx context.Context, r *record) error {
 	return dropFlows(r.ports, nil)
 }
 
-// bridgeLost says whether somebody has removed the bridge.
-func (m *Manager) bridgeLost() bool {
+func (m *Manager) openLoopback() error {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
-	found, err := m.bridge.find()
-	m.up = m.up && found
-	return err == nil && !found
+	if err := m.bridge.openLoopback(); err != nil {
+		return pod.Errorf(kindOf(err), "cannot open the host's loopback to published ports: %w", err)
+	}
+	return nil
+}
+
+// bridgeLost says whether somebody has removed br; there may be another bridge by now.
+func (m *Manager) bridgeLost(br *netlink.Bridge) bool {
+	m.hostMu.Lock()
+	defer m.hostMu.Unlock()
+	there, err := m.bridge.isThere()
+	return err == nil && (!there || m.bridge.link.Index != br.Index)
 }
 
 // mendHost makes bridge and table again, and puts the pods' links on the bridge.
 func (m *Manager) mendHost(ctx context.Context) (*netlink.Bridge, error) {
 	br, err := m.ensureHost(ctx)
-	if err == nil {
-		err = m.bridge.routeLocalnet()
+	if err == nil && m.isOpen() {
+		err = m.openLoopback()
 	}
-	for _, r := range m.records() {
-		if err == nil {
-			err = m.reattach(r, br)
-		}
+	if err == nil {
+		_, err = m.mendLinks(ctx, br)
 	}
 	return br, err
 }
@@ -245,6 +260,7 @@ func (m *Manager) undo(r *record) error {
 	last := len(m.pods) == 0
 	m.mu.Unlock()
 	held.close()
+	r.release()
 	err := m.finish(ctx, []*record{r})
 	err = join(err, m.save())
 	if last {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -38,7 +39,8 @@ type saved struct {
 // readState reads the file; a file that is not there is an empty state. A file that cannot be understood is renamed to NAME.corrupt, and
 // warning says so.
 func readState(path string) (s state, warning string, err error) {
-	f, err := os.Open(path)
+	// A pipe in its place must not hang us.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return state{}, "", nil
 	}
@@ -46,6 +48,9 @@ func readState(path string) (s state, warning string, err error) {
 		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %s is no regular file", path)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, stateMax+1))
 	if err != nil {
 		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)

@@ -15,6 +15,9 @@ import (
 func (m *Manager) Teardown(ctx context.Context, uid types.UID) error {
 	m.mu.Lock()
 	err := m.load(nil)
+	if err != nil && m.isNew(uid) {
+		err = nil
+	}
 	if err == nil && m.closed {
 		err = pod.Errorf(pod.Unavailable, "cannot remove a network: magikpod is stopping")
 	}
@@ -32,7 +35,17 @@ func (m *Manager) Teardown(ctx context.Context, uid types.UID) error {
 		return err
 	}
 	m.drop(r)
+	r.release()
 	return m.save()
+}
+
+// isNew says whether the pod came after Restore: while the state cannot be read, no Setup has succeeded for it. It is called with mu held.
+func (m *Manager) isNew(uid types.UID) bool {
+	if m.known == nil {
+		return false
+	}
+	_, old := m.known(uid)
+	return !old
 }
 
 // drop forgets the pod and starts the removal of what it has in the kernel.

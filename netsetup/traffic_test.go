@@ -91,7 +91,7 @@ func testPublished(t *testing.T) {
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80}, Port{HostPort: 5353, Port: 53, Protocol: corev1.ProtocolUDP},
 		Port{HostPort: 8081, Port: 80, HostIP: netip.MustParseAddr("127.0.0.1")}, Port{HostPort: 8082, Port: 80, HostIP: hostLAN4},
 		Port{HostPort: 8083, Port: 80, HostIP: netip.IPv4Unspecified()}, Port{HostPort: 8084, Port: 80, HostIP: hostLAN6},
-		Port{HostPort: 9999, Port: 99, Protocol: corev1.ProtocolSCTP})
+		Port{HostPort: 8085, Port: 80, HostIP: netip.IPv6Loopback()}, Port{HostPort: 9999, Port: 99, Protocol: corev1.ProtocolSCTP})
 	client, _ := newPod(t, m, "client")
 	serve(t, server, "tcp", ":80")
 	serve(t, server, "udp", ":53")
@@ -100,6 +100,8 @@ func testPublished(t *testing.T) {
 		wantFrom(t, lan, network, at(hostLAN4, port), otherLAN4)
 		wantFrom(t, lan, network, at(hostLAN6, port), otherLAN6)
 		wantFrom(t, nil, network, "127.0.0.1:"+strconv.Itoa(port), rs.Gateways[0])
+		wantFrom(t, nil, network, "127.0.0.2:"+strconv.Itoa(port), rs.Gateways[0])
+		wantFrom(t, nil, network, "[::1]:"+strconv.Itoa(port), rs.Gateways[1])
 		wantFrom(t, nil, network, at(hostLAN4, port), hostLAN4)
 		wantFrom(t, nil, network, at(hostLAN6, port), hostLAN6)
 		for _, pod := range []*os.File{client, server} {
@@ -119,20 +121,9 @@ func testPublished(t *testing.T) {
 	wantNone(t, lan, "tcp", at(hostLAN6, 8083))
 	wantFrom(t, lan, "tcp", at(hostLAN6, 8084), otherLAN6)
 	wantNone(t, lan, "tcp", at(hostLAN4, 8084))
-	wantRefusedAtOnce(t)
-}
-
-// wantRefusedAtOnce: what cannot be forwarded from ::1 must not hang, or "localhost" would.
-func wantRefusedAtOnce(t *testing.T) {
-	t.Helper()
-	_, err := ask(nil, "tcp", "[::1]:8080", patience)
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("tcp [::1]:8080: %v, want it to be refused", err)
-	}
-	_, err = ask(nil, "udp", "[::1]:5353", patience)
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("udp [::1]:5353: %v, want it to be refused", err)
-	}
+	wantFrom(t, nil, "tcp", "[::1]:8085", rs.Gateways[1])
+	wantNone(t, nil, "tcp", "127.0.0.1:8085")
+	wantNone(t, lan, "tcp", at(hostLAN6, 8085))
 }
 
 // TestGuard: route_localnet must not open the host's 127.0.0.1 to pods.
@@ -171,7 +162,9 @@ func TestGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantNone(t, pod, "tcp", "127.0.0.1:7071")
-	// The same packets get through without the guard: the test would see them.
+	// The same packets get through without the guard: the test would see them. Nobody may mend it.
+	m.watch.close()
+	m.watches.Wait()
 	nft(t, "flush chain inet "+DefaultTable+" guard")
 	wantFrom(t, pod, "tcp", "127.0.0.1:7071", r.IPs[0])
 }

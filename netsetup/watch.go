@@ -1,87 +1,163 @@
 package netsetup
 
 import (
-	"context"
 	"errors"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
 const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 
-// watch is told by the kernel about changes of the host's nftables, and tells when our table has gone: a restart of nftables.service, or whoever
-// else runs "nft flush ruleset", takes it along, and with it the pods' way out.
+// watch is told by the kernel what others do to the host's links, addresses, routes and nftables, and tells when that may concern us. A restart of
+// nftables.service, or whoever else runs "nft flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
-	file  *os.File
-	table string
-	gone  bool // in the transaction that is being read
+	bridge, table string
+	index         atomic.Int64           // of the bridge
+	own           func(port uint32) bool // says whether a transaction is one of ours
+	host, links   chan struct{}          // of size 1: there is something to look at
+	done          chan struct{}
+	once          sync.Once // to close it
+	files         []*os.File
+
+	mu       sync.Mutex
+	suspects []uint32 // who has changed our table: netlink ports
 }
 
-// watchTable calls lost, in a goroutine that wg counts, each time table has gone, until the watch is closed.
-func watchTable(table string, wg *sync.WaitGroup, lost func()) (*watch, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+// unknownPort is nobody's: messages that have been lost may have been about our table.
+const unknownPort = 0
+
+// newWatch watches until it is closed, in goroutines that wg counts.
+func newWatch(cfg *Config, index int, own func(port uint32) bool, wg *sync.WaitGroup) (*watch, error) {
+	w := &watch{
+		bridge: cfg.Bridge, table: cfg.Table, own: own,
+		host: make(chan struct{}, 1), links: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	w.follow(index)
+	tables, err := listen(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("bind", err)
+	links, err := listen(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	if err != nil {
+		tables.Close()
+		return nil, err
 	}
-	w := &watch{file: os.NewFile(uintptr(fd), "nftables"), table: table}
-	wg.Go(func() { w.run(lost) })
+	w.files = []*os.File{tables, links}
+	wg.Go(func() { w.run(tables, w.loseTable, w.readTables) })
+	wg.Go(func() { w.run(links, func() { signal(w.links) }, w.readLinks) })
 	return w, nil
 }
 
-func (w *watch) close() {
+func listen(protocol int, groups ...int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	sa := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+	for _, group := range groups {
+		sa.Groups |= 1 << (group - 1)
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// follow makes the bridge with the index the one that is watched.
+func (w *watch) follow(index int) {
 	if w != nil {
-		w.file.Close()
+		w.index.Store(int64(index))
 	}
 }
 
-func (w *watch) run(lost func()) {
+func (w *watch) close() {
+	if w == nil {
+		return
+	}
+	w.once.Do(func() {
+		close(w.done)
+		for _, f := range w.files {
+			f.Close()
+		}
+	})
+}
+
+// run gives what is read to read. Where messages were lost, or cannot be read, everything may have changed.
+func (w *watch) run(f *os.File, changed func(), read func([]syscall.NetlinkMessage)) {
 	buf := make([]byte, watchBuf)
 	for {
-		n, err := w.file.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // there was more than the socket holds: it may have been among that
-			w.gone = false
-			lost()
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
+		n, err := f.Read(buf)
+		if errors.Is(err, os.ErrClosed) {
 			return
-		case w.read(buf[:n]):
-			lost()
+		}
+		if err == nil {
+			var msgs []syscall.NetlinkMessage
+			if msgs, err = syscall.ParseNetlinkMessage(buf[:n]); err == nil {
+				read(msgs)
+				continue
+			}
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		changed()
+		if !errors.Is(err, unix.ENOBUFS) {
+			time.Sleep(mendEvery) // it may go on like that
 		}
 	}
 }
 
-// read says whether a transaction that the messages complete has removed the table. One that replaces it has not.
-func (w *watch) read(data []byte) (lost bool) {
-	msgs, err := syscall.ParseNetlinkMessage(data)
-	if err != nil {
-		return false
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
+}
+
+// readTables looks for changes of our table.
+func (w *watch) readTables(msgs []syscall.NetlinkMessage) {
 	for _, m := range msgs {
-		switch int(m.Header.Type) - unix.NFNL_SUBSYS_NFTABLES<<8 {
-		case unix.NFT_MSG_DELTABLE:
-			w.gone = w.gone || w.isOurs(m.Data)
-		case unix.NFT_MSG_NEWTABLE:
-			w.gone = w.gone && !w.isOurs(m.Data)
-		case unix.NFT_MSG_NEWGEN: // ends a transaction
-			lost = lost || w.gone
-			w.gone = false
+		if w.isOurs(m.Data) {
+			w.suspect(m.Header.Pid)
 		}
 	}
-	return lost
 }
 
-// isOurs reads the table's family and name.
+func (w *watch) suspect(port uint32) {
+	w.mu.Lock()
+	if n := len(w.suspects); n == 0 || w.suspects[n-1] != port {
+		w.suspects = append(w.suspects, port)
+	}
+	w.mu.Unlock()
+	signal(w.host)
+}
+
+// loseTable says that the table may not be as it should be.
+func (w *watch) loseTable() { w.suspect(unknownPort) }
+
+// tableLost says whether somebody else has changed our table since it was asked last.
+func (w *watch) tableLost() bool {
+	w.mu.Lock()
+	suspects := w.suspects
+	w.suspects = nil
+	w.mu.Unlock()
+	for _, port := range suspects {
+		if port == unknownPort || !w.own(port) {
+			return true
+		}
+	}
+	return false
+}
+
+// isOurs reads the family and the name of the table: it is the first attribute of everything in a table, and of the table itself.
 func (w *watch) isOurs(data []byte) bool {
 	if len(data) < nl.SizeofNfgenmsg || data[0] != unix.NFPROTO_INET {
 		return false
@@ -98,16 +174,66 @@ func (w *watch) isOurs(data []byte) bool {
 	return false
 }
 
-// tableLost lays the table anew, unless it is not wanted any more.
-func (m *Manager) tableLost() {
-	m.hostMu.Lock()
-	defer m.hostMu.Unlock()
-	if !m.up {
+// readLinks looks for changes of the bridge and losses of pods' links; their making, which is ours, is not worth a look.
+func (w *watch) readLinks(msgs []syscall.NetlinkMessage) {
+	for _, m := range msgs {
+		switch m.Header.Type {
+		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+			w.readLink(m)
+		case unix.RTM_DELADDR:
+			if len(m.Data) >= unix.SizeofIfAddrmsg && int64(nl.DeserializeIfAddrmsg(m.Data).Index) == w.index.Load() {
+				signal(w.host)
+			}
+		case unix.RTM_DELROUTE:
+			if w.concernsRoute(m.Data) {
+				signal(w.host)
+			}
+		}
+	}
+}
+
+func (w *watch) readLink(m syscall.NetlinkMessage) {
+	if len(m.Data) < unix.SizeofIfInfomsg {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-	defer cancel()
-	if err := m.fw.rebuild(ctx, m.elements); err != nil {
-		m.warn("%v", pod.Errorf(pod.KindOf(err), "cannot lay again the table that somebody has removed: %w", err))
+	info := nl.DeserializeIfInfomsg(m.Data)
+	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		signal(w.links)
+		return
 	}
+	name, attached := "", false
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.IFLA_IFNAME:
+			name = strings.TrimRight(string(a.Value), "\x00")
+		case unix.IFLA_MASTER:
+			attached = true
+		}
+	}
+	const allNew = ^uint32(0) // the link was just made, and is not up yet
+	up := info.Flags&unix.IFF_UP != 0
+	switch {
+	case int64(info.Index) == w.index.Load() || name == w.bridge:
+		signal(w.host)
+	case !strings.HasPrefix(name, linkPrefix):
+	case m.Header.Type == unix.RTM_DELLINK, up && !attached, !up && info.Change&unix.IFF_UP != 0 && info.Change != allNew:
+		signal(w.links)
+	}
+}
+
+func (w *watch) concernsRoute(data []byte) bool {
+	if len(data) < unix.SizeofRtMsg {
+		return false
+	}
+	attrs, err := nl.ParseRouteAttr(data[unix.SizeofRtMsg:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.RTA_OIF {
+			return len(a.Value) >= 4 && int64(nl.NativeEndian().Uint32(a.Value)) == w.index.Load()
+		}
+	}
+	return false
 }

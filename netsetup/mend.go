@@ -1,0 +1,209 @@
+package netsetup
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	mendEvery  = time.Second           // how often is looked for what the kernel does not tell
+	mendSettle = 50 * time.Millisecond // what belongs together comes together
+	mendWindow = 30 * time.Second      // where somebody undoes each repair,
+	mendMax    = 40                    // so many are made in that time
+)
+
+// keepUp mends what others change about the pods' network: at once when the watch tells, and each second what the kernel tells nobody, such as
+// sysctls. The number of repairs has a limit, lest we fight with another program for the whole of a CPU.
+func (m *Manager) keepUp(w *watch) {
+	tick := time.NewTicker(mendEvery)
+	defer tick.Stop()
+	var since time.Time
+	repairs := 0
+	for {
+		links := false
+		select {
+		case <-w.done:
+			return
+		case <-w.links:
+			links = true
+		case <-w.host:
+		case <-tick.C:
+		}
+		if time.Since(since) > mendWindow {
+			since, repairs = time.Now(), 0
+		}
+		pause := mendSettle
+		if m.mend(links, w) {
+			repairs++
+		}
+		if repairs >= mendMax {
+			pause = time.Until(since.Add(mendWindow))
+		}
+		select {
+		case <-w.done:
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// mend looks at bridge, table and state file, and with links at those of the pods, and repairs what is not as it should be. What could not
+// be asked is left as it is until the next time. mended says that something was repaired, or could not be.
+func (m *Manager) mend(links bool, w *watch) (mended bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	var said []string
+	m.hostMu.Lock()
+	if !m.up {
+		m.hostMu.Unlock()
+		return false
+	}
+	faults, err := m.bridge.faults(m.isOpen())
+	if len(faults) > 0 {
+		said = append(said, "bridge "+m.cfg.Bridge+": "+strings.Join(faults, ", "))
+		links = true
+		err = m.restoreBridge(ctx)
+	}
+	br := m.bridge.link
+	m.hostMu.Unlock()
+	if err == nil && w.tableLost() {
+		said = append(said, "the table "+m.cfg.Table+" of nftables was changed")
+		if err = m.fw.rebuild(ctx, m.elements); err != nil {
+			w.loseTable()
+		}
+	}
+	if links && br != nil {
+		more, lerr := m.mendLinks(ctx, br)
+		said, err = append(said, more...), join(err, lerr)
+	}
+	more, serr := m.mendState()
+	said, err = append(said, more...), join(err, serr)
+	m.tellMended(said, err)
+	return len(said) > 0 || err != nil
+}
+
+// restoreBridge is called with hostMu held.
+func (m *Manager) restoreBridge(ctx context.Context) error {
+	if _, err := m.bridge.up(ctx); err != nil {
+		return err
+	}
+	m.watch.follow(m.bridge.link.Attrs().Index)
+	if !m.isOpen() {
+		return nil
+	}
+	return m.bridge.openLoopback()
+}
+
+// tellMended tells what was repaired, and once what could not be.
+func (m *Manager) tellMended(said []string, err error) {
+	text := ""
+	if err != nil {
+		text = "cannot repair the pods' network: " + err.Error()
+	}
+	m.mu.Lock()
+	news := text != m.mendErr
+	m.mendErr = text
+	m.mu.Unlock()
+	switch {
+	case err == nil && len(said) > 0:
+		m.tell("the pods' network was changed by another program and is repaired: " + strings.Join(said, "; "))
+	case err != nil && news:
+		m.tell(strings.Join(append(said, text), "; "))
+	}
+}
+
+// mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed.
+func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []string, err error) {
+	list, err := dump(m.nl.LinkList)
+	if err != nil {
+		return nil, pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
+	}
+	links := make(map[string]netlink.Link, len(list))
+	for _, link := range list {
+		links[link.Attrs().Name] = link
+	}
+	for _, r := range m.records() {
+		if !r.busy.TryLock() {
+			continue // its Setup or Teardown sees to it
+		}
+		if m.isCurrent(r) {
+			text, rerr := m.mendLink(ctx, r, links[linkName(r.index)], br)
+			if text != "" {
+				said = append(said, text)
+			}
+			err = join(err, rerr)
+		}
+		r.busy.Unlock()
+	}
+	return said, err
+}
+
+// mendLink is called with the record locked. link is nil when it is not there.
+func (m *Manager) mendLink(ctx context.Context, r *record, link netlink.Link, br *netlink.Bridge) (said string, err error) {
+	switch {
+	case link == nil && r.ns == nil:
+		if !r.lost {
+			r.lost = true // said once
+			return "pod " + r.name + " has lost its link " + linkName(r.index) + ", and is without network until it is restarted", nil
+		}
+		return "", nil
+	case link == nil:
+		if err := m.connect(ctx, r, br, r.ns, false); err != nil {
+			return "", err
+		}
+		return "pod " + r.name + ": its link was removed", redirectAgain(r.ns)
+	case link.Attrs().MasterIndex == br.Index && link.Attrs().RawFlags&unix.IFF_UP != 0:
+		return "", nil
+	}
+	if err := m.reattach(r, link, br); err != nil {
+		return "", err
+	}
+	return "pod " + r.name + ": its link was down or not on the bridge", nil
+}
+
+// reattach puts the host's end of a pod's link on the bridge.
+func (m *Manager) reattach(r *record, link netlink.Link, br *netlink.Bridge) error {
+	err := m.nl.LinkSetMasterByIndex(link, br.Index)
+	if err == nil {
+		err = m.openLink(r, link, br)
+	}
+	if err == nil {
+		err = m.nl.LinkSetUp(link)
+	}
+	if err != nil {
+		return pod.Errorf(kindOf(err), "cannot put link %s back on the bridge: %w", linkName(r.index), err)
+	}
+	return nil
+}
+
+// mendState writes the state file again when somebody has removed it.
+func (m *Manager) mendState() (said []string, err error) {
+	m.saveMu.Lock()
+	_, err = os.Lstat(m.cfg.StateFile)
+	lost := m.stored > 0 && errors.Is(err, fs.ErrNotExist)
+	if lost {
+		m.written = 0
+	}
+	m.saveMu.Unlock()
+	if !lost {
+		return nil, nil
+	}
+	return []string{"the state file " + m.cfg.StateFile + " was removed"}, m.save()
+}
+
+// isOpen says whether a pod has a published port.
+func (m *Manager) isOpen() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.ContainsFunc(slices.Collect(maps.Values(m.pods)), func(r *record) bool { return len(r.ports) > 0 })
+}
