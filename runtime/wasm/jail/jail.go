@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/confine"
 	"github.com/magikrun/magikpod/internal/safepath"
 )
 
@@ -145,14 +146,7 @@ func enterRoot(config *Config) error {
 	if err := os.Chdir(config.Root); err != nil {
 		return err
 	}
-	// pivot_root(2): with the same directory twice the old root lies over the new one, and is removed from there.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("cannot enter the root file system: pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("cannot leave the host's file system: %w", err)
-	}
-	return os.Chdir("/")
+	return confine.EnterRoot()
 }
 
 // dropPrivileges gives up all capabilities, in all threads, for good, and becomes the container's user.
