@@ -28,6 +28,8 @@ func run(args []string) int {
 		return proxy.Run(args[2])
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		return agent.Reap()
+	case len(args) > 1 && args[0] == agent.HoldCommand:
+		return agent.Hold(args[1:])
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikagent " + version + "\n")
 		return 0
