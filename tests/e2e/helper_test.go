@@ -13,12 +13,19 @@ import (
 // envHelper makes this test binary, which is static, a program for a container: what busybox lacks.
 const envHelper = "E2E_HELPER"
 
-// help is the helper: "udp-echo ADDRESS" sends every datagram back.
+// help is the helper: "udp-echo ADDRESS" sends every datagram back, "hunt MARKER" is [hunt].
 func help(words []string) error {
-	if len(words) != 2 || words[0] != "udp-echo" {
-		return fmt.Errorf("unknown helper %q", words)
+	switch {
+	case len(words) == 2 && words[0] == "udp-echo":
+		return echo(words[1])
+	case len(words) == 2 && words[0] == "hunt":
+		return hunt(words[1])
 	}
-	conn, err := net.ListenPacket("udp", words[1])
+	return fmt.Errorf("unknown helper %q", words)
+}
+
+func echo(address string) error {
+	conn, err := net.ListenPacket("udp", address)
 	if err != nil {
 		return err
 	}
