@@ -20,7 +20,7 @@ const HoldCommand = "hold"
 const Held = "held"
 
 // holdTimeout bounds how long processes may take to stand still: one in the kernel, as in a file system that does not answer, takes as long as that.
-const holdTimeout = 5 * time.Second
+const holdTimeout = 10 * time.Second
 
 // Hold freezes cgroups (version 2) until the end of standard input, which is that of who wants it: nobody's death leaves a container frozen. A cgroup that is gone is none to freeze.
 // It returns the exit status.

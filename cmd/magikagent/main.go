@@ -1,5 +1,6 @@
 // Command magikagent is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
-// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine. It is started by systemd, not by people.
+// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine, hold freezes containers for a moment, reap becomes PID 1 of a
+// pod. It is started by systemd and magikpodd, not by people.
 package main
 
 import (
