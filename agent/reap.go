@@ -41,8 +41,7 @@ func NewFirstProcess(name string) (*FirstProcess, error) {
 	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=20"}
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{ready}
-	// All of its threads are to be in the mount namespace that it empties.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	return &FirstProcess{cmd, reading, ready}, nil
 }
 
@@ -151,8 +150,11 @@ func reap() error {
 	return fmt.Errorf("execute the first process's program: %w", errno)
 }
 
-// enterEmptyRoot leaves this process's mount namespace, which is its own, with an empty file system that cannot be written to.
+// enterEmptyRoot gives this thread a mount namespace with nothing in it but an empty file system that cannot be written to. The other threads stay where they are, and end with execve.
 func enterEmptyRoot() error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: unshare: %w", err)
+	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}

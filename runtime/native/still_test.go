@@ -75,6 +75,13 @@ func TestHoldStill(t *testing.T) {
 				t.Errorf("%q still stand still", got)
 			}
 		}
+		// A later daemon knows whom to hold.
+		w.nextDaemon(pod.RefOf(p))
+		letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(p)), "c", "")
+		if err != nil || letGo == nil || w.frozen(p) != "a b" {
+			t.Fatalf("the next daemon holds %q (%v)", w.frozen(p), err)
+		}
+		letGo()
 		// What was let go can be entered, and goes on.
 		for _, name := range []string{"a", "b", "c"} {
 			if status, err := w.Exec(t.Context(), pod.RefOf(p), name, shell("exit 7")); err != nil || status.Code != 7 {
