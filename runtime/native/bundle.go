@@ -131,8 +131,8 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 	}
 	if a.launcher == nil {
 		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
-		if a.record.Traces && config.SubCgroup == "" {
-			config.SubCgroup = containerCgroup // beside those of execs, see onlookers
+		if a.record.Traces { // beside those of execs, see onlookers
+			config.FirstCgroup = firstCgroup
 		}
 		config.Argv, config.Start = m.oci.createArgv(log, a.bundle, pidFile, a.record.ID), m.oci.startArgv(log, a.record.ID)
 	}

@@ -23,6 +23,9 @@ import (
 // An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and only then takes from it what a container may not have: all capabilities, and, of a
 // new container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take them all in the meantime. So its processes stand still then.
 
+// firstCgroup is the child cgroup for the processes of a container with CAP_SYS_PTRACE that are no exec's.
+const firstCgroup = "first"
+
 // holdLimit bounds how long a start or an exec may hold others.
 const holdLimit = 30 * time.Second
 
@@ -96,7 +99,8 @@ func (s *sandbox) onlookers(container, own string) []string {
 		// By its name, which is never empty: systemd may not have told yet where the unit is.
 		cgroup := filepath.Join(cgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name))
 		files, _ := filepath.Glob(cgroup + "/*/cgroup.freeze") // the pattern is fine
-		for _, file := range files {
+		inner, _ := filepath.Glob(cgroup + "/" + containerCgroup + "/*/cgroup.freeze")
+		for _, file := range append(files, inner...) {
 			if dir := filepath.Dir(file); own == "" || dir != own && !strings.HasPrefix(own, dir+"/") {
 				cgroups = append(cgroups, dir)
 			}
