@@ -44,6 +44,8 @@ type LaunchConfig struct {
 	// SubCgroup, when not empty, is the name of a child cgroup that launch makes in its own and moves itself to (runc and youki want the
 	// unit's cgroup to be empty).
 	SubCgroup string `json:"subCgroup,omitempty"`
+	// FirstCgroup, when not empty, is the name of a child cgroup, of that in which the OCI runtime has created the container, to which its first process is moved before it starts.
+	FirstCgroup string `json:"firstCgroup,omitempty"`
 	// Argv is the OCI runtime with its arguments; Argv[0] is an absolute path.
 	Argv []string `json:"argv"`
 	// Start, when not empty, makes a container in two steps instead of becoming the OCI runtime: Argv creates it and writes the PID of its first

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -72,7 +73,7 @@ func launch(config *LaunchConfig) error {
 		}
 	}
 	if config.SubCgroup != "" {
-		if err := enterSubCgroup(config.SubCgroup); err != nil {
+		if err := enterSubCgroup(0, config.SubCgroup); err != nil {
 			return err
 		}
 	}
@@ -135,12 +136,16 @@ func openNamespace(path string, owner Owner) (int, error) { return nsfile.Open(p
 // StartTime is [nsfile.StartTime].
 func StartTime(pid int) (uint64, error) { return nsfile.StartTime(pid) }
 
-// enterSubCgroup moves this process to a child of its cgroup (version 2).
-func enterSubCgroup(name string) error {
+// enterSubCgroup moves a process, 0 for this one, to a child of its cgroup (version 2).
+func enterSubCgroup(pid int, name string) error {
 	if name != filepath.Base(name) || name == "." || name == ".." {
 		return fmt.Errorf("cannot enter cgroup %q: not a name", name)
 	}
-	data, err := os.ReadFile("/proc/self/cgroup")
+	process := "self"
+	if pid > 0 {
+		process = strconv.Itoa(pid)
+	}
+	data, err := os.ReadFile("/proc/" + process + "/cgroup")
 	if err != nil {
 		return fmt.Errorf("cannot enter cgroup %q: %w", name, err)
 	}
@@ -157,12 +162,12 @@ func enterSubCgroup(name string) error {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("cannot make cgroup: %w", err)
 		}
-		if err := os.WriteFile(dir+"/cgroup.procs", []byte("0"), 0); err != nil {
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
 			return fmt.Errorf("cannot enter cgroup: %w", err)
 		}
 		return nil
 	}
-	return fmt.Errorf("cannot enter cgroup %q: this process is in no cgroup of version 2", name)
+	return fmt.Errorf("cannot enter cgroup %q: it is in no cgroup of version 2", name)
 }
 
 // become replaces this process by the OCI runtime, which gets stdin, stdout and stderr and no other descriptor.

@@ -52,6 +52,12 @@ func createAndStart(config *LaunchConfig, manager *notifier) error {
 		return err
 	}
 	defer unix.Close(first.pidfd)
+	if config.FirstCgroup != "" {
+		if err := enterSubCgroup(first.pid, config.FirstCgroup); err != nil {
+			_ = unix.PidfdSendSignal(first.pidfd, unix.SIGKILL, nil, 0) // it may have ended by itself
+			return err
+		}
+	}
 	err = manager.send("MAINPID=" + strconv.Itoa(first.pid) + "\nREADY=1\nSTATUS=" + StatusCreated)
 	if err == nil {
 		err = manager.barrier(barrierTimeout)

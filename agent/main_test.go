@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == ReapCommand {
 		os.Exit(Reap())
 	}
+	if len(os.Args) > 1 && os.Args[1] == HoldCommand {
+		os.Exit(Hold(os.Args[2:]))
+	}
 	switch os.Getenv(asAgent) {
 	case "pause":
 		os.Exit(Pause(os.Args[1]))

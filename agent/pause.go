@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -153,67 +151,4 @@ func openNotify() (func(state string), error) {
 		}
 		unix.Close(fd)
 	}, nil
-}
-
-// ReapCommand is the argument with which magikagent starts itself as PID 1 of a pod's PID namespace.
-const ReapCommand = "reap"
-
-// reaper is the first process of the pod's PID namespace.
-type reaper struct {
-	cmd   *exec.Cmd
-	pidfd int
-}
-
-// startReaper starts this program once more in a new PID namespace, and writes its PID to pidFile.
-func startReaper(pidFile string) (*reaper, error) {
-	pidfd := -1
-	cmd := exec.Command("/proc/self/exe", ReapCommand)
-	cmd.Args[0] = "magikagent"
-	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=20"}
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, PidFD: &pidfd}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("cannot make the pod's PID namespace: %w", err)
-	}
-	r := &reaper{cmd: cmd, pidfd: pidfd}
-	if pidfd < 0 {
-		r.stop()
-		return nil, errors.New("cannot make the pod's PID namespace: the kernel has no pidfd")
-	}
-	temporary := pidFile + ".new"
-	err := os.WriteFile(temporary, []byte(strconv.Itoa(cmd.Process.Pid)+"\n"), 0o600)
-	if err == nil {
-		err = os.Rename(temporary, pidFile)
-	}
-	if err != nil {
-		r.stop()
-		return nil, fmt.Errorf("cannot write PID file: %w", err)
-	}
-	return r, nil
-}
-
-// stop ends the namespace: the kernel kills what is left in it.
-func (r *reaper) stop() {
-	_ = r.cmd.Process.Kill()
-	_ = r.cmd.Wait()
-	if r.pidfd >= 0 {
-		unix.Close(r.pidfd)
-	}
-}
-
-// Reap is PID 1 of a pod's PID namespace: it collects orphans until it is killed. Signals do not end it, so that it outlives the containers.
-func Reap() int {
-	if os.Getpid() != 1 {
-		os.Stderr.WriteString("magikagent reap: cannot run: not PID 1 of a namespace\n")
-		return ExitUsage
-	}
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
-	child := make(chan os.Signal, 1)
-	signal.Notify(child, syscall.SIGCHLD)
-	for {
-		_, err := unix.Wait4(-1, nil, unix.WALL, nil)
-		if errors.Is(err, unix.ECHILD) {
-			<-child // the channel keeps one, so that no child is missed between the two calls
-		}
-	}
 }

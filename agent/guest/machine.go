@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -182,12 +180,12 @@ func (s *Server) sharedInit() (int, error) {
 	if !s.sharesPID || s.sharedPID > 0 {
 		return s.sharedPID, nil
 	}
-	cmd := exec.Command("/proc/self/exe", agent.ReapCommand)
-	cmd.Args[0], cmd.Env = "magikguest", []string{"GOMAXPROCS=1", "GOGC=20"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
-	cmd.Stderr = os.Stderr
-	pid, ended, err := s.config.Reaper.Start(cmd)
+	first, err := agent.NewFirstProcess("magikguest")
 	if err != nil {
+		return 0, fmt.Errorf("make the pod's PID namespace: %w", err)
+	}
+	pid, ended, err := s.config.Reaper.Start(first.Cmd)
+	if err = errors.Join(err, first.Jailed()); err != nil {
 		return 0, fmt.Errorf("make the pod's PID namespace: %w", err)
 	}
 	s.sharedPID = pid

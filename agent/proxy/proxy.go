@@ -47,6 +47,11 @@ func Run(configPath string) int {
 	// Next to no garbage is made, and nothing in parallel.
 	debug.SetGCPercent(20)
 	debug.SetMemoryLimit(16 << 20)
+	// It has fewer capabilities than root has in a container: one of another pod with hostPID could look into it otherwise, and has the host by its root (ptrace(2)).
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		agent.Complain("magikagent proxy", "", err)
+		return agent.ExitFailure
+	}
 	var config Config
 	if err := agent.ReadConfig(configPath, &config); err != nil {
 		agent.Complain("magikagent proxy", "", err)

@@ -51,7 +51,7 @@ func (u *unit) told() string {
 	return strings.Join(u.notified, "|")
 }
 
-func startUnit(t *testing.T, config Config) *unit {
+func startUnit(t *testing.T, config Config, prefix ...string) *unit {
 	t.Helper()
 	dir := t.TempDir()
 	u := &unit{log: filepath.Join(dir, "log")}
@@ -86,7 +86,12 @@ func startUnit(t *testing.T, config Config) *unit {
 			u.mu.Unlock()
 		}
 	}()
-	u.cmd = exec.Command("/proc/self/exe")
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	argv := append(prefix, program)
+	u.cmd = exec.Command(argv[0], argv[1:]...)
 	u.cmd.Env = append(os.Environ(), asProxy+"="+dir+"/config", "NOTIFY_SOCKET="+short+"/notify")
 	u.cmd.Stdout, u.cmd.Stderr = u, &u.stderr
 	u.cmd.WaitDelay = time.Second
@@ -208,6 +213,26 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "removed", func() bool { return m.Containers(t) == "" })
+}
+
+// TestNotDumpable: root of a container with hostPID, which has more capabilities than the proxy, does not get the host's file system by it.
+func TestNotDumpable(t *testing.T) {
+	m := guesttest.Start(t)
+	config := Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")}
+	u := startUnit(t, config, "setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all")
+	eventually(t, "told", func() bool { return u.told() == started })
+	other := exec.Command("setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all", "sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
+	look := func(pid int) error {
+		return exec.Command("setpriv", "--bounding-set=-all,+dac_override,+chown", "--inh-caps=-all", "ls", "/proc/"+itoa(pid)+"/root/").Run()
+	}
+	eventually(t, "another process can be looked into", func() bool { return look(other.Process.Pid) == nil })
+	if look(u.cmd.Process.Pid) == nil {
+		t.Error("the proxy can be looked into")
+	}
 }
 
 // TestDie ends processes by each signal that may kill a container.

@@ -1,5 +1,6 @@
 // Command magikagent is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
-// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine. It is started by systemd, not by people.
+// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine, hold freezes containers for a moment, reap becomes PID 1 of a
+// pod. It is started by systemd and magikpodd, not by people.
 package main
 
 import (
@@ -28,6 +29,8 @@ func run(args []string) int {
 		return proxy.Run(args[2])
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		return agent.Reap()
+	case len(args) > 1 && args[0] == agent.HoldCommand:
+		return agent.Hold(args[1:])
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikagent " + version + "\n")
 		return 0

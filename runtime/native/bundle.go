@@ -91,6 +91,7 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	a.argv = []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)}
 	a.launcher = m.launcher(config, a.spec)
 	a.record.Runtime = m.runtimeName(a.launcher)
+	a.record.Traces = a.launcher == nil && !config.Pod.Spec.HostPID && traces(config.Container)
 	a.document, a.launch = a.spec, m.launchConfig(s, a, nsPath(ns.mnt), binds)
 	if a.launcher != nil {
 		a.launch.NetNS, a.launch.IPCNS, a.launch.UTSNS = nsPath(ns.net), nsPath(ns.ipc), nsPath(ns.uts)
@@ -130,6 +131,9 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 	}
 	if a.launcher == nil {
 		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
+		if a.record.Traces { // beside those of execs, see onlookers
+			config.FirstCgroup = firstCgroup
+		}
 		config.Argv, config.Start = m.oci.createArgv(log, a.bundle, pidFile, a.record.ID), m.oci.startArgv(log, a.record.ID)
 	}
 	return &config

@@ -46,6 +46,7 @@ type attemptRecord struct {
 	Signal    int           `json:"signal"`  // to stop it
 	StopAfter []string      `json:"stopAfter,omitempty"`
 	OwnPID    bool          `json:"ownPID,omitempty"` // it has a PID namespace of its own
+	Traces    bool          `json:"traces,omitempty"` // it has CAP_SYS_PTRACE
 	// Failed is the observation of an attempt that could not be started.
 	Failed *pod.ContainerState `json:"failed,omitempty"`
 	// Previous is how the attempt before it ended, for the case that this one turns out never to have begun.
@@ -152,7 +153,7 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 	if err != nil {
 		return pod.WithKind(pod.Internal, err)
 	}
-	err = m.startUnit(ctx, s, a, stdout, stderr)
+	err = m.startUnseen(ctx, s, a, stdout, stderr)
 	// They stay open until the pause process has them open too, or, when the attempt has failed, for a while.
 	failed := err != nil
 	letGo := func() {
@@ -172,6 +173,27 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 
 // failedLogTime is how long the log pipes of a container that could not be started wait for the pause process.
 const failedLogTime = 5 * time.Second
+
+// startUnseen is startUnit, while nobody can get hold of what the OCI runtime does in the pod's PID namespace.
+func (m *Manager) startUnseen(ctx context.Context, s *sandbox, a *attempt, stdout, stderr *os.File) error {
+	letGo, err := m.holdStill(ctx, s, "", "")
+	if err != nil {
+		return err
+	}
+	if letGo != nil {
+		defer letGo()
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, holdLimit)
+		defer cancel()
+	}
+	if err := m.startUnit(ctx, s, a, stdout, stderr); err != nil || letGo == nil {
+		return err
+	}
+	if state, _ := m.units.State(s.unit(a.record.Container)); m.oci != nil {
+		m.oci.awaitCommand(state.MainPID)
+	}
+	return nil
+}
 
 // startUnit makes the unit and waits until the container runs.
 func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout, stderr *os.File) error {

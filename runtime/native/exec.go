@@ -146,8 +146,16 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	} else {
 		handOver(cmd, x.p)
 	}
+	letGo, err := x.m.holdStill(ctx, x.s, x.record.Container, x.cgroup)
+	if err != nil {
+		return runtime.ExitStatus{}, err
+	}
+	if letGo != nil {
+		defer letGo()
+	}
 	if err = cmd.Start(); err == nil {
 		stop := context.AfterFunc(ctx, x.kill)
+		x.letGoWhenEntered(cmd.Process.Pid, letGo)
 		err = cmd.Wait()
 		stop()
 	}

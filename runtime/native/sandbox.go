@@ -32,6 +32,8 @@ type sandbox struct {
 	vmJob      *units.Job // as pauseJob, of the VM unit
 	containers map[string]*container
 	changed    chan struct{} // closed at the next change of one of its units
+
+	entering chan struct{} // holds one while a process enters a PID namespace, see holdStill
 }
 
 // watch returns a channel that is closed at the next change of one of the sandbox's units.
@@ -61,6 +63,8 @@ type sandboxRecord struct {
 	Hostname string         `json:"hostname"`
 	Host     hostNamespaces `json:"host"`
 	SharePID bool           `json:"sharePID,omitempty"`
+	// Traced says that there are containers with CAP_SYS_PTRACE.
+	Traced bool `json:"traced,omitempty"`
 	// NetworkOnly says that the pause process holds no other namespace: the containers are in a machine.
 	NetworkOnly bool `json:"networkOnly,omitempty"`
 }
@@ -72,7 +76,7 @@ type hostNamespaces struct {
 }
 
 func (m *Manager) newSandbox(ref pod.Ref) *sandbox {
-	return &sandbox{ref: ref, names: units.Names(ref.Namespace, ref.Name), dir: m.runDir(ref.UID), containers: map[string]*container{}, changed: make(chan struct{})}
+	return &sandbox{ref: ref, names: units.Names(ref.Namespace, ref.Name), dir: m.runDir(ref.UID), containers: map[string]*container{}, changed: make(chan struct{}), entering: make(chan struct{}, 1)}
 }
 
 // unit is the name of a container's unit.
@@ -160,6 +164,7 @@ func (m *Manager) sandboxRecordOf(config runtime.SandboxConfig) sandboxRecord {
 		Hostname: config.Network.Hostname,
 		Host:     hostNamespaces{Network: config.Network.Host, IPC: config.Pod.Spec.HostIPC},
 		SharePID: sharePID(config.Pod),
+		Traced:   tracesAny(config.Pod),
 	}
 }
 

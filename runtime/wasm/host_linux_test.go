@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
 	"strconv"
@@ -439,6 +440,25 @@ func TestJail(t *testing.T) {
 	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", state.PID))
 	if err != nil || strings.Count(string(mounts), "\n") != 1 {
 		t.Errorf("its mounts: %s %v", mounts, err)
+	}
+}
+
+// TestNotDumpable: root of a container with hostPID, which has more capabilities than a guest of root, does not get what the guest has.
+func TestNotDumpable(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("sleep 3600000")
+	w.create(p, networkNamespace(t))
+	if err := w.attempt(p, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	state := w.await(p, "a", pod.ContainerRunning)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", state.PID))
+	if err != nil || !strings.Contains(string(status), "Uid:\t0\t0\t0\t0\n") {
+		t.Fatalf("the guest is not root: %v\n%s", err, status)
+	}
+	out, err := exec.Command("setpriv", "--bounding-set=-all,+dac_override,+chown", "--inh-caps=-all", "ls", fmt.Sprintf("/proc/%d/root/", state.PID)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "Permission denied") {
+		t.Errorf("the guest can be looked into: %v\n%s", err, out)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/confine"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
@@ -202,14 +203,7 @@ func enterRoot(dir string) error {
 	if err := unix.Chdir(dir); err != nil {
 		return err
 	}
-	// pivot_root(2): with the same directory twice the old root lies over the new one, and is removed from there.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("cannot enter the jail: pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("cannot leave the host's file system: %w", err)
-	}
-	return unix.Chdir("/")
+	return confine.EnterRoot()
 }
 
 // owner names the process for good.

@@ -5,12 +5,13 @@ package jail
 import (
 	"fmt"
 	"os"
-	"unsafe"
 
 	"github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/confine"
 )
 
 // guestCalls are the system calls that a process still needs when all that is left to do is to run a guest: those of Go's runtime, of its files and sockets, and of WASI. Names that an
@@ -81,13 +82,5 @@ func loadFilter(policy seccomp.Policy) error {
 	for _, i := range raw {
 		filter = append(filter, unix.SockFilter{Code: i.Op, Jt: i.Jt, Jf: i.Jf, K: i.K})
 	}
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
-	switch {
-	case errno != 0:
-		return fmt.Errorf("seccomp: %w", errno)
-	case thread != 0:
-		return fmt.Errorf("seccomp: thread %d cannot be filtered", thread)
-	}
-	return nil
+	return confine.LoadFilter(filter, unix.SECCOMP_FILTER_FLAG_TSYNC)
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/confine"
 	"github.com/magikrun/magikpod/internal/safepath"
 )
 
@@ -149,14 +150,7 @@ func enterRoot(config *Config) error {
 	if err := os.Chdir(config.Root); err != nil {
 		return err
 	}
-	// pivot_root(2): with the same directory twice the old root lies over the new one, and is removed from there.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("cannot enter the root file system: pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("cannot leave the host's file system: %w", err)
-	}
-	return os.Chdir("/")
+	return confine.EnterRoot()
 }
 
 // dropPrivileges gives up all capabilities, in all threads, for good, and becomes the container's user.
@@ -190,6 +184,10 @@ func dropPrivileges(config *Config) error {
 	}
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("cannot refuse new privileges: %w", errno)
+	}
+	// As those with capabilities are: root of another pod with hostPID, but without SYS_PTRACE, sees nothing of it (ptrace(2)).
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("cannot keep others from looking: %w", err)
 	}
 	return checkDropped()
 }

@@ -1,0 +1,186 @@
+package native
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/units"
+)
+
+// An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and only then takes from it what a container may not have: all capabilities, and, of a
+// new container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take them all in the meantime. So its processes stand still then.
+
+// firstCgroup is the child cgroup for the processes of a container with CAP_SYS_PTRACE that are no exec's.
+const firstCgroup = "first"
+
+// holdLimit bounds how long a start or an exec may hold others.
+const holdLimit = 30 * time.Second
+
+// traces says whether a container gets CAP_SYS_PTRACE. A privileged one has the host anyway.
+func traces(c *corev1.Container) bool {
+	sc := c.SecurityContext
+	if sc == nil || sc.Capabilities == nil || sc.Privileged != nil && *sc.Privileged {
+		return false
+	}
+	return slices.ContainsFunc(sc.Capabilities.Add, func(name corev1.Capability) bool {
+		name = corev1.Capability(strings.TrimPrefix(strings.ToUpper(string(name)), "CAP_"))
+		return name == "SYS_PTRACE" || name == "ALL"
+	})
+}
+
+// tracesAny says whether one of a pod's containers gets it. What has the host's PID namespace has the host anyway.
+func tracesAny(p *corev1.Pod) bool {
+	if p.Spec.HostPID {
+		return false
+	}
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			if traces(&list[i]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// holdStill makes the processes stand still that could get hold of one on its way into the PID namespace of a container that runs, or, for "", of the pod, but for those in the cgroup own. They
+// go on after letGo, and when this daemon dies. Nobody else enters meanwhile. A nil letGo: there is nobody to hold. Unavailable: ctx is over, or they do not stand still.
+func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own string) (letGo func(), err error) {
+	s.mu.Lock()
+	c := s.containers[container]
+	wanted := s.record.Traced && s.record.SharePID || c != nil && c.record != nil && c.record.Traces
+	s.mu.Unlock()
+	if !wanted {
+		return nil, nil
+	}
+	select {
+	case s.entering <- struct{}{}:
+	case <-ctx.Done():
+		return nil, pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	}
+	unlock := func() { <-s.entering }
+	cgroups := s.onlookers(container, own)
+	if len(cgroups) == 0 {
+		return sync.OnceFunc(unlock), nil
+	}
+	thaw, err := m.hold(cgroups)
+	if err != nil {
+		unlock()
+		return nil, pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
+	}
+	return sync.OnceFunc(func() { thaw(); unlock() }), nil
+}
+
+// onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes.
+func (s *sandbox) onlookers(container, own string) []string {
+	s.mu.Lock()
+	var traced []string
+	for name, c := range s.containers {
+		if c.record != nil && c.record.Traces && (s.record.SharePID || name == container) {
+			traced = append(traced, name)
+		}
+	}
+	s.mu.Unlock()
+	var cgroups []string
+	for _, name := range traced {
+		// By its name, which is never empty: systemd may not have told yet where the unit is.
+		cgroup := filepath.Join(cgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name))
+		files, _ := filepath.Glob(cgroup + "/*/cgroup.freeze") // the pattern is fine
+		inner, _ := filepath.Glob(cgroup + "/" + containerCgroup + "/*/cgroup.freeze")
+		for _, file := range append(files, inner...) {
+			if dir := filepath.Dir(file); own == "" || dir != own && !strings.HasPrefix(own, dir+"/") {
+				cgroups = append(cgroups, dir)
+			}
+		}
+	}
+	return cgroups
+}
+
+// hold has magikagent freeze cgroups.
+func (m *Manager) hold(cgroups []string) (thaw func(), err error) {
+	cmd := exec.Command(m.config.AgentPath, append([]string{agent.HoldCommand}, cgroups...)...)
+	cmd.Env = []string{"GOMAXPROCS=1"}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, _ := bufio.NewReaderSize(stdout, 16).ReadString('\n') // it says why it ends
+	thaw = func() {
+		_ = stdin.Close()
+		if err := cmd.Wait(); err != nil { // it was killed
+			for _, cgroup := range cgroups {
+				_ = os.WriteFile(filepath.Join(cgroup, "cgroup.freeze"), []byte("0"), 0)
+			}
+		}
+	}
+	if line != agent.Held+"\n" {
+		thaw()
+		return nil, pod.Errorf(pod.Unavailable, "%s", strings.TrimSpace(stderr.String()))
+	}
+	return thaw, nil
+}
+
+// inRuntime says whether a process is still the OCI runtime, which has files of the host open until it executes the container's command. What has ended is not.
+func (r *ociRuntime) inRuntime(pid int) bool {
+	exe := "/proc/" + strconv.Itoa(pid) + "/exe"
+	now, err := os.Stat(exe)
+	if err != nil {
+		return false
+	}
+	if link, _ := os.Readlink(exe); strings.HasPrefix(link, "/memfd:") { // a copy of itself (CVE-2019-5736)
+		return true
+	}
+	program, err := os.Stat(r.path)
+	return err == nil && os.SameFile(now, program)
+}
+
+// awaitCommand waits, for a moment, until a process that has nothing left to do as the OCI runtime executes the container's command, or ends.
+func (r *ociRuntime) awaitCommand(pid int) {
+	for begin := time.Now(); pid > 0 && r.inRuntime(pid) && time.Since(begin) < 2*time.Second; {
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+// letGoWhenEntered waits until the process of an exec is a container's: the OCI runtime has written its PID, and it has executed its command, or has ended.
+func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
+	if letGo == nil {
+		return
+	}
+	defer letGo()
+	for begin := time.Now(); time.Since(begin) < holdLimit; time.Sleep(200 * time.Microsecond) {
+		if _, err := os.Stat("/proc/" + strconv.Itoa(runtimePID) + "/exe"); err != nil {
+			return // it has ended
+		}
+		data, err := os.ReadFile(x.path(pidName))
+		if err != nil {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
+			x.kind.awaitCommand(pid)
+			return
+		}
+	}
+	x.kill()
+}

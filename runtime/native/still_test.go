@@ -1,0 +1,169 @@
+package native
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/units"
+)
+
+func tracing(p *corev1.Pod, container int) {
+	p.Spec.Containers[container].SecurityContext = &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}
+}
+
+// frozen are the containers of a pod of which a process stands still.
+func (w *world) frozen(p *corev1.Pod) string {
+	w.t.Helper()
+	s := w.find(pod.RefOf(p))
+	var names []string
+	for _, name := range s.containerNames() {
+		files, err := filepath.Glob(filepath.Join(cgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, file := range files {
+			events, err := os.ReadFile(file)
+			if err == nil && strings.Contains(string(events), "frozen 1\n") && strings.Contains(string(events), "populated 1\n") {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+// TestHoldStill: containers with SYS_PTRACE stand still while a process enters their PID namespace, and only they; one enters at a time; and no killed process leaves them so.
+func TestHoldStill(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, w *world) {
+		p := w.pod("still", "sleep 1000", "sleep 1000", "sleep 1000")
+		share := true
+		p.Spec.ShareProcessNamespace = &share
+		tracing(p, 0)
+		tracing(p, 1)
+		w.up(p)
+		s := w.find(pod.RefOf(p))
+		for _, how := range []string{"", "killed"} {
+			letGo, err := w.holdStill(t.Context(), s, "c", "")
+			if err != nil || letGo == nil {
+				t.Fatalf("%v", err)
+			}
+			if got := w.frozen(p); got != "a b" {
+				t.Errorf("%q stand still, want a and b", got)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			if _, err := w.holdStill(ctx, s, "c", ""); pod.KindOf(err) != pod.Unavailable {
+				t.Errorf("another one enters at the same time: %v", err)
+			}
+			cancel()
+			if how == "killed" {
+				killHolder(t)
+			}
+			letGo()
+			letGo() // does no harm
+			if got := w.frozen(p); got != "" {
+				t.Errorf("%q still stand still", got)
+			}
+		}
+		// A later daemon knows whom to hold.
+		w.nextDaemon(pod.RefOf(p))
+		letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(p)), "c", "")
+		if err != nil || letGo == nil || w.frozen(p) != "a b" {
+			t.Fatalf("the next daemon holds %q (%v)", w.frozen(p), err)
+		}
+		letGo()
+		// What was let go can be entered, and goes on.
+		for _, name := range []string{"a", "b", "c"} {
+			if status, err := w.Exec(t.Context(), pod.RefOf(p), name, shell("exit 7")); err != nil || status.Code != 7 {
+				t.Errorf("%s: %+v, %v", name, status, err)
+			}
+		}
+		if got := w.frozen(p); got != "" {
+			t.Errorf("after execs %q stand still", got)
+		}
+	})
+}
+
+// TestHoldNobody: pods that have no container with SYS_PTRACE, or none that sees the process, do not wait for anybody.
+func TestHoldNobody(t *testing.T) {
+	onSystemd(t)
+	w := newWorld(t, "", nil)
+	p := w.pod("nobody", "sleep 1000", "sleep 1000")
+	tracing(p, 0)
+	w.up(p)
+	s := w.find(pod.RefOf(p))
+	for container, want := range map[string]bool{"": false, "a": true, "b": false} {
+		letGo, err := w.holdStill(t.Context(), s, container, "")
+		if err != nil || (letGo != nil) != want {
+			t.Errorf("%q: it holds: %t (%v), want %t", container, letGo != nil, err, want)
+		}
+		if letGo != nil {
+			if got := w.frozen(p); got != "a" {
+				t.Errorf("%q stand still, want a", got)
+			}
+			letGo()
+		}
+	}
+	none := w.pod("none", "sleep 1000")
+	share := true
+	none.Spec.ShareProcessNamespace = &share
+	w.up(none)
+	if letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(none)), "a", ""); letGo != nil || err != nil {
+		t.Errorf("a pod without SYS_PTRACE is held (%v)", err)
+	}
+}
+
+// TestTraces: which containers have SYS_PTRACE, and are not the host's anyway.
+func TestTraces(t *testing.T) {
+	yes := true
+	for name, tc := range map[string]struct {
+		context *corev1.SecurityContext
+		want    bool
+	}{
+		"none":       {nil, false},
+		"empty":      {&corev1.SecurityContext{}, false},
+		"other":      {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}}, false},
+		"ptrace":     {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "SYS_PTRACE"}}}, true},
+		"long":       {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"cap_sys_ptrace"}}}, true},
+		"all":        {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"all"}}}, true},
+		"dropped":    {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"SYS_PTRACE"}}}, false},
+		"privileged": {&corev1.SecurityContext{Privileged: &yes, Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}, false},
+	} {
+		if got := traces(&corev1.Container{SecurityContext: tc.context}); got != tc.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// killHolder kills the process that holds others.
+func killHolder(t *testing.T) {
+	t.Helper()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range lists {
+		children, _ := os.ReadFile(list)
+		for child := range strings.FieldsSeq(string(children)) {
+			line, _ := os.ReadFile("/proc/" + child + "/cmdline")
+			pid, err := strconv.Atoi(child)
+			if err == nil && strings.Contains(string(line), "\x00"+agent.HoldCommand+"\x00") {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+		}
+	}
+	t.Error("nobody holds")
+}
