@@ -96,6 +96,16 @@ func (m *Manager) containerState(s *sandbox, name string) pod.ContainerState {
 	return stateOf(c, unit, known)
 }
 
+// frozenUnit is the unit that a container cannot run without and that is frozen; "" when there is none.
+func (m *Manager) frozenUnit(s *sandbox, name string) string {
+	for _, unit := range []string{s.unit(name), s.names.VM} {
+		if (unit != s.names.VM || m.config.Sandboxes != nil) && m.units.Frozen(unit) {
+			return unit
+		}
+	}
+	return ""
+}
+
 // stateOf translates the state of a unit.
 func stateOf(c *container, unit units.State, known bool) pod.ContainerState {
 	state := pod.ContainerState{Attempt: c.record.Attempt, ID: c.record.ID}
