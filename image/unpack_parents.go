@@ -19,9 +19,12 @@ const (
 	maxDepth = 255
 	// maxMissing is how many symlinks to nothing are followed for one name; as many as the kernel follows to something (path_resolution(7)).
 	maxMissing = 40
-	// maxPathWork bounds the components of names that are looked up for one layer: the unpacker's own look-ups take time by the square of a name's depth. A
-	// million files twenty directories deep are below it.
-	maxPathWork = 1 << 28
+	// freeDepth is how deep files may lie for nothing. The library's look-ups take time by the square of a name's depth.
+	freeDepth = 32
+	// linkWork is what a name counts whose directory is found through symlinks: forty of them may take as many turns. Archives that programs make have none.
+	linkWork = 1024
+	// maxPathWork bounds what is looked up for one layer, in components of names.
+	maxPathWork = 1 << 26
 )
 
 // place makes the directory of an entry, and names the entry by a path without symlinks: the library behind it looks each part of a name up on its own, and
@@ -55,11 +58,17 @@ func (u *unpacker) realName(name string, missing bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	d := depth(real) + 1
-	if d > maxDepth {
+	d, work := depth(real)+1, 0
+	switch {
+	case d > maxDepth:
 		return "", invalid("%.200q is more than %d directories deep", name, maxDepth)
+	case d > freeDepth:
+		work = d * d
 	}
-	return strings.TrimPrefix(filepath.Join(real, base), "/"), u.work(d * d)
+	if real != filepath.Clean(dir) {
+		work += linkWork
+	}
+	return strings.TrimPrefix(filepath.Join(real, base), "/"), u.work(work)
 }
 
 func depth(name string) int { return strings.Count(name, "/") }
