@@ -105,6 +105,9 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
 		}
 	}
+	if info, err := os.Stat(config.AgentPath); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		m.class.Available, m.class.Reason = false, config.AgentPath+" is not installed (package magikpod)"
+	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	m.deaf = m.units.OnChange(m.unitChanged)
 	return m, nil
