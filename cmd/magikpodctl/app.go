@@ -146,6 +146,11 @@ func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, e
 	if err != nil {
 		return err
 	}
+	for _, line := range info.Warnings {
+		if _, err := fmt.Fprintln(a.errOut, oneLine(line)); err != nil {
+			return err
+		}
+	}
 	for _, line := range info.Output {
 		if _, err := fmt.Fprintln(a.out, line); err != nil {
 			return err
