@@ -102,6 +102,60 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 	}
 }
 
+// Who listens hears that a container was frozen and thawed, whoever has done it.
+func TestFreezingIsTold(t *testing.T) {
+	m := connect(t)
+	s := startSandbox(t, m, testPod("told"))
+	unit, err := s.container(t, "main", nil, "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Connect(t.Context()) // as a daemon that comes later
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if _, err := again.Track(t.Context(), unit); err != nil {
+		t.Fatal(err)
+	}
+	for name, manager := range map[string]*Manager{"the one that has started it": m, "a later one": again} {
+		frozen := make(chan bool, 100)
+		remove := manager.OnChange(func(u string) {
+			if u == unit {
+				frozen <- eventOf(manager.cgroupDir(unit), "frozen") == "1"
+			}
+		})
+		heard := func(want bool, how string) {
+			t.Helper()
+			for {
+				select {
+				case got := <-frozen:
+					if got == want {
+						return
+					}
+				case <-time.After(30 * time.Second):
+					t.Fatalf("%s has not heard of a container: %s", name, how)
+				}
+			}
+		}
+		if err := m.systemd.FreezeUnit(t.Context(), unit); err != nil {
+			t.Fatal(err)
+		}
+		heard(true, "systemctl freeze")
+		if err := m.systemd.ThawUnit(t.Context(), unit); err != nil {
+			t.Fatal(err)
+		}
+		heard(false, "systemctl thaw")
+		for _, value := range []string{"1", "0"} {
+			if err := os.WriteFile(filepath.Join(m.cgroupDir(unit), "cgroup.freeze"), []byte(value), 0); err != nil {
+				t.Fatal(err)
+			}
+			heard(value == "1", "a write of "+value)
+		}
+		remove()
+	}
+}
+
 func eventually(t *testing.T, what func() bool) {
 	t.Helper()
 	for range 1000 {

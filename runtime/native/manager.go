@@ -71,6 +71,7 @@ type Manager struct {
 var (
 	_ runtime.PodManager    = (*Manager)(nil)
 	_ runtime.ImagePreparer = (*Manager)(nil)
+	_ runtime.Freezer       = (*Manager)(nil)
 )
 
 // New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so.

@@ -21,10 +21,17 @@ func (m *Manager) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, err
 	state.Sandbox = m.sandboxState(s)
 	for _, name := range s.containerNames() {
 		if c := m.containerState(s, name); c.Stage != pod.ContainerAbsent {
+			c.Frozen = c.Stage == pod.ContainerRunning && m.frozenUnit(s, name) != ""
 			state.Containers[name] = c
 		}
 	}
 	return state, nil
+}
+
+// Frozen implements [runtime.Freezer].
+func (m *Manager) Frozen(ref pod.Ref, container string) bool {
+	s := m.find(ref)
+	return s != nil && m.frozenUnit(s, container) != ""
 }
 
 func (s *sandbox) containerNames() []string {
