@@ -122,7 +122,18 @@ func (m *Manager) thawOrder(unit string) []string {
 // Emptied makes sure that nothing of a unit that was stopped is left: neither a unit that stops with it, nor a process. Processes that are in none of them
 // any more, such as those that did not go when systemd gave them up, are killed. Unavailable: something is left, and the error says what.
 func (m *Manager) Emptied(ctx context.Context, unit string) error {
-	if left := m.notEnded(unit); len(left) > 0 {
+	var left []string
+	for _, name := range m.notEnded(unit) {
+		// The end of one unit's job says nothing of signals about another one that are still to come.
+		s, err := m.Refresh(ctx, name)
+		if err != nil {
+			return err
+		}
+		if !s.Ended() {
+			left = append(left, name+" is still "+s.Active)
+		}
+	}
+	if len(left) > 0 {
 		return pod.Errorf(pod.Unavailable, "cannot stop unit %s: %s", unit, strings.Join(left, ", "))
 	}
 	group := m.cgroupDir(unit)
@@ -140,14 +151,14 @@ func (m *Manager) Emptied(ctx context.Context, unit string) error {
 	return nil
 }
 
-// notEnded describes the tracked units that stop with unit and have not ended.
+// notEnded are the tracked units that stop with unit and of which no signal has told that they have ended.
 func (m *Manager) notEnded(unit string) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var left []string
 	for name, r := range m.units {
 		if (name == unit || stopsWith(name, unit)) && !r.pending && !r.state.Ended() {
-			left = append(left, name+" is still "+r.state.Active)
+			left = append(left, name)
 		}
 	}
 	slices.Sort(left)
