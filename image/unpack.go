@@ -48,7 +48,7 @@ type unpacker struct {
 	files     int
 	bytes     int64               // of file contents
 	held      int64               // of names and attributes
-	looked    int                 // components of names that were looked up
+	looked    int64               // components of names that were looked up
 	top       *os.File            // root, open while it is unpacked
 	whiteouts map[string]struct{} // paths that hide something in the layers below
 	rootEntry *tar.Header

@@ -23,8 +23,6 @@ const (
 	freeDepth = 32
 	// linkWork is what a name counts whose directory is found through symlinks: forty of them may take as many turns. Archives that programs make have none.
 	linkWork = 1024
-	// maxPathWork bounds what is looked up for one layer, in components of names.
-	maxPathWork = 1 << 26
 )
 
 // place makes the directory of an entry, and names the entry by a path without symlinks: the library behind it looks each part of a name up on its own, and
@@ -75,7 +73,7 @@ func depth(name string) int { return strings.Count(name, "/") }
 
 // work counts look-ups of components of names.
 func (u *unpacker) work(n int) error {
-	if u.looked += n; u.looked > maxPathWork {
+	if u.looked += int64(n); u.looked > u.limits.MaxPathWork {
 		return pod.Errorf(pod.Exhausted, "the layer has too many files in deep directories")
 	}
 	return nil
