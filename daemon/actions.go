@@ -242,4 +242,12 @@ func (d *Daemon) GetByPID(pid int) (pod.Ref, error) {
 }
 
 // Classes lists the runtime classes.
-func (d *Daemon) Classes() []pod.ClassInfo { return d.registry.Classes() }
+func (d *Daemon) Classes() []pod.ClassInfo {
+	classes := d.registry.Classes()
+	for i, c := range classes {
+		if text := d.host.unenforced(c.Name); text != "" && c.Available {
+			classes[i].Reason += "; " + text
+		}
+	}
+	return classes
+}

@@ -27,6 +27,9 @@ const (
 	waitCompleted = "completed"
 )
 
+// maxWarnings is after how many of them no pod's own are added: a manifest with many pods would have the same ones for each.
+const maxWarnings = 100
+
 // rollbackTimeout bounds the removal of the pods of a run that failed.
 const rollbackTimeout = time.Minute
 
@@ -53,6 +56,9 @@ func (d *Daemon) read(ctx context.Context, manifest []byte, namespace string) (*
 		}
 		if len(errs) > 0 && len(p.Spec.Containers)+len(p.Spec.InitContainers) > pod.MaxContainers {
 			continue // enough is known
+		}
+		if len(warnings) < maxWarnings {
+			warnings = append(warnings, m.Of(p, d.ignoredLimits(p))...)
 		}
 		manager, err := d.registry.Get(className(p))
 		switch {
@@ -94,7 +100,7 @@ func (d *Daemon) Validate(ctx context.Context, manifest []byte) ([]pod.Problem, 
 // Run admits the pods of a manifest and starts them as a job. When one of them cannot be started, or the job is cancelled or times out, all of
 // them are removed again.
 func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
-	m, _, err := d.read(ctx, manifest, o.Namespace)
+	m, warnings, err := d.read(ctx, manifest, o.Namespace)
 	if err != nil {
 		return 0, err
 	}
@@ -105,6 +111,9 @@ func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (ui
 		return 0, pod.Errorf(pod.Invalid, "cannot wait for %q: it is none of none, started, ready, completed", o.Wait)
 	}
 	r := &runJob{d: d, options: o, objects: manifestObjects(m)}
+	for _, p := range pod.Problems(nil, warnings) {
+		r.warnings = append(r.warnings, p.String())
+	}
 	for _, p := range m.Pods {
 		r.pods = append(r.pods, d.newPod(p))
 	}
@@ -150,8 +159,10 @@ type runJob struct {
 	options pod.RunOptions
 	pods    []*corev1.Pod
 	objects map[objectKey]*object
-	old     []*worker // pods of the same names that go first
-	workers []*worker
+	// warnings are what of the manifest is not honoured.
+	warnings []string
+	old      []*worker // pods of the same names that go first
+	workers  []*worker
 }
 
 func (r *runJob) names() []string {
@@ -210,6 +221,7 @@ func (d *Daemon) unreserve(r *runJob) {
 // do is the job.
 func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
 	defer r.d.unreserve(r)
+	job.warn(r.warnings)
 	err := r.deleteOld(ctx)
 	if err == nil {
 		err = r.admit()
@@ -437,6 +449,9 @@ func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
 	}
 	d.add(w)
 	d.notices.tell(pod.Notice{Kind: pod.NoticePodNew, Ref: w.ref})
+	for _, problem := range pod.Problems(nil, d.ignoredLimits(p)) {
+		w.event(corev1.EventTypeWarning, "LimitNotEnforced", "", problem.Path+": "+problem.Message)
+	}
 	d.launch(w)
 	return w, nil
 }

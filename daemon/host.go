@@ -26,8 +26,10 @@ type Host struct {
 	Systemd    string
 	Cgroups    string // the controllers of cgroup version 2
 	CgroupRoot string
-	Version    string              // of magikpod
-	Capacity   corev1.ResourceList // cpu and memory
+	// MissingControllers are the cgroup controllers that limits need and this host does not have.
+	MissingControllers []string
+	Version            string              // of magikpod
+	Capacity           corev1.ResourceList // cpu and memory
 }
 
 // ReadHost looks at the machine.
@@ -45,6 +47,7 @@ func ReadHost(version, systemd string) Host {
 		h.CgroupRoot += "/unified"
 	}
 	h.Cgroups = strings.TrimSpace(string(readBounded(h.CgroupRoot + "/cgroup.controllers")))
+	h.MissingControllers = missingControllers(h.CgroupRoot)
 	h.IPv4, h.IPv6 = outward("udp4", "192.0.2.1:9"), outward("udp6", "[2001:db8::1]:9")
 	h.Capacity = corev1.ResourceList{corev1.ResourceCPU: *resource.NewQuantity(int64(goruntime.NumCPU()), resource.DecimalSI)}
 	var info unix.Sysinfo_t
@@ -102,7 +105,7 @@ func (d *Daemon) Info() pod.HostInfo {
 	info := pod.HostInfo{
 		Version: d.host.Version, GoVersion: goruntime.Version(), OS: osName(), Kernel: d.host.Kernel, Arch: goruntime.GOARCH,
 		Systemd: d.host.Systemd, Cgroups: d.host.Cgroups, LogDriver: string(d.config.LogDriver),
-		Images: len(d.images.List()), StateDir: d.config.StateDir, RunDir: d.config.RunDir, BootID: d.host.BootID, PID: os.Getpid(),
+		Images: len(d.images.List()), StateDir: d.config.StateDir, RunDir: d.config.RunDir, BootID: d.host.BootID, PID: os.Getpid(), Unenforced: d.host.unenforced(""),
 	}
 	d.mu.Lock()
 	info.Pods = len(d.byUID)

@@ -122,6 +122,13 @@ func (one *job) progress(text string, fraction float64) {
 	one.jobs.notices.tell(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
 }
 
+// warn tells what the job does not do of what was asked for.
+func (one *job) warn(warnings []string) {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	one.info.Warnings = warnings
+}
+
 func (one *job) read() pod.JobInfo {
 	one.mu.Lock()
 	defer one.mu.Unlock()

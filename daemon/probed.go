@@ -19,6 +19,9 @@ func (w *worker) newProber() *prober {
 		w.nudge()
 	})
 	b.remote, _ = w.manager.(runtime.Prober)
+	if f, ok := w.manager.(runtime.Freezer); ok {
+		b.frozen = func(container string) bool { return f.Frozen(w.ref, container) }
+	}
 	b.errored = func(ref pod.ProbeRef, err error) {
 		w.log.Debug("cannot probe", "MAGIKPOD_CONTAINER", ref.Container, "probe", string(ref.Kind), "error", err)
 	}
@@ -76,6 +79,15 @@ func probeTitle(kind pod.ProbeKind) string {
 // isSidecar says whether an init container is a sidecar.
 func isSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// tellFrozen tells that somebody has frozen or thawed a container.
+func (w *worker) tellFrozen(name string, frozen bool) {
+	if frozen {
+		w.event(corev1.EventTypeWarning, "Frozen", name, "Container "+name+" was frozen through systemd or its cgroup: it does nothing until it is thawed or stopped")
+		return
+	}
+	w.event(corev1.EventTypeNormal, "Thawed", name, "Container "+name+" was thawed")
 }
 
 // tellEnd tells that an attempt has ended.

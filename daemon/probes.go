@@ -26,6 +26,8 @@ type prober struct {
 	errored func(ref pod.ProbeRef, err error)
 	// remote, when not nil, makes the probes. It is set before the first Set.
 	remote runtime.Prober
+	// frozen, when not nil, says whether a container is frozen. It is set before the first Set.
+	frozen func(container string) bool
 
 	wg      sync.WaitGroup
 	mu      sync.Mutex
@@ -130,6 +132,9 @@ func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Contain
 		if ctx.Err() != nil {
 			return
 		}
+		if !ok && b.frozen != nil && b.frozen(c.Name) {
+			ok, message, err = frozenProbe(ref.Kind)
+		}
 		now := time.Now()
 		state = state.Record(probe, ok, "", now)
 		switch {
@@ -140,6 +145,16 @@ func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Contain
 		}
 		timer.Reset(time.Until(state.NextAt(probe, started)))
 	}
+}
+
+// frozenProbe is the result of a probe that has not succeeded because its container is frozen. It serves nobody, so it is not ready; but who has frozen it
+// does not want it to be killed for that.
+func frozenProbe(kind pod.ProbeKind) (ok bool, message string, err error) {
+	const frozen = "the container is frozen"
+	if kind == pod.ProbeReadiness {
+		return false, frozen, nil
+	}
+	return false, "", pod.Errorf(pod.Unavailable, frozen)
 }
 
 // probe runs a probe once. An error means that nothing was learned.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,6 +75,36 @@ func probedPod(t *testing.T, a corev1.Container) (*runtimetest.Fake, *corev1.Pod
 		t.Fatal(err)
 	}
 	return f, p
+}
+
+// A frozen container is not ready, and nothing else follows from what it does not answer.
+func TestProbesOfFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, p := probedPod(t, corev1.Container{
+			StartupProbe:   execProbe("false", 0, 1, 1),
+			LivenessProbe:  execProbe("sleep 9", 0, 1, 1),
+			ReadinessProbe: execProbe("false", 0, 1, 1),
+		})
+		log := &probeLog{begin: time.Now()}
+		var errored atomic.Int32
+		var frozen atomic.Bool
+		frozen.Store(true)
+		b := newProber(f.Exec, log.report)
+		b.frozen = func(string) bool { return frozen.Load() }
+		b.errored = func(pod.ProbeRef, error) { errored.Add(1) }
+		defer b.Close()
+		refs := []pod.ProbeRef{{Container: "a", Kind: pod.ProbeStartup}, {Container: "a", Kind: pod.ProbeLiveness}, {Container: "a", Kind: pod.ProbeReadiness}}
+		started := time.Now()
+		b.Set(p, nil, refs, func(pod.ProbeRef) (pod.ProbeState, time.Time) { return pod.ProbeState{}, started })
+		time.Sleep(1500 * time.Millisecond)
+		log.want(t, "0s a/0 readiness failed: the container is frozen", "1s a/0 readiness failed: the container is frozen")
+		if errored.Load() != 3 {
+			t.Errorf("%d probes could not be made, want 3", errored.Load())
+		}
+		frozen.Store(false)
+		time.Sleep(time.Second)
+		log.want(t, `2s a/0 startup failed: command "false" exited with code 1`, `2s a/0 readiness failed: command "false" exited with code 1`)
+	})
 }
 
 func TestProbeTimes(t *testing.T) {

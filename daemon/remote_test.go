@@ -87,9 +87,9 @@ func TestStatsRemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeCgroup(t, filepath.Join(root, "pod.slice"), map[string]string{"memory.current": "5000\n", "memory.max": "max\n", "memory.stat": "inactive_file 0\n"})
-	r := &remote{use: map[string]pod.ResourceUse{"a": {MemoryBytes: 17}}}
+	r := &remote{use: map[string]pod.ResourceUse{"a": {MemoryBytes: new(uint64(17))}}}
 	got, err := statsBy(t.Context(), root, "pod.slice", pod.Ref{}, r)
-	if err != nil || got.Pod.MemoryBytes != 5000 || len(got.Containers) != 1 || got.Containers["a"].MemoryBytes != 17 {
+	if err != nil || *got.Pod.MemoryBytes != 5000 || got.Pod.Processes != nil || len(got.Containers) != 1 || *got.Containers["a"].MemoryBytes != 17 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	r.err = errors.New("the machine is gone")

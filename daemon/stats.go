@@ -18,15 +18,18 @@ import (
 )
 
 // statsOf reads what a pod and its containers use. root is where cgroup version 2 is mounted (/sys/fs/cgroup), slice the pod's cgroup and containers
-// those of its running containers by name, as systemd's ControlGroup gives them, relative to root. A controller that is not enabled gives zeros, and
-// so does a pod whose cgroup does not exist; a container whose cgroup does not exist is left out.
+// those of its running containers by name, as systemd's ControlGroup gives them, relative to root. Of a controller that is not enabled nothing is
+// known. A pod whose cgroup does not exist uses nothing; a container whose cgroup does not exist is left out.
 //
 // Memory is the working set, as kubectl top shows it: what is in use without the page cache that was not used lately.
 func statsOf(root, slice string, containers map[string]string) (pod.Stats, error) {
 	s := pod.Stats{Time: time.Now(), Containers: make(map[string]pod.ResourceUse, len(containers))}
-	use, _, err := statsRead(root, slice)
+	use, ok, err := statsRead(root, slice)
 	if err != nil {
 		return pod.Stats{}, err
+	}
+	if !ok {
+		use = pod.ResourceUse{CPUNanos: new(uint64), MemoryBytes: new(uint64), Processes: new(uint64)}
 	}
 	s.Pod = use
 	for name, group := range containers {
@@ -78,13 +81,20 @@ func statsRead(root, group string) (pod.ResourceUse, bool, error) {
 	case err != nil:
 		return pod.ResourceUse{}, false, fail(err)
 	}
-	use := pod.ResourceUse{
-		CPUNanos:         m.GetCPU().GetUsageUsec() * 1000,
-		MemoryBytes:      m.GetMemory().GetUsage(),
-		MemoryLimitBytes: m.GetMemory().GetUsageLimit(),
-		Processes:        m.GetPids().GetCurrent(),
+	// The library takes a file that does not exist for zero.
+	known := func(file string, value uint64) *uint64 {
+		if _, err := os.Stat(filepath.Join(root, group, file)); err != nil {
+			return nil
+		}
+		return &value
 	}
-	use.MemoryBytes -= min(m.GetMemory().GetInactiveFile(), use.MemoryBytes)
+	memory := m.GetMemory()
+	use := pod.ResourceUse{
+		CPUNanos:         known("cpu.stat", m.GetCPU().GetUsageUsec()*1000),
+		MemoryBytes:      known("memory.current", memory.GetUsage()-min(memory.GetInactiveFile(), memory.GetUsage())),
+		MemoryLimitBytes: memory.GetUsageLimit(),
+		Processes:        known("pids.current", m.GetPids().GetCurrent()),
+	}
 	if use.MemoryLimitBytes == math.MaxUint64 {
 		use.MemoryLimitBytes = 0
 	}

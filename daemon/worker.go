@@ -329,6 +329,9 @@ func (w *worker) fold(state pod.RuntimeState) {
 	next := pod.Fold(containerNames(r.Pod), r.Containers, state, now, w.d.config.policy())
 	for name, o := range next {
 		old := r.Containers[name]
+		if o.Stage == pod.ContainerRunning && o.Frozen != old.Frozen && old.Attempt == o.Attempt {
+			w.tellFrozen(name, o.Frozen)
+		}
 		if o.Stage == pod.ContainerExited && (old.Stage != pod.ContainerExited || old.Attempt != o.Attempt) {
 			if o.Message == "" {
 				o.Message = w.endMessage(name, &o)

@@ -162,6 +162,9 @@ func (c *Client) update(path godbus.ObjectPath, p properties, ended bool) {
 	if v, ok := p["Output"].Value().([]string); ok {
 		j.info.Output = v
 	}
+	if v, ok := p["Warnings"].Value().([]string); ok {
+		j.info.Warnings = v
+	}
 	if v, ok := p["ExitStatus"].Value().(int32); ok {
 		j.exit = int(v)
 	}

@@ -54,6 +54,10 @@ func jobProperties(j pod.JobInfo, exit *int) properties {
 	if j.Err != nil {
 		text = busText(j.Err.Error())
 	}
+	warnings := []string{}
+	for _, w := range j.Warnings {
+		warnings = append(warnings, busText(w))
+	}
 	status := int32(-1)
 	if exit != nil {
 		status = int32(*exit)
@@ -67,6 +71,7 @@ func jobProperties(j pod.JobInfo, exit *int) properties {
 		"State":        godbus.MakeVariant(j.State),
 		"ErrorName":    godbus.MakeVariant(errorName(j.Err)),
 		"ErrorMessage": godbus.MakeVariant(text),
+		"Warnings":     godbus.MakeVariant(warnings),
 		"Output":       godbus.MakeVariant(notNil(j.Output)),
 		"ExitStatus":   godbus.MakeVariant(status),
 	}

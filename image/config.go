@@ -49,6 +49,42 @@ func parseConfig(data []byte) (*configFile, error) {
 	return &c, nil
 }
 
+const (
+	// maxStrings, maxString and maxArgs bound the arguments, the environment and the volumes of an image, in strings, bytes of one and bytes of all. The kernel takes
+	// no longer string (execve(2), MAX_ARG_STRLEN), and with the usual stack twice as many bytes.
+	maxStrings = 4096
+	maxString  = 128<<10 - 1
+	maxArgs    = 1 << 20
+	// maxWord bounds what is a name or a number: of a user and a group, of a signal.
+	maxWord = 256
+)
+
+// bounded refuses a config with which nothing could be run.
+func (c *configFile) bounded() error {
+	lists := map[string][]string{
+		"Env": c.Config.Env, "Entrypoint": c.Config.Entrypoint, "Cmd": c.Config.Cmd, "Volumes": slices.Collect(maps.Keys(c.Config.Volumes)),
+		"WorkingDir": {c.Config.WorkingDir},
+	}
+	for name, list := range lists {
+		size := 0
+		for _, s := range list {
+			if size += len(s) + 1; len(s) > maxString {
+				size = maxArgs + 1
+			}
+		}
+		if len(list) > maxStrings || size > maxArgs {
+			return pod.Errorf(pod.Exhausted, "%s of the image config has %d strings, and %d of at most %d bytes are the limit, %d bytes together",
+				name, len(list), maxStrings, maxString, maxArgs)
+		}
+	}
+	for name, word := range map[string]string{"User": c.Config.User, "StopSignal": c.Config.StopSignal} {
+		if len(word) > maxWord {
+			return pod.Errorf(pod.Exhausted, "%s of the image config has %d bytes, and %d are the limit", name, len(word), maxWord)
+		}
+	}
+	return nil
+}
+
 // check refuses an image that cannot run on the wanted platform.
 func (c *configFile) check(want platform) error {
 	have := platform{os: cmp.Or(c.OS, want.os), arch: cmp.Or(c.Architecture, want.arch), variant: want.variant}

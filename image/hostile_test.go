@@ -114,7 +114,7 @@ func TestHostileLayersAreRefused(t *testing.T) {
 		{"device number", tarOf(t, file{name: "c", kind: tar.TypeChar, major: 1, minor: 1 << 40}), pod.Invalid, "device"},
 		{"below a file", tarOf(t, file{name: "f"}, file{name: "f/g"}), pod.Invalid, ""},
 		{"long name", tarOf(t, file{name: strings.Repeat("x", 300)}), pod.Invalid, "name too long"},
-		{"long path", tarOf(t, file{name: strings.Repeat("x/", 3000)}), pod.Invalid, "name too long"},
+		{"long path", tarOf(t, file{name: strings.Repeat("x/", 3000)}), pod.Invalid, "directories deep"},
 		{"unknown kind", tarOf(t, file{name: "f", kind: 'Z'}), pod.Invalid, ""},
 		{"size beyond the end", huge, pod.Invalid, ""},
 	} {

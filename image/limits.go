@@ -14,6 +14,7 @@ type Limits struct {
 	MaxImageBytes    int64 // of all layers of one image, packed or unpacked, and of an archive, unpacked; default 64 GiB
 	MaxFiles         int   // files and directories in one layer, and members of an archive; default 1,000,000
 	MaxHeaderBytes   int64 // of the names and attributes of all files of one layer, which are held in memory; default 128 MiB
+	MaxPathWork      int64 // of one layer: parts of names looked up in deep directories and through symlinks; default 64 Mi, which take some 5 s
 	MaxManifestBytes int64 // of one manifest, index or config; default 4 MiB
 }
 
@@ -34,6 +35,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.MaxLayerBytes, 32<<30)
 	set(&l.MaxImageBytes, 64<<30)
 	set(&l.MaxHeaderBytes, 128<<20)
+	set(&l.MaxPathWork, 64<<20)
 	set(&l.MaxManifestBytes, 4<<20)
 	return l
 }

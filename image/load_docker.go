@@ -10,6 +10,13 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
+// maxArchiveNames bounds the images of an archive and their names together.
+const maxArchiveNames = 1000
+
+func tooManyNames(n int) error {
+	return pod.Errorf(pod.Exhausted, "the archive has %d images and names of images, and %d are the limit", n, maxArchiveNames)
+}
+
 // dockerImage is one image of a docker archive's manifest.json.
 type dockerImage struct {
 	Config   string
@@ -27,6 +34,13 @@ func (s *Store) dockerCandidates(ctx context.Context, a *archiveFile, want platf
 	var images []dockerImage
 	if err := json.Unmarshal(data, &images); err != nil {
 		return nil, invalid("manifest.json: %w", err)
+	}
+	names := 0
+	for _, image := range images {
+		names += 1 + len(image.RepoTags)
+	}
+	if names > maxArchiveNames {
+		return nil, tooManyNames(names)
 	}
 	var list []candidate
 	for _, image := range images {

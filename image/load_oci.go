@@ -24,6 +24,9 @@ func (s *Store) ociCandidates(ctx context.Context, a *archiveFile, want platform
 	if err != nil {
 		return nil, err
 	}
+	if n := len(top.Manifests); n > maxArchiveNames {
+		return nil, tooManyNames(n)
+	}
 	groups, order := groupByName(top.Manifests)
 	var list []candidate
 	byDigest := map[string]int{}

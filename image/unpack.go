@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -46,20 +48,29 @@ type unpacker struct {
 	files     int
 	bytes     int64               // of file contents
 	held      int64               // of names and attributes
-	dirs      map[string]struct{} // directories that were counted
+	looked    int64               // components of names that were looked up
+	top       *os.File            // root, open while it is unpacked
 	whiteouts map[string]struct{} // paths that hide something in the layers below
 	rootEntry *tar.Header
 }
 
 func newUnpacker(root string, parents []string, limits Limits) *unpacker {
-	return &unpacker{root: root, parents: parents, limits: limits, dirs: map[string]struct{}{}, whiteouts: map[string]struct{}{}}
+	return &unpacker{root: root, parents: parents, limits: limits, whiteouts: map[string]struct{}{}}
 }
 
 // unpack reads tar from r until its end. The root directory exists and is empty.
 func (u *unpacker) unpack(ctx context.Context, r io.Reader) error {
 	ctx = log.WithLogger(ctx, quiet)
-	_, err := archive.Apply(ctx, u.root, r,
-		archive.WithFilter(u.filter), archive.WithConvertWhiteout(u.convertWhiteout), archive.WithParents(u.parents))
+	top, err := safepath.OpenRoot(u.root)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	u.top = top
+	if u.root, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", top.Fd())); err != nil { // as pathOf has it
+		return err
+	}
+	_, err = archive.Apply(ctx, u.root, r, archive.WithFilter(u.filter), archive.WithConvertWhiteout(u.convertWhiteout))
 	if err == nil {
 		err = u.finish()
 	}
@@ -91,6 +102,9 @@ func (u *unpacker) filter(h *tar.Header) (bool, error) {
 		}
 		return false, nil
 	}
+	if err := u.place(h); err != nil {
+		return false, err
+	}
 	return true, nil
 }
 
@@ -104,32 +118,30 @@ func keepXattr(name string) bool {
 }
 
 func (u *unpacker) count(h *tar.Header) error {
-	u.files++
-	u.held += int64(len(h.Name) + len(h.Linkname) + 256)
+	size := len(h.Name) + len(h.Linkname) + 256
 	for k, v := range h.PAXRecords {
-		u.held += int64(len(k) + len(v))
+		size += len(k) + len(v)
 	}
-	// Directories that are only implied are made too.
-	for dir := filepath.Dir(filepath.Join("/", h.Name)); dir != "/"; dir = filepath.Dir(dir) {
-		if _, seen := u.dirs[dir]; seen {
-			break
-		}
-		u.dirs[dir] = struct{}{}
-		u.files++
-		u.held += int64(len(dir)) / 8
-		if u.files > u.limits.MaxFiles {
-			break
-		}
+	if err := u.addFile(size); err != nil {
+		return err
 	}
+	if h.Size > u.limits.MaxLayerBytes-u.bytes {
+		return pod.Errorf(pod.Exhausted, "the files of the layer are larger than %d bytes, the limit", u.limits.MaxLayerBytes)
+	}
+	u.bytes += h.Size
+	return nil
+}
+
+// addFile counts a file, of which size bytes are held in memory.
+func (u *unpacker) addFile(size int) error {
+	u.files++
+	u.held += int64(size)
 	switch {
 	case u.files > u.limits.MaxFiles:
 		return pod.Errorf(pod.Exhausted, "the layer has more than %d files, the limit", u.limits.MaxFiles)
 	case u.held > u.limits.MaxHeaderBytes:
 		return pod.Errorf(pod.Exhausted, "the names and attributes of the layer's files are larger than %d bytes, the limit", u.limits.MaxHeaderBytes)
-	case h.Size > u.limits.MaxLayerBytes-u.bytes:
-		return pod.Errorf(pod.Exhausted, "the files of the layer are larger than %d bytes, the limit", u.limits.MaxLayerBytes)
 	}
-	u.bytes += h.Size
 	return nil
 }
 

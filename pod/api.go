@@ -59,8 +59,9 @@ type JobInfo struct {
 	Objects  []string
 	Progress string // for people, one line
 	Fraction float64
-	State    string // running, or a JobResult
-	Err      error  // when it failed
+	State    string   // running, or a JobResult
+	Err      error    // when it failed
+	Warnings []string // what of a manifest is not honoured, one line each
 	Output   []string
 	// Output: what the job made, one entry a line: NAMESPACE/NAME for pods, references for images.
 }
@@ -108,6 +109,7 @@ type HostInfo struct {
 	Arch       string
 	Systemd    string
 	Cgroups    string // the controllers that magikpod.slice can use, space separated
+	Unenforced string `json:",omitempty"` // the limits that this host cannot enforce, and why; empty: it enforces all
 	OCIRuntime string
 	LogDriver  string
 	Pods       int

@@ -42,12 +42,12 @@ type Stats struct {
 	Containers map[string]ResourceUse `json:"containers"`
 }
 
-// ResourceUse is what one cgroup uses.
+// ResourceUse is what one cgroup uses. Nil (null in JSON) is what the host does not count: it lacks the cgroup controller.
 type ResourceUse struct {
-	CPUNanos         uint64 `json:"cpuNanos"` // CPU time used so far
-	MemoryBytes      uint64 `json:"memoryBytes"`
-	MemoryLimitBytes uint64 `json:"memoryLimitBytes,omitempty"` // 0: none
-	Processes        uint64 `json:"processes"`
+	CPUNanos         *uint64 `json:"cpuNanos"` // CPU time used so far
+	MemoryBytes      *uint64 `json:"memoryBytes"`
+	MemoryLimitBytes uint64  `json:"memoryLimitBytes,omitempty"` // 0: none that acts
+	Processes        *uint64 `json:"processes"`                  // and threads
 }
 
 // Problem is one thing that is wrong with a manifest, or that will be ignored.

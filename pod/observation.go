@@ -82,6 +82,8 @@ type ContainerState struct {
 	Message    string    `json:"message,omitempty"` // for people: the runtime's own error for a StartError
 	// StoppedByAdmin is true when somebody else than magikpod stopped the unit on purpose (systemctl stop). The container is not restarted.
 	StoppedByAdmin bool `json:"stoppedByAdmin,omitempty"`
+	// Frozen is true while somebody holds all of its processes (systemctl freeze): it runs, but does nothing.
+	Frozen bool `json:"frozen,omitempty"`
 }
 
 // RuntimeState is everything a runtime knows of one pod.

@@ -7,7 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// DisplayState is the STATUS column as kubectl prints it (kubectl: printers/internalversion, printPod), with Stopped for a pod that rests.
+// DisplayState is the STATUS column as kubectl prints it (kubectl: printers/internalversion, printPod), with Stopped for a pod that rests and Frozen for one of which a container is frozen.
 // p carries the status that belongs to seen.
 func DisplayState(p *corev1.Pod, seen Observation) string {
 	switch {
@@ -26,7 +26,21 @@ func DisplayState(p *corev1.Pod, seen Observation) string {
 	if initState != "" && !conditionTrue(p, corev1.PodInitialized) {
 		return initState
 	}
-	return containersDisplay(p, state)
+	state = containersDisplay(p, state)
+	if state == string(corev1.PodRunning) && frozen(seen) {
+		return "Frozen"
+	}
+	return state
+}
+
+// frozen says whether somebody has frozen a container of the pod.
+func frozen(seen Observation) bool {
+	for _, c := range seen.Containers {
+		if c.Frozen && c.Stage == ContainerRunning {
+			return true
+		}
+	}
+	return false
 }
 
 // initDisplay is the state while the pod is initialised; empty when it is.

@@ -40,6 +40,12 @@ type TCPProbe struct {
 	Port int
 }
 
+// Freezer is a [PodManager] whose containers somebody else can freeze.
+type Freezer interface {
+	// Frozen says whether all processes of a container are held.
+	Frozen(ref pod.Ref, container string) bool
+}
+
 // StatsReader is a [PodManager] whose containers have no cgroups on the host.
 type StatsReader interface {
 	// ContainerStats reads what the running containers of a pod use, by their names.

@@ -16,6 +16,7 @@ const (
 	errNoSuchUnit    = "org.freedesktop.systemd1.NoSuchUnit"
 	errUnitExists    = "org.freedesktop.systemd1.UnitExists"
 	errNotReferenced = "org.freedesktop.systemd1.NotReferenced"
+	errUnitInactive  = "org.freedesktop.systemd1.UnitInactive"
 )
 
 // kinds has the kind of each D-Bus error that is not Internal.
@@ -25,7 +26,7 @@ var kinds = map[string]pod.Kind{
 	"org.freedesktop.systemd1.NoSuchProcess":                      pod.NotFound,
 	"org.freedesktop.systemd1.UnitMasked":                         pod.Conflict,
 	"org.freedesktop.systemd1.OnlyByDependency":                   pod.Conflict,
-	"org.freedesktop.systemd1.UnitInactive":                       pod.Conflict,
+	errUnitInactive:                                               pod.Conflict,
 	"org.freedesktop.systemd1.BadUnitSetting":                     pod.Invalid,
 	"org.freedesktop.systemd1.LoadFailed":                         pod.Invalid,
 	"org.freedesktop.systemd1.TransactionIsDestructive":           pod.Unavailable, // the host shuts down, or the slice is being stopped

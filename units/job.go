@@ -57,6 +57,7 @@ func (e *JobError) Error() string {
 		"timeout":    "the job timed out",
 		"dependency": "a unit that it needs did not start",
 		"skipped":    "systemd skipped it",
+		"frozen":     "it is frozen, or a slice that it is in (try: systemctl thaw)",
 		resultLost:   "the connection to systemd is lost",
 	}[e.Result]
 	if why == "" {
@@ -82,7 +83,7 @@ func (j *Job) Wait(ctx context.Context) error {
 	}
 	kind := pod.Internal
 	switch j.result {
-	case "canceled", "skipped":
+	case "canceled", "skipped", "frozen":
 		kind = pod.Conflict
 	case "timeout", "dependency", resultLost:
 		kind = pod.Unavailable

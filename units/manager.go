@@ -38,6 +38,7 @@ type Manager struct {
 	systemd *sd.Conn
 	object  dbus.BusObject
 	queue   *queue
+	events  *groupEvents
 	version string
 
 	closeOnce sync.Once
@@ -93,7 +94,12 @@ func Connect(ctx context.Context) (*Manager, error) {
 		conn.Close()
 		return nil, pod.Errorf(pod.Unavailable, "cannot subscribe to the signals of systemd: %w", err)
 	}
+	if m.events, err = newGroupEvents(); err != nil {
+		conn.Close()
+		return nil, pod.Errorf(pod.Unavailable, "cannot watch cgroups: %w", err)
+	}
 	go m.run()
+	go m.events.run(m.groupChanged) // ends in connectionLost
 	go func() {
 		<-conn.Context().Done()
 		m.connectionLost()
@@ -145,6 +151,7 @@ func (m *Manager) connectionLost() {
 	m.closeOnce.Do(func() {
 		close(m.lost)
 		m.queue.close()
+		m.events.close()
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		for id, jobs := range m.jobs {

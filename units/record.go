@@ -224,6 +224,7 @@ func (m *Manager) neverStarted(unit string, r *record, sig *dbus.Signal) {
 
 // set publishes a state.
 func (m *Manager) set(unit string, r *record, next State, seq dbus.Sequence) {
+	begins := next.Active == ActiveActive && r.state.Active != ActiveActive
 	m.mu.Lock()
 	differs := r.state != next
 	r.state, r.seq = next, seq
@@ -232,6 +233,9 @@ func (m *Manager) set(unit string, r *record, next State, seq dbus.Sequence) {
 	m.mu.Unlock()
 	if !differs || !tracked {
 		return
+	}
+	if begins {
+		m.follow(unit)
 	}
 	for _, changed := range listeners {
 		(*changed)(unit)

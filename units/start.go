@@ -35,6 +35,10 @@ func (m *Manager) StartTransient(ctx context.Context, unit string, props []Prope
 	if err := context.Cause(ctx); err != nil {
 		return nil, translate(err, "cannot start unit %s", unit)
 	}
+	if slice := m.frozenSlice(unit); slice != "" {
+		// systemd 257 refuses the job, 252 makes a process that does not run.
+		return nil, pod.Errorf(pod.Conflict, "cannot start unit %s: %s is frozen (try: systemctl thaw %s)", unit, slice, slice)
+	}
 	names := []string{unit}
 	collections := make([]sd.PropertyCollection, 0, len(aux))
 	for _, a := range aux {
@@ -194,7 +198,7 @@ func cgroupOf(unit string) string {
 	return ""
 }
 
-// Stop stops a unit; units that cannot be without it, as those in a slice and those of a pause unit, stop too. It returns as soon as systemd has taken the job,
+// Stop thaws and stops a unit; units that cannot be without it, as those in a slice and those of a pause unit, stop too. It returns as soon as systemd has taken the job,
 // and does so also when ctx ends meanwhile. No such unit: a job that is done.
 func (m *Manager) Stop(ctx context.Context, unit string) (*Job, error) {
 	if err := context.Cause(ctx); err != nil {
@@ -202,6 +206,9 @@ func (m *Manager) Stop(ctx context.Context, unit string) (*Job, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
+	if err := m.Thaw(ctx, unit); err != nil {
+		return nil, pod.Errorf(pod.KindOf(err), "cannot stop unit %s: %w", unit, err)
+	}
 	undo := m.expectStop(unit)
 	m.calls.Add(1)
 	defer m.calls.Add(-1)

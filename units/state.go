@@ -45,6 +45,9 @@ type State struct {
 	// or of a unit that it depends on. It is never true for a unit that ended on its own, nor for one that the host's shutdown has stopped. It is false
 	// when the unit was stopped before it was tracked: after a restart of the daemon nobody can tell any more.
 	StoppedByAdmin bool
+
+	// frozen is what systemd has told last; 252 tells it only when it is asked. See [Manager.Frozen] for the kernel's word.
+	frozen bool
 }
 
 // Ended tells whether nothing of the unit runs any more.
@@ -92,6 +95,10 @@ func (s *State) apply(props map[string]dbus.Variant) {
 	storeTime(props, "ExecMainStartTimestamp", &s.ExecMainStart)
 	storeTime(props, "ExecMainExitTimestamp", &s.ExecMainExit)
 	store(props, "StatusText", &s.StatusText)
+	var freezer string
+	if store(props, "FreezerState", &freezer); freezer != "" {
+		s.frozen = freezer != "running"
+	}
 	var group string
 	if store(props, "ControlGroup", &group); group != "" {
 		s.ControlGroup = group

@@ -87,6 +87,7 @@ func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 	if !ok {
 		return State{}, pod.Errorf(pod.Unavailable, "cannot track unit %s: the connection to systemd is lost", unit)
 	}
+	m.follow(unit)
 	return s, nil
 }
 

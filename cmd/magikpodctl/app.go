@@ -170,6 +170,11 @@ func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, e
 	if err != nil {
 		return err
 	}
+	for _, line := range info.Warnings {
+		if _, err := fmt.Fprintln(a.errOut, printable.Line(line)); err != nil {
+			return err
+		}
+	}
 	for _, line := range info.Output {
 		if err := a.printName(line); err != nil {
 			return err

@@ -79,7 +79,9 @@ func versionCommand(a *app) *cobra.Command {
 
 func statsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "stats POD", Short: "Print the resources that a pod uses", Args: podArg, ValidArgsFunction: a.completePods,
+		Use: "stats POD", Short: "Print the resources that a pod uses", Args: podArg,
+		Long:              "Print the resources that a pod and its containers use. A figure is null when it is not known: this host does not count it (no cgroup controller memory or pids).",
+		ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, path, err := a.podOf(cmd.Context(), args)
 			if err != nil {

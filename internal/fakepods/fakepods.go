@@ -212,7 +212,7 @@ func (b *Backend) List() []pod.Summary {
 
 // Stats implements dbus.Backend.
 func (b *Backend) Stats(context.Context, pod.Ref) (pod.Stats, error) {
-	return pod.Stats{Time: time.Now(), Pod: pod.ResourceUse{Processes: 1}}, nil
+	return pod.Stats{Time: time.Now(), Pod: pod.ResourceUse{Processes: new(uint64(1))}}, nil
 }
 
 // Jobs implements dbus.Backend.

@@ -254,7 +254,7 @@ func (l *Launcher) Stats(ctx context.Context, s runtime.Machine) (map[string]pod
 	}
 	use := map[string]pod.ResourceUse{}
 	for _, c := range reply.Containers {
-		use[c.Container] = pod.ResourceUse{CPUNanos: c.CPUUsec * 1000, MemoryBytes: c.MemoryWorkingSet, MemoryLimitBytes: c.MemoryLimit, Processes: c.PIDs}
+		use[c.Container] = pod.ResourceUse{CPUNanos: new(c.CPUUsec * 1000), MemoryBytes: new(c.MemoryWorkingSet), MemoryLimitBytes: c.MemoryLimit, Processes: new(c.PIDs)}
 	}
 	return use, nil
 }

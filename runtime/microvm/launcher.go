@@ -3,11 +3,13 @@ package microvm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -146,23 +148,58 @@ func (l *Launcher) findKernel() (err error) {
 	return err
 }
 
+// need is a file that every machine needs, and where it comes from.
+type need struct {
+	path, remedy string
+	device       bool // else a program
+}
+
+func (l *Launcher) needs() []need {
+	return []need{
+		{path: l.config.AgentPath, remedy: "package magikpod"},
+		{path: l.config.SupervisorPath, remedy: "package magikpod"},
+		{path: l.parts.Init, remedy: "package magikpod"},
+		{path: l.parts.Runtime, remedy: "package " + filepath.Base(l.parts.Runtime)},
+		{path: disks.Mke2fs, remedy: "package e2fsprogs"},
+		{path: "/dev/net/tun", remedy: "modprobe tun", device: true},
+	}
+}
+
 // findPrograms finds what goes into the machine beside the kernel.
 func (l *Launcher) findPrograms() error {
 	l.parts.Init, l.parts.Runtime = l.config.GuestPath, l.config.Runtime
 	if l.parts.Runtime == "" {
 		l.parts.Runtime = "/usr/bin/crun"
 	}
-	for _, path := range []string{l.config.SupervisorPath, l.parts.Init, l.parts.Runtime} {
-		if info, err := os.Stat(path); err != nil || info.IsDir() || info.Mode()&0o111 == 0 {
-			return pod.Errorf(pod.Unsupported, "%s is not installed", path)
+	return l.checkNeeds()
+}
+
+// checkNeeds looks for what every machine needs. Unsupported: something is missing, and the error says what, and how it is had.
+func (l *Launcher) checkNeeds() error {
+	var missing []string
+	for _, n := range l.needs() {
+		info, err := os.Stat(n.path)
+		switch {
+		case err == nil && n.device && info.Mode()&os.ModeCharDevice != 0:
+		case err == nil && !n.device && info.Mode().IsRegular() && info.Mode()&0o111 != 0:
+		case err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+			missing = append(missing, fmt.Sprintf("%s cannot be used: %v", n.path, err))
+		default:
+			missing = append(missing, fmt.Sprintf("%s is not installed (%s)", n.path, n.remedy))
 		}
 	}
-	return nil
+	if missing == nil {
+		return nil
+	}
+	return pod.Errorf(pod.Unsupported, "%s", strings.Join(missing, "; "))
 }
 
 // description tells people what runs the machines.
 func (l *Launcher) description() string {
 	text := l.driver.Name() + ", " + l.base.Accel + ", vsock by " + string(l.base.Vsock.Kind) + ", kernel " + filepath.Base(l.parts.Modules)
+	if !l.images.Packs() {
+		text += ", images not compressed: mkfs.erofs is not installed (package erofs-utils)"
+	}
 	if l.share == "" {
 		text += ", hostPath as a copy to read: " + l.noShare()
 	}

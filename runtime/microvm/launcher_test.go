@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/netsetup"
+	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
@@ -43,6 +45,39 @@ func TestClassDrivers(t *testing.T) {
 	}
 	if text, want := l.description(), "; cloud-hypervisor: cloud-hypervisor emulates no CPU: it needs KVM"; !strings.HasPrefix(text, "qemu, tcg, ") || !strings.Contains(text, want) {
 		t.Errorf("%q, want it to say %q", text, want)
+	}
+}
+
+// TestClassNamesWhatIsMissing: a class that could make no machine is not called available, and a start says what has been removed meanwhile.
+func TestClassNamesWhatIsMissing(t *testing.T) {
+	config := Config{AgentPath: "/bin/true", SupervisorPath: "/bin/true", GuestPath: "/bin/true", Runtime: "/bin/true"}
+	for _, c := range []struct {
+		lack func()
+		want string
+	}{
+		{func() { disks.Mke2fs = "/none/mke2fs" }, "/none/mke2fs is not installed (package e2fsprogs)"},
+		{func() { disks.Mke2fs = "/etc/passwd" }, "/etc/passwd is not installed (package e2fsprogs)"},
+		{func() { config.AgentPath = "/none/agent" }, "/none/agent is not installed (package magikpod)"},
+		{func() { config.SupervisorPath = "/none/vmm" }, "/none/vmm is not installed (package magikpod)"},
+		{func() { config.GuestPath = "/bin" }, "/bin is not installed (package magikpod)"},
+		{func() { config.Runtime = "/none/crun" }, "/none/crun is not installed (package crun)"},
+	} {
+		mke2fs, all := disks.Mke2fs, config
+		c.lack()
+		l := NewLauncher(config)
+		if class := l.Class(); class.Available || !strings.Contains(class.Reason, c.want) {
+			t.Errorf("got %+v, want %q", class, c.want)
+		}
+		_, err := l.PrepareSandbox(t.Context(), runtime.Machine{RunDir: "/none", StateDir: "/none"}, runtime.SandboxConfig{Network: runtime.Network{NetNS: os.Stdin}})
+		if pod.KindOf(err) != pod.Unsupported || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("a start: %v, want %q", err, c.want)
+		}
+		disks.Mke2fs, config = mke2fs, all
+	}
+	config.AgentPath, disks.Mke2fs = "/none/agent", "/none/mke2fs"
+	defer func() { disks.Mke2fs = "/usr/sbin/mke2fs" }()
+	if text := NewLauncher(config).Class().Reason; !strings.Contains(text, "/none/agent") || !strings.Contains(text, "/none/mke2fs") {
+		t.Errorf("%q does not name all that is missing", text)
 	}
 }
 

@@ -119,6 +119,9 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config
 	if config.Network.NetNS == nil {
 		return nil, pod.Errorf(pod.Unsupported, "a machine has no part in the host's network")
 	}
+	if err := l.checkNeeds(); err != nil { // it may have been removed since the class was asked
+		return nil, err
+	}
 	for _, dir := range []string{s.RunDir, s.StateDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, pod.WithKind(pod.Internal, err)

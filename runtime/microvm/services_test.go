@@ -110,10 +110,10 @@ func TestStats(t *testing.T) {
 	first := use()
 	time.Sleep(time.Second)
 	second := use()
-	if busy := second["a"].CPUNanos - first["a"].CPUNanos; busy < uint64(100*time.Millisecond) {
+	if busy := *second["a"].CPUNanos - *first["a"].CPUNanos; busy < uint64(100*time.Millisecond) {
 		t.Errorf("a container that is busy has used %s in a second", time.Duration(busy))
 	}
-	if idle := second["b"]; idle.Processes != 1 || idle.MemoryBytes == 0 || idle.MemoryLimitBytes != 48<<20 {
+	if idle := second["b"]; *idle.Processes != 1 || *idle.MemoryBytes == 0 || idle.MemoryLimitBytes != 48<<20 {
 		t.Errorf("a container that sleeps uses %+v", idle)
 	}
 	if len(second) != 2 {

@@ -39,7 +39,12 @@ func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptR
 			if err == nil {
 				err = job.Wait(ctx)
 			}
-			errs = append(errs, err)
+			if err == nil {
+				err = m.units.Emptied(ctx, unit)
+			}
+			if err != nil {
+				return err // what runs keeps its name and its files
+			}
 		}
 		m.noteEndOf(s, record)
 		errs = append(errs, m.units.Release(ctx, unit))

@@ -240,7 +240,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		select {
 		case <-changed:
 		case <-check.C:
-			if !launching(cgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
+			if !launching(units.CgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
 				return pod.Errorf(pod.Internal, "magikagent was killed")
 			}
 		case <-ctx.Done():

@@ -15,6 +15,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
 )
 
 // execution is one process that is run in a container.
@@ -41,6 +42,9 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 	}
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
+	}
+	if unit := m.frozenUnit(s, name); unit != "" {
+		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Conflict, "it is frozen (try: systemctl thaw %s, or the slice that was frozen)", unit))
 	}
 	if m.config.Sandboxes != nil {
 		status, err := m.config.Sandboxes.Exec(ctx, m.machine(s), name, p)
@@ -69,9 +73,9 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	bundle := filepath.Join(x.s.dir, containersName, x.record.Container)
 	id := "exec-" + newID()[:16]
 	x.dir = filepath.Join(bundle, id)
-	x.cgroup = filepath.Join(cgroupRoot(), state.ControlGroup, id)
+	x.cgroup = filepath.Join(units.CgroupRoot(), state.ControlGroup, id)
 	if x.kind.subCgroup != "" {
-		x.cgroup = filepath.Join(cgroupRoot(), state.ControlGroup, containerCgroup, id)
+		x.cgroup = filepath.Join(units.CgroupRoot(), state.ControlGroup, containerCgroup, id)
 	}
 	process, err := x.process(bundle, state.MainPID)
 	if err != nil {

@@ -229,7 +229,7 @@ func TestExecEnd(t *testing.T) {
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			var left []string
 			for _, pattern := range []string{"/exec-*", "/*/exec-*"} {
-				found, err := filepath.Glob(cgroupRoot() + state.ControlGroup + pattern)
+				found, err := filepath.Glob(units.CgroupRoot() + state.ControlGroup + pattern)
 				if err != nil {
 					t.Fatal(err)
 				}

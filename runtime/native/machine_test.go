@@ -142,7 +142,7 @@ func (m *testMachines) Probe(_ context.Context, _ runtime.Machine, container str
 }
 
 func (m *testMachines) Stats(context.Context, runtime.Machine) (map[string]pod.ResourceUse, error) {
-	return map[string]pod.ResourceUse{"a": {Processes: 2}}, nil
+	return map[string]pod.ResourceUse{"a": {Processes: new(uint64(2))}}, nil
 }
 
 func newMachines(t *testing.T, fault func(string) error) (*world, *testMachines) {
@@ -267,7 +267,7 @@ func (w *world) checkDelegated(p *corev1.Pod, machines *testMachines) {
 	if _, _, err := m.Probe(t.Context(), ref, "c", runtime.Probe{TCP: &runtime.TCPProbe{}}); pod.KindOf(err) != pod.Conflict {
 		t.Errorf("probe of a container that has ended: %v", err)
 	}
-	if use, err := m.ContainerStats(t.Context(), ref); err != nil || use["a"].Processes != 2 {
+	if use, err := m.ContainerStats(t.Context(), ref); err != nil || *use["a"].Processes != 2 {
 		t.Errorf("stats: %v, %v", use, err)
 	}
 	if errs := m.Validate(p); len(errs) != 1 || !strings.Contains(errs[0].Detail, "asked vm") {

@@ -71,6 +71,7 @@ type Manager struct {
 var (
 	_ runtime.PodManager    = (*Manager)(nil)
 	_ runtime.ImagePreparer = (*Manager)(nil)
+	_ runtime.Freezer       = (*Manager)(nil)
 )
 
 // New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so.
@@ -104,6 +105,9 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 		if err := os.MkdirAll(m.oci.root, 0o700); err != nil {
 			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
 		}
+	}
+	if info, err := os.Stat(config.AgentPath); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		m.class.Available, m.class.Reason = false, config.AgentPath+" is not installed (package magikpod)"
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	m.deaf = m.units.OnChange(m.unitChanged)

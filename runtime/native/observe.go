@@ -21,10 +21,17 @@ func (m *Manager) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, err
 	state.Sandbox = m.sandboxState(s)
 	for _, name := range s.containerNames() {
 		if c := m.containerState(s, name); c.Stage != pod.ContainerAbsent {
+			c.Frozen = c.Stage == pod.ContainerRunning && m.frozenUnit(s, name) != ""
 			state.Containers[name] = c
 		}
 	}
 	return state, nil
+}
+
+// Frozen implements [runtime.Freezer].
+func (m *Manager) Frozen(ref pod.Ref, container string) bool {
+	s := m.find(ref)
+	return s != nil && m.frozenUnit(s, container) != ""
 }
 
 func (s *sandbox) containerNames() []string {
@@ -94,6 +101,16 @@ func (m *Manager) containerState(s *sandbox, name string) pod.ContainerState {
 		return *c.record.Failed
 	}
 	return stateOf(c, unit, known)
+}
+
+// frozenUnit is the unit that a container cannot run without and that is frozen; "" when there is none.
+func (m *Manager) frozenUnit(s *sandbox, name string) string {
+	for _, unit := range []string{s.unit(name), s.names.VM} {
+		if (unit != s.names.VM || m.config.Sandboxes != nil) && m.units.Frozen(unit) {
+			return unit
+		}
+	}
+	return ""
 }
 
 // stateOf translates the state of a unit.

@@ -133,12 +133,3 @@ func readBelow(root *os.File, path string) ([]byte, error) {
 	}
 	return data, nil
 }
-
-// cgroupRoot is where the host's cgroups of version 2 are.
-func cgroupRoot() string {
-	const root = "/sys/fs/cgroup"
-	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		return root + "/unified" // a hybrid host
-	}
-	return root
-}

@@ -97,7 +97,7 @@ func (s *sandbox) onlookers(container, own string) []string {
 	var cgroups []string
 	for _, name := range traced {
 		// By its name, which is never empty: systemd may not have told yet where the unit is.
-		cgroup := filepath.Join(cgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name))
+		cgroup := filepath.Join(units.CgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name))
 		files, _ := filepath.Glob(cgroup + "/*/cgroup.freeze") // the pattern is fine
 		inner, _ := filepath.Glob(cgroup + "/" + containerCgroup + "/*/cgroup.freeze")
 		for _, file := range append(files, inner...) {

@@ -28,7 +28,7 @@ func (w *world) frozen(p *corev1.Pod) string {
 	s := w.find(pod.RefOf(p))
 	var names []string
 	for _, name := range s.containerNames() {
-		files, err := filepath.Glob(filepath.Join(cgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
+		files, err := filepath.Glob(filepath.Join(units.CgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
 		if err != nil {
 			w.t.Fatal(err)
 		}

@@ -60,6 +60,10 @@ func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, g
 	defer s.setStopping(name, false)
 	unit := s.unit(name)
 	m.units.ExpectStop(unit)
+	// Frozen it would not see the signal.
+	if err := m.units.Thaw(ctx, unit); err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot stop container %q of pod %s: %w", name, ref, err)
+	}
 	insisting := false
 	if record := s.recordOf(name); record.Grace != grace {
 		insisting = true
@@ -186,6 +190,10 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 			byHand = byHand || s.recordOf(name).Grace != grace
 		}
 	}
+	// Before anything waits for the pause process or for a container.
+	if err := m.units.Thaw(ctx, s.names.Slice); err != nil {
+		return err
+	}
 	if byHand {
 		m.endAllByHand(ctx, s, grace)
 		if err := ctx.Err(); err != nil {
@@ -268,6 +276,10 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 	job, err := m.units.Stop(ctx, s.names.Slice)
 	if err == nil {
 		err = job.Wait(ctx)
+	}
+	if err == nil {
+		// The job of a slice may be done although a unit in it has refused to stop.
+		err = m.units.Emptied(ctx, s.names.Slice)
 	}
 	if err != nil {
 		return err

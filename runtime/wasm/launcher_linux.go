@@ -75,7 +75,7 @@ func NewLauncher(program, cache, wasmtime string) *Launcher {
 		}
 	}
 	if fi, err := os.Stat(program); err != nil || fi.Mode()&0o111 == 0 {
-		l.class.Available, l.class.Reason = false, program+" is not installed"
+		l.class.Available, l.class.Reason = false, program+" is not installed (package magikpod)"
 	}
 	return l
 }

@@ -43,6 +43,9 @@ func NewCache(dir string) *Cache {
 	return &Cache{dir: dir, mkfs: mkfs, building: map[string]chan struct{}{}, held: map[string]int{}}
 }
 
+// Packs tells whether images are compressed.
+func (c *Cache) Packs() bool { return c.mkfs != "" }
+
 const suffix = ".erofs"
 
 // keyOf is the name of an image.

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// mke2fs is in e2fsprogs, which every Debian has.
-const mke2fs = "/usr/sbin/mke2fs"
+// Mke2fs makes scratch disks. It is in e2fsprogs, which is in every Debian but the smallest. A variable for tests.
+var Mke2fs = "/usr/sbin/mke2fs"
 
 // MakeScratch makes a sparse raw image of size bytes with an empty ext4 file system, whose root belongs to root. A file that is there already is kept as it is: it has a
 // pod's data. Its blocks are taken as the guest writes them.
@@ -35,7 +35,7 @@ func makeScratch(ctx context.Context, path string, size int64) error {
 		return err
 	}
 	// Inode tables are initialised as they are used, not by a thread of the guest's kernel; nobody's but root's blocks are set aside.
-	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-O", "^resize_inode", "-J", "size=4", building)
+	cmd := exec.CommandContext(ctx, Mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-O", "^resize_inode", "-J", "size=4", building)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "LC_ALL=C"}
 	cmd.WaitDelay = time.Second
 	if text, err := cmd.CombinedOutput(); err != nil {

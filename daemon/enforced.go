@@ -1,0 +1,106 @@
+package daemon
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+// controllerOf is the cgroup controller that acts for a resource of a manifest.
+var controllerOf = map[corev1.ResourceName]string{corev1.ResourceCPU: "cpu", corev1.ResourceMemory: "memory"}
+
+// limiters are the controllers that the limits of pods need, and what they limit.
+var limiters = []struct{ controller, what string }{{"cpu", "CPU time"}, {"memory", "memory"}, {"pids", "processes"}}
+
+// missingControllers are those of limiters that this host does not have; none when that is not known. v2 is the root of cgroup version 2. On a hybrid
+// host systemd uses the controllers of version 1, each in a directory of its name beside it.
+func missingControllers(v2 string) []string {
+	data, err := os.ReadFile(v2 + "/cgroup.controllers")
+	if err != nil {
+		return nil
+	}
+	have := strings.Fields(string(data))
+	var missing []string
+	for _, l := range limiters {
+		v1, hybrid := strings.CutSuffix(v2, "/unified")
+		if hybrid {
+			_, err = os.Stat(v1 + "/" + l.controller + "/cgroup.procs")
+			hybrid = err == nil
+		}
+		if !hybrid && !slices.Contains(have, l.controller) {
+			missing = append(missing, l.controller)
+		}
+	}
+	return missing
+}
+
+// unenforced says for people which limits of a class this host cannot enforce; empty: it enforces all.
+func (h *Host) unenforced(class string) string {
+	var what, missing []string
+	for _, l := range limiters {
+		if slices.Contains(h.MissingControllers, l.controller) && !enforcedByClass(class, l.controller) {
+			what, missing = append(what, l.what), append(missing, l.controller)
+		}
+	}
+	if what == nil {
+		return ""
+	}
+	return fmt.Sprintf("limits of %s have no effect on this host: it does not have the cgroup controllers %s",
+		strings.Join(what, ", "), strings.Join(missing, ", "))
+}
+
+// enforcedByClass says whether the limits of a container are enforced without the host's controller. A machine has its own, and its size is a limit; a module's
+// memory is bounded by its engine.
+func enforcedByClass(class, controller string) bool {
+	return class == pod.ClassMicroVM || class == pod.ClassWasm && controller == "memory"
+}
+
+// ignoredLimits warns of the requests and limits of a pod that will have no effect on this host.
+func (d *Daemon) ignoredLimits(p *corev1.Pod) field.ErrorList {
+	class := className(p)
+	if len(d.host.MissingControllers) == 0 || class == pod.ClassMicroVM {
+		return nil
+	}
+	var warnings field.ErrorList
+	check := func(r corev1.ResourceRequirements, at *field.Path, ofContainer bool) {
+		for _, part := range []struct {
+			name string
+			list corev1.ResourceList
+		}{{"limits", r.Limits}, {"requests", r.Requests}} {
+			for _, resource := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+				controller := controllerOf[resource]
+				_, ok := part.list[resource]
+				_, limited := r.Limits[resource]
+				switch {
+				case part.name == "requests" && limited: // said of the limit, which may be where the request comes from
+					ok = false
+				case part.name == "limits" && ofContainer && enforcedByClass(class, controller):
+					ok = false
+				}
+				if ok && slices.Contains(d.host.MissingControllers, controller) {
+					warnings = append(warnings, field.Forbidden(at.Child(part.name).Key(string(resource)),
+						"has no effect on this host, which does not have the cgroup controller "+controller))
+				}
+			}
+		}
+	}
+	spec := field.NewPath("spec")
+	if p.Spec.Resources != nil {
+		check(*p.Spec.Resources, spec.Child("resources"), false)
+	}
+	for _, list := range []struct {
+		name       string
+		containers []corev1.Container
+	}{{"initContainers", p.Spec.InitContainers}, {"containers", p.Spec.Containers}} {
+		for i := range list.containers {
+			check(list.containers[i].Resources, spec.Child(list.name).Index(i).Child("resources"), true)
+		}
+	}
+	return warnings
+}

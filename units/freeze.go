@@ -1,0 +1,262 @@
+package units
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
+)
+
+const (
+	// thawTimeout bounds how long processes may take to run again.
+	thawTimeout = 10 * time.Second
+	// emptyTimeout bounds how long processes may take to go after SIGKILL.
+	emptyTimeout = 5 * time.Second
+	// maxBelow is how many cgroups below a unit's own are looked at: a privileged container makes as many as it likes.
+	maxBelow = 1024
+	// maxNamed is how many processes an error names.
+	maxNamed = 5
+)
+
+// CgroupRoot is where the cgroups of version 2 are mounted.
+func CgroupRoot() string {
+	const root = "/sys/fs/cgroup"
+	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+		return root + "/unified" // a hybrid host
+	}
+	return root
+}
+
+// Frozen tells whether the kernel holds all processes of a unit, because somebody has frozen it or a slice that it is in (systemctl freeze). A unit that
+// has no cgroup is not frozen.
+func (m *Manager) Frozen(unit string) bool {
+	return eventOf(m.cgroupDir(unit), "frozen") == "1"
+}
+
+// frozenSlice is the innermost slice that a unit would be frozen by; "" when there is none.
+func (m *Manager) frozenSlice(unit string) string {
+	for slice := sliceOf(unit); slice != ""; slice = sliceOf(slice) {
+		if m.Frozen(slice) {
+			return slice
+		}
+	}
+	return ""
+}
+
+// Thaw has all processes of a unit run again, and of those that stop with it, whoever has frozen them: systemd, by an order for the unit or for a slice
+// that it is in, or somebody who wrote to the file of the cgroup. The slices that it is in are thawed as a whole: a cgroup cannot run in one that does
+// not. Nothing frozen is no error. Unavailable: something is still frozen.
+//
+// A frozen unit must be thawed before it is stopped: systemd 257 refuses the job and has the job of the slice succeed all the same; in systemd 252 a
+// process with a handler for the stop signal does not run before its time is over.
+func (m *Manager) Thaw(ctx context.Context, unit string) error {
+	group := m.cgroupDir(unit)
+	held, frozen := m.heldBySystemd(unit), frozenGroups(group)
+	if !held && len(frozen) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawTimeout)
+	defer cancel()
+	var failed error
+	for _, name := range m.thawOrder(unit) {
+		// systemd calls a unit that is not active an error. What counts is what the kernel says below.
+		if err := m.systemd.ThawUnit(ctx, name); err != nil && !isError(err, errNoSuchUnit) && !isError(err, errUnitInactive) {
+			failed = translate(err, "cannot thaw unit %s", name)
+		}
+	}
+	for _, dir := range frozenGroups(group) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = pod.Errorf(pod.Unavailable, "cannot thaw unit %s: %w", unit, err)
+		}
+	}
+	for eventOf(group, "frozen") == "1" {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			if failed == nil {
+				failed = pod.Errorf(pod.Unavailable, "cannot thaw unit %s: its processes are still frozen after %s", unit, thawTimeout)
+			}
+			return failed
+		}
+	}
+	return nil
+}
+
+// heldBySystemd tells whether systemd has said of the unit, or of one that stops with it, that it is frozen.
+func (m *Manager) heldBySystemd(unit string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, r := range m.units {
+		if r.state.frozen && !r.state.Ended() && stopsWith(name, unit) {
+			return true
+		}
+	}
+	return false
+}
+
+// thawOrder are the units to thaw: the slices that unit is in, the outermost first, then itself, then what stops with it.
+func (m *Manager) thawOrder(unit string) []string {
+	var names []string
+	for name := unit; name != "" && name != "-.slice"; name = sliceOf(name) {
+		names = append(names, name)
+	}
+	slices.Reverse(names)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.units {
+		if name != unit && stopsWith(name, unit) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Emptied makes sure that nothing of a unit that was stopped is left: neither a unit that stops with it, nor a process. Processes that are in none of them
+// any more, such as those that did not go when systemd gave them up, are killed. Unavailable: something is left, and the error says what.
+func (m *Manager) Emptied(ctx context.Context, unit string) error {
+	var left []string
+	for _, name := range m.notEnded(unit) {
+		// The end of one unit's job says nothing of signals about another one that are still to come.
+		s, err := m.Refresh(ctx, name)
+		if err != nil {
+			return err
+		}
+		if !s.Ended() {
+			left = append(left, name+" is still "+s.Active)
+		}
+	}
+	if len(left) > 0 {
+		return pod.Errorf(pod.Unavailable, "cannot stop unit %s: %s", unit, strings.Join(left, ", "))
+	}
+	group := m.cgroupDir(unit)
+	if group == "" || eventOf(group, "populated") != "1" {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return pod.Errorf(pod.Unavailable, "cannot kill what is left of unit %s: %w", unit, err)
+	}
+	for end := time.Now().Add(emptyTimeout); eventOf(group, "populated") == "1"; time.Sleep(time.Millisecond) {
+		if ctx.Err() != nil || time.Now().After(end) {
+			return pod.Errorf(pod.Unavailable, "cannot stop unit %s: after SIGKILL there are still %s", unit, processesOf(group))
+		}
+	}
+	return nil
+}
+
+// notEnded are the tracked units that stop with unit and of which no signal has told that they have ended.
+func (m *Manager) notEnded(unit string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var left []string
+	for name, r := range m.units {
+		if (name == unit || stopsWith(name, unit)) && !r.pending && !r.state.Ended() {
+			left = append(left, name)
+		}
+	}
+	slices.Sort(left)
+	return left
+}
+
+// cgroupDir is the directory of a unit's cgroup; "" when its name tells none.
+func (m *Manager) cgroupDir(unit string) string {
+	group := cgroupOf(unit)
+	if s, ok := m.State(unit); ok && s.ControlGroup != "" {
+		group = s.ControlGroup
+	}
+	if group == "" {
+		return ""
+	}
+	return filepath.Join(CgroupRoot(), path.Clean("/"+group))
+}
+
+// frozenGroups are the cgroups that somebody has frozen by name, of dir, those that it is in and those below: the outermost first. None: dir does not exist.
+func frozenGroups(dir string) []string {
+	if _, err := os.Stat(dir); dir == "" || err != nil {
+		return nil
+	}
+	var frozen []string
+	add := func(dir string) {
+		if data, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze")); err == nil && strings.TrimSpace(string(data)) == "1" {
+			frozen = append(frozen, dir)
+		}
+	}
+	for up, root := dir, CgroupRoot(); len(up) > len(root); up = filepath.Dir(up) {
+		add(up)
+	}
+	slices.Reverse(frozen)
+	seen := 0
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() || path == dir {
+			return nil // it has just gone
+		}
+		if seen++; seen > maxBelow {
+			return fs.SkipAll
+		}
+		add(path)
+		return nil
+	})
+	return frozen
+}
+
+// eventOf is a value of a cgroup's cgroup.events (cgroup-v2.rst, Core Interface Files); "" when there is none.
+func eventOf(dir, name string) string {
+	if dir == "" {
+		return ""
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// processesOf describes the processes in a cgroup and below.
+func processesOf(dir string) string {
+	var list []string
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.Name() != "cgroup.procs" {
+			return nil
+		}
+		data, _ := os.ReadFile(path) // it may have just gone
+		for pid := range strings.FieldsSeq(string(data)) {
+			if n, err := strconv.Atoi(pid); err != nil || n <= 0 {
+				continue
+			}
+			if list = append(list, "process "+pid+stateOfProcess(pid)); len(list) == maxNamed {
+				return fs.SkipAll
+			}
+		}
+		return nil
+	})
+	if len(list) == 0 {
+		return "processes"
+	}
+	return strings.Join(list, ", ")
+}
+
+// stateOfProcess is the name and the state of a process, as ps(1) tells them.
+func stateOfProcess(pid string) string {
+	data, err := os.ReadFile("/proc/" + pid + "/stat")
+	open, end := strings.IndexByte(string(data), '('), strings.LastIndexByte(string(data), ')')
+	if err != nil || open < 0 || end+2 >= len(data) {
+		return ""
+	}
+	state := string(data[end+2 : end+3])
+	if state == "D" {
+		state += ", it hangs in the kernel"
+	}
+	return " " + strconv.Quote(string(data[open+1:end])) + " (state " + state + ")"
+}
