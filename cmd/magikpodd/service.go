@@ -90,6 +90,10 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 		Config: config, Registry: registry, Images: images, Networks: networks{network}, Volumes: volumes,
 		Host: daemon.ReadHost(version, systemd.Version()), Log: log,
 	})
+	if err != nil && ctx.Err() != nil {
+		log.Info("magikpodd ends before it was ready; pods go on")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -109,6 +113,11 @@ func serve(ctx context.Context, configFile string, log *slog.Logger) (err error)
 				log.Error("cannot serve the control socket", "error", err)
 			}
 		})
+	}
+	select {
+	case <-systemd.Lost(): // what has been read may be from before
+		return pod.Errorf(pod.Unavailable, "cannot start: the connection to systemd is lost")
+	default:
 	}
 	notify(log, sdnotify.SdNotifyReady+"\n"+statusText(d))
 	defer notify(log, sdnotify.SdNotifyStopping)

@@ -256,6 +256,9 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	name := a.record.Container
+	if m.lost() { // nobody knows what has become of it: the next daemon finds out
+		return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, err)
+	}
 	state, known := m.units.State(s.unit(name))
 	reason := lastLogError(filepath.Join(a.bundle, runtimeLog))
 	switch {
@@ -267,6 +270,12 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		err = pod.Errorf(pod.Internal, "cannot start container %q: %s", name, reason)
 	default:
 		err = pod.Errorf(kindOr(err, pod.Internal), "cannot start container %q: %w", name, err)
+	}
+	if stopErr := m.stopAttempt(cleanup, s, a.record); stopErr != nil {
+		if known {
+			s.started(name) // its unit tells what is true
+		}
+		return errors.Join(err, stopErr)
 	}
 	cleanErr := m.removeAttempt(cleanup, s, a.record)
 	var failed *pod.ContainerState
