@@ -196,7 +196,7 @@ func (s *recordStore) loadOne(uid string) (best *record, warning string, err err
 			if best == nil || r.Serial > best.Serial {
 				best = r
 			}
-		case errors.Is(err, os.ErrNotExist):
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		case atomicfile.Damaged(err):
 			problems = append(problems, fmt.Sprintf("cannot use %s: %v; it was set aside as %s", path, err, setAside(path)))
 		case path == inMemory:
