@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -370,7 +371,7 @@ func TestUnreadableRecords(t *testing.T) {
 		for _, dir := range []string{w.config.StateDir, w.config.RunDir} {
 			err := filepath.WalkDir(filepath.Dir(dir), func(path string, d os.DirEntry, err error) error {
 				if err == nil && d.IsDir() {
-					err = os.Chmod(path, 0o755)
+					err = os.Chmod(path, 0o777) // what is set aside could be
 				}
 				return err
 			})
@@ -383,14 +384,16 @@ func TestUnreadableRecords(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		object := w.d.objects.path(objectKey{"configmaps", "default", "c"})
 		before := w.records()
+		// asNobody starts a daemon that cannot read the files below a path.
 		asNobody := func(unreadable string) (err error) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
 				runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-				for path := range before {
-					if err := os.Chmod(path, map[bool]os.FileMode{true: 0o600, false: 0o644}[strings.Contains(path, unreadable)]); err != nil {
+				for _, path := range append(slices.Collect(maps.Keys(before)), object) {
+					if err := os.Chmod(path, map[bool]os.FileMode{true: 0o600, false: 0o644}[strings.HasPrefix(path, unreadable)]); err != nil {
 						t.Error(err)
 					}
 				}
@@ -402,22 +405,22 @@ func TestUnreadableRecords(t *testing.T) {
 			<-done
 			return err
 		}
-		for _, unreadable := range []string{w.config.RunDir, w.config.StateDir + "/pods"} {
-			err := asNobody(unreadable)
-			if unreadable == w.config.RunDir && pod.KindOf(err) != pod.Unavailable {
+		for unreadable, starts := range map[string]bool{w.config.RunDir: false, w.config.StateDir: false, object: false, w.config.StateDir + "/pods": true} {
+			w.next(nil)
+			if err := asNobody(unreadable); starts != (err == nil) || err != nil && pod.KindOf(err) != pod.Unavailable {
 				t.Errorf("without %s: %v", unreadable, err)
 			}
-			if w.d != nil {
-				t.Logf("without %s: %v", unreadable, w.d.List())
-				w.next(nil)
-			}
-			after := w.records()
-			for path, was := range before {
-				if after[path] != was {
-					t.Errorf("without %s: %s was changed or moved", unreadable, path)
+			if starts {
+				if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 { // the copy in memory will do
+					t.Errorf("without %s the pod is %+v", unreadable, d.Summary)
 				}
 			}
 			w.onlyAdopted()
+			for path, was := range before {
+				if now, err := os.ReadFile(path); err != nil || !starts && string(now) != was {
+					t.Errorf("without %s: %s was changed or moved", unreadable, path)
+				}
+			}
 		}
 		w.next(nil)
 		w.start()
