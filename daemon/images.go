@@ -25,7 +25,7 @@ type puller struct {
 	prepare func(context.Context, runtime.Image) // what the classes do for an image that has come
 
 	mu      sync.Mutex
-	pulling map[string]*pull
+	pulling map[string]*pull // those that can be joined: somebody waits for each
 	slots   chan struct{}
 }
 
@@ -69,6 +69,7 @@ func (p *puller) pull(ctx context.Context, reference string, progress func(image
 	p.mu.Lock()
 	if one.waiting--; one.waiting == 0 {
 		one.cancel()
+		p.forget(reference, one) // who comes now shall not get its end
 	}
 	p.mu.Unlock()
 	select {
@@ -99,9 +100,16 @@ func (p *puller) run(ctx context.Context, reference string, one *pull) {
 		one.err = ctx.Err()
 	}
 	p.mu.Lock()
-	delete(p.pulling, reference)
+	p.forget(reference, one)
 	p.mu.Unlock()
 	close(one.done)
+}
+
+// forget has nobody join a pull any more. The mutex is held.
+func (p *puller) forget(reference string, one *pull) {
+	if p.pulling[reference] == one {
+		delete(p.pulling, reference)
+	}
 }
 
 // imageError is why a container has no image: the reason of its Waiting state.
