@@ -26,6 +26,7 @@
 //	configure FILE           give the daemon a configuration until the script ends, and restart it (alone only)
 //	crash                    kill -9 the daemon and wait for its next start (alone only)
 //	leaves-nothing           look for leftovers now (alone only)
+//	remount ro|rw DIR        make a file system read-only until the script ends, or writable again (alone only)
 //
 // A script may carry labels in a line "# Labels: NAME...", and $MAGIKPOD_LABEL chooses by them. kernel: what it looks at depends on the kernel more
 // than on the release of Debian, so it is worth its time in an emulated machine in CI, too.
