@@ -24,13 +24,24 @@ func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if w.snapshot().seen.Wish == pod.WishDelete {
-		return 0, pod.Errorf(pod.Conflict, "cannot start pod %s: it is being deleted", ref)
+	if err := w.usable("start"); err != nil {
+		return 0, err
 	}
 	return d.jobs.start(d.ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishRun, fresh: true})
 		return w.waitStarted(ctx, job, n, "start")
 	})
+}
+
+// usable is a Conflict when nothing but its end can be wished of the pod.
+func (w *worker) usable(verb string) error {
+	switch {
+	case w.damaged:
+		return pod.Errorf(pod.Conflict, "cannot %s pod %s: its record is damaged (it can be deleted)", verb, w.ref)
+	case w.snapshot().seen.Wish == pod.WishDelete:
+		return pod.Errorf(pod.Conflict, "cannot %s pod %s: it is being deleted", verb, w.ref)
+	}
+	return nil
 }
 
 // waitStarted waits until the order numbered n has been taken and the pod was started.
@@ -101,8 +112,8 @@ func (d *Daemon) Restart(_ context.Context, ref pod.Ref, o pod.StopOptions) (uin
 	if err != nil {
 		return 0, err
 	}
-	if w.snapshot().seen.Wish == pod.WishDelete {
-		return 0, pod.Errorf(pod.Conflict, "cannot restart pod %s: it is being deleted", ref)
+	if err := w.usable("restart"); err != nil {
+		return 0, err
 	}
 	return d.jobs.start(d.ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), thenRun: true})

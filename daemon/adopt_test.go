@@ -330,6 +330,9 @@ func TestDamagedRecords(t *testing.T) {
 				if _, err := w.d.Exec(t.Context(), bad, "", runtimePkg.Process{Args: []string{"true"}}); pod.KindOf(err) != pod.NotFound {
 					t.Errorf("exec: %v", err)
 				}
+				if _, err := w.d.Start(t.Context(), bad); pod.KindOf(err) != pod.Conflict {
+					t.Errorf("start: %v", err)
+				}
 				// Also after one more start, when there is no record at all.
 				w.crash()
 				if d := w.get(bad); d.Phase != "Unknown" {

@@ -92,7 +92,7 @@ type worker struct {
 	saveFault  bool  // the last save failed
 	commitErr  error // why the pod could not be committed
 	adopted    bool  // the runtime knows the pod: what it tells of it is true
-	damaged    bool  // there is no record that could be saved
+	damaged    bool  // there is no record that could be saved; set before the goroutine runs
 	problem    error // problem of the next snapshot
 }
 

@@ -90,7 +90,11 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 	}
 	if m.find(ref) == nil {
 		// A daemon before this one may have got half way.
-		if _, err := m.adopt(ctx, ref); err != nil {
+		found, err := m.adopt(ctx, ref)
+		if _, statErr := os.Lstat(filepath.Join(m.runDir(ref.UID), containersName)); err == nil && !found && statErr == nil {
+			err = m.checkAbsent(ctx, ref) // its record is lost, and not all of it
+		}
+		if err != nil {
 			return pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err)
 		}
 	}

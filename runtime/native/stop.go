@@ -155,8 +155,7 @@ func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Dur
 		}
 		if s = m.find(ref); s == nil {
 			s = m.newSandbox(ref)
-			var err error
-			if s.strays, err = m.units.List(ctx, strings.TrimSuffix(s.names.Slice, ".slice")+"-*"); err != nil {
+			if err := m.findStrays(ctx, s); err != nil {
 				return absent, pod.Errorf(pod.KindOf(err), "cannot delete sandbox of pod %s: %w", ref, err)
 			}
 		}
@@ -173,6 +172,21 @@ func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Dur
 		return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
 	}
 	return absent, nil
+}
+
+// findStrays finds what there is of a pod that could not be adopted.
+func (m *Manager) findStrays(ctx context.Context, s *sandbox) (err error) {
+	if s.strays, err = m.units.List(ctx, strings.TrimSuffix(s.names.Slice, ".slice")+"-*"); err != nil {
+		return err
+	}
+	entries, _ := os.ReadDir(filepath.Join(s.dir, containersName)) // all of it goes
+	for _, entry := range entries {
+		record := &attemptRecord{}
+		if loadRecord(filepath.Join(s.dir, containersName, entry.Name(), attemptName), record) == nil && record.Container == entry.Name() {
+			s.containers[record.Container] = &container{record: record}
+		}
+	}
+	return nil
 }
 
 // stopAll ends every container, in the order of StopAfter, and the pause process.
