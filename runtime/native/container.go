@@ -233,19 +233,30 @@ func (m *Manager) startedOrEnded(ctx context.Context, unit string) bool {
 	return err != nil || state.StatusText == agent.StatusStarted || over(state)
 }
 
-// launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it.
+// launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it, or may.
 func launching(cgroup, config string) bool {
 	lists, _ := filepath.Glob(cgroup + "/*/cgroup.procs") // the pattern is fine
 	for _, list := range append(lists, cgroup+"/cgroup.procs") {
-		data, _ := os.ReadFile(list)
+		data, err := os.ReadFile(list)
+		if unseen(err) {
+			return true
+		}
 		for pid := range strings.FieldsSeq(string(data)) {
-			line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			line, err := os.ReadFile("/proc/" + pid + "/cmdline")
+			if unseen(err) {
+				return true
+			}
 			if strings.Contains(string(line), "\x00"+config+"\x00") {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// unseen says whether an error of reading a process's or a cgroup's file is another one than that it is gone.
+func unseen(err error) bool {
+	return err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV)
 }
 
 // errNeverStarted is a start that failed because the namespaces' holder was gone.
