@@ -10,7 +10,7 @@
 // stop` ends the script. In a machine the processes are not the host's: [class:pod-containers] guards lines that look for them there. Those in testdata/wasm
 // and testdata/machine are for one class alone; [accel:kvm] and [accel:tcg] tell how machines are run.
 //
-// A script finds $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
+// A script finds $MAGIKHOST_SLOWNESS (empty, but in an emulated machine), $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
 // Beside testscript's own commands there are (commands_test.go):
 //
 //	ctl ARGS...              magikpodctl -n $NS ARGS...
