@@ -23,8 +23,19 @@ func TestPullCancelled(t *testing.T) {
 			case <-ctx.Done():
 				time.Sleep(5 * time.Second) // it takes its time to end
 			}
+			w.images.mu.Lock()
+			defer w.images.mu.Unlock()
 			ended = append(ended, ctx.Err())
 			return ctx.Err()
+		}
+		want := func(what string, pulls int, ends ...error) {
+			t.Helper()
+			synctest.Wait()
+			w.images.mu.Lock()
+			defer w.images.mu.Unlock()
+			if w.images.pulls != pulls || !slices.Equal(ended, ends) {
+				t.Errorf("%s: %d pulls, ended %v", what, w.images.pulls, ended)
+			}
 		}
 		first, err := w.d.PullImage(t.Context(), name, pod.PullOptions{Always: true})
 		if err != nil {
@@ -39,20 +50,12 @@ func TestPullCancelled(t *testing.T) {
 			if err := w.d.CancelJob(id); err != nil {
 				t.Fatal(err)
 			}
-			synctest.Wait()
 			time.Sleep(time.Second)
-			if id == first && (w.images.pulls != 1 || len(ended) > 0) {
-				t.Errorf("%d pulls, ended %v", w.images.pulls, ended)
-			}
-		}
-		if w.images.pulls != 1 || len(ended) > 0 {
-			t.Errorf("%d pulls, ended %v", w.images.pulls, ended)
+			want("one has left", 1)
 		}
 		// Now it is being ended, and a pod needs the image.
 		ref := w.mustRun(strings.Replace(manifest("web"), "localhost/app:1", name, 1))
-		if w.images.pulls != 2 || !slices.Equal(ended, []error{context.Canceled, nil}) {
-			t.Errorf("%d pulls, ended %v", w.images.pulls, ended)
-		}
+		want("the image is there", 2, context.Canceled, nil)
 		if got := events(w.get(ref)); slices.Contains(got, "Failed") {
 			t.Errorf("events %q", got)
 		}
