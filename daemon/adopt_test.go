@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -129,9 +130,9 @@ func TestStartFails(t *testing.T) {
 func TestAdoptAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(never("a"))
-		n := 0
+		var n atomic.Int32
 		w.next(func(c runtimetest.Call) error {
-			if n++; n <= 3 {
+			if n.Add(1) <= 3 {
 				return pod.Errorf(pod.Unavailable, "message recipient disconnected from message bus without replying")
 			}
 			return nil
@@ -149,9 +150,10 @@ func TestNotAdopted(t *testing.T) {
 	for _, deleted := range []bool{false, true} {
 		inWorld(t, func(t *testing.T, w *world) {
 			good, bad := w.mustRun(manifest("good")), w.mustRun(never("bad"))
-			failing := true
+			var failing atomic.Bool
+			failing.Store(true)
 			w.next(func(c runtimetest.Call) error {
-				if c.Ref == bad && failing && c.Method != "DeleteSandbox" {
+				if c.Ref == bad && failing.Load() && c.Method != "DeleteSandbox" {
 					return pod.Errorf(pod.Conflict, "what was noted of it is damaged")
 				}
 				return nil
@@ -171,15 +173,15 @@ func TestNotAdopted(t *testing.T) {
 				}
 			}
 			if !deleted {
-				failing = false
+				failing.Store(false)
 				w.until(bad, "adopted", func(d pod.Detail) bool { return d.Phase == "Succeeded" })
 				return
 			}
 			for _, ref := range []pod.Ref{good, bad} {
-				failing = ref == bad
+				failing.Store(ref == bad)
 				id, err := w.d.Delete(t.Context(), ref, pod.StopOptions{})
 				synctest.Wait()
-				failing = false // but it is not asked any more
+				failing.Store(false) // but it is not asked any more
 				if _, err := w.job(id, err); err != nil {
 					t.Fatal(err)
 				}
@@ -193,9 +195,9 @@ func TestNotAdopted(t *testing.T) {
 func TestNotObserved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref, run := w.mustRun(manifest("a")), w.mustRun(never("b"))
-		blind := false
+		var blind atomic.Bool
 		fault := func(c runtimetest.Call) error {
-			if blind {
+			if blind.Load() {
 				return pod.Errorf(pod.Unavailable, "the connection to systemd is lost")
 			}
 			return nil
@@ -204,7 +206,7 @@ func TestNotObserved(t *testing.T) {
 		w.start()
 		synctest.Wait()
 		before := len(w.fake.Calls())
-		blind = true
+		blind.Store(true)
 		w.fake.Exit(ref, "main", 1)
 		w.fake.Exit(run, "main", 0)
 		time.Sleep(5 * time.Minute)
@@ -216,7 +218,7 @@ func TestNotObserved(t *testing.T) {
 		if d := w.get(run); d.Phase != "Running" {
 			t.Errorf("the pod is %+v", d.Summary)
 		}
-		blind = false
+		blind.Store(false)
 		w.until(ref, "restarted", func(d pod.Detail) bool { return d.Restarts == 1 && d.State == "Running" })
 		w.until(run, "finished", func(d pod.Detail) bool { return d.Phase == "Succeeded" })
 	})
@@ -226,12 +228,12 @@ func TestNotObserved(t *testing.T) {
 func TestStartUnseen(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("a"))
-		blind := false
+		var blind atomic.Bool
 		w.next(func(c runtimetest.Call) error {
 			if c.Method == "RunContainer" && !c.Done {
-				blind = true
+				blind.Store(true)
 			}
-			if blind && (c.Method == "Observe" || c.Done) {
+			if blind.Load() && (c.Method == "Observe" || c.Done) {
 				return pod.Errorf(pod.Unavailable, "the connection to systemd is lost")
 			}
 			return nil
@@ -243,7 +245,7 @@ func TestStartUnseen(t *testing.T) {
 		if d := w.get(ref); slices.Contains(events(d), "Failed") {
 			t.Errorf("%q", events(d))
 		}
-		blind = false
+		blind.Store(false)
 		w.next(nil)
 		w.start()
 		if d := w.get(ref); d.State != "Running" || d.Restarts != 1 || slices.Contains(events(d), "Failed") {
@@ -408,13 +410,15 @@ func TestUnreadableRecords(t *testing.T) {
 			<-done
 			return err
 		}
-		for unreadable, starts := range map[string]bool{w.config.RunDir: false, w.config.StateDir: false, object: false, w.config.StateDir + "/pods": true} {
+		inState := w.config.StateDir + "/pods"
+		for _, unreadable := range []string{w.config.RunDir, w.config.StateDir, object, inState} {
+			starts := unreadable == inState // the copy in memory will do
 			w.next(nil)
 			if err := asNobody(unreadable); starts != (err == nil) || err != nil && pod.KindOf(err) != pod.Unavailable {
 				t.Errorf("without %s: %v", unreadable, err)
 			}
 			if starts {
-				if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 { // the copy in memory will do
+				if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 {
 					t.Errorf("without %s the pod is %+v", unreadable, d.Summary)
 				}
 			}

@@ -240,15 +240,15 @@ func (d *Daemon) add(w *worker) {
 	delete(d.reserved, w.ref.String())
 }
 
-// removed takes a pod off the lists: its name is free.
+// removed takes a pod off the lists: its name is free, and then those are told who wait for that.
 func (d *Daemon) removed(w *worker) {
-	w.publish()
 	d.mu.Lock()
 	delete(d.byUID, w.ref.UID)
 	delete(d.byName, w.ref.String())
 	delete(d.slices, d.sliceOf(w.ref))
 	d.busyAt = time.Now()
 	d.mu.Unlock()
+	w.publish()
 	d.notices.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
 }
 
