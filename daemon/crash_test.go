@@ -233,7 +233,7 @@ func TestGoneMeansFree(t *testing.T) {
 		w.d.mu.Lock()
 		done := make(chan struct{})
 		go func() { w.d.removed(ghost); close(done) }()
-		for range 10000 {
+		for range 200_000 {
 			runtime.Gosched()
 		}
 		if ghost.snapshot().gone {
