@@ -163,7 +163,7 @@ func (a *app) progress() func(pod.JobInfo) {
 			last = j.Progress
 			_, _ = fmt.Fprintln(a.errOut, j.Progress)
 		}
-		if j.Err != nil && j.Err.Error() != problem {
+		if j.State == "running" && j.Err != nil && j.Err.Error() != problem {
 			problem = j.Err.Error()
 			_, _ = fmt.Fprintf(a.errOut, "magikpodctl: still waiting: %s\n", problem)
 		}
