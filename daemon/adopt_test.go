@@ -302,6 +302,7 @@ func TestDamagedRecords(t *testing.T) {
 				config := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}\n---\n"
 				good, bad := w.mustRun(manifest("good")), w.mustRun(config+manifest("bad"))
 				synctest.Wait()
+				w.images.present["localhost/other:1"] = true
 				w.next(nil)
 				object := w.d.objects.path(objectKey{"configmaps", "default", "c"})
 				for _, path := range []string{
@@ -331,6 +332,9 @@ func TestDamagedRecords(t *testing.T) {
 				}
 				if _, err := w.d.Exec(t.Context(), bad, "", runtimePkg.Process{Args: []string{"true"}}); pod.KindOf(err) != pod.NotFound {
 					t.Errorf("exec: %v", err)
+				}
+				if err := w.d.RemoveImage(t.Context(), "localhost/other:1", false); pod.KindOf(err) != pod.Conflict {
+					t.Errorf("an image that it may use was removed: %v", err)
 				}
 				if _, err := w.d.Start(t.Context(), bad); pod.KindOf(err) != pod.Conflict {
 					t.Errorf("start: %v", err)

@@ -218,12 +218,18 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	return list, nil
 }
 
-// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names.
+// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
+// record is damaged may use any.
 func (d *Daemon) imageUsers() map[string][]string {
 	users := make(map[string][]string)
 	for _, w := range d.workers() {
 		snap := w.snapshot()
 		seen := make(map[string]bool)
+		if w.damaged {
+			for _, i := range d.images.List() {
+				seen[i.ID] = true
+			}
+		}
 		for _, o := range snap.seen.Containers {
 			seen[o.ImageID] = true
 		}
