@@ -24,8 +24,8 @@ func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if w.snapshot().seen.Wish == pod.WishDelete {
-		return 0, pod.Errorf(pod.Conflict, "cannot start pod %s: it is being deleted", ref)
+	if err := w.usable("start"); err != nil {
+		return 0, err
 	}
 	return d.jobs.start(d.ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishRun, fresh: true})
@@ -33,10 +33,22 @@ func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
 	})
 }
 
+// usable is a Conflict when nothing but its end can be wished of the pod.
+func (w *worker) usable(verb string) error {
+	switch {
+	case w.damaged:
+		return pod.Errorf(pod.Conflict, "cannot %s pod %s: its record is damaged (it can be deleted)", verb, w.ref)
+	case w.snapshot().seen.Wish == pod.WishDelete:
+		return pod.Errorf(pod.Conflict, "cannot %s pod %s: it is being deleted", verb, w.ref)
+	}
+	return nil
+}
+
 // waitStarted waits until the order numbered n has been taken and the pod was started.
 func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) ([]string, error) {
 	var failure error
 	snap, err := w.wait(ctx, func(s *snapshot) bool {
+		job.meets(s.problem)
 		if s.orders < n || s.thenRun {
 			return false
 		}
@@ -64,9 +76,10 @@ func (d *Daemon) Stop(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32
 	if err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, _ *job) ([]string, error) {
+	return d.jobs.start(d.ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), force: o.Force})
 		snap, err := w.wait(ctx, func(s *snapshot) bool {
+			job.meets(s.problem)
 			return s.orders >= n && (s.seen.Wish == pod.WishRun || stopped(s))
 		})
 		switch {
@@ -99,8 +112,8 @@ func (d *Daemon) Restart(_ context.Context, ref pod.Ref, o pod.StopOptions) (uin
 	if err != nil {
 		return 0, err
 	}
-	if w.snapshot().seen.Wish == pod.WishDelete {
-		return 0, pod.Errorf(pod.Conflict, "cannot restart pod %s: it is being deleted", ref)
+	if err := w.usable("restart"); err != nil {
+		return 0, err
 	}
 	return d.jobs.start(d.ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), thenRun: true})
@@ -114,9 +127,9 @@ func (d *Daemon) Delete(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint
 	if err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, _ *job) ([]string, error) {
+	return d.jobs.start(d.ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
 		w.give(order{wish: pod.WishDelete, grace: graceOf(o), force: o.Force})
-		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.gone }); err != nil {
+		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.gone }); err != nil {
 			return nil, err
 		}
 		return []string{ref.String()}, nil
@@ -182,6 +195,9 @@ func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runt
 func defaultContainer(p *corev1.Pod) string {
 	if name := p.Annotations["kubectl.kubernetes.io/default-container"]; name != "" && containerOf(p, name) != nil {
 		return name
+	}
+	if len(p.Spec.Containers) == 0 { // its record is damaged
+		return ""
 	}
 	return p.Spec.Containers[0].Name
 }

@@ -222,7 +222,7 @@ func (d *Daemon) unreserve(r *runJob) {
 func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
 	defer r.d.unreserve(r)
 	job.warn(r.warnings)
-	err := r.deleteOld(ctx)
+	err := r.deleteOld(ctx, job)
 	if err == nil {
 		err = r.admit()
 	}
@@ -243,12 +243,12 @@ func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
 }
 
 // deleteOld deletes the pods that are replaced.
-func (r *runJob) deleteOld(ctx context.Context) error {
+func (r *runJob) deleteOld(ctx context.Context, job *job) error {
 	for _, w := range r.old {
 		w.give(order{wish: pod.WishDelete})
 	}
 	for _, w := range r.old {
-		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.gone }); err != nil {
+		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.gone }); err != nil {
 			return fmt.Errorf("cannot replace pod %s: %w", w.ref, err)
 		}
 	}
@@ -442,6 +442,7 @@ func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
 		return nil, err
 	}
 	w := d.newWorker(&record{Version: recordVersion, Pod: p, Wish: wish, WishedAt: time.Now(), BootID: d.host.BootID}, manager)
+	w.adopted = true
 	// Before anything of the pod exists: a daemon that comes after a crash must know of it.
 	r := *w.record
 	if err := w.write(&r, false); err != nil {

@@ -148,9 +148,13 @@ func DefaultConfig() Config {
 // a line for each.
 func LoadConfig(path string) (Config, error) {
 	config := DefaultConfig()
-	data, err := atomicfile.Read(path, maxConfigBytes)
+	file, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return config, nil
+	}
+	var data []byte
+	if err == nil {
+		data, err = atomicfile.Read(file, maxConfigBytes)
 	}
 	if err != nil {
 		return config, pod.Errorf(pod.Unavailable, "cannot read the configuration: %w", err)

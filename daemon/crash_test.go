@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,17 +13,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
+	magikruntime "github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
 // deaf is a PodManager whose RunContainer succeeds and does nothing.
 type deaf struct {
-	runtime.PodManager
+	magikruntime.PodManager
 	starts int
 }
 
-func (d *deaf) RunContainer(context.Context, runtime.ContainerConfig) error {
+func (d *deaf) RunContainer(context.Context, magikruntime.ContainerConfig) error {
 	d.starts++
 	return nil
 }
@@ -216,5 +217,33 @@ func TestStartEndsWhenStarted(t *testing.T) {
 				t.Errorf("after a %s of %s the pod is %s", what, took, d.State)
 			}
 		}
+	})
+}
+
+// TestGoneMeansFree checks that nobody is told of a pod's end before its name is free: a replacement would be taken off the lists together with it.
+func TestGoneMeansFree(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		old, err := w.d.find(w.mustRun(manifest("web")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		ghost := w.d.newWorker(&record{Pod: old.snapshot().detail.Pod}, w.fake)
+		ghost.removed = true
+		w.d.mu.Lock()
+		done := make(chan struct{})
+		go func() { w.d.removed(ghost); close(done) }()
+		for range 200_000 {
+			runtime.Gosched()
+		}
+		if ghost.snapshot().gone {
+			t.Error("told while the name is taken")
+		}
+		w.d.mu.Unlock()
+		<-done
+		if !ghost.snapshot().gone {
+			t.Error("never told")
+		}
+		w.d.add(old)
 	})
 }

@@ -137,17 +137,19 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	return d, nil
 }
 
-// recover makes a worker of every record.
+// recover makes a worker of every record. An error leaves everything as it is: the next daemon begins anew.
 func (d *Daemon) recover(ctx context.Context) error {
-	records, warnings, err := d.store.load()
+	l, err := d.store.load()
 	if err != nil {
 		return err
 	}
 	var workers []*worker
-	uids := make(map[types.UID]bool)
-	for _, r := range records {
-		uids[r.Pod.UID] = true // what belongs to a pod that is left alone is left alone too
-		w, warning := d.adopt(ctx, r)
+	warnings := l.warnings
+	for _, r := range l.records {
+		w, warning, err := d.adopt(ctx, r)
+		if err != nil {
+			return err
+		}
 		if warning != "" {
 			warnings = append(warnings, warning)
 		}
@@ -155,15 +157,25 @@ func (d *Daemon) recover(ctx context.Context) error {
 			workers = append(workers, w)
 		}
 	}
-	more, err := d.objects.load(func(uid types.UID) bool { return uids[uid] })
+	for _, uid := range l.damaged {
+		w, warning := d.adoptDamaged(uid)
+		warnings = append(warnings, warning)
+		if w != nil {
+			workers = append(workers, w)
+		}
+	}
+	more, err := d.objects.load(l.has)
 	if err != nil {
 		return err
 	}
 	for _, text := range append(warnings, more...) {
 		d.log.Warn(text)
 	}
-	if err := d.networks.Restore(ctx, networksOf(records)); err != nil {
+	if err := d.networks.Restore(ctx, networksOf(l)); err != nil {
 		d.log.Error("cannot restore the pods' networks", "error", err)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return pod.Errorf(pod.Unavailable, "cannot start: %w", err)
 	}
 	for _, w := range workers {
 		d.launch(w)
@@ -171,18 +183,19 @@ func (d *Daemon) recover(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes the worker of a record that an earlier daemon has left.
-func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string) {
+// adoptPatience is for how long a runtime that is not to be reached is asked again when the daemon starts: systemd may be executing itself anew.
+const adoptPatience = 5 * time.Second
+
+// adopt makes the worker of a record that an earlier daemon has left. An error that tells nothing about the pod ends the start; one about the pod alone is
+// the worker's, which tries again and does nothing before it has been adopted.
+func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string, err error) {
 	ref := pod.RefOf(r.Pod)
 	manager, err := d.managerOf(r.Pod)
 	if err != nil {
-		return nil, "pod " + ref.String() + " is left alone: " + err.Error()
+		return nil, "pod " + ref.String() + " is left alone: " + err.Error(), nil
 	}
 	if d.byName[ref.String()] != nil {
-		return nil, "the record of pod " + string(ref.UID) + " is left alone: there is another pod " + ref.String()
-	}
-	if err := manager.Adopt(ctx, ref); err != nil {
-		d.log.Error("cannot adopt the pod", "MAGIKPOD_POD", ref.Name, "MAGIKPOD_NAMESPACE", ref.Namespace, "error", err)
+		return nil, "the record of pod " + string(ref.UID) + " is left alone: there is another pod " + ref.String(), nil
 	}
 	if !r.Committed {
 		// Its run never succeeded, and nobody waits for it any more.
@@ -190,8 +203,21 @@ func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning strin
 		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishDelete, time.Now(), &zero, false
 	}
 	w = d.newWorker(r, manager)
-	d.add(w)
-	return w, ""
+	for began := time.Now(); ; time.Sleep(firstHold) {
+		err := manager.Adopt(ctx, ref)
+		switch kind := pod.KindOf(err); {
+		case err == nil:
+			w.adopted = true
+		case ctx.Err() != nil || kind == pod.Unavailable && time.Since(began) > adoptPatience:
+			return nil, "", pod.WithKind(pod.Unavailable, err)
+		case kind == pod.Unavailable:
+			continue
+		default:
+			w.adoptFailed(err)
+		}
+		d.add(w)
+		return w, "", nil
+	}
 }
 
 // Close ends the workers and jobs. Pods go on.
@@ -215,15 +241,15 @@ func (d *Daemon) add(w *worker) {
 	delete(d.reserved, w.ref.String())
 }
 
-// removed takes a pod off the lists: its name is free.
+// removed takes a pod off the lists: its name is free, and then those are told who wait for that.
 func (d *Daemon) removed(w *worker) {
-	w.publish()
 	d.mu.Lock()
 	delete(d.byUID, w.ref.UID)
 	delete(d.byName, w.ref.String())
 	delete(d.slices, d.sliceOf(w.ref))
 	d.busyAt = time.Now()
 	d.mu.Unlock()
+	w.publish()
 	d.notices.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
 }
 

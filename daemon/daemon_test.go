@@ -399,7 +399,7 @@ func TestCorruptRecord(t *testing.T) {
 		}
 		w.fake = w.fake.Restart()
 		w.start()
-		if list := w.d.List(); len(list) != 1 || list[0].Name != "kept" {
+		if list := w.d.List(); len(list) != 2 || list[0].Name != "kept" || list[1].Phase != "Unknown" || list[1].State != reasonDamaged {
 			t.Errorf("the pods are %+v", list)
 		}
 		if aside, _ := filepath.Glob(filepath.Join(w.config.podStateDir(string(lost.UID)), recordName+"*.bad-*")); len(aside) != 2 {

@@ -71,10 +71,13 @@ func outward(network, to string) netip.Addr {
 	return addr.AddrPort().Addr().Unmap()
 }
 
-// networksOf finds what the pod of a record wants of the network.
-func networksOf(records []*record) func(uid types.UID) (netsetup.PodNetwork, bool) {
-	wanted := make(map[types.UID]netsetup.PodNetwork, len(records))
-	for _, r := range records {
+// networksOf finds what the pods of records want of the network. Of a pod with a damaged record nothing is known but that there is one.
+func networksOf(l *loaded) func(uid types.UID) (netsetup.PodNetwork, bool) {
+	wanted := make(map[types.UID]netsetup.PodNetwork, len(l.records)+len(l.damaged))
+	for _, uid := range l.damaged {
+		wanted[uid] = netsetup.PodNetwork{UID: uid, Name: string(uid)}
+	}
+	for _, r := range l.records {
 		n, err := netsetup.NetworkOf(r.Pod)
 		if err != nil {
 			n.Ports = nil // it was not admitted like that

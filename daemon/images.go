@@ -25,7 +25,7 @@ type puller struct {
 	prepare func(context.Context, runtime.Image) // what the classes do for an image that has come
 
 	mu      sync.Mutex
-	pulling map[string]*pull
+	pulling map[string]*pull // those that can be joined: somebody waits for each
 	slots   chan struct{}
 }
 
@@ -70,6 +70,7 @@ func (p *puller) pull(ctx context.Context, reference, platform string, progress 
 	p.mu.Lock()
 	if one.waiting--; one.waiting == 0 {
 		one.cancel()
+		p.forget(key, one) // who comes now shall not get its end
 	}
 	p.mu.Unlock()
 	select {
@@ -100,9 +101,16 @@ func (p *puller) run(ctx context.Context, reference, platform string, one *pull)
 		one.err = ctx.Err()
 	}
 	p.mu.Lock()
-	delete(p.pulling, reference+" "+platform)
+	p.forget(reference+" "+platform, one)
 	p.mu.Unlock()
 	close(one.done)
+}
+
+// forget has nobody join a pull any more. The mutex is held.
+func (p *puller) forget(key string, one *pull) {
+	if p.pulling[key] == one {
+		delete(p.pulling, key)
+	}
 }
 
 // imageError is why a container has no image: the reason of its Waiting state.
@@ -225,12 +233,18 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	return list, nil
 }
 
-// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names.
+// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
+// record is damaged may use any.
 func (d *Daemon) imageUsers() map[string][]string {
 	users := make(map[string][]string)
 	for _, w := range d.workers() {
 		snap := w.snapshot()
 		seen := make(map[string]bool)
+		if w.damaged {
+			for _, i := range d.images.List() {
+				seen[i.ID] = true
+			}
+		}
 		for _, o := range snap.seen.Containers {
 			seen[o.ImageID] = true
 		}

@@ -129,6 +129,24 @@ func (one *job) warn(warnings []string) {
 	one.info.Warnings = warnings
 }
 
+// meets tells what the job has met with last and tries again; nil: nothing any more.
+func (one *job) meets(problem error) {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if one.info.State != "running" || errorText(one.info.Err) == errorText(problem) {
+		return
+	}
+	one.info.Err = problem
+	one.jobs.notices.tell(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
 func (one *job) read() pod.JobInfo {
 	one.mu.Lock()
 	defer one.mu.Unlock()

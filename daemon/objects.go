@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -174,18 +175,19 @@ func (s *objects) load(exists func(types.UID) bool) (warnings []string, err erro
 	s.known = make(map[objectKey]*object)
 	for _, kind := range []string{"configmaps", "secrets"} {
 		s.sweep(kind)
-		paths, err := filepath.Glob(filepath.Join(s.dir, kind, "*", "*.json"))
+		paths, err := s.paths(kind)
 		if err != nil {
-			return nil, pod.Errorf(pod.Internal, "cannot list the %s: %w", kind, err)
+			return nil, pod.Errorf(pod.Unavailable, "cannot list the %s: %w", kind, err)
 		}
 		for _, path := range paths {
 			k := objectKey{kind, filepath.Base(filepath.Dir(path)), strings.TrimSuffix(filepath.Base(path), ".json")}
 			o, err := readObject(path, k)
-			if err != nil {
-				aside := path + ".bad"
-				warnings = append(warnings, fmt.Sprintf("cannot read %s: %v; it was set aside as %s", path, err, aside))
-				_ = os.Rename(path, aside)
+			if atomicfile.Damaged(err) {
+				warnings = append(warnings, fmt.Sprintf("cannot use %s: %v; it was set aside as %s", path, err, setAside(path)))
 				continue
+			}
+			if err != nil {
+				return nil, pod.Errorf(pod.Unavailable, "cannot read %s: %w", k, err)
 			}
 			owned := len(o.Owners) > 0
 			o.Owners = slices.DeleteFunc(o.Owners, func(u types.UID) bool { return !exists(u) })
@@ -198,6 +200,30 @@ func (s *objects) load(exists func(types.UID) bool) (warnings []string, err erro
 		}
 	}
 	return warnings, nil
+}
+
+// paths lists the files of one kind of objects.
+func (s *objects) paths(kind string) (paths []string, err error) {
+	namespaces, err := os.ReadDir(filepath.Join(s.dir, kind))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for _, ns := range namespaces {
+		dir := filepath.Join(s.dir, kind, ns.Name())
+		files, err := os.ReadDir(dir)
+		if errors.Is(err, unix.ENOTDIR) {
+			continue // it is not ours
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			if !strings.HasPrefix(f.Name(), ".") && strings.HasSuffix(f.Name(), ".json") {
+				paths = append(paths, filepath.Join(dir, f.Name()))
+			}
+		}
+	}
+	return paths, err
 }
 
 // sweep removes what a daemon has left that died while it wrote or removed an object.

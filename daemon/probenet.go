@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -29,11 +30,24 @@ func probeTCP(ctx context.Context, c *corev1.Container, action *corev1.TCPSocket
 	}
 	dialer := net.Dialer{Timeout: timeout}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if ours(err) {
+		return false, "", err
+	}
 	if err != nil {
 		return false, err.Error(), nil
 	}
 	conn.Close()
 	return true, "", nil
+}
+
+// ours says whether a connection could not be made for want of something on this side: that tells nothing about the container.
+func ours(err error) bool {
+	for _, own := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM} {
+		if errors.Is(err, own) {
+			return true
+		}
+	}
+	return false
 }
 
 // probeHTTP asks for a page: a status from 200 to 399 is success.
@@ -58,6 +72,9 @@ func probeHTTP(ctx context.Context, c *corev1.Container, action *corev1.HTTPGetA
 	}
 	probeHeaders(request, action.HTTPHeaders)
 	response, err := client.Do(request)
+	if ours(err) {
+		return false, "", err
+	}
 	if err != nil {
 		return false, err.Error(), nil
 	}

@@ -1,15 +1,18 @@
 package daemon
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -169,5 +172,34 @@ func TestProbeTCP(t *testing.T) {
 				t.Errorf("ok %v, message %q, error %v; want %q", ok, message, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestProbeWithoutDescriptors checks that a probe which the daemon cannot make, for want of descriptors, tells nothing about the container.
+func TestProbeWithoutDescriptors(t *testing.T) {
+	port := intstr.FromInt32(int32(closedPort(t)))
+	c := &corev1.Container{Name: "a"}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := uint64(null.Fd())
+	null.Close()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	low := limit
+	low.Cur = next
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	_, tcp, tcpErr := probeTCP(t.Context(), c, &corev1.TCPSocketAction{Port: port}, "127.0.0.1", time.Minute)
+	_, page, httpErr := probeHTTP(t.Context(), c, &corev1.HTTPGetAction{Port: port}, "127.0.0.1", time.Minute)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(tcpErr, unix.EMFILE) || !errors.Is(httpErr, unix.EMFILE) || tcp+page != "" {
+		t.Errorf("TCP: %q, %v; HTTP: %q, %v", tcp, tcpErr, page, httpErr)
 	}
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,8 +42,9 @@ func (w *worker) ready(steps []pod.Step, now time.Time) ([]pod.Step, time.Time) 
 	return steps, time.Time{}
 }
 
-// failed holds a step back that has just failed.
-func (w *worker) failed(s pod.Step) {
+// failed holds a step back that has just failed, and remembers why.
+func (w *worker) failed(s pod.Step, err error) {
+	w.problem = err
 	key := holdKey{s.Op, s.Container}
 	h := w.held[key]
 	if h == nil {
@@ -112,6 +114,9 @@ func (w *worker) together(ctx context.Context, steps []pod.Step) (ok bool) {
 	if woken {
 		w.nudge()
 	}
+	if ok {
+		w.problem = nil
+	}
 	w.refresh(time.Now())
 	return ok
 }
@@ -146,14 +151,11 @@ func (w *worker) createSandbox(s pod.Step) func(context.Context) func() error {
 	p := w.record.Pod
 	return func(ctx context.Context) func() error {
 		made, ips, err := w.makeSandbox(ctx, p)
-		if err != nil {
-			w.unmakeSandbox(context.WithoutCancel(ctx))
-		}
 		return func() error {
 			if err != nil {
 				if !cutShort(ctx, err) {
 					w.sandboxErr = err
-					w.failed(s)
+					w.failed(s, err)
 					w.event(corev1.EventTypeWarning, "FailedCreatePodSandBox", "", "Failed to create pod sandbox: "+err.Error())
 				}
 				return err
@@ -166,7 +168,13 @@ func (w *worker) createSandbox(s pod.Step) func(context.Context) func() error {
 	}
 }
 
-func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (*sandbox, []string, error) {
+func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, _ []string, err error) {
+	created := false // the runtime itself undoes what it could not complete, and nothing but that
+	defer func() {
+		if err != nil {
+			w.unmakeSandbox(context.WithoutCancel(ctx), created)
+		}
+	}()
 	hostname, _, err := w.d.hostnameOf(p)
 	if err != nil {
 		return nil, nil, err
@@ -184,6 +192,7 @@ func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (*sandbox, []st
 		if err := w.manager.CreateSandbox(ctx, config); err != nil {
 			return nil, nil, err
 		}
+		created = true
 		ips := w.d.hostIPs()
 		etc, err := w.etcFiles(p, ips)
 		return &sandbox{prepared, etc}, ips, err
@@ -209,6 +218,7 @@ func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (*sandbox, []st
 		}
 	})
 	err = w.manager.CreateSandbox(creating, config)
+	created = err == nil
 	wg.Wait()
 	if netErr != nil && errors.Is(err, netErr) {
 		err = nil // it says nothing else
@@ -233,9 +243,11 @@ func firstKind(joined, other error) error {
 }
 
 // unmakeSandbox removes what a failed makeSandbox has left.
-func (w *worker) unmakeSandbox(ctx context.Context) {
-	if _, err := w.manager.DeleteSandbox(ctx, w.ref, 0); err != nil {
-		w.log.Warn("cannot remove a half made sandbox", "error", err)
+func (w *worker) unmakeSandbox(ctx context.Context, created bool) {
+	if created {
+		if _, err := w.manager.DeleteSandbox(ctx, w.ref, 0); err != nil {
+			w.log.Warn("cannot remove a half made sandbox", "error", err)
+		}
 	}
 	if err := w.d.networks.Teardown(ctx, w.ref.UID); err != nil {
 		w.log.Warn("cannot remove a half made network", "error", err)
@@ -303,9 +315,12 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 			if pulled {
 				w.event(corev1.EventTypeNormal, "Pulled", c.Name, fmt.Sprintf("Successfully pulled image %q", c.Image))
 			}
-			w.observe(ctx)
+			seen := w.observe(ctx)
 			if cutShort(ctx, err) {
 				return err
+			}
+			if !seen { // nobody knows what has become of it
+				return cmp.Or(err, errUnseen)
 			}
 			o := w.record.Containers[c.Name]
 			if err != nil && o.Attempt == s.Attempt && o.Stage == pod.ContainerRunning {
@@ -328,6 +343,8 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 		}
 	}
 }
+
+var errUnseen = errors.New("the runtime cannot be asked what is true of the pod")
 
 // ensureSandbox makes sure that what starts need of the sandbox is known: a daemon that came later has not made it.
 func (w *worker) ensureSandbox(p *corev1.Pod) error {
@@ -431,7 +448,7 @@ func (w *worker) stopContainer(s pod.Step) func(context.Context) func() error {
 		return func() error {
 			w.observe(ctx)
 			if err != nil && !cutShort(ctx, err) {
-				w.failed(s)
+				w.failed(s, err)
 				w.event(corev1.EventTypeWarning, "FailedKillContainer", s.Container, "Cannot stop container "+s.Container+": "+err.Error())
 			}
 			return err
@@ -461,11 +478,12 @@ func (w *worker) deleteSandbox(s pod.Step) func(context.Context) func() error {
 		}
 		return func() error {
 			if err == nil {
+				w.adopted = true // nothing is left of what could not be
 				w.fold(state)
 			}
 			if err := errors.Join(err, netErr); err != nil {
 				if !cutShort(ctx, err) {
-					w.failed(s)
+					w.failed(s, err)
 					w.event(corev1.EventTypeWarning, "FailedKillPod", "", "Cannot remove the pod's sandbox: "+err.Error())
 				}
 				return err
@@ -507,7 +525,7 @@ func (w *worker) deletePod(s pod.Step) func(context.Context) func() error {
 			if err != nil {
 				w.event(corev1.EventTypeWarning, "FailedDelete", "", "Cannot remove the pod: "+err.Error())
 				if !force {
-					w.failed(s)
+					w.failed(s, err)
 					return err
 				}
 			}

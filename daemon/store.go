@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -117,16 +119,31 @@ func (s *recordStore) remove(uid types.UID) error {
 	return nil
 }
 
-// load reads all records. What cannot be read is set aside and told in warnings; it is never fatal.
-func (s *recordStore) load() (records []*record, warnings []string, err error) {
+// loaded is what load has found.
+type loaded struct {
+	records []*record
+	// damaged are the pods of which there is something, but no record that can be used.
+	damaged  []types.UID
+	warnings []string
+}
+
+// has says whether there is anything of a pod: what belongs to it elsewhere is kept then.
+func (l *loaded) has(uid types.UID) bool {
+	return slices.Contains(l.damaged, uid) || slices.ContainsFunc(l.records, func(r *record) bool { return r.Pod.UID == uid })
+}
+
+// load reads all records. One that is damaged is set aside and told in warnings; it is never fatal. Unavailable: one cannot be read now, so that nobody
+// knows what it says.
+func (s *recordStore) load() (*loaded, error) {
 	uids := map[string]bool{}
 	for _, dir := range []string{filepath.Join(s.config.StateDir, "pods"), filepath.Join(s.config.RunDir, "pods")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, nil, pod.Errorf(pod.Unavailable, "cannot make the directory of the pods: %w", err)
+		err := os.MkdirAll(dir, 0o700)
+		if err != nil && !errors.Is(err, unix.EROFS) { // then there are no pods in it
+			return nil, pod.Errorf(pod.Unavailable, "cannot make the directory of the pods: %w", err)
 		}
 		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, nil, pod.Errorf(pod.Unavailable, "cannot read the directory of the pods: %w", err)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, pod.Errorf(pod.Unavailable, "cannot read the directory of the pods: %w", err)
 		}
 		for _, e := range entries {
 			if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
@@ -134,61 +151,77 @@ func (s *recordStore) load() (records []*record, warnings []string, err error) {
 			}
 		}
 	}
+	l := &loaded{}
 	for uid := range uids {
-		r, warning := s.loadOne(uid)
+		r, warning, err := s.loadOne(uid)
+		if err != nil {
+			return nil, err
+		}
 		if warning != "" {
-			warnings = append(warnings, warning)
+			l.warnings = append(l.warnings, warning)
 		}
 		switch {
 		case r != nil:
-			records = append(records, r)
-		case warning == "":
-			s.sweep(uid)
+			l.records = append(l.records, r)
+		case !s.sweep(uid):
+			l.damaged = append(l.damaged, types.UID(uid))
 		}
 	}
-	return records, warnings, nil
+	return l, nil
 }
 
 // sweep removes the directories of a pod that has no record, unless there is something in them: the daemon died when it had just made them, or was about
-// to remove them.
-func (s *recordStore) sweep(uid string) {
+// to remove them. It returns whether nothing is left.
+func (s *recordStore) sweep(uid string) bool {
+	gone := true
 	for _, dir := range []string{s.config.podRunDir(uid), s.config.podStateDir(uid)} {
 		atomicfile.Sweep(dir)
-		_ = os.Remove(dir)
+		err := os.Remove(dir)
+		gone = gone && (err == nil || errors.Is(err, os.ErrNotExist))
 	}
+	return gone
 }
 
 // loadOne reads the better copy of one record; nil when there is none.
-func (s *recordStore) loadOne(uid string) (best *record, warning string) {
+func (s *recordStore) loadOne(uid string) (best *record, warning string, err error) {
 	var problems []string
+	inMemory := filepath.Join(s.config.podRunDir(uid), recordName)
+	var unread error
 	for _, path := range []string{
-		filepath.Join(s.config.podStateDir(uid), recordName), filepath.Join(s.config.podRunDir(uid), recordName), filepath.Join(s.config.podStateDir(uid), newestName),
+		inMemory, filepath.Join(s.config.podStateDir(uid), recordName), filepath.Join(s.config.podStateDir(uid), newestName),
 	} {
 		r, err := readRecord(path, uid)
 		switch {
-		case errors.Is(err, os.ErrNotExist):
-			continue
-		case err != nil:
-			aside := fmt.Sprintf("%s.bad-%d", path, time.Now().Unix())
-			if renameErr := os.Rename(path, aside); renameErr != nil {
-				aside = "where it is: " + renameErr.Error()
+		case err == nil:
+			if best == nil || r.Serial > best.Serial {
+				best = r
 			}
-			problems = append(problems, fmt.Sprintf("cannot read %s: %v; it was set aside as %s", path, err, aside))
-			continue
-		}
-		if best == nil || r.Serial > best.Serial {
-			best = r
-		}
-	}
-	if len(problems) > 0 {
-		warning = strings.Join(problems, "; ")
-		if best == nil {
-			warning += "; units of this pod that still run can be stopped with systemctl"
-		} else {
-			warning += "; its other copy is used"
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		case atomicfile.Damaged(err):
+			problems = append(problems, fmt.Sprintf("cannot use %s: %v; it was set aside as %s", path, err, setAside(path)))
+		case path == inMemory:
+			return nil, "", pod.Errorf(pod.Unavailable, "cannot read the record of pod %s: %w", uid, err)
+		default: // the copy in memory is as new, if there is one
+			unread = err
+			problems = append(problems, err.Error())
 		}
 	}
-	return best, warning
+	switch {
+	case best == nil && unread != nil:
+		return nil, "", pod.Errorf(pod.Unavailable, "cannot read the record of pod %s: %w", uid, unread)
+	case best != nil && len(problems) > 0:
+		problems = append(problems, "its other copy is used")
+	}
+	return best, strings.Join(problems, "; "), nil
+}
+
+// setAside renames a damaged file, and returns what it is called now.
+func setAside(path string) string {
+	aside := fmt.Sprintf("%s.bad-%d", path, time.Now().Unix())
+	if err := os.Rename(path, aside); err != nil {
+		return path + " (" + err.Error() + ")"
+	}
+	return aside
 }
 
 func readRecord(path, uid string) (*record, error) {

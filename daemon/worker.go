@@ -50,6 +50,8 @@ type snapshot struct {
 	sandboxErr error
 	// commitErr is why the pod could not be committed.
 	commitErr error
+	// problem is why the last step has failed, which is tried again.
+	problem error
 	// orders is how many orders the picture takes into account.
 	orders int
 	// gone: the pod is removed. Nothing follows.
@@ -89,6 +91,9 @@ type worker struct {
 	removed    bool
 	saveFault  bool  // the last save failed
 	commitErr  error // why the pod could not be committed
+	adopted    bool  // the runtime knows the pod: what it tells of it is true
+	damaged    bool  // there is no record that could be saved; set before the goroutine runs
+	problem    error // problem of the next snapshot
 }
 
 // hold keeps a step that failed from being tried again at once.
@@ -207,11 +212,11 @@ func (w *worker) run(ctx context.Context) {
 // turn is one round: take orders, observe, publish, save, decide, act. again: the world was changed, look at once. wakeAt: look again then.
 func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
 	w.takeOrder()
-	w.observe(ctx)
+	seen := w.adopt(ctx) && w.observe(ctx)
 	now := time.Now()
 	w.refresh(now)
 	w.save()
-	plan := pod.Next(w.record.Pod, w.seen(), now)
+	plan := w.plan(seen, now)
 	w.prober.Set(w.record.Pod, w.record.PodIPs, plan.Probes, w.probeState)
 	steps, heldUntil := w.ready(plan.Steps, now)
 	wakeAt = plan.WakeAt
@@ -229,6 +234,47 @@ func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
 	return true, wakeAt
 }
 
+// opAdopt is the step that comes before all others, for a pod that an earlier daemon has left.
+const opAdopt pod.Op = "adopt"
+
+// plan decides what to do. What is true of the pod may be unknown (seen is false): then nothing is done but what its user wants of it in any case, that it
+// ends.
+func (w *worker) plan(seen bool, now time.Time) pod.Plan {
+	if seen {
+		return pod.Next(w.record.Pod, w.seen(), now)
+	}
+	plan := pod.Plan{WakeAt: now.Add(lastHold)}
+	if h := w.held[holdKey{op: opAdopt}]; h != nil {
+		plan.WakeAt = h.until
+	}
+	if wish := w.record.Wish; !w.adopted && (wish == pod.WishStop || wish == pod.WishDelete) {
+		plan.Steps = []pod.Step{{Op: pod.OpDeleteSandbox, Grace: pod.GraceLeft(w.record.Pod, w.seen(), now), Why: "the pod ends, whatever it is"}}
+	}
+	return plan
+}
+
+// adopt has the runtime know a pod that an earlier daemon has left, if it does not yet.
+func (w *worker) adopt(ctx context.Context) bool {
+	if h := w.held[holdKey{op: opAdopt}]; w.adopted || w.damaged || h != nil && h.until.After(time.Now()) {
+		return w.adopted
+	}
+	err := w.manager.Adopt(ctx, w.ref)
+	switch {
+	case err == nil:
+		w.adopted, w.problem = true, nil
+		delete(w.held, holdKey{op: opAdopt})
+	case ctx.Err() == nil:
+		w.adoptFailed(err)
+	}
+	return w.adopted
+}
+
+// adoptFailed remembers that the pod could not be adopted. Until it is, nothing is concluded and nothing is started.
+func (w *worker) adoptFailed(err error) {
+	w.failed(pod.Step{Op: opAdopt}, err)
+	w.event(corev1.EventTypeWarning, "FailedAdopt", "", err.Error()+"; it is left as it is, and this is tried again")
+}
+
 // countRepeats holds steps back that come again and again: whatever goes wrong, the worker does not turn without end.
 func (w *worker) countRepeats(steps []pod.Step) {
 	if !slices.Equal(steps, w.last) {
@@ -240,9 +286,12 @@ func (w *worker) countRepeats(steps []pod.Step) {
 	}
 	for _, s := range steps {
 		w.log.Warn("the step has no effect: "+s.String(), "times", w.repeats+1)
-		w.failed(s)
+		w.failed(s, errNoEffect)
 	}
 }
+
+// errNoEffect is what is wrong with a step that comes again and again.
+var errNoEffect = errors.New("the last step has had no effect")
 
 // takeOrder makes the newest order the pod's wish.
 func (w *worker) takeOrder() {
@@ -256,7 +305,7 @@ func (w *worker) takeOrder() {
 	if o != nil {
 		w.obey(o)
 	}
-	if r.Wish == pod.WishStop && r.ThenRun && w.atRest() {
+	if w.adopted && r.Wish == pod.WishStop && r.ThenRun && w.atRest() {
 		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishRun, time.Now(), nil, false
 		pod.Restart(&r.Finished, r.Containers)
 	}
@@ -300,8 +349,9 @@ func (w *worker) obey(o *order) {
 	}
 }
 
-// observe folds what the runtime sees, and what the probes have found, into the memory.
-func (w *worker) observe(ctx context.Context) {
+// observe folds what the runtime sees, and what the probes have found, into the memory. It returns false when the runtime could not tell: then the memory
+// is as it was.
+func (w *worker) observe(ctx context.Context) bool {
 	state, err := w.manager.Observe(ctx, w.ref)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -320,6 +370,7 @@ func (w *worker) observe(ctx context.Context) {
 	for _, result := range probed {
 		w.foldProbe(result)
 	}
+	return err == nil
 }
 
 // fold takes the runtime's facts in, and tells of what ended.
@@ -362,6 +413,10 @@ func (w *worker) seen() pod.Observation {
 
 // refresh computes the status and publishes it when something has changed.
 func (w *worker) refresh(now time.Time) {
+	if w.damaged {
+		w.publish()
+		return
+	}
 	status := pod.StatusOf(w.record.Pod, w.seen(), w.record.Pod.Status, now)
 	if !reflect.DeepEqual(status, w.record.Pod.Status) {
 		p := *w.record.Pod // the pod that was handed out is not modified
@@ -386,7 +441,7 @@ func (w *worker) publish() {
 			},
 			Pod: r.Pod, Events: r.Events, Wish: r.Wish,
 		},
-		seen: seen, committed: r.Committed, thenRun: r.ThenRun, sandboxErr: w.sandboxErr, commitErr: w.commitErr, orders: w.taken, gone: w.removed,
+		seen: seen, committed: r.Committed, thenRun: r.ThenRun, sandboxErr: w.sandboxErr, commitErr: w.commitErr, orders: w.taken, gone: w.removed, problem: w.problem,
 	}
 	old := w.picture.Load()
 	if old != nil && reflect.DeepEqual(old, next) {
@@ -408,6 +463,9 @@ func (w *worker) publish() {
 // save writes the record when it has changed; a new wish is durable when it returns. A disk that is full stops nothing: the pod goes on, and every
 // turn tries again.
 func (w *worker) save() {
+	if w.damaged {
+		return
+	}
 	r := *w.record
 	r.Containers = lean(r.Containers)
 	if w.saved != nil {

@@ -64,6 +64,14 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 // start starts a daemon.
 func (w *world) start() {
 	w.t.Helper()
+	if err := w.tryStart(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// tryStart starts a daemon, if it does start.
+func (w *world) tryStart(ctx context.Context) error {
+	w.t.Helper()
 	for _, dir := range []string{w.config.StateDir, w.config.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			w.t.Fatal(err)
@@ -78,19 +86,34 @@ func (w *world) start() {
 	for _, class := range w.more {
 		registry.Add(class)
 	}
-	d, err := New(w.t.Context(), Options{
+	d, err := New(ctx, Options{
 		Config: w.config, Registry: &registry, Images: w.images, Networks: w.net, Volumes: volumes,
 		Host: Host{Hostname: "host", BootID: w.boot, IPv4: netip.MustParseAddr("192.0.2.10"), CgroupRoot: "/nonexistent"},
 	})
 	if err != nil {
-		w.t.Fatal(err)
+		w.d = nil
+		return err
 	}
+	w.mu.Lock()
+	w.notices = nil // the numbers of jobs begin anew
+	w.mu.Unlock()
 	d.Subscribe(func(n pod.Notice) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.notices = append(w.notices, n)
 	})
 	w.d = d
+	return nil
+}
+
+// next ends the daemon and makes the runtime of the next one, which is not started yet.
+func (w *world) next(fault func(c runtimetest.Call) error) {
+	w.t.Helper()
+	if w.d != nil {
+		w.d.Close()
+	}
+	w.fake = w.fake.Restart()
+	w.fake.Fault = fault
 }
 
 // crash ends the daemon as if it was killed: nothing is tidied up, and pods go on. Another daemon is started.

@@ -153,6 +153,9 @@ func (c *Client) update(path godbus.ObjectPath, p properties, ended bool) {
 	str("State", &j.info.State)
 	str("ErrorMessage", &text)
 	str("ErrorName", &name)
+	if _, told := p["ErrorName"]; told {
+		j.info.Err = nil
+	}
 	if name != "" {
 		j.info.Err = fromName(name, text)
 	}

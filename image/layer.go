@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -30,6 +31,9 @@ type layer struct {
 	name   string
 	opaque bool // it hides all layers below it
 }
+
+// maxLayerRecord bounds NAME.json, in bytes.
+const maxLayerRecord = 1 << 20
 
 // emptyLayer is the directory of an image without layers.
 const emptyLayer = "empty"
@@ -181,7 +185,7 @@ func isOpaque(dir string) bool {
 
 // readLayer reads the record of an unpacked layer.
 func (s *Store) readLayer(name string) (*layer, error) {
-	data, err := os.ReadFile(s.path(layersDir, name+".json"))
+	data, err := atomicfile.Read(s.path(layersDir, name+".json"), maxLayerRecord)
 	if err != nil {
 		return nil, err
 	}

@@ -7,23 +7,20 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/atomicfile"
 )
 
 const layoutFile = "oci-layout"
 
 var layoutText = []byte(`{"imageLayoutVersion":"1.0.0"}`)
 
-// recover puts the directory in order and reads it.
+// recover puts the directory in order and reads it. An error says that something cannot be read now: nobody knows then what is damaged, and what is not needed.
 func (s *Store) recover() error {
-	if err := os.RemoveAll(s.path(tmpDir)); err != nil {
-		return err
-	}
-	for _, dir := range []string{blobsDir, layersDir, tmpDir} {
-		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
-			return err
-		}
-	}
-	if err := s.recoverEmptyLayer(); err != nil {
+	if s.readOnly = unix.Access(s.dir, unix.W_OK) == unix.EROFS; s.readOnly {
+		s.warn("%s is on a file system that is read-only: images can be used, and nothing else", s.dir)
+	} else if err := s.recoverDirs(); err != nil {
 		return err
 	}
 	if err := s.recoverLayers(); err != nil {
@@ -32,10 +29,8 @@ func (s *Store) recover() error {
 	if err := s.recoverBlobs(); err != nil {
 		return err
 	}
-	if text, err := os.ReadFile(s.path(layoutFile)); err != nil || string(text) != string(layoutText) {
-		if err := s.writeFile(s.path(layoutFile), layoutText); err != nil {
-			return err
-		}
+	if err := s.recoverLayout(); err != nil {
+		return err
 	}
 	x, changed, err := s.recoverImages()
 	if err != nil {
@@ -43,6 +38,10 @@ func (s *Store) recover() error {
 	}
 	s.change.Lock()
 	defer s.change.Unlock()
+	if s.readOnly {
+		s.index.Store(x)
+		return nil
+	}
 	if !changed {
 		s.index.Store(x)
 	} else if err := s.publish(x); err != nil {
@@ -54,8 +53,46 @@ func (s *Store) recover() error {
 	return nil
 }
 
+func (s *Store) recoverDirs() error {
+	if err := os.RemoveAll(s.path(tmpDir)); err != nil {
+		return err
+	}
+	for _, dir := range []string{blobsDir, layersDir, tmpDir} {
+		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
+			return err
+		}
+	}
+	return s.recoverEmptyLayer()
+}
+
+func (s *Store) recoverLayout() error {
+	text, err := atomicfile.Read(s.path(layoutFile), int64(len(layoutText)))
+	if err == nil && string(text) == string(layoutText) || s.readOnly {
+		return nil
+	}
+	return s.writeFile(s.path(layoutFile), layoutText)
+}
+
+// readDir lists a directory of the store. A store that cannot be written to may have none.
+func (s *Store) readDir(dir string) ([]os.DirEntry, error) {
+	list, err := os.ReadDir(s.path(dir))
+	if s.readOnly && errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return list, err
+}
+
+// unreadable says whether an error of reading tells nothing about what was to be read: it is the kernel's, and not that there is nothing.
+func unreadable(err error) bool {
+	return err != nil && !atomicfile.Damaged(err) && !errors.Is(err, os.ErrNotExist)
+}
+
 // setAside renames what is damaged, so that it is out of the way and can be looked at.
 func (s *Store) setAside(dir, name string, why error) error {
+	if s.readOnly {
+		s.warn("%s is damaged: %v", s.path(dir, name), why)
+		return nil
+	}
 	bad, err := s.renameBad(dir, name)
 	if err == nil {
 		s.warn("%s is damaged and was renamed to %s: %v", s.path(dir, name), bad, why)
@@ -86,7 +123,7 @@ func (s *Store) recoverEmptyLayer() error {
 
 // recoverLayers finds the unpacked layers.
 func (s *Store) recoverLayers() error {
-	list, err := os.ReadDir(s.path(layersDir))
+	list, err := s.readDir(layersDir)
 	if err != nil {
 		return err
 	}
@@ -96,7 +133,7 @@ func (s *Store) recoverLayers() error {
 		case strings.HasPrefix(name, badPrefix), name == emptyLayer:
 			continue
 		case isRecord:
-			if _, err := os.Lstat(s.path(layersDir, name)); errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Lstat(s.path(layersDir, name)); errors.Is(err, os.ErrNotExist) && !s.readOnly {
 				if err := os.Remove(s.path(layersDir, d.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 					return err
 				}
@@ -104,6 +141,9 @@ func (s *Store) recoverLayers() error {
 			continue
 		}
 		l, err := s.readLayer(name)
+		if unreadable(err) {
+			return err
+		}
 		if err == nil && s.layers[l.ChainID] != nil {
 			err = errors.New("it is there twice")
 		}
@@ -121,7 +161,7 @@ func (s *Store) recoverLayers() error {
 
 // recoverBlobs sets aside what cannot be a blob.
 func (s *Store) recoverBlobs() error {
-	list, err := os.ReadDir(s.path(blobsDir))
+	list, err := s.readDir(blobsDir)
 	if err != nil {
 		return err
 	}

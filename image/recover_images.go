@@ -1,7 +1,6 @@
 package image
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,12 +10,16 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 )
 
 // recoverImages reads the images that index.json names. changed: it must be written anew.
 func (s *Store) recoverImages() (x *index, changed bool, err error) {
 	descs, err := s.readIndex()
+	if unreadable(err) {
+		return nil, false, err
+	}
 	if err != nil {
 		if _, statErr := os.Lstat(s.path("index.json")); statErr == nil {
 			if err := s.setAside(".", "index.json", err); err != nil {
@@ -70,12 +73,7 @@ func isDamage(err error) bool {
 }
 
 func (s *Store) readIndex() ([]v1.Descriptor, error) {
-	f, err := os.Open(s.path("index.json"))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := readAll(context.Background(), f, maxIndexBytes, "index.json")
+	data, err := atomicfile.Read(s.path("index.json"), maxIndexBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +172,11 @@ func (s *Store) recoverImageLayers(m *v1.Manifest, config *configFile) error {
 	for i, chain := range chainIDs(config.RootFS.DiffIDs) {
 		d := m.Layers[i]
 		blobOK := s.hasBlob(d.Digest, d.Size)
-		if fi, err := os.Lstat(s.blobPath(d.Digest)); err == nil && !blobOK {
+		fi, err := os.Lstat(s.blobPath(d.Digest))
+		if unreadable(err) {
+			return err
+		}
+		if err == nil && !blobOK {
 			if err := s.setAside(blobsDir, d.Digest.Hex, fmt.Errorf("it has %d bytes and should have %d", fi.Size(), d.Size)); err != nil {
 				return err
 			}

@@ -3,9 +3,12 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +58,106 @@ func badNames(t *testing.T, dir string) []string {
 	return list
 }
 
+// fifo puts a FIFO in the place of a file: to open it waits for whoever writes.
+func fifo(t *testing.T, path string) {
+	t.Helper()
+	if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReadOnly checks a store on a file system that has turned read-only: what is there can be used, also what is damaged is left as it is.
+func TestReadOnly(t *testing.T) {
+	dir, a, b := damagedStore(t)
+	s := openStore(t, dir, Limits{})
+	blob := s.blobPath(s.index.Load().byID(b)[0].manifest.Config.Digest)
+	s.Close()
+	if err := os.WriteFile(blob, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, Limits{})
+	image, err := s.Resolve("a:1")
+	if err != nil || image.ID != a || len(s.List()) != 1 {
+		t.Fatalf("%+v, %v, %v", image, err, s.List())
+	}
+	mounted(t, image)
+	if text := strings.Join(s.Warnings(), "\n"); !strings.Contains(text, "read-only") || !strings.Contains(text, b[len("sha256:"):]) {
+		t.Errorf("warnings: %s", text)
+	}
+	if _, err := s.Load(t.Context(), bytes.NewReader(tarOf(t, file{name: "c"})), LoadOptions{Tag: "c:1"}); !errors.Is(err, unix.EROFS) {
+		t.Errorf("load: %v", err)
+	}
+	if err := s.Remove(t.Context(), "a:1", func(string) []string { return nil }); !errors.Is(err, unix.EROFS) {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := s.Resolve("a:1"); err != nil {
+		t.Errorf("after remove: %v", err)
+	}
+	s.Close()
+	if got := badNames(t, dir); len(got) > 0 {
+		t.Errorf("set aside: %v", got)
+	}
+}
+
+// TestUnreadable checks that what cannot be read now is not taken for damaged, or for missing: nothing is moved, removed or forgotten.
+func TestUnreadable(t *testing.T) {
+	dir, a, _ := damagedStore(t)
+	s := openStore(t, dir, Limits{})
+	e := s.index.Load().byID(a)[0]
+	s.Close()
+	err := filepath.WalkDir(filepath.Dir(dir), func(path string, d os.DirEntry, err error) error {
+		mode := os.FileMode(0o644)
+		if err == nil && d.IsDir() {
+			mode = 0o777 // what is set aside could be
+		}
+		return errors.Join(err, os.Chmod(path, mode))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(s.path(layersDir, emptyLayer), 65534, 0); err != nil { // its mode is set
+		t.Fatal(err)
+	}
+	before := contents(t, s)
+	for name, path := range map[string]string{"index": s.path("index.json"), "layer": s.path(layersDir, e.image.Rootfs.Layers[0]+".json")} {
+		if err := os.Chmod(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+			if err := unix.Setfsuid(65534); err != nil {
+				t.Error(err)
+			}
+			if s, err := Open(dir, Options{NoSync: true}); !errors.Is(err, unix.EACCES) {
+				t.Errorf("%s: %v", name, err)
+				if err == nil {
+					s.Close()
+				}
+			}
+		}()
+		<-done
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Error(err)
+		}
+		if after := contents(t, s); !slices.Equal(before, after) || len(badNames(t, dir)) > 0 {
+			t.Errorf("%s: there was\n%v\nand is\n%v", name, before, after)
+		}
+	}
+	s = openStore(t, dir, Limits{})
+	if _, err := s.Resolve("a:1"); err != nil || len(s.List()) != 2 {
+		t.Errorf("%v, %v", s.List(), err)
+	}
+}
+
 func TestDamage(t *testing.T) {
 	write := func(t *testing.T, path, text string) {
 		t.Helper()
@@ -77,6 +180,12 @@ func TestDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, map[string]bool{"ID": true, "a:1": false}, 1, "names of 2 images are lost"},
+		{"index.json is a FIFO", func(t *testing.T, s *Store, _ *entry) { fifo(t, s.path("index.json")) }, map[string]bool{"ID": true, "a:1": false}, 1, "names of 2 images are lost"},
+		{"oci-layout is a FIFO", func(t *testing.T, s *Store, _ *entry) { fifo(t, s.path("oci-layout")) }, map[string]bool{"ID": true, "a:1": true}, 0, ""},
+		{"layer record is a FIFO", func(t *testing.T, s *Store, a *entry) {
+			fifo(t, s.path(layersDir, a.image.Rootfs.Layers[1]+".json"))
+		}, map[string]bool{"ID": true, "a:1": true}, 1, "unpacked again"},
+		{"blob is a FIFO", func(t *testing.T, s *Store, a *entry) { fifo(t, s.blobPath(a.manifest.Config.Digest)) }, map[string]bool{"ID": false, "a:1": false}, 1, "it is no blob"},
 		{"oci-layout is damaged", func(t *testing.T, s *Store, _ *entry) { write(t, s.path("oci-layout"), "") }, map[string]bool{"ID": true, "a:1": true}, 0, ""},
 		{"manifest", func(t *testing.T, s *Store, a *entry) { write(t, s.blobPath(a.desc.Digest), "{}") }, map[string]bool{"ID": false, "a:1": false}, 1, "a:1"},
 		{"config", func(t *testing.T, s *Store, a *entry) { write(t, s.blobPath(a.manifest.Config.Digest), "{}") }, map[string]bool{"ID": false, "a:1": false}, 1, "a:1"},

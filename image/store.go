@@ -34,6 +34,7 @@ type Store struct {
 	noSync     bool
 	components bool
 	lock       *os.File // the directory, flocked
+	readOnly   bool     // when it was opened: nothing could be put in order
 	warnings   []string
 	locks      keyLocks
 	network    network

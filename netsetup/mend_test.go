@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -253,70 +254,63 @@ func TestStateLost(t *testing.T) {
 // TestStateUnreadable: a state that cannot be read is not lost. Nothing is removed, given out again or written for it, and when it can be read all is
 // as before.
 func TestStateUnreadable(t *testing.T) {
-	for _, make_ := range []string{"mkfifo", "mkdir"} {
-		t.Run(make_, func(t *testing.T) {
-			var said told
-			m := newManager(t, func(c *Config) { c.Tell = said.add })
-			server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
-			serve(t, server, "tcp", ":80")
-			m.watch.close()
-			m.watches.Wait()
-			path := m.cfg.StateFile
-			run(t, "mv "+path+" "+path+".real; "+make_+" "+path)
-			for _, r := range m.records() {
-				r.held.close()
-				r.held = nil
-				r.release()
-			}
-			n, err := New(m.cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = n.Restore(t.Context(), only("server"))
-			if err == nil || !strings.Contains(err.Error(), "no regular file") {
-				t.Errorf("Restore: %v", err)
-			}
-			if _, err := n.Setup(t.Context(), PodNetwork{UID: "new"}, newNS(t)); err == nil {
-				t.Error("a pod was given an address of unknown state")
-			}
-			if err := n.Teardown(t.Context(), "new"); err != nil {
-				t.Errorf("what was refused cannot be removed: %v", err)
-			}
-			if err := n.Teardown(t.Context(), "server"); err == nil {
-				t.Error("a pod of unknown state was removed")
-			}
-			wantFrom(t, nil, "tcp", "127.0.0.1:8080", rs.Gateways[0])
-			if info, err := os.Lstat(path); err != nil || info.Mode().IsRegular() {
-				t.Errorf("it was written: %v, %v", info, err)
-			}
-			run(t, "rm -r "+path+"; mv "+path+".real "+path)
-			within(t, "restored", func() error {
-				if got, ok := n.Lookup("server"); !ok || got.IPs[0] != rs.IPs[0] {
-					return fmt.Errorf("server has %v", got)
-				}
-				return nil
-			})
-			within(t, "nothing is told", func() error {
-				if said.count("restored after all") != 1 {
-					return errors.New("silence")
-				}
-				return nil
-			})
-			_, err = n.Setup(t.Context(), PodNetwork{UID: "x", Ports: []Port{{HostPort: 8080, Port: 1}}}, newNS(t))
-			if err == nil || !strings.Contains(err.Error(), "default/server has it") {
-				t.Errorf("the port is free: %v", err)
-			}
-			if err := n.Teardown(t.Context(), "server"); err != nil {
-				t.Error(err)
-			}
-			if err := n.Close(); err != nil {
-				t.Error(err)
-			}
-			m.mu.Lock()
-			clear(m.pods)
-			m.mu.Unlock()
-		})
+	var said told
+	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
+	serve(t, server, "tcp", ":80")
+	m.watch.close()
+	m.watches.Wait()
+	dir := filepath.Dir(m.cfg.StateFile)
+	run(t, "mv "+dir+" "+dir+".real; touch "+dir) // ENOTDIR: nobody knows what was in it
+	for _, r := range m.records() {
+		r.held.close()
+		r.held = nil
+		r.release()
 	}
+	n, err := New(m.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.Restore(t.Context(), only("server"))
+	if err == nil || !strings.Contains(err.Error(), "not a directory") {
+		t.Errorf("Restore: %v", err)
+	}
+	if _, err := n.Setup(t.Context(), PodNetwork{UID: "new"}, newNS(t)); err == nil {
+		t.Error("a pod was given an address of unknown state")
+	}
+	if err := n.Teardown(t.Context(), "new"); err != nil {
+		t.Errorf("what was refused cannot be removed: %v", err)
+	}
+	if err := n.Teardown(t.Context(), "server"); err == nil {
+		t.Error("a pod of unknown state was removed")
+	}
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", rs.Gateways[0])
+	run(t, "rm "+dir+"; mv "+dir+".real "+dir)
+	within(t, "restored", func() error {
+		if got, ok := n.Lookup("server"); !ok || got.IPs[0] != rs.IPs[0] {
+			return fmt.Errorf("server has %v", got)
+		}
+		return nil
+	})
+	within(t, "nothing is told", func() error {
+		if said.count("restored after all") != 1 {
+			return errors.New("silence")
+		}
+		return nil
+	})
+	_, err = n.Setup(t.Context(), PodNetwork{UID: "x", Ports: []Port{{HostPort: 8080, Port: 1}}}, newNS(t))
+	if err == nil || !strings.Contains(err.Error(), "default/server has it") {
+		t.Errorf("the port is free: %v", err)
+	}
+	if err := n.Teardown(t.Context(), "server"); err != nil {
+		t.Error(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	m.mu.Lock()
+	clear(m.pods)
+	m.mu.Unlock()
 }
 
 // TestLoopbackGuard: the way to ::1 does not open to pods what is published there, whether or not bridged packets pass the firewall.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -152,6 +153,36 @@ func TestRestoreCorrupt(t *testing.T) {
 				t.Errorf("%d links of pods, want 1", got)
 			}
 		})
+	}
+}
+
+// TestStateNoFile checks what the start of a daemon must not wait for.
+func TestStateNoFile(t *testing.T) {
+	for name, make := range map[string]func(path string) error{
+		"FIFO":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"symlink":   func(path string) error { return os.Symlink("/dev/zero", path) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "network.json")
+			if err := make(path); err != nil {
+				t.Fatal(err)
+			}
+			s, warning, err := readState(path)
+			if err != nil || len(s.Pods) > 0 || !strings.Contains(warning, "is no regular file") {
+				t.Errorf("%+v, %q, %v", s, warning, err)
+			}
+			if _, err := os.Lstat(path + ".corrupt"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	path := filepath.Join(t.TempDir(), "file", "network.json")
+	if err := os.WriteFile(filepath.Dir(path), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, warning, err := readState(path); err == nil { // it cannot be read now: that is not an empty state
+		t.Errorf("%+v, %q", s, warning)
 	}
 }
 

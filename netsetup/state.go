@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -39,26 +37,16 @@ type saved struct {
 // readState reads the file; a file that is not there is an empty state. A file that cannot be understood is renamed to NAME.corrupt, and
 // warning says so.
 func readState(path string) (s state, warning string, err error) {
-	// A pipe in its place must not hang us.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	data, err := atomicfile.Read(path, stateMax)
 	if errors.Is(err, fs.ErrNotExist) {
 		return state{}, "", nil
 	}
-	if err != nil {
-		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
+	if err == nil {
+		err = json.Unmarshal(data, &s)
 	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %s is no regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, stateMax+1))
-	if err != nil {
-		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
-	}
-	err = json.Unmarshal(data, &s)
 	switch {
-	case len(data) > stateMax:
-		err = fmt.Errorf("it is longer than %d bytes", stateMax)
+	case err != nil && !atomicfile.Damaged(err):
+		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
 	case err == nil && s.Version != stateVersion:
 		err = fmt.Errorf("it has version %d, not %d", s.Version, stateVersion)
 	}

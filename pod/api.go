@@ -60,7 +60,7 @@ type JobInfo struct {
 	Progress string // for people, one line
 	Fraction float64
 	State    string   // running, or a JobResult
-	Err      error    // when it failed
+	Err      error    // why it has failed; while it runs: what it has met with last, and tries again
 	Warnings []string // what of a manifest is not honoured, one line each
 	Output   []string
 	// Output: what the job made, one entry a line: NAMESPACE/NAME for pods, references for images.

@@ -56,6 +56,9 @@ func (w *world) observe() {
 	}
 	p := *w.pod
 	p.Status = StatusOf(w.pod, w.seen, w.pod.Status, w.now)
+	if before := w.pod.Status.Phase; before == corev1.PodRunning && p.Status.Phase == corev1.PodPending {
+		w.violate("the phase goes back from %s to %s", before, p.Status.Phase)
+	}
 	w.pod = &p
 }
 

@@ -289,6 +289,11 @@ func (v *view) grace() time.Duration {
 	return time.Duration(*v.pod.Spec.TerminationGracePeriodSeconds) * time.Second
 }
 
+// GraceLeft is what is left of the grace period of a pod that is being stopped or deleted.
+func GraceLeft(spec *corev1.Pod, seen Observation, now time.Time) time.Duration {
+	return newView(spec, seen, now).graceLeft()
+}
+
 // graceLeft is what is left of the grace period of a stop or delete, in whole seconds from one second on; otherwise the whole of it.
 func (v *view) graceLeft() time.Duration {
 	grace := v.grace()

@@ -40,6 +40,9 @@ func StatusOf(spec *corev1.Pod, seen Observation, prev corev1.PodStatus, now tim
 	}
 	p.Status.StartTime = status.StartTime
 	status.Phase, status.Reason, status.Message = v.phase(prev)
+	if status.Phase == corev1.PodPending && prev.Phase == corev1.PodRunning {
+		status.Phase = corev1.PodRunning // a phase that was left does not come back (Kubernetes: pod lifecycle)
+	}
 	for _, ip := range seen.PodIPs {
 		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: ip})
 	}

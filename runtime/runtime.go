@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
@@ -62,11 +61,13 @@ type PodManager interface {
 	// ExitNotExecutable, and why is told on the process's Stderr or terminal, too.
 	Exec(ctx context.Context, ref pod.Ref, container string, p Process) (ExitStatus, error)
 
-	// Observe returns what is true now. It asks no remote side when it has been told by signals already; cheap enough for each turn of a worker.
+	// Observe returns what is true now. It asks no remote side when it has been told by signals already; cheap enough for each turn of a worker. An error says
+	// that nobody knows: nothing may be concluded from it.
 	Observe(ctx context.Context, ref pod.Ref) (pod.RuntimeState, error)
 
 	// Adopt makes the manager know the pods that an earlier daemon left running, before the first other call for them. Called once for
-	// each pod at the start of the daemon.
+	// each pod at the start of the daemon, and again after an error: until it has succeeded nothing is known of the pod, and of all other calls only
+	// DeleteSandbox may be made. Unavailable: it is worth trying again at once.
 	Adopt(ctx context.Context, ref pod.Ref) error
 
 	// OnChange sets the function that is called, from any goroutine and without blocking, when something about a pod has changed.
@@ -81,6 +82,12 @@ type ImagePreparer interface {
 	PrepareImage(ctx context.Context, image Image) error
 	// ForgetImages removes what was made for images that are gone.
 	ForgetImages(ctx context.Context) error
+}
+
+// Namer is a [PodManager] that can tell the name of a pod of which nothing is known but the UID.
+type Namer interface {
+	// Named reads it from what was noted for the pod's processes. NotFound: nothing was.
+	Named(uid types.UID) (pod.Ref, error)
 }
 
 // SandboxConfig is what a sandbox is made from.
@@ -248,13 +255,21 @@ func (r *Registry) Add(m PodManager) {
 	r.managers[name] = m
 }
 
+// All returns the managers of all classes, in the order of registration.
+func (r *Registry) All() []PodManager {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	all := make([]PodManager, 0, len(r.order))
+	for _, name := range r.order {
+		all = append(all, r.managers[name])
+	}
+	return all
+}
+
 // PrepareImage has each class do what it wants to do for an image that has just come.
 func (r *Registry) PrepareImage(ctx context.Context, image Image) error {
-	r.mu.RLock()
-	managers := slices.Collect(maps.Values(r.managers))
-	r.mu.RUnlock()
 	var errs []error
-	for _, m := range managers {
+	for _, m := range r.All() {
 		if p, ok := m.(ImagePreparer); ok {
 			errs = append(errs, p.PrepareImage(ctx, image))
 		}
@@ -264,11 +279,8 @@ func (r *Registry) PrepareImage(ctx context.Context, image Image) error {
 
 // ForgetImages has each class remove what it has made for images that are gone.
 func (r *Registry) ForgetImages(ctx context.Context) error {
-	r.mu.RLock()
-	managers := slices.Collect(maps.Values(r.managers))
-	r.mu.RUnlock()
 	var errs []error
-	for _, m := range managers {
+	for _, m := range r.All() {
 		if p, ok := m.(ImagePreparer); ok {
 			errs = append(errs, p.ForgetImages(ctx))
 		}

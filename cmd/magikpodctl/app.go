@@ -183,16 +183,18 @@ func (a *app) job(ctx context.Context, c *dbus.Client, path godbus.ObjectPath, e
 	return nil
 }
 
-// progress returns what prints the progress of a job; nil when nobody looks on.
+// progress returns what prints what a job waits for, and, if somebody looks on, how far it is.
 func (a *app) progress() func(pod.JobInfo) {
-	if !isTerminal(os.Stderr) {
-		return nil
-	}
-	last := ""
+	watched := isTerminal(os.Stderr)
+	last, problem := "", ""
 	return func(j pod.JobInfo) {
-		if j.Progress != "" && j.Progress != last {
+		if watched && j.Progress != "" && j.Progress != last {
 			last = j.Progress
 			_, _ = fmt.Fprintln(a.errOut, printable.Line(j.Progress))
+		}
+		if j.State == "running" && j.Err != nil && j.Err.Error() != problem {
+			problem = j.Err.Error()
+			_, _ = fmt.Fprintf(a.errOut, "magikpodctl: still waiting: %s\n", problem)
 		}
 	}
 }

@@ -84,10 +84,16 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 	if err != nil {
 		return err
 	}
-	d, err := daemon.New(ctx, daemon.Options{
+	starting, started := whileConnected(ctx, systemd)
+	defer started()
+	d, err := daemon.New(starting, daemon.Options{
 		Config: config, Registry: registry, Images: images, Networks: networks{network}, Volumes: volumes,
 		Host: daemon.ReadHost(version, systemd.Version()), Log: log,
 	})
+	if err != nil && ctx.Err() != nil {
+		log.Info("magikpodd ends before it was ready; pods go on")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -108,6 +114,10 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 			}
 		})
 	}
+	if err := context.Cause(starting); err != nil && ctx.Err() == nil {
+		return err // what has been read may be from before
+	}
+	started()
 	ready()
 	notify(log, sdnotify.SdNotifyReady+"\n"+statusText(d))
 	defer notify(log, sdnotify.SdNotifyStopping)
@@ -163,6 +173,19 @@ func helper(variable, path string) string {
 		return replaced
 	}
 	return path
+}
+
+// whileConnected returns a context that ends when the connection to systemd is lost, or stop is called.
+func whileConnected(ctx context.Context, systemd *units.Manager) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() { // ends with ctx, as stop is always called
+		select {
+		case <-systemd.Lost():
+			cancel(pod.Errorf(pod.Unavailable, "cannot go on: the connection to systemd is lost"))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // lock makes the directories and keeps a second daemon out of them.

@@ -1,9 +1,14 @@
 package atomicfile
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWrite(t *testing.T) {
@@ -62,5 +67,38 @@ func TestRead(t *testing.T) {
 	}
 	if data, err := Read(path, 2); err == nil {
 		t.Errorf("a file over the limit: %q", data)
+	}
+}
+
+// TestReadNoFile checks that nothing but a regular file is read, and that nothing is waited for.
+func TestReadNoFile(t *testing.T) {
+	for name, make := range map[string]func(path string) error{
+		"FIFO":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"symlink":   func(path string) error { return os.Symlink("/etc/passwd", path) },
+		"socket":    func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o600, 0) },
+		"sparse":    func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<40)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "f")
+			if err := make(path); err != nil {
+				t.Fatal(err)
+			}
+			if data, err := Read(path, 1<<20); !Damaged(err) || len(data) > 0 {
+				t.Errorf("%d bytes, %v", len(data), err)
+			}
+		})
+	}
+}
+
+func TestDamaged(t *testing.T) {
+	_, missing := os.Open(filepath.Join(t.TempDir(), "f"))
+	for err, want := range map[error]bool{
+		nil: false, missing: false, &os.PathError{Op: "read", Path: "f", Err: unix.EIO}: false, fmt.Errorf("open: %w", unix.EMFILE): false,
+		json.Unmarshal([]byte("{"), new(any)): true, errors.New("it is another's"): true,
+	} {
+		if Damaged(err) != want {
+			t.Errorf("%v: %v", err, !want)
+		}
 	}
 }

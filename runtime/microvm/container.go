@@ -180,6 +180,7 @@ func (m *machine) bind(s runtime.Machine, wanted []shared) error {
 	if m.shares == nil {
 		m.shares = map[string]bool{}
 		if err := load(file, &m.shares); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.shares = nil
 			return err
 		}
 	}

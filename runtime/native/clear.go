@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"time"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // clear makes room for the next attempt: it removes what the last one has left, of which only the observation stays.
@@ -27,32 +30,45 @@ func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
 // removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime remembers of it, its log pipes (after what is
 // in them was read), its bundle and its writable layer.
 func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
-	unit := s.unit(record.Container)
-	var errs []error
-	if state, ok := m.units.State(unit); ok {
-		if !state.Ended() || state.Active == "active" {
-			m.units.ExpectStop(unit)
-			if !state.MainEnded() {
-				_ = m.units.Kill(ctx, unit, "all", unixKILL) // it may have just ended
-			}
-			job, err := m.units.Stop(ctx, unit)
-			if err == nil {
-				err = job.Wait(ctx)
-			}
-			if err == nil {
-				err = m.units.Emptied(ctx, unit)
-			}
-			if err != nil {
-				return err // what runs keeps its name and its files
-			}
-		}
-		m.noteEndOf(s, record)
-		errs = append(errs, m.units.Release(ctx, unit))
-	} else {
-		m.noteEndOf(s, record)
+	if err := m.stopAttempt(ctx, s, record); err != nil {
+		return err // what may run keeps its files
 	}
-	errs = append(errs, m.removeFiles(s, record))
-	return errors.Join(errs...)
+	m.noteEndOf(s, record)
+	return errors.Join(m.units.Release(ctx, s.unit(record.Container)), m.removeFiles(s, record))
+}
+
+// stopRetry is how often a stop is asked for again that systemd could not be told, as it does while it executes itself anew.
+const stopRetry = 100 * time.Millisecond
+
+// stopAttempt stops the unit of an attempt. An error says that it may run.
+func (m *Manager) stopAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
+	unit := s.unit(record.Container)
+	for {
+		state, tracked := m.units.State(unit)
+		// One that is not tracked may run all the same: that its start has failed may be all that is known, as no answer came.
+		if tracked && state.Ended() {
+			return nil
+		}
+		m.units.ExpectStop(unit)
+		if tracked && !state.MainEnded() {
+			_ = m.units.Kill(ctx, unit, "all", unixKILL) // it may have just ended
+		}
+		job, err := m.units.Stop(ctx, unit)
+		if err == nil {
+			err = job.Wait(ctx)
+		}
+		if err == nil {
+			return m.units.Emptied(ctx, unit)
+		}
+		if pod.KindOf(err) != pod.Unavailable || m.lost() {
+			return err
+		}
+		select {
+		case <-time.After(stopRetry):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // noteEndOf ends the log of an attempt, unless that was done.

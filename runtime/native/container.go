@@ -255,19 +255,30 @@ func (m *Manager) startedOrEnded(ctx context.Context, unit string) bool {
 	return err != nil || state.StatusText == agent.StatusStarted || over(state)
 }
 
-// launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it.
+// launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it, or may.
 func launching(cgroup, config string) bool {
 	lists, _ := filepath.Glob(cgroup + "/*/cgroup.procs") // the pattern is fine
 	for _, list := range append(lists, cgroup+"/cgroup.procs") {
-		data, _ := os.ReadFile(list)
+		data, err := os.ReadFile(list)
+		if unseen(err) {
+			return true
+		}
 		for pid := range strings.FieldsSeq(string(data)) {
-			line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			line, err := os.ReadFile("/proc/" + pid + "/cmdline")
+			if unseen(err) {
+				return true
+			}
 			if strings.Contains(string(line), "\x00"+config+"\x00") {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// unseen says whether an error of reading a process's or a cgroup's file is another one than that it is gone.
+func unseen(err error) bool {
+	return err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV)
 }
 
 // errNeverStarted is a start that failed because the namespaces' holder was gone.
@@ -278,6 +289,9 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	name := a.record.Container
+	if m.lost() { // nobody knows what has become of it: the next daemon finds out
+		return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, err)
+	}
 	state, known := m.units.State(s.unit(name))
 	reason := lastLogError(filepath.Join(a.bundle, runtimeLog))
 	switch {
@@ -289,6 +303,12 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		err = pod.Errorf(pod.Internal, "cannot start container %q: %s", name, reason)
 	default:
 		err = pod.Errorf(kindOr(err, pod.Internal), "cannot start container %q: %w", name, err)
+	}
+	if stopErr := m.stopAttempt(cleanup, s, a.record); stopErr != nil {
+		if known {
+			s.started(name) // its unit tells what is true
+		}
+		return errors.Join(err, stopErr)
 	}
 	cleanErr := m.removeAttempt(cleanup, s, a.record)
 	var failed *pod.ContainerState

@@ -66,12 +66,14 @@ type Manager struct {
 	closed    bool
 	sandboxes map[types.UID]*sandbox
 	byUnit    map[string]*sandbox
+	unknown   map[types.UID]error // pods that could not be adopted, and why: nobody knows what is true of them
 }
 
 var (
 	_ runtime.PodManager    = (*Manager)(nil)
 	_ runtime.ImagePreparer = (*Manager)(nil)
 	_ runtime.Freezer       = (*Manager)(nil)
+	_ runtime.Namer         = (*Manager)(nil)
 )
 
 // New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so.
@@ -95,6 +97,7 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 		class:     pod.ClassInfo{Name: ClassName},
 		sandboxes: map[types.UID]*sandbox{},
 		byUnit:    map[string]*sandbox{},
+		unknown:   map[types.UID]error{},
 	}
 	if other := config.other(); other != nil {
 		m.class = other.Class()
@@ -164,6 +167,16 @@ func (m *Manager) find(ref pod.Ref) *sandbox {
 	return m.sandboxes[ref.UID]
 }
 
+// lost says whether the connection to systemd has ended: what was told last is no longer true then, and what is asked of it is an error.
+func (m *Manager) lost() bool {
+	select {
+	case <-m.units.Lost():
+		return true
+	default:
+		return false
+	}
+}
+
 // remember adds a sandbox and its own units.
 func (m *Manager) remember(s *sandbox) {
 	m.mu.Lock()
@@ -186,6 +199,7 @@ func (m *Manager) rememberUnit(unit string, s *sandbox) {
 func (m *Manager) forgetSandbox(s *sandbox) {
 	m.mu.Lock()
 	delete(m.sandboxes, s.ref.UID)
+	delete(m.unknown, s.ref.UID)
 	for unit, other := range m.byUnit {
 		if other == s {
 			delete(m.byUnit, unit)

@@ -6,15 +6,27 @@ import (
 	"os"
 	"path/filepath"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/magikrun/magikpod/agent"
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/units"
 )
 
-// Observe implements [runtime.PodManager]. It reads what systemd's signals have told already.
+// Observe implements [runtime.PodManager]. It reads what systemd's signals have told already. Errors: the pod was not adopted, and that of Adopt is
+// told again; or (Unavailable) the connection to systemd is lost.
 func (m *Manager) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, error) {
+	if m.lost() {
+		return pod.RuntimeState{}, pod.Errorf(pod.Unavailable, "cannot observe pod %s: the connection to systemd is lost", ref)
+	}
+	m.mu.Lock()
+	s, err := m.sandboxes[ref.UID], m.unknown[ref.UID]
+	m.mu.Unlock()
+	if err != nil {
+		return pod.RuntimeState{}, err
+	}
 	state := pod.RuntimeState{Sandbox: pod.SandboxState{Stage: pod.SandboxAbsent}, Containers: map[string]pod.ContainerState{}}
-	s := m.find(ref)
 	if s == nil {
 		return state, nil
 	}
@@ -195,40 +207,98 @@ func (s *sandbox) noteEnd(manager *units.Manager, unit string) *attemptRecord {
 	return nil
 }
 
+// errDamaged is in the error of [Manager.Adopt] for a pod whose units run, or may run, while what was written down of them is lost: to try again is in
+// vain. DeleteSandbox removes it all the same.
+var errDamaged = errors.New("what magikpod has noted of the running pod is damaged (to delete the pod ends it)")
+
 // Adopt implements [runtime.PodManager]. A pod of which nothing runs is known afterwards as one without a sandbox, unless records of it are left.
 func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
 	if err := checkRef(ref); err != nil {
 		return err
 	}
-	s := m.newSandbox(ref)
-	err := loadRecord(filepath.Join(s.dir, sandboxName), &s.record)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	found, err := m.adopt(ctx, ref)
+	if err == nil && !found {
+		err = m.checkAbsent(ctx, ref)
 	}
 	if err != nil {
-		return pod.Errorf(pod.Internal, "cannot adopt pod %s: %w", ref, err)
+		err = pod.Errorf(kindOr(err, pod.Internal), "cannot adopt pod %s: %w", ref, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.unknown, ref.UID)
+	if err != nil {
+		m.unknown[ref.UID] = err
+	}
+	return err
+}
+
+// checkAbsent is an error when the pause unit of a pod runs that has no record.
+func (m *Manager) checkAbsent(ctx context.Context, ref pod.Ref) error {
+	state, err := m.units.Refresh(ctx, units.Names(ref.Namespace, ref.Name).Pause)
+	if err == nil && state.Load != "not-found" && !state.Ended() {
+		err = pod.Errorf(pod.Conflict, "%w: it has no %s", errDamaged, sandboxName)
+	}
+	return err
+}
+
+// adopt is Adopt for a pod that has a record. found is false when it has none.
+func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error) {
+	s := m.newSandbox(ref)
+	err = readRecord(filepath.Join(s.dir, sandboxName), &s.record)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return true, err
 	}
 	m.remember(s)
 	pause, err := m.units.Track(ctx, s.names.Pause)
 	switch {
 	case pod.KindOf(err) == pod.NotFound:
-	case err != nil:
-		m.forgetSandbox(s)
-		return pod.Errorf(pod.KindOf(err), "cannot adopt pod %s: %w", ref, err)
-	case pause.MainPID > 0:
+		err = nil
+	case err == nil && pause.MainPID > 0:
 		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, holdNamespaces
 		// comes back to it.
 		s.ns, _ = openNamespaces(pause.MainPID, s.record)
 	}
-	if err := m.adoptMachine(ctx, s); err != nil {
-		m.forgetSandbox(s)
-		return pod.Errorf(pod.KindOf(err), "cannot adopt pod %s: %w", ref, err)
+	if err == nil {
+		err = m.adoptMachine(ctx, s)
 	}
-	if err := m.adoptContainers(ctx, s); err != nil {
-		m.forgetSandbox(s)
-		return pod.Errorf(kindOr(err, pod.Internal), "cannot adopt pod %s: %w", ref, err)
+	if err == nil {
+		err = m.adoptContainers(ctx, s)
 	}
-	return nil
+	if err != nil {
+		m.forgetSandbox(s)
+	}
+	return true, err
+}
+
+// Named implements [runtime.Namer].
+func (m *Manager) Named(uid types.UID) (pod.Ref, error) {
+	if err := checkRef(pod.Ref{UID: uid}); err != nil {
+		return pod.Ref{}, err
+	}
+	var c agent.PauseConfig
+	err := loadRecord(filepath.Join(m.runDir(uid), pauseName), &c)
+	if err == nil {
+		err = errors.Join(pod.ValidateNamespace(c.Namespace), pod.ValidateName(c.Pod))
+	}
+	if err != nil || c.UID != string(uid) {
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s: %v", uid, err)
+	}
+	return pod.Ref{Namespace: c.Namespace, Name: c.Pod, UID: uid}, nil
+}
+
+// readRecord is loadRecord for what must be read to adopt a pod. Unavailable: it cannot be read now; errDamaged: it never will be.
+func readRecord(path string, v any) error {
+	err := loadRecord(path, v)
+	switch {
+	case err == nil, errors.Is(err, os.ErrNotExist):
+		return err
+	case atomicfile.Damaged(err):
+		return pod.Errorf(pod.Conflict, "%w: %w", errDamaged, err)
+	}
+	return pod.WithKind(pod.Unavailable, err)
 }
 
 func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
@@ -239,9 +309,12 @@ func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
 	for _, entry := range entries {
 		name, bundle := entry.Name(), filepath.Join(s.dir, containersName, entry.Name())
 		record := &attemptRecord{}
-		err := loadRecord(filepath.Join(bundle, attemptName), record)
-		if errors.Is(err, os.ErrNotExist) || err == nil && record.Container != name {
+		err := readRecord(filepath.Join(bundle, attemptName), record)
+		if errors.Is(err, os.ErrNotExist) {
 			continue // it never got as far as to have a unit
+		}
+		if err == nil && record.Container != name {
+			err = pod.Errorf(pod.Conflict, "%w: the record of container %q is another's", errDamaged, name)
 		}
 		if err != nil {
 			return err
@@ -270,10 +343,10 @@ func (m *Manager) adoptContainers(ctx context.Context, s *sandbox) error {
 	return nil
 }
 
-// created says whether the OCI runtime has created the container of a bundle.
+// created says whether the OCI runtime has, or may have, created the container of a bundle.
 func created(bundle string) bool {
 	_, err := os.Stat(filepath.Join(bundle, pidName))
-	return err == nil
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.

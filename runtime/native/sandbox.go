@@ -23,6 +23,8 @@ type sandbox struct {
 	ref   pod.Ref
 	names units.PodNames
 	dir   string // RunDir/pods/UID
+	// strays are the units of a pod that could not be adopted and is being removed.
+	strays []string
 
 	// mu guards what follows. It is never held while something is waited for.
 	mu         sync.Mutex
@@ -92,8 +94,12 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 	}
 	if m.find(ref) == nil {
 		// A daemon before this one may have got half way.
-		if err := m.Adopt(ctx, ref); err != nil {
-			return err
+		found, err := m.adopt(ctx, ref)
+		if _, statErr := os.Lstat(filepath.Join(m.runDir(ref.UID), containersName)); err == nil && !found && statErr == nil {
+			err = m.checkAbsent(ctx, ref) // its record is lost, and not all of it
+		}
+		if err != nil {
+			return pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err)
 		}
 	}
 	if s := m.find(ref); s != nil {
@@ -110,8 +116,22 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 	if err := m.createSandbox(ctx, s, config); err != nil {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		return errors.Join(pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err), m.dismantle(cleanup, s))
+		err = pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err)
+		if pod.KindOf(err) == pod.AlreadyExists { // what has the name is not ours to stop
+			return errors.Join(err, m.forgetFiles(s))
+		}
+		return errors.Join(err, m.dismantle(cleanup, s))
 	}
+	return nil
+}
+
+// forgetFiles removes what createSandbox has made outside of systemd.
+func (m *Manager) forgetFiles(s *sandbox) error {
+	m.forgetSandbox(s)
+	if err := removeAll(s.files()...); err != nil {
+		return pod.WithKind(pod.Internal, err)
+	}
+	_ = os.Remove(s.dir) // others have files in it
 	return nil
 }
 
@@ -188,6 +208,9 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod, lim
 	})
 	m.remember(s)
 	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p, limits)...)
+	if pod.KindOf(err) == pod.AlreadyExists {
+		return pod.Errorf(pod.AlreadyExists, "units of that name run which belong to no pod that magikpod knows (systemctl status %s shows them, systemctl stop ends them)", s.names.Slice)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -153,11 +154,14 @@ func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Dur
 	s := m.find(ref)
 	if s == nil {
 		// Also of a pod that this manager has not been told of nothing is left.
-		if err := m.Adopt(ctx, ref); err != nil {
-			return absent, err
+		if _, err := m.adopt(ctx, ref); err != nil && !errors.Is(err, errDamaged) {
+			return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
 		}
 		if s = m.find(ref); s == nil {
 			s = m.newSandbox(ref)
+			if err := m.findStrays(ctx, s); err != nil {
+				return absent, pod.Errorf(pod.KindOf(err), "cannot delete sandbox of pod %s: %w", ref, err)
+			}
 		}
 	}
 	if err := m.stopAll(ctx, s, grace); err != nil {
@@ -172,6 +176,21 @@ func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Dur
 		return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
 	}
 	return absent, nil
+}
+
+// findStrays finds what there is of a pod that could not be adopted.
+func (m *Manager) findStrays(ctx context.Context, s *sandbox) (err error) {
+	if s.strays, err = m.units.List(ctx, strings.TrimSuffix(s.names.Slice, ".slice")+"-*"); err != nil {
+		return err
+	}
+	entries, _ := os.ReadDir(filepath.Join(s.dir, containersName)) // all of it goes
+	for _, entry := range entries {
+		record := &attemptRecord{}
+		if loadRecord(filepath.Join(s.dir, containersName, entry.Name(), attemptName), record) == nil && record.Container == entry.Name() {
+			s.containers[record.Container] = &container{record: record}
+		}
+	}
+	return nil
 }
 
 // stopAll ends every container, in the order of StopAfter, and the pause process.
@@ -294,6 +313,9 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 		if record := s.recordOf(name); record.ID != "" {
 			paths = append(paths, m.stateDirOf(record))
 		}
+	}
+	for _, unit := range s.strays {
+		errs = append(errs, m.units.Release(ctx, unit))
 	}
 	errs = append(errs, m.releaseMachine(ctx, s), m.units.Release(ctx, s.names.Pause), m.units.Release(ctx, s.names.Slice))
 	if err := errors.Join(errs...); err != nil {

@@ -160,7 +160,8 @@ func (f *Fake) begin(c Call) error {
 		return pod.Errorf(pod.Unavailable, "cannot %s: this daemon has ended", c)
 	}
 	f.calls = append(f.calls, c)
-	if c.Method == "Adopt" || !exists && c.Method == "CreateSandbox" {
+	// What could not be adopted can be deleted.
+	if c.Method == "Adopt" || c.Method == "DeleteSandbox" || !exists && c.Method == "CreateSandbox" {
 		f.known[c.Ref.UID] = true
 	} else if exists && !f.known[c.Ref.UID] {
 		f.problems = append(f.problems, c.String()+" before Adopt")
@@ -272,6 +273,17 @@ func (f *Fake) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, error)
 		return nil
 	})
 	return state, err
+}
+
+// Named implements [runtime.Namer].
+func (f *Fake) Named(uid types.UID) (pod.Ref, error) {
+	f.world.mu.Lock()
+	defer f.world.mu.Unlock()
+	p := f.world.pods[uid]
+	if p == nil || p.sandbox.Stage == pod.SandboxAbsent {
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s", uid)
+	}
+	return p.ref, nil
 }
 
 // Adopt implements [runtime.PodManager].

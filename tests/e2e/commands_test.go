@@ -248,6 +248,7 @@ func aloneCommands() map[string]command {
 		"configure":      configure,
 		"crash":          crash,
 		"leaves-nothing": leavesNothing,
+		"remount":        remount,
 	}
 }
 
@@ -265,6 +266,20 @@ func configure(ts *testscript.TestScript, neg bool, args []string) {
 		restartDaemon(ts)
 	})
 	restartDaemon(ts)
+}
+
+// remount makes the file system of a mount point read-only (ro) or writable (rw), which it is again when the script ends.
+func remount(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: remount ro|rw MOUNTPOINT")
+	}
+	to := func(mode string) {
+		if out, err := exec.Command("mount", "-o", "remount,"+mode, args[1]).CombinedOutput(); err != nil {
+			ts.Fatalf("cannot remount %s: %v: %s", args[1], err, out)
+		}
+	}
+	to(args[0])
+	ts.Defer(func() { to("rw") })
 }
 
 func restartDaemon(ts *testscript.TestScript) {

@@ -10,7 +10,7 @@
 // stop` ends the script. In a machine the processes are not the host's: [class:pod-containers] guards lines that look for them there. Those in testdata/wasm
 // and testdata/machine are for one class alone; [accel:kvm] and [accel:tcg] tell how machines are run.
 //
-// A script finds $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
+// A script finds $MAGIKHOST_SLOWNESS (empty, but in an emulated machine), $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
 // Beside testscript's own commands there are (commands_test.go):
 //
 //	ctl ARGS...              magikpodctl -n $NS ARGS...
@@ -26,6 +26,7 @@
 //	configure FILE           give the daemon a configuration until the script ends, and restart it (alone only)
 //	crash                    kill -9 the daemon and wait for its next start (alone only)
 //	leaves-nothing           look for leftovers now (alone only)
+//	remount ro|rw DIR        make a file system read-only until the script ends, or writable again (alone only)
 //
 // A script may carry labels in a line "# Labels: NAME...", and $MAGIKPOD_LABEL chooses by them. kernel: what it looks at depends on the kernel more
 // than on the release of Debian, so it is worth its time in an emulated machine in CI, too.

@@ -15,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestScripts runs the scripts that can run at the same time.
@@ -230,6 +231,7 @@ func setup(e *testscript.Env, c class, alone bool) error {
 	e.Setenv("BEGAN", strconv.FormatInt(time.Now().Unix(), 10))
 	e.Setenv("REGISTRY", registryAddress)
 	e.Setenv("HOME", "/root")
+	e.Setenv(host.EnvSlowness, os.Getenv(host.EnvSlowness))
 	look := ofNamespace(ns)
 	before := []string{}
 	if alone {

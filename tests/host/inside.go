@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -8,9 +9,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // inside is the value that the variable of [Inside] has in the host.
@@ -81,10 +84,13 @@ func runInside(ctx context.Context, env string) (int, error) {
 	}
 	code := 1
 	p, err := h.Start(ctx, Command{
-		Argv: append([]string{self}, os.Args[1:]...), Dir: dir, Env: []string{env + "=" + inside, "HOME=/root", "LANG=C.UTF-8"}, Stdout: os.Stdout, Stderr: os.Stderr,
+		Argv: append([]string{"/bin/sh", "-c", `"$@"; echo $? >` + codeFile, "sh", self}, os.Args[1:]...), Dir: dir, Env: []string{env + "=" + inside, "HOME=/root", "LANG=C.UTF-8"}, Stdout: os.Stdout, Stderr: os.Stderr,
 	})
 	if err == nil {
-		code, err = p.Wait()
+		_, err = p.Wait()
+	}
+	if err == nil {
+		code, err = h.awaitCode(ctx, p.unit)
 	}
 	if code != 0 {
 		journal, jerr := h.Journal(context.WithoutCancel(ctx), "--unit=magikpodd.service", "--lines=300")
@@ -92,4 +98,25 @@ func runInside(ctx context.Context, env string) (int, error) {
 		err = errors.Join(err, jerr)
 	}
 	return code, errors.Join(err, h.Close())
+}
+
+// codeFile is where the exit status of the tests is in the host.
+const codeFile = "/run/magikhost-code"
+
+// awaitCode returns the exit status of the tests. They are waited for over the host's bus, which a test may kill: then systemd-run is gone, and they still run.
+func (h *Host) awaitCode(ctx context.Context, unit string) (int, error) {
+	for {
+		state, err := h.enter(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit).CombinedOutput()
+		over := strings.TrimSpace(string(state)) != "active" && err == nil
+		if text, err := h.enter(ctx, "cat", codeFile).Output(); err == nil && len(text) > 0 {
+			return strconv.Atoi(strings.TrimSpace(string(text)))
+		}
+		if over || ctx.Err() != nil {
+			return 1, fmt.Errorf("the tests in host %s have ended without an exit status (%s)", h.name, bytes.TrimSpace(state))
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 }

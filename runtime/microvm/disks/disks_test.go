@@ -365,6 +365,7 @@ func TestScratch(t *testing.T) {
 	_, err = f.WriteAt([]byte("data"), 1<<29)
 	must(t, errors.Join(err, f.Close()))
 	must(t, MakeScratch(context.Background(), path, 1<<30))
+	must(t, MakeScratch(context.Background(), path, 2<<30)) // of a configuration that has changed meanwhile
 	data := make([]byte, 4)
 	f, err = os.Open(path)
 	must(t, err)
@@ -372,7 +373,10 @@ func TestScratch(t *testing.T) {
 	if _, err := f.ReadAt(data, 1<<29); err != nil || string(data) != "data" {
 		t.Errorf("%q, %v", data, err)
 	}
-	if err := MakeScratch(context.Background(), "/none/scratch", 1<<30); err == nil {
+	if err := MakeScratch(context.Background(), path+"/scratch", 1<<30); !errors.Is(err, unix.ENOTDIR) { // whether there is one cannot be told
+		t.Errorf("below a file: %v", err)
+	}
+	if err := MakeScratch(context.Background(), filepath.Join(t.TempDir(), "none", "scratch"), 1<<30); err == nil {
 		t.Error("a disk was made where there is no directory")
 	}
 }

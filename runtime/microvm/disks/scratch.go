@@ -12,11 +12,15 @@ import (
 // Mke2fs makes scratch disks. It is in e2fsprogs, which is in every Debian but the smallest. A variable for tests.
 var Mke2fs = "/usr/sbin/mke2fs"
 
-// MakeScratch makes a sparse raw image of size bytes with an empty ext4 file system, whose root belongs to root. A file that is there already is kept as it is: it has a
-// pod's data. Its blocks are taken as the guest writes them.
+// MakeScratch makes a sparse raw image of size bytes with an empty ext4 file system, whose root belongs to root. A file that is there already is kept as it is, whatever its
+// size: it has a pod's data, and was made whole. Its blocks are taken as the guest writes them.
 func MakeScratch(ctx context.Context, path string, size int64) error {
-	if info, err := os.Stat(path); err == nil && info.Size() == size {
+	_, err := os.Lstat(path)
+	if err == nil {
 		return nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot find out whether there is a scratch disk: %w", err)
 	}
 	if err := makeScratch(ctx, path, size); err != nil {
 		return fmt.Errorf("cannot make a scratch disk: %w", err)
