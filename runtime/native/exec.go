@@ -3,6 +3,7 @@ package native
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,27 +145,44 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 		}
 		defer t.close()
 	} else {
-		handOver(cmd, x.p)
+		done, err := handOver(cmd, x.p)
+		if err != nil {
+			return runtime.ExitStatus{}, err
+		}
+		defer done()
 	}
 	if err = cmd.Start(); err == nil {
 		stop := context.AfterFunc(ctx, x.kill)
 		err = cmd.Wait()
 		stop()
 	}
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
 	return x.status(ctx, cmd, err)
 }
 
-// handOver gives cmd the process's files; os/exec takes /dev/null for those that are nil.
-func handOver(cmd *exec.Cmd, p runtime.Process) {
-	if p.Stdin != nil {
-		cmd.Stdin = p.Stdin
+// handOver gives cmd the process's files. For those that are nil it gets pipes, too: through the host's /dev/null, which os/exec would take, root in a container could
+// change its mode for the whole host. done closes what is ours.
+func handOver(cmd *exec.Cmd, p runtime.Process) (done func(), err error) {
+	done = func() {}
+	if cmd.Stdin = p.Stdin; p.Stdin == nil {
+		empty, end, err := os.Pipe()
+		if err != nil {
+			return nil, pod.Errorf(pod.Exhausted, "cannot make a pipe: %w", err)
+		}
+		end.Close()
+		cmd.Stdin, done = empty, func() { empty.Close() }
 	}
+	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
+	cmd.WaitDelay = drainTime // for those two: what is left behind may keep their pipes open
 	if p.Stdout != nil {
 		cmd.Stdout = p.Stdout
 	}
 	if p.Stderr != nil {
 		cmd.Stderr = p.Stderr
 	}
+	return done, nil
 }
 
 // withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the

@@ -165,6 +165,28 @@ func TestExecErrors(t *testing.T) {
 	})
 }
 
+// TestExecNoFiles checks that a process without files has nothing of the host's, which it could change, and that its output does not stop it.
+func TestExecNoFiles(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, w *world) {
+		p := w.pod("execnofiles", "sleep 1000")
+		w.up(p)
+		before, err := os.Stat(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script := `for i in 0 1 2; do chmod 0 /proc/self/fd/$i; done; head -c 1000000 /dev/zero; cat; sleep 1000 & exit 5`
+		status, err := w.Exec(t.Context(), pod.RefOf(p), "a", runtime.Process{Args: []string{"sh", "-c", script}})
+		after, statErr := os.Stat(os.DevNull)
+		if statErr != nil || after.Mode() != before.Mode() {
+			os.Chmod(os.DevNull, before.Mode())
+			t.Errorf("a container has made the host's %s %v, %v", os.DevNull, after.Mode(), statErr)
+		}
+		if err != nil || status.Code != 5 {
+			t.Errorf("%+v, %v", status, err)
+		}
+	})
+}
+
 // TestExecStdin checks that the process reads what it is given, to the end.
 func TestExecStdin(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
