@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -49,8 +50,16 @@ func parseConfig(data []byte) (*configFile, error) {
 	return &c, nil
 }
 
-// check refuses an image that cannot run on the wanted platform.
+// check refuses an image that cannot run on the wanted platform, or whose process the kernel could only be told a part of.
 func (c *configFile) check(want platform) error {
+	for name, values := range map[string][]string{
+		"Env": c.Config.Env, "Entrypoint": c.Config.Entrypoint, "Cmd": c.Config.Cmd, "WorkingDir": {c.Config.WorkingDir}, "User": {c.Config.User},
+		"StopSignal": {c.Config.StopSignal}, "Volumes": slices.Collect(maps.Keys(c.Config.Volumes)),
+	} {
+		if slices.ContainsFunc(values, func(v string) bool { return strings.ContainsRune(v, 0) }) {
+			return invalid("the image config: %s has a NUL byte in it", name)
+		}
+	}
 	have := platform{os: cmp.Or(c.OS, want.os), arch: cmp.Or(c.Architecture, want.arch), variant: want.variant}
 	if want.rank(have) > 0 {
 		return nil

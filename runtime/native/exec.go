@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,6 +43,11 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 	}
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
+	}
+	for _, text := range slices.Concat(p.Args, p.Env, []string{p.WorkingDir, p.User}) {
+		if strings.ContainsRune(text, 0) {
+			return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "%q has a NUL byte in it", text))
+		}
 	}
 	if m.config.Sandboxes != nil {
 		status, err := m.config.Sandboxes.Exec(ctx, m.machine(s), name, p)

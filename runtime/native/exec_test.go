@@ -151,6 +151,7 @@ func TestExecErrors(t *testing.T) {
 			"directory":      {"a", runtime.Process{Args: []string{"/etc"}}, pod.Invalid, "", 126},
 			"no user":        {"a", bad, pod.Invalid, "nobody-like-that", 0},
 			"bad env":        {"a", runtime.Process{Args: []string{"true"}, Env: []string{"x"}}, pod.Invalid, "NAME=VALUE", 0},
+			"NUL":            {"a", shell("echo \x00"), pod.Invalid, "NUL", 0},
 			"bad dir":        {"a", runtime.Process{Args: []string{"true"}, WorkingDir: "tmp"}, pod.Invalid, "not absolute", 0},
 		} {
 			status, err := w.Exec(t.Context(), pod.RefOf(p), tc.container, tc.p)
