@@ -72,7 +72,7 @@ func TestConfigCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, ok := range map[string]bool{`{}`: true, `{"os":"linux"}`: true, `{"architecture":"arm64"}`: true, `{"os":"linux","architecture":"arm64","variant":"v8"}`: true,
-		`{"config":{"WorkingDir":"/a\\u0000b"}}`: false, `{"config":{"Env":["A=\\u0000"]}}`: false, `{"config":{"Entrypoint":["a","\\u0000"]}}`: false, `{"config":{"Volumes":{"/\\u0000":{}}}}`: false,
+		`{"config":{"WorkingDir":"/a\u0000b"}}`: false, `{"config":{"Env":["A=\u0000"]}}`: false, `{"config":{"Entrypoint":["a","\u0000"]}}`: false, `{"config":{"Volumes":{"/\u0000":{}}}}`: false,
 		`{"os":"linux","architecture":"amd64"}`: false, `{"os":"windows","architecture":"arm64"}`: false, `{"os":"wasi","architecture":"wasm"}`: true} {
 		c, err := parseConfig([]byte(text))
 		if err != nil {
