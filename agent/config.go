@@ -41,6 +41,8 @@ type LaunchConfig struct {
 	Rootfs OverlayConfig `json:"rootfs"`
 	// Binds are the volumes to make ready, in this order. The OCI spec has their Target as the source of a mount.
 	Binds []Bind `json:"binds,omitempty"`
+	// Destinations are where in the container mounts will be made.
+	Destinations []string `json:"destinations,omitempty"`
 	// SubCgroup, when not empty, is the name of a child cgroup that launch makes in its own and moves itself to (runc and youki want the
 	// unit's cgroup to be empty).
 	SubCgroup string `json:"subCgroup,omitempty"`

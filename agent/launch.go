@@ -67,6 +67,11 @@ func launch(config *LaunchConfig) error {
 	if err := mountOverlay(&config.Rootfs); err != nil {
 		return err
 	}
+	for _, d := range config.Destinations {
+		if err := checkDestination(config.Rootfs.Target, d); err != nil {
+			return err
+		}
+	}
 	for i := range config.Binds {
 		if err := mountBind(&config.Binds[i]); err != nil {
 			return err

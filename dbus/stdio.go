@@ -21,9 +21,8 @@ const maxPipe = 1 << 20
 // stdio stands between a client's files and a process in a container. The process gets pipes of ours and nothing of the client's: through a file in /proc/self/fd
 // it could read what others write to a pipe, rewrite a file, read what is typed at a terminal, and go on with that when the client has long gone.
 type stdio struct {
-	process [3]*os.File // what the process gets; nil: nothing
-
-	in, toProcess *os.File // copied from and to; nil: none
+	process       [3]*os.File // what the process gets
+	in, toProcess *os.File
 	outputs       []output
 	copying       sync.WaitGroup
 }
@@ -51,10 +50,8 @@ func (s *stdio) open(files []*os.File) (err error) {
 	if s.in, err = ownEnd(files[0], os.O_RDONLY, "standard input"); err != nil {
 		return err
 	}
-	if s.in != nil {
-		if s.process[0], s.toProcess, err = os.Pipe(); err != nil {
-			return noPipe(err)
-		}
+	if s.process[0], s.toProcess, err = os.Pipe(); err != nil {
+		return noPipe(err)
 	}
 	for i, what := range []string{"standard output", "standard error"} {
 		if i == 1 && samePipe(files[1], files[2]) { // lines of both stay in their order
@@ -71,7 +68,7 @@ func (s *stdio) open(files []*os.File) (err error) {
 // addOutput makes a way out to a client's file, and returns the process's end.
 func (s *stdio) addOutput(f *os.File, what string) (*os.File, error) {
 	out, err := ownEnd(f, os.O_WRONLY, what)
-	if out == nil {
+	if err != nil {
 		return nil, err
 	}
 	from, to, err := os.Pipe()
@@ -88,12 +85,10 @@ func noPipe(err error) error {
 }
 
 func (s *stdio) start() {
-	if s.in != nil {
-		s.copying.Go(func() {
-			_, _ = io.Copy(s.toProcess, s.in) // the process sees the end of its input either way
-			_ = s.toProcess.Close()
-		})
-	}
+	s.copying.Go(func() {
+		_, _ = io.Copy(s.toProcess, s.in) // the process sees the end of its input either way
+		_ = s.toProcess.Close()
+	})
 	for _, o := range s.outputs {
 		s.copying.Go(func() {
 			_, err := io.Copy(o.out, o.fromProcess)
@@ -115,10 +110,7 @@ func (s *stdio) finish(ctx context.Context) {
 			_ = o.out.SetWriteDeadline(past)
 		}
 	})
-	if s.in != nil {
-		_ = s.in.Close()
-		_ = s.toProcess.Close()
-	}
+	closeAll([]*os.File{s.in, s.toProcess})
 	for _, o := range s.outputs {
 		_ = o.fromProcess.SetReadDeadline(past)
 	}
@@ -148,7 +140,7 @@ func drain(out io.Writer, pipe *os.File) {
 	}
 }
 
-// ownEnd is a pipe of a client's as a file of ours, which shares no flags with the client's, and which never blocks; nil for /dev/null.
+// ownEnd is a pipe of a client's as a file of ours, which shares no flags with the client's, and which never blocks; /dev/null stays it.
 // Invalid: it is no pipe, or not open for reading or writing alone, as mode says.
 func ownEnd(f *os.File, mode int, what string) (*os.File, error) {
 	info, err := f.Stat()
@@ -157,7 +149,7 @@ func ownEnd(f *os.File, mode int, what string) (*os.File, error) {
 	}
 	if info.Mode()&os.ModeNamedPipe == 0 {
 		if isNull(info) {
-			return nil, nil
+			return os.OpenFile(os.DevNull, mode, 0)
 		}
 		return nil, pod.Errorf(pod.Invalid, "%s is %s: pass a pipe, and copy", what, fileKind(info))
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -59,15 +60,18 @@ const (
 	maxWord = 256
 )
 
-// bounded refuses a config with which nothing could be run.
-func (c *configFile) bounded() error {
+// checkWords refuses a config with which nothing could be run, or of which the kernel would be told a part only, up to a NUL.
+func (c *configFile) checkWords() error {
 	lists := map[string][]string{
 		"Env": c.Config.Env, "Entrypoint": c.Config.Entrypoint, "Cmd": c.Config.Cmd, "Volumes": slices.Collect(maps.Keys(c.Config.Volumes)),
-		"WorkingDir": {c.Config.WorkingDir},
+		"WorkingDir": {c.Config.WorkingDir}, "User": {c.Config.User}, "StopSignal": {c.Config.StopSignal},
 	}
 	for name, list := range lists {
 		size := 0
 		for _, s := range list {
+			if strings.ContainsRune(s, 0) {
+				return invalid("the image config: %s has a NUL byte in it", name)
+			}
 			if size += len(s) + 1; len(s) > maxString {
 				size = maxArgs + 1
 			}

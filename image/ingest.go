@@ -94,7 +94,7 @@ func (c candidate) check(config *configFile, limits Limits) error {
 	case len(c.config) > int(limits.MaxManifestBytes), len(c.manifest) > int(limits.MaxManifestBytes):
 		return pod.Errorf(pod.Exhausted, "the manifest or config is larger than %d bytes, the limit", limits.MaxManifestBytes)
 	}
-	if err := config.bounded(); err != nil {
+	if err := config.checkWords(); err != nil {
 		return err
 	}
 	return config.check(c.want)

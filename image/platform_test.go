@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -78,12 +79,13 @@ func TestConfigCheck(t *testing.T) {
 	}
 	want.host = true
 	for text, ok := range map[string]bool{`{}`: true, `{"os":"linux"}`: true, `{"architecture":"arm64"}`: true, `{"os":"linux","architecture":"arm64","variant":"v8"}`: true,
+		`{"config":{"WorkingDir":"/a\u0000b"}}`: false, `{"config":{"Env":["A=\u0000"]}}`: false, `{"config":{"Entrypoint":["a","\u0000"]}}`: false, `{"config":{"Volumes":{"/\u0000":{}}}}`: false,
 		`{"os":"linux","architecture":"amd64"}`: false, `{"os":"windows","architecture":"arm64"}`: false, `{"os":"wasi","architecture":"wasm"}`: true} {
 		c, err := parseConfig([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.check(want); (err == nil) != ok {
+		if err := errors.Join(c.checkWords(), c.check(want)); (err == nil) != ok {
 			t.Errorf("%s: %v", text, err)
 		}
 	}

@@ -104,6 +104,8 @@ func (k *containerChecker) termination() {
 	k.noControl(at, c.TerminationMessagePath)
 	if p := c.TerminationMessagePath; p != "" && (!strings.HasPrefix(p, "/") || p == "/") {
 		k.invalid(at, p, "must be the absolute path of a file")
+	} else if KernelPath(p) {
+		k.invalid(at, p, kernelPathReason)
 	}
 	oneOf(k.checker, k.path.Child("terminationMessagePolicy"), c.TerminationMessagePolicy, corev1.TerminationMessageReadFile, corev1.TerminationMessageFallbackToLogsOnError)
 }
@@ -177,10 +179,21 @@ func (k *containerChecker) mountPath(at *field.Path, dest string, seen map[strin
 		k.invalid(at, dest, "must be a path without ..")
 	case clean == "/":
 		k.invalid(at, dest, "must not be the container's root")
+	case KernelPath(clean):
+		k.invalid(at, dest, kernelPathReason)
 	case seen[clean]:
 		k.add(field.Duplicate(at, clip(dest)))
 	}
 	seen[clean] = true
+}
+
+const kernelPathReason = "must not be /proc, /sys or below them: they are the kernel's, and a volume there would hide what confines the container"
+
+// KernelPath says whether an absolute path of a container is /proc, /sys or below one of them. What security rests on is there (/proc/self/attr, masked files), so
+// OCI runtimes refuse mounts in most places of it.
+func KernelPath(p string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path.Clean("/"+p), "/"), "/")
+	return first == "proc" || first == "sys"
 }
 
 // maxPath is the kernel's PATH_MAX, without the NUL.

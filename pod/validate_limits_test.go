@@ -84,6 +84,48 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestNULAndKernelPaths: what the kernel would be told a part of, or what would hide its own files, is refused with its path and the reason.
+func TestNULAndKernelPaths(t *testing.T) {
+	mount := func(path string) string {
+		return podManifest("  volumes: [{name: a, emptyDir: {}}]\n", "    volumeMounts: [{name: a, mountPath: "+path+"}]\n")
+	}
+	const at, kernel = "spec.containers[0].", "must not be /proc, /sys or below them"
+	for _, c := range []struct{ manifest, path, reason string }{
+		{podManifest("", "    workingDir: \"/a\\0b\"\n"), at + "workingDir", "must not contain control characters"},
+		{podManifest("", "    command: [\"a\\0b\"]\n"), at + "command[0]", "NUL"},
+		{podManifest("", "    args: [a, \"a\\0b\"]\n"), at + "args[1]", "NUL"},
+		{podManifest("", "    env: [{name: A, value: \"a\\0b\"}]\n"), at + "env[0].value", "NUL"},
+		{podManifest("", "    livenessProbe: {exec: {command: [\"a\\0b\"]}}\n"), at + "livenessProbe.exec.command[0]", "NUL"},
+		{mount("\"/a\\0b\""), at + "volumeMounts[0].mountPath", "control characters"},
+		{mount("/proc"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("/proc/"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("/./proc"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("//proc//sys/kernel"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("proc/self"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("/sys"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("/sys/fs/cgroup"), at + "volumeMounts[0].mountPath", kernel},
+		{mount("/proc/../sys"), at + "volumeMounts[0].mountPath", "must be a path without .."},
+		{podManifest("", "    terminationMessagePath: /proc/x\n"), at + "terminationMessagePath", kernel},
+		{mount("/process"), "", ""},
+		{mount("/a/proc"), "", ""},
+		{mount("/dev/shm"), "", ""},
+	} {
+		problems, _ := process([]byte(c.manifest), "")
+		found := false
+		for _, p := range problems {
+			if p.Severity == SeverityError {
+				found = found || c.path != "" && p.Path == c.path && strings.Contains(p.Message, c.reason)
+				if c.path == "" {
+					t.Errorf("%s: %s", c.manifest, p)
+				}
+			}
+		}
+		if c.path != "" && !found {
+			t.Errorf("%s: %v, want %s: %s", c.manifest, problems, c.path, c.reason)
+		}
+	}
+}
+
 // hostile are manifests of up to 1 MiB that are made to cost much. want is in one of their problems.
 var hostile = []struct{ name, manifest, want string }{
 	{"empty containers", podManifest("", "")[:strings.Index(podManifest("", ""), "  containers")] + "  containers: [" + strings.Repeat("{},", 340_000) + "]\n", "has too many values"},

@@ -210,8 +210,9 @@ type Process struct {
 	WorkingDir string   // empty: the container's
 	User       string   // USER[:GROUP], names or numbers; empty: the container's
 	TTY        bool
-	// Stdin, Stdout and Stderr are handed to the process as they are; with TTY, Stdin is the terminal's other end: the class makes a
-	// pseudo-terminal, copies between Stdin/Stdout and it, and applies Resize. Nil means /dev/null.
+	// Stdin, Stdout and Stderr are handed to the process as they are, which may keep them, and use them in every way that their kind allows (proc(5), /proc/PID/fd): they
+	// are pipes made for it, never somebody else's files. With TTY, Stdin is the terminal's other end: the class makes a
+	// pseudo-terminal, copies between Stdin/Stdout and it, and applies Resize. Nil means nothing to read, and output that is dropped.
 	Stdin, Stdout, Stderr *os.File
 	Resize                <-chan WinSize
 	// Timeout ends the process with SIGKILL, which is no error: the ExitStatus tells it; 0: none. The end of the context kills it too, and is

@@ -28,17 +28,14 @@ func newStdio(stdin, terminal bool) (*stdio, error) {
 	if terminal {
 		return s, nil
 	}
-	null, err := os.Open(os.DevNull)
+	in, out, err := pipe(1)
 	if err != nil {
 		return nil, err
 	}
-	s.theirs = []*os.File{null, nil, nil}
-	if stdin {
-		null.Close()
-		if s.theirs[0], s.stdin, err = pipe(1); err != nil {
-			s.theirs = nil
-			return nil, err
-		}
+	s.theirs, s.stdin = []*os.File{in, nil, nil}, out
+	if !stdin { // nothing to read, but not the machine's /dev/null, whose mode root in a container could change
+		out.Close()
+		s.stdin = nil
 	}
 	for i := range s.outputs {
 		if s.theirs[1+i], s.outputs[i], err = pipe(0); err != nil {

@@ -129,6 +129,9 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 			Upper: filepath.Join(layers, "upper"), Work: filepath.Join(layers, "work"), Target: filepath.Join(a.bundle, rootfsName),
 		},
 	}
+	for _, mount := range a.config.Mounts {
+		config.Destinations = append(config.Destinations, mount.Destination)
+	}
 	if a.launcher == nil {
 		config.SubCgroup, config.Env, config.PIDFile = m.oci.subCgroup, m.oci.env(), pidFile
 		if a.record.Traces { // beside those of execs, see onlookers

@@ -3,9 +3,11 @@ package native
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,6 +44,11 @@ func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.
 	}
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
+	}
+	for _, text := range slices.Concat(p.Args, p.Env, []string{p.WorkingDir, p.User}) {
+		if strings.ContainsRune(text, 0) {
+			return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "%q has a NUL byte in it", text))
+		}
 	}
 	if unit := m.frozenUnit(s, name); unit != "" {
 		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Conflict, "it is frozen (try: systemctl thaw %s, or the slice that was frozen)", unit))
@@ -148,7 +155,11 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 		}
 		defer t.close()
 	} else {
-		handOver(cmd, x.p)
+		done, err := handOver(cmd, x.p)
+		if err != nil {
+			return runtime.ExitStatus{}, err
+		}
+		defer done()
 	}
 	letGo, err := x.m.holdStill(ctx, x.s, x.record.Container, x.cgroup)
 	if err != nil {
@@ -163,20 +174,33 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 		err = cmd.Wait()
 		stop()
 	}
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
 	return x.status(ctx, cmd, err)
 }
 
-// handOver gives cmd the process's files; os/exec takes /dev/null for those that are nil.
-func handOver(cmd *exec.Cmd, p runtime.Process) {
-	if p.Stdin != nil {
-		cmd.Stdin = p.Stdin
+// handOver gives cmd the process's files. For those that are nil it gets pipes, too: through the host's /dev/null, which os/exec would take, root in a container could
+// change its mode for the whole host. done closes what is ours.
+func handOver(cmd *exec.Cmd, p runtime.Process) (done func(), err error) {
+	done = func() {}
+	if cmd.Stdin = p.Stdin; p.Stdin == nil {
+		empty, end, err := os.Pipe()
+		if err != nil {
+			return nil, pod.Errorf(pod.Exhausted, "cannot make a pipe: %w", err)
+		}
+		end.Close()
+		cmd.Stdin, done = empty, func() { empty.Close() }
 	}
+	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
+	cmd.WaitDelay = drainTime // for those two: what is left behind may keep their pipes open
 	if p.Stdout != nil {
 		cmd.Stdout = p.Stdout
 	}
 	if p.Stderr != nil {
 		cmd.Stderr = p.Stderr
 	}
+	return done, nil
 }
 
 // withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the

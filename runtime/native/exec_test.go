@@ -151,6 +151,7 @@ func TestExecErrors(t *testing.T) {
 			"directory":      {"a", runtime.Process{Args: []string{"/etc"}}, pod.Invalid, "", 126},
 			"no user":        {"a", bad, pod.Invalid, "nobody-like-that", 0},
 			"bad env":        {"a", runtime.Process{Args: []string{"true"}, Env: []string{"x"}}, pod.Invalid, "NAME=VALUE", 0},
+			"NUL":            {"a", shell("echo \x00"), pod.Invalid, "NUL", 0},
 			"bad dir":        {"a", runtime.Process{Args: []string{"true"}, WorkingDir: "tmp"}, pod.Invalid, "not absolute", 0},
 		} {
 			status, err := w.Exec(t.Context(), pod.RefOf(p), tc.container, tc.p)
@@ -161,6 +162,32 @@ func TestExecErrors(t *testing.T) {
 		entries, err := filepath.Glob(filepath.Join(w.runDir(p.UID), "c/a/exec-*"))
 		if err != nil || len(entries) > 0 {
 			t.Errorf("files are left: %v", entries)
+		}
+	})
+}
+
+// TestExecNoFiles checks that a process without files has nothing of the host's, which it could change, and that its output does not stop it.
+func TestExecNoFiles(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, w *world) {
+		p := w.pod("execnofiles", "sleep 1000")
+		w.up(p)
+		before, err := os.Stat(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script := `for i in 0 1 2; do chmod 0 /proc/self/fd/$i; done; head -c 1000000 /dev/zero; cat; `
+		if w.oci.name != "runc" { // which copies by itself, and waits for whoever has its pipes
+			script += "sleep 1000 & "
+		}
+		script += "exit 5"
+		status, err := w.Exec(t.Context(), pod.RefOf(p), "a", runtime.Process{Args: []string{"sh", "-c", script}})
+		after, statErr := os.Stat(os.DevNull)
+		if statErr != nil || after.Mode() != before.Mode() {
+			os.Chmod(os.DevNull, before.Mode())
+			t.Errorf("a container has made the host's %s %v, %v", os.DevNull, after.Mode(), statErr)
+		}
+		if err != nil || status.Code != 5 {
+			t.Errorf("%+v, %v", status, err)
 		}
 	})
 }

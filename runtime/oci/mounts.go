@@ -74,7 +74,7 @@ func volumeMount(in Input, m runtime.Mount) (specs.Mount, error) {
 		return specs.Mount{}, pod.Errorf(pod.Internal, "cannot run container %q: the mount at %s was not resolved", in.Container.Name, m.Destination)
 	}
 	dest := path.Clean(m.Destination)
-	if !path.IsAbs(dest) || dest == "/" || slices.Contains(strings.Split(m.Destination, "/"), "..") {
+	if !path.IsAbs(dest) || dest == "/" || pod.KernelPath(dest) || slices.Contains(strings.Split(m.Destination, "/"), "..") {
 		return specs.Mount{}, pod.Errorf(pod.Invalid, "cannot run container %q: a volume cannot be mounted at %q", in.Container.Name, m.Destination)
 	}
 	access := "rw"

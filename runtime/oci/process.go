@@ -102,10 +102,13 @@ func env(in Input, home string) ([]string, error) {
 }
 
 // workingDir is the manifest's, else the image's, else the root. It is always absolute.
-func workingDir(in Input) string {
+func workingDir(in Input) (string, error) {
 	dir := in.Container.WorkingDir
 	if dir == "" {
 		dir = in.Image.Config.WorkingDir
 	}
-	return path.Clean("/" + dir)
+	if strings.ContainsRune(dir, 0) {
+		return "", pod.Errorf(pod.Invalid, "cannot run container %q: the working directory %q contains a NUL byte", in.Container.Name, dir)
+	}
+	return path.Clean("/" + dir), nil
 }

@@ -63,13 +63,17 @@ func process(in Input) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	dir, err := workingDir(in)
+	if err != nil {
+		return nil, err
+	}
 	sc := security(in.Container)
 	return &specs.Process{
 		Terminal: in.Terminal,
 		User:     user,
 		Args:     args,
 		Env:      env,
-		Cwd:      workingDir(in),
+		Cwd:      dir,
 		// Inheritable and Ambient stay empty: a process of another user than root gains nothing by execve (CVE-2022-24769).
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		Rlimits:         in.Rlimits,

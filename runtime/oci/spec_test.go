@@ -109,6 +109,10 @@ func TestSpecErrors(t *testing.T) {
 	}{
 		{"no command", func(in *Input) { in.Image.Config.Entrypoint, in.Image.Config.Cmd = nil, nil }, pod.Invalid, "no command specified"},
 		{"image env without value", func(in *Input) { in.Image.Config.Env = []string{"SECRET"} }, pod.Invalid, `malformed entry "SECRET"`},
+		{"image working directory NUL", func(in *Input) { in.Image.Config.WorkingDir = "/a\x00b" }, pod.Invalid, "NUL"},
+		{"volume over /proc", func(in *Input) { in.Mounts = []runtime.Mount{{Destination: "/proc/../proc"}} }, pod.Invalid, "cannot be mounted"},
+		{"volume below /proc", func(in *Input) { in.Mounts = []runtime.Mount{{Destination: "/proc//sys/kernel"}} }, pod.Invalid, "cannot be mounted"},
+		{"volume over /sys", func(in *Input) { in.Mounts = []runtime.Mount{{Destination: "/./sys/"}} }, pod.Invalid, "cannot be mounted"},
 		{"image env NUL", func(in *Input) { in.Image.Config.Env = []string{"A=\x00"} }, pod.Invalid, "malformed entry"},
 		{"uid overflow", func(in *Input) { sc(in).RunAsUser = ptr(int64(1) << 32) }, pod.Invalid, "runAsUser 4294967296 is not in 0-2147483647"},
 		{"gid negative", func(in *Input) { sc(in).RunAsGroup = ptr(int64(-1)) }, pod.Invalid, "runAsGroup -1"},
