@@ -197,7 +197,7 @@ func TestCache(t *testing.T) {
 	if err != nil || second.Key == first.Key {
 		t.Fatalf("another program: %v, %v", second, err)
 	}
-	parts.Init = "/none"
+	parts.Init = filepath.Join(t.TempDir(), "none")
 	if _, err := cache.Build(context.Background(), parts); err == nil || !strings.HasPrefix(err.Error(), "cannot make a guest image: ") {
 		t.Errorf("without a program: %v", err)
 	}
