@@ -15,10 +15,10 @@ import (
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // DefaultConfigFile is where the configuration is read from.
@@ -32,8 +32,8 @@ type Config struct {
 	StateDir string `json:"stateDir,omitempty"` // records, images, volumes
 	RunDir   string `json:"runDir,omitempty"`   // sockets, pipes, bundles: gone after a reboot
 
-	LogDriver agent.LogDriver `json:"logDriver,omitempty"` // journal or file
-	LogDir    string          `json:"logDir,omitempty"`    // of the driver file
+	LogDriver shim.LogDriver `json:"logDriver,omitempty"` // journal or file
+	LogDir    string         `json:"logDir,omitempty"`    // of the driver file
 
 	Runtime   string `json:"runtime,omitempty"`   // crun, runc, youki or a path; empty: the first that is installed
 	MaxPods   int    `json:"maxPods,omitempty"`   // 1 to pod.MaxPods
@@ -132,7 +132,7 @@ func DefaultConfig() Config {
 	return Config{
 		StateDir:       "/var/lib/magikpod",
 		RunDir:         "/run/magikpod",
-		LogDriver:      agent.LogJournal,
+		LogDriver:      shim.LogJournal,
 		LogDir:         "/var/log/pods",
 		MaxPods:        pod.MaxPods,
 		PIDsLimit:      4096,
@@ -180,7 +180,7 @@ func (c *Config) check() (problems []error) {
 			add("%s: %q is not a clean absolute path", d.key, d.dir)
 		}
 	}
-	if c.LogDriver != agent.LogJournal && c.LogDriver != agent.LogFile {
+	if c.LogDriver != shim.LogJournal && c.LogDriver != shim.LogFile {
 		add("logDriver: %q is neither journal nor file", c.LogDriver)
 	}
 	if c.MaxPods < 1 || c.MaxPods > pod.MaxPods {

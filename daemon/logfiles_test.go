@@ -15,8 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // logHost is a pod's log directory and a reader of it.
@@ -32,7 +32,7 @@ type logHost struct {
 func newLogHost(t *testing.T) *logHost {
 	root, run := t.TempDir(), t.TempDir()
 	h := &logHost{t: t, dir: filepath.Join(root, "default_web_u1", "app"), run: run, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	h.r = newLogReader(logReaderConfig{Driver: agent.LogFile, Dir: root, RunDir: run})
+	h.r = newLogReader(logReaderConfig{Driver: shim.LogFile, Dir: root, RunDir: run})
 	t.Cleanup(h.r.Close)
 	h.q = logRequest{Ref: pod.Ref{Namespace: "default", Name: "web", UID: "u1"}, Container: "app", Options: pod.LogOptions{Tail: -1}}
 	return h
@@ -280,7 +280,7 @@ func TestLogFilesSettle(t *testing.T) {
 			if err := os.MkdirAll(pipes, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			stdout, stderr, err := agent.MakeLogFIFOs(pipes, "app", 0)
+			stdout, stderr, err := shim.MakeLogFIFOs(pipes, "app", 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 const (
@@ -31,9 +31,9 @@ const (
 
 // logReaderConfig says where the logs are.
 type logReaderConfig struct {
-	Driver agent.LogDriver // empty: the journal
-	Dir    string          // driver file: the directory of the pods' directories NAMESPACE_NAME_UID
-	RunDir string          // pods/UID/log in it has the log pipes; empty: the end of a log is not waited for
+	Driver shim.LogDriver // empty: the journal
+	Dir    string         // driver file: the directory of the pods' directories NAMESPACE_NAME_UID
+	RunDir string         // pods/UID/log in it has the log pipes; empty: the end of a log is not waited for
 	// Journalctl is the program or its path; empty: journalctl.
 	Journalctl string
 }
@@ -76,7 +76,7 @@ type logReader struct {
 func newLogReader(config logReaderConfig) *logReader {
 	r := &logReader{config: config}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	if config.Driver == agent.LogFile {
+	if config.Driver == shim.LogFile {
 		r.driver = logFiles{dir: config.Dir}
 		return r
 	}

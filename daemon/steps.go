@@ -13,10 +13,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/volume"
 )
 
@@ -538,7 +538,7 @@ func (w *worker) deletePod(s pod.Step) func(context.Context) func() error {
 
 // podLogDir is where CRI log files of the pod go; empty with the journal.
 func (d *Daemon) podLogDir(ref pod.Ref) string {
-	if d.config.LogDriver != agent.LogFile {
+	if d.config.LogDriver != shim.LogFile {
 		return ""
 	}
 	return filepath.Join(d.config.LogDir, ref.Namespace+"_"+ref.Name+"_"+string(ref.UID))

@@ -14,7 +14,7 @@
 // A WebAssembly module, bare or as an artifact of a registry, becomes an image of one layer with the module in it and a config that says to run it,
 // so that everything else has one kind of image to deal with; the digest that it was pulled by is kept.
 //
-// What does not belong here: mounting (magikagent launch), pull policies' consequences (pod).
+// What does not belong here: mounting (magikshim launch), pull policies' consequences (pod).
 //
 // Layer L2: it may import pod and runtime.
 package image

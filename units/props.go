@@ -308,7 +308,7 @@ func ContainerProps(u ContainerUnit) []Property {
 	return props
 }
 
-// jailCapabilities are what magikagent launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon holds the
+// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon holds the
 // descriptors, hence SYS_PTRACE), files of any owner, and giving up the rest.
 var jailCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,

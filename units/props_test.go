@@ -27,12 +27,12 @@ func TestProps(t *testing.T) {
 	privileged := plain.DeepCopy()
 	privileged.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
 	names := Names("default", "web")
-	launch := []string{"/usr/libexec/magikpod/magikagent", "launch", "--config", "/run/x.json"}
+	launch := []string{"/usr/libexec/magikpod/magikshim", "launch", "--config", "/run/x.json"}
 
 	for name, got := range map[string]string{
 		"slices":             showAux(PodSlices(p, PodLimits(p))),
 		"slices-plain":       showAux(PodSlices(plain, PodLimits(plain))),
-		"pause":              show(PauseProps(PauseUnit{Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikagent", "pause"}})),
+		"pause":              show(PauseProps(PauseUnit{Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikshim", "pause"}})),
 		"pause-share-pid":    show(PauseProps(PauseUnit{Pod: plain, Names: Names("default", "plain"), Argv: []string{"/bin/pause"}, SharePID: true})),
 		"container":          show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: 30 * time.Second})),
 		"container-sidecar":  show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.InitContainers[1], Names: names, Argv: launch, Grace: time.Second, StopAfter: []string{"main"}})),

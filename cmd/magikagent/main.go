@@ -1,40 +1,32 @@
-// Command magikagent is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
-// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine, hold freezes containers for a moment, reap becomes PID 1 of a
-// pod. It is started by systemd and magikpodd, not by people.
+// Command magikagent is the agent in a virtual machine: PID 1, which runs the pod's containers and serves the host over vsock. It is started by the kernel,
+// not by people.
 package main
 
 import (
 	"os"
-	"runtime"
 
-	"github.com/magikrun/magikpod/agent"
-	"github.com/magikrun/magikpod/agent/proxy"
+	"github.com/magikrun/magikpod/runtime/microvm/guest"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // version is set by the linker.
 var version = "devel"
 
-// Namespaces belong to threads: all of the work is done on the first one.
-func init() { runtime.LockOSThread() }
-
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
 	switch {
-	case len(args) == 3 && args[0] == "pause" && args[1] == "--config":
-		return agent.Pause(args[2])
-	case len(args) == 3 && args[0] == "launch" && args[1] == "--config":
-		return agent.Launch(args[2])
-	case len(args) == 3 && args[0] == "proxy" && args[1] == "--config":
-		return proxy.Run(args[2])
-	case len(args) == 1 && args[0] == agent.ReapCommand:
-		return agent.Reap()
-	case len(args) > 1 && args[0] == agent.HoldCommand:
-		return agent.Hold(args[1:])
+	case len(args) == 1 && args[0] == shim.ReapCommand: // PID 1 as well, of the pod's PID namespace
+		return shim.Reap()
+	case len(args) > 1 && args[0] == guest.ScoreCommand:
+		os.Stderr.WriteString("magikagent: " + guest.SetScore(args[1:]).Error() + "\n")
+		return shim.ExitFailure
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikagent " + version + "\n")
 		return 0
+	case os.Getpid() == 1: // the kernel passes on what it does not know of its command line
+		guest.Init(version)
 	}
-	os.Stderr.WriteString("usage: magikagent pause --config FILE | launch --config FILE | proxy --config FILE | version\n")
-	return agent.ExitUsage
+	os.Stderr.WriteString("usage: magikagent is PID 1 of a virtual machine; magikagent version\n")
+	return shim.ExitUsage
 }

@@ -28,13 +28,13 @@ import (
 	"github.com/magikrun/magikpod/volume"
 )
 
-// Where make install puts the helpers; $MAGIKPOD_AGENT, $MAGIKPOD_WASM,
-// $MAGIKPOD_VMM and $MAGIKPOD_GUEST replace them.
+// Where make install puts the helpers; $MAGIKPOD_SHIM, $MAGIKPOD_WASM,
+// $MAGIKPOD_VMM and $MAGIKPOD_AGENT replace them.
 const (
-	agentPath = "/usr/libexec/magikpod/magikagent"
+	shimPath  = "/usr/libexec/magikpod/magikshim"
 	wasmPath  = "/usr/libexec/magikpod/magikwasm"
 	vmmPath   = "/usr/libexec/magikpod/magikvmm"
-	guestPath = "/usr/libexec/magikpod/magikguest"
+	agentPath = "/usr/libexec/magikpod/magikagent"
 )
 
 // networks joins the manager with the function that makes namespaces.
@@ -129,7 +129,7 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 // pod-microvm-containers.
 func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (*magikruntime.Registry, error) {
 	common := native.Config{
-		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, AgentPath: helper("MAGIKPOD_AGENT", agentPath),
+		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, ShimPath: helper("MAGIKPOD_SHIM", shimPath),
 		Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
 	}
 	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"), config.Wasm.Components)
@@ -144,7 +144,7 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 	if err != nil {
 		return nil, err
 	}
-	common.Launcher, common.Sandboxes = nil, machines(config, common.AgentPath)
+	common.Launcher, common.Sandboxes = nil, machines(config, common.ShimPath)
 	vms, err := native.NewSandboxManager(ctx, common)
 	if err != nil {
 		return nil, err
@@ -157,11 +157,11 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 }
 
 // machines runs virtual machines as the configuration says.
-func machines(config daemon.Config, agent string) *microvm.Launcher {
+func machines(config daemon.Config, shim string) *microvm.Launcher {
 	c := &config.MicroVM
 	return microvm.NewLauncher(microvm.Config{
-		StateDir: filepath.Join(config.StateDir, "microvm"), AgentPath: agent,
-		SupervisorPath: helper("MAGIKPOD_VMM", vmmPath), GuestPath: helper("MAGIKPOD_GUEST", guestPath),
+		StateDir: filepath.Join(config.StateDir, "microvm"), ShimPath: shim,
+		SupervisorPath: helper("MAGIKPOD_VMM", vmmPath), AgentPath: helper("MAGIKPOD_AGENT", agentPath),
 		Driver: c.VMM, Program: c.Program, Machine: c.Machine, Accel: c.Accel, Kernel: c.Kernel, Runtime: c.Runtime,
 		MemoryBytes: c.Memory.Value(), CPUs: c.CPUs, ScratchBytes: c.Scratch.Value(), PIDsLimit: config.PIDsLimit,
 	})

@@ -1,14 +1,14 @@
 //go:build linux
 
 // Command magikwasm is the first and only process of a container of the class pod-wasm: run jails itself and runs a WebAssembly module, compile
-// puts one into the cache. It is started by magikagent launch and by magikpodd, not by people: for them there is `magikpodctl wasm run`.
+// puts one into the cache. It is started by magikshim launch and by magikpodd, not by people: for them there is `magikpodctl wasm run`.
 package main
 
 import (
 	"os"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/runtime/wasm/jail"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // version is set by the linker.
@@ -27,5 +27,5 @@ func run(args []string) int {
 		return 0
 	}
 	os.Stderr.WriteString("usage: magikwasm run --config FILE | compile --cache DIRECTORY FILE | version\n")
-	return agent.ExitUsage
+	return shim.ExitUsage
 }

@@ -22,17 +22,17 @@ var layers = map[string]int{
 	"netsetup":                   2,
 	"units":                      2,
 	"runtime/oci":                2,
-	"agent/wire":                 0,
-	"agent":                      1,
-	"agent/client":               1,
-	"agent/guest":                2,
-	"agent/proxy":                2,
+	"shim":                       1,
 	"runtime/native":             3,
 	"runtime/wasm/engine":        1,
 	"runtime/wasm/jail":          2,
 	"runtime/wasm":               3,
 	"runtime/microvm":            3,
+	"runtime/microvm/wire":       0,
+	"runtime/microvm/client":     1,
 	"runtime/microvm/vmm":        1,
+	"runtime/microvm/guest":      2,
+	"runtime/microvm/shim":       2,
 	"runtime/microvm/guestimage": 2,
 	"runtime/microvm/disks":      2,
 	"runtime/microvm/supervise":  2,
@@ -42,9 +42,9 @@ var layers = map[string]int{
 	"cmd/magikpodctl":            5,
 	"cmd/magikkrun":              5,
 	"cmd/magikvmm":               5,
-	"cmd/magikagent":             5,
+	"cmd/magikshim":              5,
 	"cmd/magikwasm":              5,
-	"cmd/magikguest":             5,
+	"cmd/magikagent":             5,
 	"runtime/runtimetest":        3, // imported by tests only
 }
 
@@ -64,7 +64,7 @@ var forbidden = map[string]map[string]string{
 		"os/exec": "the spec builder is pure",
 		"net":     "the spec builder is pure",
 	},
-	"agent/wire": {
+	"runtime/microvm/wire": {
 		"os":       "the protocol is pure",
 		"os/exec":  "the protocol is pure",
 		"net":      "the protocol is pure",

@@ -20,9 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent/client"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/client"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/runtime/oci"
 	"github.com/magikrun/magikpod/tests/host"
 )
@@ -57,7 +57,7 @@ func Start(t testing.TB) *Machine {
 	if err := os.Mkdir(dir+"/state", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	name := fmt.Sprintf("magikguest-test-%d-%d", os.Getpid(), count.Add(1))
+	name := fmt.Sprintf("magikagent-test-%d-%d", os.Getpid(), count.Add(1))
 	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), dirVariable+"="+dir, cgroupVariable+"="+name)

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent"
-	"github.com/magikrun/magikpod/agent/guest"
+	"github.com/magikrun/magikpod/runtime/microvm/guest"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // The variables that make a test binary the agent.
@@ -31,8 +31,8 @@ const (
 // Main is for TestMain: it runs the tests, or is the agent that one of them has started.
 func Main(m *testing.M) int {
 	switch {
-	case len(os.Args) == 2 && os.Args[1] == agent.ReapCommand:
-		return agent.Reap()
+	case len(os.Args) == 2 && os.Args[1] == shim.ReapCommand:
+		return shim.Reap()
 	case len(os.Args) > 2 && os.Args[1] == guest.ScoreCommand:
 		fmt.Fprintln(os.Stderr, guest.SetScore(os.Args[2:]))
 		return 1

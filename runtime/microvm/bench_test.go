@@ -13,11 +13,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent/client"
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm"
+	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"

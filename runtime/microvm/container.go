@@ -15,14 +15,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent/client"
-	"github.com/magikrun/magikpod/agent/proxy"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
+	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // PrepareContainer implements native.SandboxLauncher. The image is given to the machine, and the container's directories of the host are shown in the share.
@@ -57,17 +57,17 @@ func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a ru
 	if err != nil {
 		return nil, nil, pod.WithKind(kindOr(err, pod.Unavailable), err)
 	}
-	c := proxy.Config{
+	c := vmshim.Config{
 		Agent: m.record.address(), Copies: staged.copies, MessageFile: staged.messageFile, Log: a.Log,
 		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: a.Number, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
 	}
-	return c, []string{l.config.AgentPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
+	return c, []string{l.config.ShimPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
 }
 
 // noStopSignal says why a signal does not reach a container when its unit is stopped; empty: it does. SIGKILL and SIGSTOP are the host's: they meet what stands in for the
 // container, and at the end of the grace period at the latest the container is killed with it.
 func noStopSignal(sig syscall.Signal) string {
-	if proxy.Passed(sig) || sig == unix.SIGKILL || sig == unix.SIGSTOP {
+	if vmshim.Passed(sig) || sig == unix.SIGKILL || sig == unix.SIGSTOP {
 		return ""
 	}
 	return "the process that stands in for a machine's container cannot pass it on"

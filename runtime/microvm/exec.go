@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent/client"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/client"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // execSlack is how much later than a command's timeout a machine may tell of it: an emulated one, on a busy host, takes seconds.

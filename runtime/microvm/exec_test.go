@@ -10,10 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // newAgent is a launcher that knows one machine, whose agent is who accepts from the listener.

@@ -65,7 +65,7 @@ func needsHost(t testing.TB) {
 	if comm, _ := os.ReadFile("/proc/1/comm"); strings.TrimSpace(string(comm)) != "systemd" || os.Geteuid() != 0 {
 		t.Skip("needs root, and PID 1 to be systemd (try: make vm-host-test)")
 	}
-	if _, err := os.Stat(libexec + "/magikguest"); err != nil {
+	if _, err := os.Stat(libexec + "/magikagent"); err != nil {
 		t.Skip("needs what make install lays out (try: make vm-host-test)")
 	}
 }
@@ -91,12 +91,12 @@ func newWorld(t testing.TB) *world {
 	})
 	w.image = w.busybox()
 	w.machines = microvm.Config{
-		StateDir: caches, AgentPath: libexec + "/magikagent", SupervisorPath: libexec + "/magikvmm", GuestPath: libexec + "/magikguest",
+		StateDir: caches, ShimPath: libexec + "/magikshim", SupervisorPath: libexec + "/magikvmm", AgentPath: libexec + "/magikagent",
 		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: host.Accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
 		// Another kernel than the host's, to be tried by hand: a pattern, as /somewhere/boot/vmlinuz-*.
 		Kernel: os.Getenv("MAGIKPOD_TEST_KERNEL"),
 	}
-	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: libexec + "/magikagent"}
+	w.config = native.Config{RunDir: w.run, StateDir: w.state, ShimPath: libexec + "/magikshim"}
 	if w.network, err = netsetup.New(netsetup.Config{StateFile: filepath.Join(w.run, "network.json")}); err != nil {
 		t.Fatal(err)
 	}

@@ -33,8 +33,8 @@ const (
 type Config struct {
 	// StateDir is where the caches are: kernels and initramfs, disks of images.
 	StateDir string
-	// AgentPath is magikagent, SupervisorPath magikvmm, and GuestPath magikguest, the agent in the machines.
-	AgentPath, SupervisorPath, GuestPath string
+	// ShimPath is magikshim, SupervisorPath magikvmm, and AgentPath magikagent, the agent in the machines.
+	ShimPath, SupervisorPath, AgentPath string
 
 	// Driver is the VMM: qemu, cloud-hypervisor, firecracker or libkrun. Empty: the first of them that can be used. Program is its path.
 	Driver, Program string
@@ -156,7 +156,7 @@ type need struct {
 
 func (l *Launcher) needs() []need {
 	return []need{
-		{path: l.config.AgentPath, remedy: "package magikpod"},
+		{path: l.config.ShimPath, remedy: "package magikpod"},
 		{path: l.config.SupervisorPath, remedy: "package magikpod"},
 		{path: l.parts.Init, remedy: "package magikpod"},
 		{path: l.parts.Runtime, remedy: "package " + filepath.Base(l.parts.Runtime)},
@@ -167,7 +167,7 @@ func (l *Launcher) needs() []need {
 
 // findPrograms finds what goes into the machine beside the kernel.
 func (l *Launcher) findPrograms() error {
-	l.parts.Init, l.parts.Runtime = l.config.GuestPath, l.config.Runtime
+	l.parts.Init, l.parts.Runtime = l.config.AgentPath, l.config.Runtime
 	if l.parts.Runtime == "" {
 		l.parts.Runtime = "/usr/bin/crun"
 	}

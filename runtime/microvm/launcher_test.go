@@ -50,16 +50,16 @@ func TestClassDrivers(t *testing.T) {
 
 // TestClassNamesWhatIsMissing: a class that could make no machine is not called available, and a start says what has been removed meanwhile.
 func TestClassNamesWhatIsMissing(t *testing.T) {
-	config := Config{AgentPath: "/bin/true", SupervisorPath: "/bin/true", GuestPath: "/bin/true", Runtime: "/bin/true"}
+	config := Config{ShimPath: "/bin/true", SupervisorPath: "/bin/true", AgentPath: "/bin/true", Runtime: "/bin/true"}
 	for _, c := range []struct {
 		lack func()
 		want string
 	}{
 		{func() { disks.Mke2fs = "/none/mke2fs" }, "/none/mke2fs is not installed (package e2fsprogs)"},
 		{func() { disks.Mke2fs = "/etc/passwd" }, "/etc/passwd is not installed (package e2fsprogs)"},
-		{func() { config.AgentPath = "/none/agent" }, "/none/agent is not installed (package magikpod)"},
+		{func() { config.ShimPath = "/none/agent" }, "/none/agent is not installed (package magikpod)"},
 		{func() { config.SupervisorPath = "/none/vmm" }, "/none/vmm is not installed (package magikpod)"},
-		{func() { config.GuestPath = "/bin" }, "/bin is not installed (package magikpod)"},
+		{func() { config.AgentPath = "/bin" }, "/bin is not installed (package magikpod)"},
 		{func() { config.Runtime = "/none/crun" }, "/none/crun is not installed (package crun)"},
 	} {
 		mke2fs, all := disks.Mke2fs, config
@@ -74,7 +74,7 @@ func TestClassNamesWhatIsMissing(t *testing.T) {
 		}
 		disks.Mke2fs, config = mke2fs, all
 	}
-	config.AgentPath, disks.Mke2fs = "/none/agent", "/none/mke2fs"
+	config.ShimPath, disks.Mke2fs = "/none/agent", "/none/mke2fs"
 	defer func() { disks.Mke2fs = "/usr/sbin/mke2fs" }()
 	if text := NewLauncher(config).Class().Reason; !strings.Contains(text, "/none/agent") || !strings.Contains(text, "/none/mke2fs") {
 		t.Errorf("%q does not name all that is missing", text)

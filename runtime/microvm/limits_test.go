@@ -14,10 +14,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent/client"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/client"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/tests/host"
 	"github.com/magikrun/magikpod/units"
 )

@@ -12,17 +12,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/magikrun/magikpod/agent/client"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/units"
 )
 

@@ -13,10 +13,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent/proxy"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // etcPrefix begins the names of what is of no volume, as files of /etc: no volume has a dot in its name.
@@ -29,7 +29,7 @@ const readOnlySuffix = ".ro"
 type staged struct {
 	spec        []runtime.Mount // for the OCI spec: sources are wire.MountSource
 	mounts      []wire.Mount
-	copies      []proxy.Copy
+	copies      []vmshim.Copy
 	messageFile string   // the host's file for the termination message
 	shares      []shared // what the share must show before the container is created
 
@@ -107,7 +107,7 @@ func isDir(path string) bool {
 
 // copy has a file or a directory copied, once.
 func (s *staged) copy(name, source string) {
-	if one := (proxy.Copy{Volume: name, Source: source}); !slices.Contains(s.copies, one) {
+	if one := (vmshim.Copy{Volume: name, Source: source}); !slices.Contains(s.copies, one) {
 		s.copies = append(s.copies, one)
 	}
 }

@@ -9,10 +9,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent/proxy"
-	"github.com/magikrun/magikpod/agent/wire"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 func TestStage(t *testing.T) {
@@ -64,7 +64,7 @@ func TestStage(t *testing.T) {
 	if diff := cmp.Diff(want, got.mounts); diff != "" {
 		t.Errorf("mounts (-want +got):\n%s", diff)
 	}
-	wantCopies := []proxy.Copy{{Volume: "etc.hosts", Source: filepath.Join(dir, "etc", "hosts")}, {Volume: "config", Source: config}}
+	wantCopies := []vmshim.Copy{{Volume: "etc.hosts", Source: filepath.Join(dir, "etc", "hosts")}, {Volume: "config", Source: config}}
 	if diff := cmp.Diff(wantCopies, got.copies); diff != "" {
 		t.Errorf("copies, each once (-want +got):\n%s", diff)
 	}

@@ -230,7 +230,7 @@ func TestAdoptAtOnce(t *testing.T) {
 	}
 }
 
-// TestLaunchKilled kills magikagent launch at different moments: either the container runs, or there is an error and nothing is left.
+// TestLaunchKilled kills magikshim launch at different moments: either the container runs, or there is an error and nothing is left.
 func TestLaunchKilled(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("killed", "sleep 1000")

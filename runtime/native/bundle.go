@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -32,7 +32,7 @@ type attempt struct {
 	record attemptRecord
 	bundle string // directory
 	spec   *specs.Spec
-	launch *agent.LaunchConfig // nil: nothing of the container is on this host
+	launch *shim.LaunchConfig // nil: nothing of the container is on this host
 	// document is what is written as config.json: spec, or what a Launcher has made of it.
 	document any
 	// argv is the command of the unit; its last element is the path of its configuration.
@@ -88,7 +88,7 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 		return nil, err
 	}
 	a.spec.Version = specVersion
-	a.argv = []string{m.config.AgentPath, "launch", "--config", filepath.Join(a.bundle, launchName)}
+	a.argv = []string{m.config.ShimPath, "launch", "--config", filepath.Join(a.bundle, launchName)}
 	a.launcher = m.launcher(config, a.spec)
 	a.record.Runtime = m.runtimeName(a.launcher)
 	a.record.Traces = a.launcher == nil && !config.Pod.Spec.HostPID && traces(config.Container)
@@ -118,13 +118,13 @@ func (m *Manager) newAttempt(s *sandbox, config runtime.ContainerConfig) *attemp
 	}
 }
 
-// launchConfig is what magikagent launch reads.
-func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []agent.Bind) *agent.LaunchConfig {
+// launchConfig is what magikshim launch reads.
+func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []shim.Bind) *shim.LaunchConfig {
 	log, layers := filepath.Join(a.bundle, runtimeLog), filepath.Join(m.layersDir(s.ref.UID), a.record.Container)
 	pidFile := filepath.Join(a.bundle, pidName)
-	config := agent.LaunchConfig{
+	config := shim.LaunchConfig{
 		Owner: m.owner, MountNS: mountNS, Binds: binds, Log: log,
-		Rootfs: agent.OverlayConfig{
+		Rootfs: shim.OverlayConfig{
 			LayersDir: a.config.Image.Rootfs.Dir, Lower: a.config.Image.Rootfs.Layers,
 			Upper: filepath.Join(layers, "upper"), Work: filepath.Join(layers, "work"), Target: filepath.Join(a.bundle, rootfsName),
 		},
@@ -144,16 +144,16 @@ func (m *Manager) launchConfig(s *sandbox, a *attempt, mountNS string, binds []a
 
 // stageMounts gives each volume a place below the bundle that launch binds it to: the OCI runtime sees nothing but such places, so nothing in a
 // volume leads it astray. A tmpfs of the container's own stays as it is.
-func stageMounts(dir, bundle string, mounts []runtime.Mount) ([]runtime.Mount, []agent.Bind) {
+func stageMounts(dir, bundle string, mounts []runtime.Mount) ([]runtime.Mount, []shim.Bind) {
 	staged := make([]runtime.Mount, 0, len(mounts))
-	var binds []agent.Bind
+	var binds []shim.Bind
 	for _, mount := range mounts {
 		if mount.SharedTmpfs != "" {
 			mount.Source = filepath.Join(dir, tmpfsName, mount.SharedTmpfs)
 		}
 		if mount.Source != "" {
 			target := filepath.Join(bundle, mountsName, strconv.Itoa(len(binds)))
-			binds = append(binds, agent.Bind{Source: mount.Source, SubPath: mount.SubPath, Target: target, ReadOnly: mount.ReadOnly})
+			binds = append(binds, shim.Bind{Source: mount.Source, SubPath: mount.SubPath, Target: target, ReadOnly: mount.ReadOnly})
 			mount.Source, mount.SubPath, mount.SharedTmpfs = target, "", ""
 		}
 		staged = append(staged, mount)

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -149,7 +149,7 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 	if err := m.fault("make log pipes"); err != nil {
 		return err
 	}
-	stdout, stderr, err := agent.MakeLogFIFOs(filepath.Join(s.dir, logName), a.record.Container, a.record.Attempt)
+	stdout, stderr, err := shim.MakeLogFIFOs(filepath.Join(s.dir, logName), a.record.Container, a.record.Attempt)
 	if err != nil {
 		return pod.WithKind(pod.Internal, err)
 	}
@@ -163,7 +163,7 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 			release, cancel = context.WithTimeout(m.ctx, failedLogTime)
 			defer cancel()
 		}
-		agent.ReleaseLogFIFOs(release, stdout, stderr)
+		shim.ReleaseLogFIFOs(release, stdout, stderr)
 	}
 	if !m.spawn(letGo) {
 		letGo() // after Close: at once
@@ -230,9 +230,9 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		changed := s.watch()
 		state, _ := m.units.State(unit)
 		switch {
-		case state.StatusText == agent.StatusStarted:
+		case state.StatusText == shim.StatusStarted:
 			return nil
-		case state.StatusText == agent.StatusNotStarted:
+		case state.StatusText == shim.StatusNotStarted:
 			return errors.New("the OCI runtime did not start it")
 		case over(state):
 			return nil // it ended so soon that launch could not tell
@@ -241,7 +241,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		case <-changed:
 		case <-check.C:
 			if !launching(units.CgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
-				return pod.Errorf(pod.Internal, "magikagent was killed")
+				return pod.Errorf(pod.Internal, "magikshim was killed")
 			}
 		case <-ctx.Done():
 			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
@@ -252,7 +252,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 // startedOrEnded asks systemd.
 func (m *Manager) startedOrEnded(ctx context.Context, unit string) bool {
 	state, err := m.units.Refresh(ctx, unit)
-	return err != nil || state.StatusText == agent.StatusStarted || over(state)
+	return err != nil || state.StatusText == shim.StatusStarted || over(state)
 }
 
 // launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it, or may.
@@ -297,7 +297,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	switch {
 	case errors.Is(err, errMachineEnded) || m.config.Sandboxes != nil && resultOf(err) == "dependency":
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errMachineEnded)
-	case known && state.ExecMainStatus == agent.ExitTempFail:
+	case known && state.ExecMainStatus == shim.ExitTempFail:
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errNeverStarted)
 	case reason != "":
 		err = pod.Errorf(pod.Internal, "cannot start container %q: %s", name, reason)

@@ -113,11 +113,11 @@ func TestLogsOfShortPod(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
 	slow := filepath.Join(w.config.StateDir, "slow-agent")
-	script := "#!/bin/sh\nif [ $1 = pause ]; then sleep 1; fi\nexec " + w.config.AgentPath + " \"$@\"\n"
+	script := "#!/bin/sh\nif [ $1 = pause ]; then sleep 1; fi\nexec " + w.config.ShimPath + " \"$@\"\n"
 	if err := os.WriteFile(slow, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w.config.AgentPath = slow
+	w.config.ShimPath = slow
 	p := w.pod("short", "echo hello")
 	w.up(p)
 	w.await(p, "a", pod.ContainerExited)
@@ -191,7 +191,7 @@ func TestContainerView(t *testing.T) {
 		if err := w.RunContainer(t.Context(), a); err != nil {
 			t.Fatal(err)
 		}
-		want := []string{"1000", "1001", "1001 2000 2500", "Read-only file system", "value view /home/app", "view", "from b", "65536", "magikagent reap ", "part", "whole", "Read-only file system"}
+		want := []string{"1000", "1001", "1001 2000 2500", "Read-only file system", "value view /home/app", "view", "from b", "65536", "magikshim reap ", "part", "whole", "Read-only file system"}
 		lines := w.journal(p, "a", len(want))
 		if strings.Join(lines, "\n") != strings.Join(want, "\n") {
 			t.Errorf("got\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))

@@ -7,9 +7,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // class is what each class says of itself.
@@ -23,7 +23,7 @@ type class interface {
 // Launcher is what runs in the containers' units when that is no OCI runtime. A class that differs from this one in nothing else (sandbox, units,
 // logs, stop and adoption are the same) is a [Manager] with a Launcher; cmd/magikpodd joins them, because the classes do not know each other.
 //
-// The program that it names becomes the main process of a confined unit ([units.ContainerUnit], Jail). It tells READY=1 and STATUS=[agent.StatusStarted]
+// The program that it names becomes the main process of a confined unit ([units.ContainerUnit], Jail). It tells READY=1 and STATUS=[shim.StatusStarted]
 // when the container runs. If it ends before, that is a failed start, and the last error in LaunchConfig.Log says why.
 type Launcher interface {
 	class
@@ -33,7 +33,7 @@ type Launcher interface {
 	ForgetImages(ctx context.Context) error
 	// Prepare decides how an attempt is launched. spec is what an OCI runtime would be given; launch has all but Argv and Env. What it returns is
 	// written to config.json in the directory bundle. It changes nothing but caches.
-	Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error)
+	Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *shim.LaunchConfig) (any, error)
 }
 
 // Chooser is a [Launcher] for single containers of pods of the class pod-containers.

@@ -40,7 +40,7 @@ type SandboxLauncher interface {
 	ForgetSandbox(s runtime.Machine) error
 
 	// PrepareContainer decides how an attempt is launched: the unit runs argv, whose last element is the path of a file in a.Bundle; document is written
-	// to config.json there. The command tells READY=1, then STATUS=[agent.StatusStarted], when the container runs, and STATUS=[agent.StatusOOMKilled] before
+	// to config.json there. The command tells READY=1, then STATUS=[shim.StatusStarted], when the container runs, and STATUS=[shim.StatusOOMKilled] before
 	// it ends for that reason. Signals are meant for the container. If it ends before it has started, the last error in a.Log, in the form
 	// that OCI runtimes have, says why. Errors of the kinds Invalid, NotFound and Unsupported blame the container: a failed start.
 	PrepareContainer(ctx context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (document any, argv []string, err error)

@@ -20,9 +20,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -120,9 +120,9 @@ func (m *testMachines) PrepareContainer(_ context.Context, s runtime.Machine, a 
 	if script == "invalid" {
 		return nil, nil, pod.Errorf(pod.Invalid, "it is invalid")
 	}
-	c := standInConfig{Script: script, Status: agent.StatusStarted, Log: a.Log, Machine: filepath.Join(s.RunDir, "pid")}
+	c := standInConfig{Script: script, Status: shim.StatusStarted, Log: a.Log, Machine: filepath.Join(s.RunDir, "pid")}
 	if script == "exit 137" {
-		c.Status = agent.StatusOOMKilled
+		c.Status = shim.StatusOOMKilled
 	}
 	return c, []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}, nil
 }

@@ -16,29 +16,29 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/tests/testimage"
 	"github.com/magikrun/magikpod/units"
 )
 
-// The test binary is magikagent when it is called like it.
+// The test binary is magikshim when it is called like it.
 func TestMain(m *testing.M) {
 	args := os.Args[1:]
 	switch {
 	case len(args) == 3 && args[0] == "pause" && args[1] == "--config":
-		os.Exit(agent.Pause(args[2]))
+		os.Exit(shim.Pause(args[2]))
 	case len(args) == 3 && args[0] == "launch" && args[1] == "--config":
-		os.Exit(agent.Launch(args[2]))
+		os.Exit(shim.Launch(args[2]))
 	case len(args) == 2 && args[0] == "machine":
 		os.Exit(runMachine(args[1]))
 	case len(args) == 2 && args[0] == "stand-in":
 		os.Exit(standIn(args[1]))
-	case len(args) > 1 && args[0] == agent.HoldCommand:
-		os.Exit(agent.Hold(args[1:]))
-	case len(args) == 1 && args[0] == agent.ReapCommand:
-		os.Exit(agent.Reap())
+	case len(args) > 1 && args[0] == shim.HoldCommand:
+		os.Exit(shim.Hold(args[1:]))
+	case len(args) == 1 && args[0] == shim.ReapCommand:
+		os.Exit(shim.Reap())
 	}
 	os.Exit(m.Run())
 }
@@ -113,11 +113,11 @@ func newWorld(t testing.TB, runtimeName string, fault func(string) error, change
 func (w *world) manager(config Config) *Manager {
 	w.t.Helper()
 	var err error
-	if config.AgentPath, err = os.Executable(); err != nil {
+	if config.ShimPath, err = os.Executable(); err != nil {
 		w.t.Fatal(err)
 	}
 	if path := os.Getenv("MAGIKPOD_TEST_AGENT"); path != "" {
-		config.AgentPath = path // the real one, for measurements: it starts quicker than the test binary
+		config.ShimPath = path // the real one, for measurements: it starts quicker than the test binary
 	}
 	if config.Units, err = units.Connect(context.Background()); err != nil {
 		w.t.Fatal(err)

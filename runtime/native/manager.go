@@ -11,10 +11,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -29,8 +29,8 @@ type Config struct {
 	Units    *units.Manager
 	RunDir   string // /run/magikpod: what does not outlive the machine's boot
 	StateDir string // /var/lib/magikpod: the writable layers; not on an overlay
-	// AgentPath is the path of magikagent.
-	AgentPath string
+	// ShimPath is the path of magikshim.
+	ShimPath string
 	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them that is installed.
 	Runtime string
 	// Launcher, when not nil, is what runs in the containers' units instead of an OCI runtime.
@@ -54,7 +54,7 @@ type Manager struct {
 	oci    *ociRuntime // nil: none was found, and class tells why
 	class  pod.ClassInfo
 	facts  oci.HostFacts
-	owner  agent.Owner
+	owner  shim.Owner
 
 	deaf       func() // ends the calls of unitChanged
 	changed    atomic.Pointer[func(ref pod.Ref)]
@@ -78,7 +78,7 @@ var (
 
 // New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so.
 func New(ctx context.Context, config Config) (*Manager, error) {
-	for _, path := range []*string{&config.RunDir, &config.StateDir, &config.AgentPath} {
+	for _, path := range []*string{&config.RunDir, &config.StateDir, &config.ShimPath} {
 		if !filepath.IsAbs(*path) {
 			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: the path %q is not absolute", ClassName, *path)
 		}
@@ -87,13 +87,13 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	start, err := agent.StartTime(os.Getpid())
+	start, err := shim.StartTime(os.Getpid())
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
 	}
 	m := &Manager{
 		config: config, units: config.Units, facts: hostFacts(),
-		owner:     agent.Owner{PID: os.Getpid(), StartTime: start},
+		owner:     shim.Owner{PID: os.Getpid(), StartTime: start},
 		class:     pod.ClassInfo{Name: ClassName},
 		sandboxes: map[types.UID]*sandbox{},
 		byUnit:    map[string]*sandbox{},
@@ -109,8 +109,8 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
 		}
 	}
-	if info, err := os.Stat(config.AgentPath); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
-		m.class.Available, m.class.Reason = false, config.AgentPath+" is not installed (package magikpod)"
+	if info, err := os.Stat(config.ShimPath); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		m.class.Available, m.class.Reason = false, config.ShimPath+" is not installed (package magikpod)"
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	m.deaf = m.units.OnChange(m.unitChanged)
@@ -239,14 +239,14 @@ func (m *Manager) afterEnd(s *sandbox, record attemptRecord) {
 		_ = m.units.Kill(ctx, s.unit(record.Container), "all", unixKILL) // most often nothing is left
 	}
 	m.endLog(s, record)
-	if state, ok := m.units.State(s.unit(record.Container)); ok && state.StatusText == agent.StatusNotStarted {
+	if state, ok := m.units.State(s.unit(record.Container)); ok && state.StatusText == shim.StatusNotStarted {
 		m.noteStartError(s, record)
 	}
 }
 
 // endLog lets the pause process finish the log of an attempt.
 func (m *Manager) endLog(s *sandbox, record attemptRecord) {
-	if err := agent.EndLog(filepath.Join(s.dir, logName), record.Container, record.Attempt); err != nil && m.find(s.ref) == s {
+	if err := shim.EndLog(filepath.Join(s.dir, logName), record.Container, record.Attempt); err != nil && m.find(s.ref) == s {
 		m.config.Log.Warn("cannot end the log of a container", "pod", s.ref.String(), "container", record.Container, "error", err)
 	}
 }

@@ -8,9 +8,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -162,24 +162,24 @@ func over(unit units.State) bool {
 
 // neverStarted says that launch found the pod's namespaces gone: the container is not to blame, and the attempt does not count.
 func neverStarted(unit units.State) bool {
-	return unit.StatusText == "" && unit.ExecMainStatus == agent.ExitTempFail
+	return unit.StatusText == "" && unit.ExecMainStatus == shim.ExitTempFail
 }
 
 // ended is the state of an attempt whose first process has ended.
 func ended(c *container, state pod.ContainerState, unit units.State) pod.ContainerState {
 	state.Stage, state.FinishedAt = pod.ContainerExited, unit.ExecMainExit
 	state.StoppedByAdmin = unit.StoppedByAdmin
-	if c.starting && unit.StatusText != agent.StatusStarted {
+	if c.starting && unit.StatusText != shim.StatusStarted {
 		return pod.ContainerState{Stage: pod.ContainerStarting, Attempt: state.Attempt, ID: state.ID}
 	}
-	if unit.StatusText == "" || unit.StatusText == agent.StatusNotStarted { // without a text the main process was launch
+	if unit.StatusText == "" || unit.StatusText == shim.StatusNotStarted { // without a text the main process was launch
 		state.ExitCode, state.Reason, state.Message = startErrorCode, pod.ReasonStartError, "the container could not be started ("+unit.Result+")"
 		return state
 	}
 	state.StartedAt = unit.ExecMainStart
 	state.ExitCode, state.Signal = unit.ExitCode()
 	switch {
-	case unit.Result == "oom-kill", unit.StatusText == agent.StatusOOMKilled:
+	case unit.Result == "oom-kill", unit.StatusText == shim.StatusOOMKilled:
 		state.Reason = pod.ReasonOOMKilled
 	case state.ExitCode == 0:
 		state.Reason = pod.ReasonCompleted
@@ -278,7 +278,7 @@ func (m *Manager) Named(uid types.UID) (pod.Ref, error) {
 	if err := checkRef(pod.Ref{UID: uid}); err != nil {
 		return pod.Ref{}, err
 	}
-	var c agent.PauseConfig
+	var c shim.PauseConfig
 	err := loadRecord(filepath.Join(m.runDir(uid), pauseName), &c)
 	if err == nil {
 		err = errors.Join(pod.ValidateNamespace(c.Namespace), pod.ValidateName(c.Pod))

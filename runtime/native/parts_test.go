@@ -13,10 +13,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -112,7 +112,7 @@ func TestStageMounts(t *testing.T) {
 		{Destination: "/scratch"},
 		{Source: "/run/p/c/a/mnt/1", Destination: "/mem"},
 	}
-	wantBinds := []agent.Bind{
+	wantBinds := []shim.Bind{
 		{Source: "/v/one", SubPath: "x", Target: "/run/p/c/a/mnt/0", ReadOnly: true},
 		{Source: "/run/p/tmpfs/mem", Target: "/run/p/c/a/mnt/1"},
 	}
@@ -125,7 +125,7 @@ func TestStageMounts(t *testing.T) {
 func TestStateOf(t *testing.T) {
 	start, end := time.Unix(100, 0), time.Unix(200, 0)
 	ended := func(change func(*units.State)) units.State {
-		s := units.State{Active: "failed", Sub: "failed", Result: "exit-code", ExecMainPID: 7, ExecMainCode: 1, ExecMainStatus: 3, ExecMainStart: start, ExecMainExit: end, StatusText: agent.StatusStarted}
+		s := units.State{Active: "failed", Sub: "failed", Result: "exit-code", ExecMainPID: 7, ExecMainCode: 1, ExecMainStatus: 3, ExecMainStart: start, ExecMainExit: end, StatusText: shim.StatusStarted}
 		if change != nil {
 			change(&s)
 		}
@@ -142,14 +142,14 @@ func TestStateOf(t *testing.T) {
 		{name: "queued", unit: units.State{Active: "activating"}, starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
 		{name: "systemd's moment", unit: units.State{Active: "inactive", Sub: "dead", MainPID: 7, ExecMainPID: 7}, starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
 		{name: "adopted while it starts", unit: units.State{Active: "activating", MainPID: 7, ExecMainPID: 7}, want: pod.ContainerState{Stage: pod.ContainerStarting}},
-		{name: "runs", unit: units.State{Active: "active", Sub: "running", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: agent.StatusStarted},
+		{name: "runs", unit: units.State{Active: "active", Sub: "running", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: shim.StatusStarted},
 			want: pod.ContainerState{Stage: pod.ContainerRunning, PID: 7, StartedAt: start}},
-		{name: "is being stopped", unit: units.State{Active: "deactivating", Sub: "stop-sigterm", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: agent.StatusStarted},
+		{name: "is being stopped", unit: units.State{Active: "deactivating", Sub: "stop-sigterm", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: shim.StatusStarted},
 			want: pod.ContainerState{Stage: pod.ContainerStopping, PID: 7, StartedAt: start}},
-		{name: "is being stopped by hand", unit: units.State{Active: "active", Sub: "running", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: agent.StatusStarted}, stopping: true,
+		{name: "is being stopped by hand", unit: units.State{Active: "active", Sub: "running", MainPID: 7, ExecMainPID: 7, ExecMainStart: start, StatusText: shim.StatusStarted}, stopping: true,
 			want: pod.ContainerState{Stage: pod.ContainerStopping, PID: 7, StartedAt: start}},
 		{name: "failed", unit: ended(nil), want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 3, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
-		{name: "failed at once", unit: ended(func(s *units.State) { s.StatusText = agent.StatusCreated }),
+		{name: "failed at once", unit: ended(func(s *units.State) { s.StatusText = shim.StatusCreated }),
 			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 3, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
 		{name: "completed", unit: ended(func(s *units.State) { s.Active, s.Sub, s.Result, s.ExecMainStatus = "active", "exited", "success", 0 }),
 			want: pod.ContainerState{Stage: pod.ContainerExited, Reason: pod.ReasonCompleted, StartedAt: start, FinishedAt: end}},
@@ -159,16 +159,16 @@ func TestStateOf(t *testing.T) {
 			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 137, Signal: 9, Reason: pod.ReasonOOMKilled, StartedAt: start, FinishedAt: end}},
 		{name: "by an administrator", unit: ended(func(s *units.State) { s.StoppedByAdmin = true }),
 			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 3, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end, StoppedByAdmin: true}},
-		{name: "exit 75 of the container", unit: ended(func(s *units.State) { s.ExecMainStatus = agent.ExitTempFail }),
+		{name: "exit 75 of the container", unit: ended(func(s *units.State) { s.ExecMainStatus = shim.ExitTempFail }),
 			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 75, Reason: pod.ReasonError, StartedAt: start, FinishedAt: end}},
-		{name: "exit 75 of launch", unit: ended(func(s *units.State) { s.ExecMainStatus, s.StatusText = agent.ExitTempFail, "" }), want: *previous},
+		{name: "exit 75 of launch", unit: ended(func(s *units.State) { s.ExecMainStatus, s.StatusText = shim.ExitTempFail, "" }), want: *previous},
 		{name: "launch failed", unit: ended(func(s *units.State) { s.StatusText = "" }),
 			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 128, Reason: pod.ReasonStartError, Message: "the container could not be started (exit-code)", FinishedAt: end}},
 		{name: "start failed", unit: ended(func(s *units.State) {
-			s.StatusText, s.Result, s.ExecMainCode, s.ExecMainStatus = agent.StatusNotStarted, "signal", 2, 9
+			s.StatusText, s.Result, s.ExecMainCode, s.ExecMainStatus = shim.StatusNotStarted, "signal", 2, 9
 		}),
 			want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 128, Reason: pod.ReasonStartError, Message: "the container could not be started (signal)", FinishedAt: end}},
-		{name: "start fails", unit: ended(func(s *units.State) { s.StatusText = agent.StatusNotStarted }), starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
+		{name: "start fails", unit: ended(func(s *units.State) { s.StatusText = shim.StatusNotStarted }), starting: true, want: pod.ContainerState{Stage: pod.ContainerStarting}},
 		{name: "gone", unknown: true, want: pod.ContainerState{Stage: pod.ContainerExited, ExitCode: 255, Reason: pod.ReasonUnknown, Message: "the unit of the container is gone"}},
 	} {
 		c := &container{record: &attemptRecord{Attempt: 2, ID: "id", Previous: previous}, starting: tc.starting, stopping: tc.stopping}

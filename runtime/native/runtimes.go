@@ -19,7 +19,7 @@ type ociKind struct {
 	name string
 	// cgroups are the global flags that say who makes the container's cgroup.
 	cgroups []string
-	// subCgroup is the child cgroup of the unit that magikagent launch moves itself to, because the OCI runtime wants the unit's own to be
+	// subCgroup is the child cgroup of the unit that magikshim launch moves itself to, because the OCI runtime wants the unit's own to be
 	// empty. Empty: the OCI runtime leaves cgroups alone, and the container is in the unit's own.
 	subCgroup string
 	// ownGroup says that `exec` leaves the process in the cgroup that was made for it.

@@ -11,10 +11,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -204,7 +204,7 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod, lim
 	}
 	props := units.PauseProps(units.PauseUnit{
 		Pod: p, Names: s.names, SharePID: s.record.SharePID,
-		Argv: []string{m.config.AgentPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
+		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
 	})
 	m.remember(s)
 	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p, limits)...)
@@ -230,8 +230,8 @@ func (m *Manager) podLimits(p *corev1.Pod) units.Limits {
 }
 
 // pauseConfig is what the pause process reads.
-func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) agent.PauseConfig {
-	c := agent.PauseConfig{
+func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) shim.PauseConfig {
+	c := shim.PauseConfig{
 		Owner: m.owner, NetNS: nsPath(s.ns.net), IPCNS: nsPath(s.ns.ipc), UTSNS: nsPath(s.ns.uts), MountNS: nsPath(s.ns.mnt),
 		SharePID: s.record.SharePID, FIFODir: filepath.Join(s.dir, logName),
 		Namespace: s.ref.Namespace, Pod: s.ref.Name, UID: string(s.ref.UID), Units: map[string]string{},
@@ -240,7 +240,7 @@ func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) agent.Pa
 		c.PIDFile = filepath.Join(s.dir, pidnsName)
 	}
 	if config.LogDir != "" {
-		c.Driver, c.LogDir = agent.LogFile, config.LogDir
+		c.Driver, c.LogDir = shim.LogFile, config.LogDir
 	}
 	for _, list := range [][]corev1.Container{config.Pod.Spec.InitContainers, config.Pod.Spec.Containers} {
 		for i := range list {

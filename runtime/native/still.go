@@ -15,8 +15,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -109,9 +109,9 @@ func (s *sandbox) onlookers(container, own string) []string {
 	return cgroups
 }
 
-// hold has magikagent freeze cgroups.
+// hold has magikshim freeze cgroups.
 func (m *Manager) hold(cgroups []string) (thaw func(), err error) {
-	cmd := exec.Command(m.config.AgentPath, append([]string{agent.HoldCommand}, cgroups...)...)
+	cmd := exec.Command(m.config.ShimPath, append([]string{shim.HoldCommand}, cgroups...)...)
 	cmd.Env = []string{"GOMAXPROCS=1"}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -135,7 +135,7 @@ func (m *Manager) hold(cgroups []string) (thaw func(), err error) {
 			}
 		}
 	}
-	if line != agent.Held+"\n" {
+	if line != shim.Held+"\n" {
 		thaw()
 		return nil, pod.Errorf(pod.Unavailable, "%s", strings.TrimSpace(stderr.String()))
 	}

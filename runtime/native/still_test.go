@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -157,7 +157,7 @@ func killHolder(t *testing.T) {
 		for child := range strings.FieldsSeq(string(children)) {
 			line, _ := os.ReadFile("/proc/" + child + "/cmdline")
 			pid, err := strconv.Atoi(child)
-			if err == nil && strings.Contains(string(line), "\x00"+agent.HoldCommand+"\x00") {
+			if err == nil && strings.Contains(string(line), "\x00"+shim.HoldCommand+"\x00") {
 				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 					t.Error(err)
 				}

@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -236,7 +236,7 @@ const logsTakenTime = 5 * time.Second
 // awaitLogs waits until the pause process reads all logs: a SIGTERM before it can handle one would end it, and with it what short containers have written.
 func (m *Manager) awaitLogs(ctx context.Context, s *sandbox) {
 	job, _ := s.jobs()
-	for end := time.Now().Add(logsTakenTime); time.Now().Before(end) && ctx.Err() == nil && !agent.LogsTaken(filepath.Join(s.dir, logName)); {
+	for end := time.Now().Add(logsTakenTime); time.Now().Before(end) && ctx.Err() == nil && !shim.LogsTaken(filepath.Join(s.dir, logName)); {
 		if m.holderState(s.names.Pause, job, "pause").Stage == pod.SandboxDead {
 			return
 		}

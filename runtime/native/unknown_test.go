@@ -11,8 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -75,7 +75,7 @@ func TestConnectionLost(t *testing.T) {
 			return nil
 		}
 		for range 1000 { // it has just come up
-			if state, _ := w.units.State(units.ContainerService("native", "lost", "b")); state.StatusText == agent.StatusStarted {
+			if state, _ := w.units.State(units.ContainerService("native", "lost", "b")); state.StatusText == shim.StatusStarted {
 				break
 			}
 			time.Sleep(10 * time.Millisecond)

@@ -2,7 +2,7 @@
 // main process of the container's unit.
 //
 // The engine (package engine) is no sandbox for files, so the process is jailed: systemd takes capabilities, system calls and namespaces from the
-// unit; magikagent launch mounts the image's layers in a copy of the pod's mount namespace; magikwasm (package jail) mounts the volumes, reads the machine code, makes
+// unit; magikshim launch mounts the image's layers in a copy of the pod's mount namespace; magikwasm (package jail) mounts the volumes, reads the machine code, makes
 // the container's root its own (pivot_root), and gives up all capabilities, most system calls and its user before the first instruction of the guest. What the guest can
 // reach through its one directory, /, is the image and the pod's volumes, as the kernel sees them: read-only ones cannot be written to. There is
 // no /proc.

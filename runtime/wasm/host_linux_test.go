@@ -22,13 +22,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/runtime/wasm"
 	"github.com/magikrun/magikpod/runtime/wasm/jail"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/tests/testwasm"
 	"github.com/magikrun/magikpod/units"
 )
@@ -36,14 +36,14 @@ import (
 // cacheDir is one cache for all tests of this process.
 var cacheDir string
 
-// The test binary is magikagent and magikwasm when it is called like them.
+// The test binary is magikshim and magikwasm when it is called like them.
 func TestMain(m *testing.M) {
 	args := os.Args[1:]
 	switch {
 	case len(args) == 3 && args[0] == "pause":
-		os.Exit(agent.Pause(args[2]))
+		os.Exit(shim.Pause(args[2]))
 	case len(args) == 3 && args[0] == "launch":
-		os.Exit(agent.Launch(args[2]))
+		os.Exit(shim.Launch(args[2]))
 	case len(args) == 3 && args[0] == "run":
 		os.Exit(jail.Run(args[2]))
 	case len(args) == 4 && args[0] == "compile":
@@ -51,8 +51,8 @@ func TestMain(m *testing.M) {
 		os.Exit(jail.Compile(args[2], args[3]))
 	case len(args) > 3 && args[0] == "run" && args[1] == "-C":
 		os.Exit(standIn(args))
-	case len(args) == 1 && args[0] == agent.ReapCommand:
-		os.Exit(agent.Reap())
+	case len(args) == 1 && args[0] == shim.ReapCommand:
+		os.Exit(shim.Reap())
 	}
 	dir, err := os.MkdirTemp("", "wasm-test-")
 	if err != nil {
@@ -125,7 +125,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.config = native.Config{RunDir: w.run, StateDir: w.state, AgentPath: program, Launcher: wasm.NewLauncher(program, cacheDir, "")}
+	w.config = native.Config{RunDir: w.run, StateDir: w.state, ShimPath: program, Launcher: wasm.NewLauncher(program, cacheDir, "")}
 	w.start()
 	t.Cleanup(w.close)
 	return w

@@ -18,13 +18,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/image"
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 	"github.com/magikrun/magikpod/runtime/wasm/jail"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // listenVariable tells a guest its sockets.
@@ -87,7 +87,7 @@ func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList { return Validate(p) 
 func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
 // Prepare finds the module, has it compiled, and makes the configuration that [jail.Run] reads.
-func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *agent.LaunchConfig) (any, error) {
+func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *shim.LaunchConfig) (any, error) {
 	if errs := validateContainer(config.Pod, config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
 		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
 	}
@@ -111,7 +111,7 @@ func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, 
 	c := jail.Config{
 		Wasmtime: wasmtime,
 		Module:   file, Entry: entry, Cache: l.cache, Args: append([]string{name}, spec.Process.Args[1:]...), Env: environment(config.Container, spec),
-		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: agent.StatusStarted,
+		Root: spec.Root.Path, Cwd: spec.Process.Cwd, ReadOnlyRoot: spec.Root.Readonly, Log: launch.Log, Status: shim.StatusStarted,
 		UID: spec.Process.User.UID, GID: spec.Process.User.GID, Groups: spec.Process.User.AdditionalGids, Sysctls: spec.Linux.Sysctl,
 		Mounts: volumesOf(config, spec), Listen: listeners(config.Container),
 	}

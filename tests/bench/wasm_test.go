@@ -126,7 +126,7 @@ func (w *wasmBench) open(ctx context.Context) error {
 	if err := w.conn.Subscribe(); err != nil {
 		return err
 	}
-	config := native.Config{Units: w.units, RunDir: w.dir, StateDir: w.state, AgentPath: "/usr/libexec/magikpod/magikagent"}
+	config := native.Config{Units: w.units, RunDir: w.dir, StateDir: w.state, ShimPath: "/usr/libexec/magikpod/magikshim"}
 	if w.natives, err = w.starter(ctx, config, "native"); err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func processes() ([]string, error) {
 			continue // it has ended
 		}
 		switch name := strings.TrimSpace(string(comm)); name {
-		case "magikagent", "magikwasm", "magikvmm", "crun", "runc":
+		case "magikshim", "magikwasm", "magikvmm", "crun", "runc":
 			lines = append(lines, "process "+name+" "+filepath.Base(filepath.Dir(path)))
 		case "magikpodd":
 			lines = append(lines, heldNamespaces(filepath.Join(filepath.Dir(path), "fd"))...)

@@ -9,7 +9,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/magikrun/magikpod/agent/wire"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // watchPings is how many requests in a row a guest may leave unanswered: they are sent evenly over the time that it has.

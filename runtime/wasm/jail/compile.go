@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // What a compiler may use, so that a hostile module does not take the host along. MEASURED: a Go program of 6 MB takes 1.6 s (a hundred times as much on an emulated CPU) and 170 MB, one of 33 kB in C 25 ms and 11 MB; hostile ones take any time, and
@@ -35,7 +35,7 @@ const compilerNice = 19
 
 // exitKinds are the exit codes of Compile for the kinds of errors.
 var exitKinds = map[int]errkind.Kind{
-	agent.ExitFailure: errkind.Invalid, agent.ExitUsage: errkind.Unsupported, agent.ExitTempFail: errkind.Exhausted, exitIO: errkind.Internal,
+	shim.ExitFailure: errkind.Invalid, shim.ExitUsage: errkind.Unsupported, shim.ExitTempFail: errkind.Exhausted, exitIO: errkind.Internal,
 }
 
 const exitIO = 74 // EX_IOERR of sysexits.h
@@ -80,7 +80,7 @@ func limitCompiler(size int64) error {
 	go func() {
 		<-over
 		fmt.Fprintf(os.Stderr, "compiling it takes more than %d s of CPU time\n", seconds)
-		os.Exit(agent.ExitTempFail)
+		os.Exit(shim.ExitTempFail)
 	}()
 	if err := unix.Setrlimit(unix.RLIMIT_CPU, &unix.Rlimit{Cur: seconds, Max: seconds + 5}); err != nil { // after 5 s more: SIGKILL
 		return fmt.Errorf("cannot limit the compiler's time: %w", err)

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/errkind"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
@@ -61,7 +61,7 @@ func TestCompileIsLimited(t *testing.T) {
 			t.Errorf("little %s: %v, %.300q", little, err, stderr.String())
 		}
 		kind, ok := CompileKind(cmd.ProcessState.ExitCode())
-		if little == "time" && (kind != errkind.Exhausted || cmd.ProcessState.ExitCode() != agent.ExitTempFail) || little == "memory" && ok {
+		if little == "time" && (kind != errkind.Exhausted || cmd.ProcessState.ExitCode() != shim.ExitTempFail) || little == "memory" && ok {
 			t.Errorf("little %s: exit code %d", little, cmd.ProcessState.ExitCode())
 		}
 		if little == "time" && (nice != 20-compilerNice || score != "1000") {

@@ -11,9 +11,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/magikrun/magikpod/agent"
 	"github.com/magikrun/magikpod/internal/errkind"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // Config is what [Run] reads. Paths are those of the mount namespace that it is started in.
@@ -62,7 +62,7 @@ type Listener struct {
 // Run jails this process, runs the guest and returns the exit code. It is the whole of the process's work: the jail cannot be left.
 func Run(configPath string) int {
 	var config Config
-	if err := agent.ReadConfig(configPath, &config); err != nil {
+	if err := shim.ReadConfig(configPath, &config); err != nil {
 		return failed("", err)
 	}
 	program, err := prepare(&config)
@@ -72,7 +72,7 @@ func Run(configPath string) int {
 	if len(config.Wasmtime) > 0 {
 		err := becomeWasmtime(&config)
 		fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
-		return agent.ExitFailure
+		return shim.ExitFailure
 	}
 	dirs := []engine.Dir{{Host: "/", Guest: "/", Writable: true}} // the kernel says what can be written to
 	guest := engine.Config{Args: config.Args, Env: config.Env, Stdout: os.Stdout, Stderr: os.Stderr, Dirs: dirs, Entry: config.Entry}
@@ -83,7 +83,7 @@ func Run(configPath string) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
 		if code < 0 {
-			return agent.ExitFailure
+			return shim.ExitFailure
 		}
 	}
 	return code
@@ -159,9 +159,9 @@ func failed(log string, err error) int {
 		}
 	}
 	if errkind.KindOf(err) == errkind.Unsupported {
-		return agent.ExitUsage
+		return shim.ExitUsage
 	}
-	return agent.ExitFailure
+	return shim.ExitFailure
 }
 
 // writeLog adds an entry in the OCI runtimes' format.

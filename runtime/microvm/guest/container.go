@@ -1,0 +1,301 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
+)
+
+// container is one attempt at a container, from its creation to its removal.
+type container struct {
+	s       *Server
+	name    string
+	id      string
+	attempt int
+	dir     string         // bundle: config.json, rootfs, mnt, log
+	cgroup  *cgroup        // guarded by mu until the container has been created
+	process *specs.Process // what an exec is made from
+	message string         // path of the termination message, empty without
+	log     *ring
+	stdio   *stdio
+	undo    undo // what creating it has made
+
+	mu       sync.Mutex
+	state    wire.State
+	pid      int // of the first process; 0 when it has ended or was not created
+	pidfd    int // of the same; valid when pid is not 0
+	started  time.Time
+	exit     *wire.Exit
+	removing bool
+	left     []*cgroup // of processes that have left others behind
+
+	ended chan struct{} // closed when exit is set
+	gone  chan struct{} // closed when nothing of it is left
+}
+
+// undo is a stack of what is to be undone.
+type undo struct{ steps []func() error }
+
+func (u *undo) add(step func() error) { u.steps = append(u.steps, step) }
+
+// run undoes everything, the latest first.
+func (u *undo) run() error {
+	var errs []error
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		errs = append(errs, u.steps[i]())
+	}
+	u.steps = nil
+	return errors.Join(errs...)
+}
+
+// find returns a container; id is its ID, or empty for whichever.
+func (s *Server) find(name, id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[name]
+	switch {
+	case c == nil:
+		return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q", name)
+	case id != "" && c.id != id:
+		return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q with the ID %.12s", name, id)
+	}
+	return c, nil
+}
+
+// running returns a container that runs, with the PID of its first process.
+func (s *Server) running(name, id string) (*container, int, error) {
+	c, err := s.find(name, id)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != wire.StateRunning {
+		return nil, 0, wire.Errorf(wire.CodeContainerNotRunning, "the container %q does not run: it is %s", name, c.state)
+	}
+	return c, c.pid, nil
+}
+
+// start starts a created container.
+func (s *Server) start(r *wire.Start) error {
+	c, err := s.find(r.Container, r.ID)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.state != wire.StateCreated {
+		defer c.mu.Unlock()
+		return wire.Errorf(wire.CodeContainerNotRunning, "cannot start the container %q: it is %s", c.name, c.state)
+	}
+	// It runs as soon as crun lets it, and may have ended when crun tells.
+	c.state, c.started = wire.StateRunning, time.Now()
+	c.mu.Unlock()
+	if err := s.runCrun(c.path("start.log"), nil, "start", c.id); err != nil {
+		c.kill()
+		return fmt.Errorf("cannot start the container %q: %w", c.name, err)
+	}
+	return nil
+}
+
+func (c *container) path(name string) string { return filepath.Join(c.dir, name) }
+
+// signal sends a signal to the first process of a container.
+func (s *Server) signal(r *wire.Signal) error {
+	c, err := s.find(r.Container, r.ID)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pid == 0 {
+		return wire.Errorf(wire.CodeContainerNotRunning, "the container %q does not run: it is %s", c.name, c.state)
+	}
+	if err := unix.PidfdSendSignal(c.pidfd, unix.Signal(r.Signal), nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("cannot send signal %d to the container %q: %w", r.Signal, c.name, err)
+	}
+	return nil
+}
+
+// alive says whether the first process has not ended, or not been collected yet: its PID is nobody else's.
+func (c *container) alive() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pid != 0 && unix.PidfdSendSignal(c.pidfd, 0, nil, 0) == nil
+}
+
+// collected notes the end of the first process. What it has left behind ends with it, as it does in a unit.
+func (c *container) collected(status unix.WaitStatus) {
+	exit := &wire.Exit{Type: "exit", FinishedAt: time.Now()}
+	if status.Signaled() {
+		exit.Signal = int(status.Signal())
+		exit.Code = 128 + exit.Signal
+	} else {
+		exit.Code = status.ExitStatus()
+	}
+	exit.OOM = exit.Signal == int(unix.SIGKILL) && c.cgroup.oomKills() > 0
+	exit.Message = readEnd(c.message, wire.MaxMessage)
+	c.cgroup.kill()
+	c.mu.Lock()
+	c.pid, c.exit, c.state = 0, exit, wire.StateExited
+	unix.Close(c.pidfd)
+	c.mu.Unlock()
+	close(c.ended)
+	c.s.events.send(wire.Event{Type: wire.EventExit, Container: c.name, ID: c.id, Time: exit.FinishedAt, Exit: exit})
+}
+
+// readEnd is the end of a file, at most limit bytes; empty when it cannot be read. The file is the agent's own, and only its content is the container's.
+func readEnd(path string, limit int64) []byte {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	data := make([]byte, min(info.Size(), limit))
+	n, _ := f.ReadAt(data, info.Size()-int64(len(data)))
+	return data[:n]
+}
+
+// kill kills all processes of the container.
+func (c *container) kill() {
+	c.mu.Lock()
+	group := c.cgroup
+	c.mu.Unlock()
+	if group != nil { // else its creation has failed early, or not come that far
+		group.kill()
+	}
+}
+
+// leave removes the cgroup of a process that has ended. If it has left others behind, the cgroup stays until they have ended, too.
+func (c *container) leave(group *cgroup) {
+	group.close()
+	if removeTree(group.path) == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = append(c.left, group)
+}
+
+// sweep removes the cgroups that nobody is left in. It is called before there is one more, so that they do not add up.
+func (c *container) sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = slices.DeleteFunc(c.left, func(group *cgroup) bool { return removeTree(group.path) == nil })
+}
+
+// remove kills and removes the container and returns when nothing of it is left. It may be called several times at once.
+func (c *container) remove() {
+	c.mu.Lock()
+	first := !c.removing
+	c.removing = true
+	c.mu.Unlock()
+	if !first {
+		<-c.gone
+		return
+	}
+	c.kill()
+	<-c.ended
+	c.log.close()
+	if err := c.undo.run(); err != nil {
+		c.s.config.Log(fmt.Errorf("cannot remove all of the container %q: %w", c.name, err))
+	}
+	c.s.mu.Lock()
+	if c.s.containers[c.name] == c {
+		delete(c.s.containers, c.name)
+	}
+	c.s.mu.Unlock()
+	close(c.gone)
+}
+
+// delete kills and removes a container, whoever owns it.
+func (s *Server) delete(ctx context.Context, r *wire.Delete) error {
+	c, err := s.find(r.Container, r.ID)
+	if err != nil {
+		return nil // it is gone, and that is what was asked for
+	}
+	c.mu.Lock()
+	creating := c.state == wire.StateCreating
+	c.mu.Unlock()
+	if !creating {
+		go c.remove()
+	}
+	select {
+	case <-c.gone:
+		return nil
+	case <-ctx.Done():
+		return wire.Errorf(wire.CodeTimeout, "the container %q is not gone yet", r.Container)
+	}
+}
+
+// status tells what the containers do.
+func (s *Server) status(r *wire.Status) (any, error) {
+	list, err := s.list(r.Container)
+	if err != nil {
+		return nil, err
+	}
+	reply := wire.StatusReply{Type: "status", Containers: []wire.ContainerStatus{}}
+	for _, c := range list {
+		c.mu.Lock()
+		reply.Containers = append(reply.Containers, wire.ContainerStatus{
+			Container: c.name, ID: c.id, Attempt: c.attempt, State: c.state, PID: c.pid, StartedAt: c.started, Exit: c.exit,
+		})
+		c.mu.Unlock()
+	}
+	return reply, nil
+}
+
+// list is one container, or all that have been created for an empty name.
+func (s *Server) list(name string) ([]*container, error) {
+	if name != "" {
+		c, err := s.find(name, "")
+		return []*container{c}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		list = append(list, c)
+	}
+	return list, nil
+}
+
+// wait waits for the end of a container.
+func (s *Server) wait(ctx context.Context, r *wire.Wait) (any, error) {
+	c, err := s.find(r.Container, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	limit := wire.MaxWait
+	if r.Timeout > 0 {
+		limit = time.Duration(r.Timeout) * time.Millisecond
+	}
+	select {
+	case <-c.ended:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.exit == nil {
+			return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q", r.Container)
+		}
+		return *c.exit, nil
+	case <-time.After(limit):
+	case <-ctx.Done():
+	}
+	return nil, wire.Errorf(wire.CodeTimeout, "the container %q has not ended", r.Container)
+}

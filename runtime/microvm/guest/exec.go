@@ -1,0 +1,297 @@
+package guest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
+)
+
+// ScoreCommand is the argument with which magikagent sets its OOM score and becomes another program: `score NUMBER PROGRAM ARGUMENT...`.
+const ScoreCommand = "score"
+
+// execution is one process that is run in a container.
+type execution struct {
+	c      *container
+	dir    string
+	cgroup *cgroup
+	stdio  *stdio
+	ended  <-chan unix.WaitStatus // of crun, which ends as the process
+	tty    *console
+	sized  *wire.Size
+	undo   undo
+
+	timeout  time.Duration
+	timedOut bool
+}
+
+// exec runs a process and serves the host until it has ended or the connection closes.
+func (s *Server) exec(p *peer, r *wire.Exec) error {
+	x, err := s.newExecution(r)
+	if err != nil {
+		return fmt.Errorf("cannot run a process in the container %q: %w", r.Container, err)
+	}
+	defer x.close()
+	if err := p.WriteReply(nil); err != nil {
+		x.cgroup.kill() // the host is gone
+		<-x.ended
+		return nil
+	}
+	x.serve(p)
+	return nil
+}
+
+// newExecution starts the process.
+func (s *Server) newExecution(r *wire.Exec) (_ *execution, err error) {
+	c, pid, err := s.running(r.Container, "")
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.execs++
+	id := "exec-" + strconv.Itoa(s.execs)
+	s.mu.Unlock()
+	x := &execution{c: c, dir: c.path(id), timeout: time.Duration(r.Timeout) * time.Millisecond, sized: r.Size}
+	defer func() {
+		if err != nil {
+			x.close()
+		}
+	}()
+	process, err := c.execProcess(r, pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(x.dir, 0o700); err != nil {
+		return nil, err
+	}
+	x.undo.add(func() error { return os.RemoveAll(x.dir) })
+	data, err := json.Marshal(process)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(x.dir, "process.json"), data, 0o600)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.sweep()
+	if x.cgroup, err = c.cgroup.child(id); err != nil {
+		return nil, err
+	}
+	x.undo.add(func() error { c.leave(x.cgroup); return nil })
+	if x.stdio, err = newStdio(r.Stdin, r.TTY); err != nil {
+		return nil, err
+	}
+	x.undo.add(x.stdio.close)
+	return x, x.start(process)
+}
+
+// start has crun start the process, in its cgroup.
+func (x *execution) start(process *specs.Process) error {
+	args := []string{"exec", "--process=" + filepath.Join(x.dir, "process.json"), "--pid-file=" + filepath.Join(x.dir, "pid")}
+	if x.stdio.terminal {
+		console, err := openConsole(x.dir)
+		if err != nil {
+			return err
+		}
+		x.tty = console
+		x.undo.add(func() error { console.close(); return nil })
+		args = append(args, "--console-socket="+consolePath)
+	}
+	cmd := x.c.s.crun(filepath.Join(x.dir, "log"), append(args, x.c.id)...)
+	withScore(cmd, *process.OOMScoreAdj)
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, x.cgroup.fd()
+	if x.tty != nil {
+		x.tty.handOver(cmd)
+	} else {
+		x.stdio.handOver(cmd)
+	}
+	_, ended, err := x.c.s.config.Reaper.Start(cmd)
+	x.stdio.handedOver()
+	if err != nil {
+		return fmt.Errorf("cannot run crun: %w", err)
+	}
+	x.ended = ended
+	return nil
+}
+
+// withScore makes cmd run with an OOM score other than this process's. crun exec leaves it alone, and only the process itself can set it before it is more than one.
+func withScore(cmd *exec.Cmd, score int) {
+	data, _ := os.ReadFile("/proc/self/oom_score_adj") // the kernel's own format
+	if own, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && own == score {
+		return
+	}
+	cmd.Args = slices.Concat([]string{"magikagent", ScoreCommand, strconv.Itoa(score), cmd.Path}, cmd.Args[1:])
+	cmd.Path = "/proc/self/exe"
+}
+
+// SetScore is ScoreCommand. It returns only with an error.
+func SetScore(args []string) error {
+	if len(args) < 2 {
+		return fmt.Errorf("cannot run %s: it takes a number and a program", ScoreCommand)
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(args[0]), 0); err != nil {
+		return fmt.Errorf("cannot set the OOM score %s: %w", args[0], err)
+	}
+	err := unix.Exec(args[1], args[1:], os.Environ())
+	return fmt.Errorf("cannot execute %s: %w", args[1], err)
+}
+
+// serve passes on input and output until the process has ended or the host has hung up, which kills it.
+func (x *execution) serve(p *peer) {
+	ended, status := make(chan struct{}), unix.WaitStatus(0)
+	go func() { status = <-x.ended; close(ended) }()
+	if x.tty != nil {
+		x.openTerminal(ended)
+	}
+	in, finish := x.stdio.input()
+	hostGone := make(chan struct{})
+	go func() { defer close(hostGone); p.feed(in) }()
+	copied := make(chan struct{})
+	go func() { defer close(copied); x.stdio.copyOutput(p.Conn, nil) }()
+	var late <-chan time.Time
+	if x.timeout > 0 {
+		timer := time.NewTimer(x.timeout)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-ended:
+	case <-hostGone:
+		x.cgroup.kill()
+	case <-late:
+		x.timedOut = true
+		x.cgroup.kill()
+	}
+	<-ended
+	// What it has left in the background may hold the pipes for as long as the container lives; that is not waited for.
+	select {
+	case <-copied:
+	case <-hostGone:
+	case <-time.After(drainTime):
+	}
+	x.stdio.stopOutput()
+	select {
+	case <-copied:
+		_ = p.WriteJSON(wire.FrameExit, x.exit(status))
+	case <-hostGone: // the copying ends with the connection
+	}
+	p.conn.Close()
+	<-hostGone
+	<-copied
+	finish()
+}
+
+// drainTime is how long what a process has written may take to be read when another process still holds its output.
+const drainTime = 2 * time.Second
+
+// openTerminal takes the terminal from crun, unless that ends without one.
+func (x *execution) openTerminal(ended <-chan struct{}) {
+	type received struct {
+		master *os.File
+		err    error
+	}
+	c := make(chan received, 1)
+	go func() {
+		master, err := x.tty.receive(time.Now().Add(replaceTime))
+		c <- received{master, err}
+	}()
+	var r received
+	select {
+	case r = <-c:
+	case <-ended:
+		// crun has sent it before it ended, or failed and never will.
+		if lastLogError(filepath.Join(x.dir, "log")) != "" {
+			x.tty.listener.Close()
+		}
+		r = <-c
+	}
+	if r.err == nil {
+		x.stdio.setTerminal(r.master, x.sized)
+	}
+}
+
+// exit is how the process has ended.
+func (x *execution) exit(status unix.WaitStatus) wire.Exit {
+	exit := wire.Exit{Type: "exit", FinishedAt: time.Now()}
+	switch {
+	case x.timedOut:
+		exit.TimedOut, exit.Signal, exit.Code = true, int(unix.SIGKILL), 128+int(unix.SIGKILL)
+		return exit
+	case status.Signaled(): // crun itself, with the process
+		exit.Signal = int(status.Signal())
+		exit.Code = 128 + exit.Signal
+	default:
+		exit.Code = status.ExitStatus()
+	}
+	if reason := lastLogError(filepath.Join(x.dir, "log")); reason != "" && exit.Code != 0 {
+		exit.Error, exit.Code, exit.Signal = reason, notRunCode(reason), 0
+		return exit
+	}
+	// crun ends with 128+n when a signal has killed the process.
+	if exit.Code > 128 && exit.Code <= 128+64 {
+		exit.Signal = exit.Code - 128
+	}
+	return exit
+}
+
+// close removes the process's files, after its end.
+func (x *execution) close() {
+	if err := x.undo.run(); err != nil {
+		x.c.s.config.Log(fmt.Errorf("cannot remove all of a process in the container %q: %w", x.c.name, err))
+	}
+}
+
+// run runs a process without input for a probe, and returns the beginning of its output.
+func (x *execution) run(gone <-chan struct{}) (exit wire.Exit, output []byte) {
+	defer x.close()
+	ended, status := make(chan struct{}), unix.WaitStatus(0)
+	go func() { status = <-x.ended; close(ended) }()
+	var copying sync.WaitGroup
+	both := &beginning{}
+	for _, f := range x.stdio.outputs {
+		copying.Go(func() { _, _ = f.WriteTo(both) })
+	}
+	copied := make(chan struct{})
+	go func() { copying.Wait(); close(copied) }()
+	timer := time.NewTimer(x.timeout)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-gone:
+		x.cgroup.kill()
+	case <-timer.C:
+		x.timedOut = true
+		x.cgroup.kill()
+	}
+	<-ended
+	select {
+	case <-copied:
+	case <-time.After(100 * time.Millisecond):
+	}
+	x.stdio.stopOutput()
+	<-copied
+	return x.exit(status), both.data
+}
+
+// beginning keeps the first bytes that are written.
+type beginning struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (b *beginning) Write(data []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.data = append(b.data, data[:min(len(data), wire.MaxMessage-len(b.data))]...)
+	return len(data), nil
+}

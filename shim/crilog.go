@@ -1,0 +1,151 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+const (
+	// maxCRILine is the length at which CRI runtimes split a line; the parts are tagged P, the last one F.
+	maxCRILine         = 16 << 10
+	defaultMaxLogBytes = 10 << 20
+	defaultMaxLogFiles = 5
+)
+
+// criLogs writes the CRI log format (Kubernetes, "kubelet-cri-logging"): TIME STREAM P|F TEXT, in LogDir/CONTAINER/ATTEMPT.log. Older parts are
+// ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
+type criLogs struct {
+	dir      string
+	maxBytes int64
+	maxFiles int
+	files    map[string]*criFile // by path; the two streams of an attempt share one
+	buffer   []byte
+}
+
+func newCRILogs(config *PauseConfig) *criLogs {
+	l := &criLogs{dir: config.LogDir, maxBytes: config.MaxLogBytes, maxFiles: config.MaxLogFiles, files: map[string]*criFile{}}
+	if l.maxBytes <= 0 {
+		l.maxBytes = defaultMaxLogBytes
+	}
+	if l.maxFiles <= 0 {
+		l.maxFiles = defaultMaxLogFiles
+	}
+	return l
+}
+
+type criFile struct {
+	path    string
+	file    *os.File
+	size    int64
+	streams int // that use it
+}
+
+type criStream struct {
+	logs   *criLogs
+	file   *criFile
+	stream string
+}
+
+func (l *criLogs) open(name logName) (lineWriter, error) {
+	dir := filepath.Join(l.dir, name.container)
+	path := filepath.Join(dir, strconv.Itoa(name.attempt)+".log")
+	f := l.files[path]
+	if f == nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("cannot open log: %w", err)
+		}
+		f = &criFile{path: path}
+		if err := f.open(); err != nil {
+			return nil, err
+		}
+		l.files[path] = f
+	}
+	f.streams++
+	return &criStream{logs: l, file: f, stream: name.stream}, nil
+}
+
+func (f *criFile) open() error {
+	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		return fmt.Errorf("cannot open log: %w", err)
+	}
+	info, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return fmt.Errorf("cannot open log: %w", err)
+	}
+	f.file, f.size = file, info.Size()
+	return nil
+}
+
+func (s *criStream) maxLine() int { return maxCRILine }
+
+func (s *criStream) close() error {
+	s.file.streams--
+	if s.file.streams > 0 {
+		return nil
+	}
+	delete(s.logs.files, s.file.path)
+	if s.file.file == nil {
+		return nil
+	}
+	return s.file.file.Close()
+}
+
+// write appends one line or a part of one; a torn write (full disk) is taken back, so that the file stays readable.
+func (s *criStream) write(line []byte, partial bool) error {
+	tag := " F "
+	if partial {
+		tag = " P "
+	}
+	b := time.Now().UTC().AppendFormat(s.logs.buffer[:0], "2006-01-02T15:04:05.000000000Z07:00")
+	b = append(b, ' ')
+	b = append(b, s.stream...)
+	b = append(b, tag...)
+	b = append(b, line...)
+	b = append(b, '\n')
+	s.logs.buffer = b
+	f := s.file
+	if f.file == nil { // a rotation that failed half-way
+		if err := f.open(); err != nil {
+			return err
+		}
+	}
+	n, err := f.file.Write(b)
+	if err != nil {
+		if n > 0 {
+			err = errors.Join(err, f.file.Truncate(f.size))
+		}
+		return fmt.Errorf("cannot write log: %w", err)
+	}
+	f.size += int64(n)
+	if f.size >= s.logs.maxBytes && !partial {
+		return f.rotate(s.logs.maxFiles)
+	}
+	return nil
+}
+
+// rotate renames the files one up, drops the oldest and begins a new one.
+func (f *criFile) rotate(keep int) error {
+	f.file.Close()
+	f.file = nil
+	older := func(n int) string {
+		if n == 0 {
+			return f.path
+		}
+		return f.path + "." + strconv.Itoa(n)
+	}
+	if err := os.Remove(older(keep - 1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot rotate log: %w", err)
+	}
+	for n := keep - 2; n >= 0; n-- {
+		if err := os.Rename(older(n), older(n+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("cannot rotate log: %w", err)
+		}
+	}
+	return f.open()
+}

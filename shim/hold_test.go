@@ -1,0 +1,109 @@
+package shim
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// newCgroup makes a cgroup of version 2, below this process's own, with a process in it.
+func newCgroup(t *testing.T) string {
+	t.Helper()
+	needRoot(t)
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := ""
+	for line := range strings.Lines(string(data)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			own = path
+		}
+	}
+	root := "/sys/fs/cgroup"
+	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+		root += "/unified"
+	}
+	dir, err := os.MkdirTemp(filepath.Join(root, own), "magikpod-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sleep := exec.Command("sleep", "1000")
+	err = sleep.Start()
+	if err == nil {
+		err = os.WriteFile(dir+"/cgroup.procs", fmt.Append(nil, sleep.Process.Pid), 0)
+	}
+	t.Cleanup(func() {
+		_ = freeze(dir, "0")
+		_ = sleep.Process.Kill()
+		_ = sleep.Wait()
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func frozen(t *testing.T, cgroup string) bool {
+	t.Helper()
+	events, err := os.ReadFile(cgroup + "/cgroup.events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(events), "frozen 1\n")
+}
+
+// TestHold: cgroups are frozen for as long as somebody holds the other end of standard input, whatever signals say.
+func TestHold(t *testing.T) {
+	one, two := newCgroup(t), newCgroup(t)
+	cmd := exec.Command("/proc/self/exe", HoldCommand, one, filepath.Join(filepath.Dir(one), "gone"), two)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != Held+"\n" {
+		t.Fatalf("it says %q (%v)", line, err)
+	}
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Error(err)
+		}
+	}
+	time.Sleep(20 * time.Millisecond)
+	if !frozen(t, one) || !frozen(t, two) {
+		t.Error("the cgroups are not frozen")
+	}
+	stdin.Close() // as by the death of who has started it
+	if err := cmd.Wait(); err != nil || frozen(t, one) || frozen(t, two) {
+		t.Errorf("it leaves frozen cgroups, or fails: %v", err)
+	}
+
+	out, err := exec.Command("/proc/self/exe", HoldCommand, one, t.TempDir()+"/file/cgroup").CombinedOutput()
+	if err != nil || string(out) != Held+"\n" || frozen(t, one) {
+		t.Errorf("with a cgroup that is gone, and nobody at standard input, it says %q: %v", out, err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err = exec.Command("/proc/self/exe", HoldCommand, one, file).CombinedOutput()
+	if err == nil || strings.Contains(string(out), Held+"\n") || frozen(t, one) {
+		t.Errorf("with something else than a cgroup it says %q: %v", out, err)
+	}
+}
