@@ -130,10 +130,11 @@ func (w *world) manager(config Config) *Manager {
 	if !m.Class().Available {
 		w.t.Fatal(m.Class().Reason)
 	}
-	w.changes = make(chan pod.Ref, 1)
+	changes := make(chan pod.Ref, 1) // of this manager: another one may be told something still
+	w.changes = changes
 	m.OnChange(func(ref pod.Ref) {
 		select {
-		case w.changes <- ref:
+		case changes <- ref:
 		default:
 		}
 	})
