@@ -30,7 +30,7 @@ func run(args []string) int {
 	case len(args) == 1 && args[0] == agent.ReapCommand:
 		return agent.Reap()
 	case len(args) > 1 && args[0] == agent.HoldCommand:
-		return agent.Hold(args[1:])
+		return agent.Hold(args[1], args[2:])
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikagent " + version + "\n")
 		return 0
