@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/magikrun/magikpod/internal/layertree"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -195,11 +196,11 @@ func (s *Store) newEntry(desc v1.Descriptor, from origin, manifest []byte, confi
 		names = []string{emptyLayer}
 	}
 	e.image = runtime.Image{ID: e.id, Config: config.image(), Rootfs: runtime.Rootfs{Dir: s.path(layersDir), Layers: names}}
-	t := treeOf(e.image.Rootfs)
-	if e.image.Passwd, err = t.readFile("/etc/passwd", maxUserFile); err != nil {
+	t := layertree.Of(e.image.Rootfs.Dir, e.image.Rootfs.Layers)
+	if e.image.Passwd, err = readFile(t, "/etc/passwd", maxUserFile); err != nil {
 		return nil, err
 	}
-	e.image.Group, err = t.readFile("/etc/group", maxUserFile)
+	e.image.Group, err = readFile(t, "/etc/group", maxUserFile)
 	return e, err
 }
 

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/internal/layertree"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -132,7 +133,7 @@ func (s *Store) unpackTo(ctx context.Context, dir string, j unpackJob) (*layer, 
 	if got := "sha256:" + hex.EncodeToString(hash.Sum(nil)); got != j.diffID.String() {
 		return nil, invalid("the layer unpacks to %s and not to the %s of the config", got, j.diffID)
 	}
-	return &layer{ChainID: j.chain, DiffID: j.diffID.String(), Files: u.files, Bytes: u.bytes, opaque: isOpaque(dir)}, nil
+	return &layer{ChainID: j.chain, DiffID: j.diffID.String(), Files: u.files, Bytes: u.bytes, opaque: layertree.IsOpaque(dir)}, nil
 }
 
 // syncTree waits until what was unpacked is on the disk. One syncfs is far cheaper than an fsync of each file.
@@ -175,14 +176,6 @@ func (s *Store) adoptLayer(dir string, l *layer) error {
 	return s.syncDir(s.path(layersDir))
 }
 
-// isOpaque says whether a directory hides what is below it. Overlayfs asks that of every directory but the root of a layer, so for those
-// the layers below are left out of the mount.
-func isOpaque(dir string) bool {
-	var value [1]byte
-	n, err := unix.Lgetxattr(dir, opaqueXattr, value[:])
-	return err == nil && n == 1 && value[0] == 'y'
-}
-
 // readLayer reads the record of an unpacked layer.
 func (s *Store) readLayer(name string) (*layer, error) {
 	data, err := atomicfile.Read(s.path(layersDir, name+".json"), maxLayerRecord)
@@ -203,6 +196,6 @@ func (s *Store) readLayer(name string) (*layer, error) {
 	if !fi.IsDir() {
 		return nil, errors.New("it is no directory")
 	}
-	l.opaque = isOpaque(s.path(layersDir, name))
+	l.opaque = layertree.IsOpaque(s.path(layersDir, name))
 	return l, nil
 }

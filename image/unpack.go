@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/layertree"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 )
@@ -26,7 +27,7 @@ const (
 	whiteoutMeta   = ".wh..wh."
 	whiteoutOpaque = ".wh..wh..opq"
 	xattrRecord    = "SCHILY.xattr."
-	opaqueXattr    = "trusted.overlay.opaque"
+	opaqueXattr    = layertree.OpaqueXattr
 )
 
 // quiet is what the unpacker logs to.

@@ -3,7 +3,6 @@ package shim
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -13,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HoldCommand is the argument with which magikshim is [Hold]; those after it are the cgroups.
+// HoldCommand is the argument with which magikshim is [Hold]; those after it are its own.
 const HoldCommand = "hold"
 
 // Held is the line on standard output that says that all processes stand still.
@@ -22,22 +21,53 @@ const Held = "held"
 // holdTimeout bounds how long processes may take to stand still: one in the kernel, as in a file system that does not answer, takes as long as that.
 const holdTimeout = 10 * time.Second
 
-// Hold freezes cgroups (version 2) until the end of standard input, which is that of who wants it: nobody's death leaves a container frozen. A cgroup that is gone is none to freeze.
-// It returns the exit status.
-func Hold(cgroups []string) int {
+// orphanTime is how long they stand still after the death of who wanted it: what enters meanwhile is another's child, and goes on.
+const orphanTime = 5 * time.Second
+
+// Hold freezes cgroups (version 2) until it reads something on standard input, or, when that ends as who wants it has died, for a while: nobody's death leaves a container frozen, and none
+// lets it look. A cgroup that is gone is none to freeze. Only one at a time holds dir, any directory, so that none thaws what another one needs. It returns the exit status.
+func Hold(dir string, cgroups []string) int {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	deadline := time.Now().Add(holdTimeout)
+	lock, err := lockDir(dir, deadline)
+	if err != nil {
+		os.Stderr.WriteString("magikshim hold: " + err.Error() + "\n")
+		return ExitFailure
+	}
+	defer lock.Close()
 	defer func() {
 		for _, cgroup := range cgroups {
 			_ = freeze(cgroup, "0") // gone, then
 		}
 	}()
-	if err := hold(cgroups, time.Now().Add(holdTimeout)); err != nil {
+	if err := hold(cgroups, deadline); err != nil {
 		os.Stderr.WriteString("magikshim hold: " + err.Error() + "\n")
 		return ExitFailure
 	}
 	os.Stdout.WriteString(Held + "\n")
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	if n, _ := os.Stdin.Read(make([]byte, 1)); n == 0 {
+		time.Sleep(orphanTime)
+	}
 	return 0
+}
+
+// lockDir waits for flock(2) of a directory.
+func lockDir(dir string, deadline time.Time) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock: %w", err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("cannot lock %s: %w", dir, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 func hold(cgroups []string, deadline time.Time) error {

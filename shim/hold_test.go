@@ -62,10 +62,10 @@ func frozen(t *testing.T, cgroup string) bool {
 	return strings.Contains(string(events), "frozen 1\n")
 }
 
-// TestHold: cgroups are frozen for as long as somebody holds the other end of standard input, whatever signals say.
+// TestHold: cgroups are frozen until somebody says so on standard input, whatever signals say; for a while longer when who holds its other end dies; and by one at a time.
 func TestHold(t *testing.T) {
-	one, two := newCgroup(t), newCgroup(t)
-	cmd := exec.Command("/proc/self/exe", HoldCommand, one, filepath.Join(filepath.Dir(one), "gone"), two)
+	one, two, lock := newCgroup(t), newCgroup(t), t.TempDir()
+	cmd := exec.Command("/proc/self/exe", HoldCommand, lock, one, filepath.Join(filepath.Dir(one), "gone"), two)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -89,20 +89,43 @@ func TestHold(t *testing.T) {
 	if !frozen(t, one) || !frozen(t, two) {
 		t.Error("the cgroups are not frozen")
 	}
-	stdin.Close() // as by the death of who has started it
+	if _, err := stdin.Write([]byte("\n")); err != nil {
+		t.Error(err)
+	}
 	if err := cmd.Wait(); err != nil || frozen(t, one) || frozen(t, two) {
 		t.Errorf("it leaves frozen cgroups, or fails: %v", err)
 	}
 
-	out, err := exec.Command("/proc/self/exe", HoldCommand, one, t.TempDir()+"/file/cgroup").CombinedOutput()
+	orphan := exec.Command("/proc/self/exe", HoldCommand, lock, one, t.TempDir()+"/file/cgroup")
+	stdout, err = orphan.StdoutPipe()
+	if err == nil {
+		err = orphan.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != Held+"\n" {
+		t.Fatalf("it says %q (%v)", line, err)
+	}
+	// The next one, which gets its word at once, waits for it.
+	next := exec.Command("/proc/self/exe", HoldCommand, lock, one)
+	next.Stdin = strings.NewReader("\n")
+	out, err := next.CombinedOutput()
 	if err != nil || string(out) != Held+"\n" || frozen(t, one) {
-		t.Errorf("with a cgroup that is gone, and nobody at standard input, it says %q: %v", out, err)
+		t.Errorf("the next one says %q: %v", out, err)
+	}
+	if d := time.Since(began); d < orphanTime-time.Second {
+		t.Errorf("it has got the cgroups after %s", d)
+	}
+	if err := orphan.Wait(); err != nil {
+		t.Errorf("with a cgroup that is gone, and nobody at standard input: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err = exec.Command("/proc/self/exe", HoldCommand, one, file).CombinedOutput()
+	out, err = exec.Command("/proc/self/exe", HoldCommand, lock, one, file).CombinedOutput()
 	if err == nil || strings.Contains(string(out), Held+"\n") || frozen(t, one) {
 		t.Errorf("with something else than a cgroup it says %q: %v", out, err)
 	}

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 		os.Exit(Reap())
 	}
 	if len(os.Args) > 1 && os.Args[1] == HoldCommand {
-		os.Exit(Hold(os.Args[2:]))
+		os.Exit(Hold(os.Args[2], os.Args[3:]))
 	}
 	switch os.Getenv(asAgent) {
 	case "pause":

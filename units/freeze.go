@@ -38,7 +38,7 @@ func CgroupRoot() string {
 // Frozen tells whether the kernel holds all processes of a unit, because somebody has frozen it or a slice that it is in (systemctl freeze). A unit that
 // has no cgroup is not frozen.
 func (m *Manager) Frozen(unit string) bool {
-	return eventOf(m.cgroupDir(unit), "frozen") == "1"
+	return eventOf(m.CgroupDir(unit), "frozen") == "1"
 }
 
 // frozenSlice is the innermost slice that a unit would be frozen by; "" when there is none.
@@ -58,8 +58,8 @@ func (m *Manager) frozenSlice(unit string) string {
 // A frozen unit must be thawed before it is stopped: systemd 257 refuses the job and has the job of the slice succeed all the same; in systemd 252 a
 // process with a handler for the stop signal does not run before its time is over.
 func (m *Manager) Thaw(ctx context.Context, unit string) error {
-	group := m.cgroupDir(unit)
-	held, frozen := m.heldBySystemd(unit), frozenGroups(group)
+	group := m.CgroupDir(unit)
+	held, frozen := m.heldBySystemd(unit), m.frozenGroups(group)
 	if !held && len(frozen) == 0 {
 		return nil
 	}
@@ -72,8 +72,8 @@ func (m *Manager) Thaw(ctx context.Context, unit string) error {
 			failed = translate(err, "cannot thaw unit %s", name)
 		}
 	}
-	for _, dir := range frozenGroups(group) {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, dir := range m.frozenGroups(group) {
+		if err := m.thawGroup(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = pod.Errorf(pod.Unavailable, "cannot thaw unit %s: %w", unit, err)
 		}
 	}
@@ -88,6 +88,35 @@ func (m *Manager) Thaw(ctx context.Context, unit string) error {
 		}
 	}
 	return nil
+}
+
+// KeepFrozen has Thaw leave cgroups alone, directories below [CgroupDir] of a unit, which the caller freezes before it calls release. Their processes get
+// signals then, and SIGKILL ends them.
+func (m *Manager) KeepFrozen(dirs []string) (release func()) {
+	m.keeping.Lock()
+	defer m.keeping.Unlock()
+	for _, dir := range dirs {
+		m.kept[dir]++
+	}
+	return func() {
+		m.keeping.Lock()
+		defer m.keeping.Unlock()
+		for _, dir := range dirs {
+			if m.kept[dir]--; m.kept[dir] == 0 {
+				delete(m.kept, dir)
+			}
+		}
+	}
+}
+
+// thawGroup thaws a cgroup that nobody wants to keep frozen.
+func (m *Manager) thawGroup(dir string) error {
+	m.keeping.Lock()
+	defer m.keeping.Unlock()
+	if m.kept[dir] > 0 {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
 }
 
 // heldBySystemd tells whether systemd has said of the unit, or of one that stops with it, that it is frozen.
@@ -136,7 +165,7 @@ func (m *Manager) Emptied(ctx context.Context, unit string) error {
 	if len(left) > 0 {
 		return pod.Errorf(pod.Unavailable, "cannot stop unit %s: %s", unit, strings.Join(left, ", "))
 	}
-	group := m.cgroupDir(unit)
+	group := m.CgroupDir(unit)
 	if group == "" || eventOf(group, "populated") != "1" {
 		return nil
 	}
@@ -165,8 +194,8 @@ func (m *Manager) notEnded(unit string) []string {
 	return left
 }
 
-// cgroupDir is the directory of a unit's cgroup; "" when its name tells none.
-func (m *Manager) cgroupDir(unit string) string {
+// CgroupDir is the directory of a unit's cgroup; "" when its name tells none.
+func (m *Manager) CgroupDir(unit string) string {
 	group := cgroupOf(unit)
 	if s, ok := m.State(unit); ok && s.ControlGroup != "" {
 		group = s.ControlGroup
@@ -177,14 +206,18 @@ func (m *Manager) cgroupDir(unit string) string {
 	return filepath.Join(CgroupRoot(), path.Clean("/"+group))
 }
 
-// frozenGroups are the cgroups that somebody has frozen by name, of dir, those that it is in and those below: the outermost first. None: dir does not exist.
-func frozenGroups(dir string) []string {
+// frozenGroups are the cgroups that somebody has frozen by name, of dir, those that it is in and those below, but for those to keep frozen: the outermost first.
+// None: dir does not exist.
+func (m *Manager) frozenGroups(dir string) []string {
 	if _, err := os.Stat(dir); dir == "" || err != nil {
 		return nil
 	}
 	var frozen []string
 	add := func(dir string) {
-		if data, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze")); err == nil && strings.TrimSpace(string(data)) == "1" {
+		m.keeping.Lock()
+		kept := m.kept[dir] > 0
+		m.keeping.Unlock()
+		if data, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze")); err == nil && !kept && strings.TrimSpace(string(data)) == "1" {
 			frozen = append(frozen, dir)
 		}
 	}

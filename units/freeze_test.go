@@ -46,11 +46,11 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 		{"pod", freeze(func(s *sandbox) string { return s.names.Slice }), false},
 		{"namespace", freeze(func(s *sandbox) string { return sliceOf(s.names.Slice) }), false},
 		{"all", freeze(func(*sandbox) string { return rootSlice }), false},
-		{"by hand", func(t *testing.T, s *sandbox) { write(t, m.cgroupDir(main(s)), "cgroup.freeze", "1") }, false},
-		{"all by hand", func(t *testing.T, _ *sandbox) { write(t, m.cgroupDir(rootSlice), "cgroup.freeze", "1") }, false},
+		{"by hand", func(t *testing.T, s *sandbox) { write(t, m.CgroupDir(main(s)), "cgroup.freeze", "1") }, false},
+		{"all by hand", func(t *testing.T, _ *sandbox) { write(t, m.CgroupDir(rootSlice), "cgroup.freeze", "1") }, false},
 		{"a part by hand", func(t *testing.T, s *sandbox) {
 			// As a privileged container can do it to itself.
-			sub := filepath.Join(m.cgroupDir(main(s)), "part")
+			sub := filepath.Join(m.CgroupDir(main(s)), "part")
 			if err := os.Mkdir(sub, 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -60,7 +60,7 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 		}, true},
 		{"only for systemd", func(t *testing.T, s *sandbox) {
 			freeze(main)(t, s)
-			write(t, m.cgroupDir(main(s)), "cgroup.freeze", "0")
+			write(t, m.CgroupDir(main(s)), "cgroup.freeze", "0")
 		}, true},
 	} {
 		for _, what := range []string{"slice", "unit"} {
@@ -93,7 +93,7 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 				if code, _ := state.ExitCode(); !state.Ended() || code != 3 {
 					t.Errorf("the container ended with %d: %+v", code, state)
 				}
-				if _, err := os.Stat(m.cgroupDir(unit)); err == nil {
+				if _, err := os.Stat(m.CgroupDir(unit)); err == nil {
 					t.Error("the cgroup of the container is left")
 				}
 			})
@@ -121,7 +121,7 @@ func TestFreezingIsTold(t *testing.T) {
 		frozen := make(chan bool, 100)
 		remove := manager.OnChange(func(u string) {
 			if u == unit {
-				frozen <- eventOf(manager.cgroupDir(unit), "frozen") == "1"
+				frozen <- eventOf(manager.CgroupDir(unit), "frozen") == "1"
 			}
 		})
 		heard := func(want bool, how string) {
@@ -146,7 +146,7 @@ func TestFreezingIsTold(t *testing.T) {
 		}
 		heard(false, "systemctl thaw")
 		for _, value := range []string{"1", "0"} {
-			if err := os.WriteFile(filepath.Join(m.cgroupDir(unit), "cgroup.freeze"), []byte(value), 0); err != nil {
+			if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte(value), 0); err != nil {
 				t.Fatal(err)
 			}
 			heard(value == "1", "a write of "+value)
@@ -193,7 +193,7 @@ func TestEmptied(t *testing.T) {
 	if err := m.Emptied(t.Context(), s.names.Slice); pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), unit+" is still active") {
 		t.Errorf("a slice whose container runs: %v", err)
 	}
-	stray := filepath.Join(m.cgroupDir(s.names.Slice), "stray")
+	stray := filepath.Join(m.CgroupDir(s.names.Slice), "stray")
 	if err := os.Mkdir(stray, 0o755); err != nil {
 		t.Fatal(err)
 	}

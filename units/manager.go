@@ -53,6 +53,10 @@ type Manager struct {
 	// releasing keeps the clean-up of empty slices apart from the start of units in them: see stopIdle.
 	releasing sync.RWMutex
 
+	// keeping guards kept, and is held while a cgroup is thawed: see KeepFrozen.
+	keeping sync.Mutex
+	kept    map[string]int
+
 	// mu guards everything that follows. Only run writes what units holds.
 	mu       sync.Mutex
 	onChange []*func(unit string)
@@ -71,6 +75,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 	m := &Manager{
 		queue: newQueue(),
 		lost:  make(chan struct{}),
+		kept:  map[string]int{},
 		done:  make(chan struct{}),
 		units: map[string]*record{},
 		paths: map[dbus.ObjectPath]string{},

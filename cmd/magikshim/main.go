@@ -29,8 +29,8 @@ func run(args []string) int {
 		return vmshim.Run(args[2])
 	case len(args) == 1 && args[0] == shim.ReapCommand:
 		return shim.Reap()
-	case len(args) > 1 && args[0] == shim.HoldCommand:
-		return shim.Hold(args[1:])
+	case len(args) > 2 && args[0] == shim.HoldCommand:
+		return shim.Hold(args[1], args[2:])
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikshim " + version + "\n")
 		return 0

@@ -115,6 +115,22 @@ func list(t *testing.T) []listed {
 	return pkgs
 }
 
+// TestClientIsSmall: it does not start with the libraries of registries and archives, which took it a millisecond.
+func TestClientIsSmall(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", "./cmd/magikpodctl")
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, heavy := range []string{module + "image", "github.com/google/go-containerregistry", "github.com/klauspost/compress", "archive/tar"} {
+		if strings.Contains("\n"+string(out), "\n"+heavy+"\n") || strings.Contains(string(out), "\n"+heavy+"/") {
+			t.Errorf("magikpodctl has %s in it", heavy)
+		}
+	}
+}
+
 func TestImports(t *testing.T) {
 	for _, p := range list(t) {
 		name := strings.TrimPrefix(p.ImportPath, module)

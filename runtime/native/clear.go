@@ -42,6 +42,8 @@ const stopRetry = 100 * time.Millisecond
 
 // stopAttempt stops the unit of an attempt. An error says that it may run.
 func (m *Manager) stopAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout) // what cannot be thawed or killed is told
+	defer cancel()
 	unit := s.unit(record.Container)
 	for {
 		state, tracked := m.units.State(unit)
@@ -58,9 +60,9 @@ func (m *Manager) stopAttempt(ctx context.Context, s *sandbox, record attemptRec
 			err = job.Wait(ctx)
 		}
 		if err == nil {
-			return m.units.Emptied(ctx, unit)
+			err = m.units.Emptied(ctx, unit)
 		}
-		if pod.KindOf(err) != pod.Unavailable || m.lost() {
+		if err == nil || pod.KindOf(err) != pod.Unavailable || m.lost() {
 			return err
 		}
 		select {

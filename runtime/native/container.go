@@ -181,18 +181,28 @@ func (m *Manager) startUnseen(ctx context.Context, s *sandbox, a *attempt, stdou
 		return err
 	}
 	if letGo != nil {
-		defer letGo()
+		defer func() {
+			if !m.lost() { // else it goes on, and this daemon's end lets go of them when it is through
+				letGo()
+			}
+		}()
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, holdLimit)
 		defer cancel()
 	}
-	if err := m.startUnit(ctx, s, a, stdout, stderr); err != nil || letGo == nil {
+	err = m.startUnit(ctx, s, a, stdout, stderr)
+	if letGo == nil {
 		return err
 	}
-	if state, _ := m.units.State(s.unit(a.record.Container)); m.oci != nil {
-		m.oci.awaitCommand(state.MainPID)
+	if state, _ := m.units.State(s.unit(a.record.Container)); err == nil && m.oci != nil && !m.oci.awaitCommand(state.MainPID) {
+		err = errors.New("its command is not executed")
 	}
-	return nil
+	if err != nil && !m.lost() { // what has not got there must not be seen either
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		err = errors.Join(err, m.stopAttempt(cleanup, s, a.record))
+	}
+	return err
 }
 
 // startUnit makes the unit and waits until the container runs.

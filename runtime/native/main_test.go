@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 		os.Exit(runMachine(args[1]))
 	case len(args) == 2 && args[0] == "stand-in":
 		os.Exit(standIn(args[1]))
-	case len(args) > 1 && args[0] == shim.HoldCommand:
-		os.Exit(shim.Hold(args[1:]))
+	case len(args) > 2 && args[0] == shim.HoldCommand:
+		os.Exit(shim.Hold(args[1], args[2:]))
 	case len(args) == 1 && args[0] == shim.ReapCommand:
 		os.Exit(shim.Reap())
 	}
@@ -130,10 +130,11 @@ func (w *world) manager(config Config) *Manager {
 	if !m.Class().Available {
 		w.t.Fatal(m.Class().Reason)
 	}
-	w.changes = make(chan pod.Ref, 1)
+	changes := make(chan pod.Ref, 1) // of this manager: another one may be told something still
+	w.changes = changes
 	m.OnChange(func(ref pod.Ref) {
 		select {
-		case w.changes <- ref:
+		case changes <- ref:
 		default:
 		}
 	})

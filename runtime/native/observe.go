@@ -269,8 +269,10 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 	}
 	if err != nil {
 		m.forgetSandbox(s)
+		return true, err
 	}
-	return true, err
+	m.spawn(func() { m.letGoOfLeft(s) })
+	return true, nil
 }
 
 // Named implements [runtime.Namer].

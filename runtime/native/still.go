@@ -17,7 +17,6 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
-	"github.com/magikrun/magikpod/units"
 )
 
 // An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and only then takes from it what a container may not have: all capabilities, and, of a
@@ -72,20 +71,22 @@ func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own stri
 		return nil, pod.WithKind(pod.Unavailable, context.Cause(ctx))
 	}
 	unlock := func() { <-s.entering }
-	cgroups := s.onlookers(container, own)
+	cgroups := m.onlookers(s, container, own)
 	if len(cgroups) == 0 {
 		return sync.OnceFunc(unlock), nil
 	}
-	thaw, err := m.hold(cgroups)
+	release := m.units.KeepFrozen(cgroups) // a stop in the middle kills them as they are, or has them wait
+	thaw, err := m.hold(s.dir, cgroups)
 	if err != nil {
+		release()
 		unlock()
 		return nil, pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
 	}
-	return sync.OnceFunc(func() { thaw(); unlock() }), nil
+	return sync.OnceFunc(func() { thaw(); release(); unlock() }), nil
 }
 
 // onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes.
-func (s *sandbox) onlookers(container, own string) []string {
+func (m *Manager) onlookers(s *sandbox, container, own string) []string {
 	s.mu.Lock()
 	var traced []string
 	for name, c := range s.containers {
@@ -96,8 +97,7 @@ func (s *sandbox) onlookers(container, own string) []string {
 	s.mu.Unlock()
 	var cgroups []string
 	for _, name := range traced {
-		// By its name, which is never empty: systemd may not have told yet where the unit is.
-		cgroup := filepath.Join(units.CgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name))
+		cgroup := m.units.CgroupDir(s.unit(name))
 		files, _ := filepath.Glob(cgroup + "/*/cgroup.freeze") // the pattern is fine
 		inner, _ := filepath.Glob(cgroup + "/" + containerCgroup + "/*/cgroup.freeze")
 		for _, file := range append(files, inner...) {
@@ -109,9 +109,20 @@ func (s *sandbox) onlookers(container, own string) []string {
 	return cgroups
 }
 
+// letGoOfLeft lets go of whom an earlier daemon holds, or has left frozen because its holder was killed with it.
+func (m *Manager) letGoOfLeft(s *sandbox) {
+	for _, name := range s.containerNames() {
+		if letGo, err := m.holdStill(m.ctx, s, name, ""); err != nil && m.ctx.Err() == nil {
+			m.config.Log.Warn("cannot tell whether a container stands still", "pod", s.ref.String(), "container", name, "error", err)
+		} else if letGo != nil {
+			letGo()
+		}
+	}
+}
+
 // hold has magikshim freeze cgroups.
-func (m *Manager) hold(cgroups []string) (thaw func(), err error) {
-	cmd := exec.Command(m.config.ShimPath, append([]string{shim.HoldCommand}, cgroups...)...)
+func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
+	cmd := exec.Command(m.config.ShimPath, append([]string{shim.HoldCommand, dir}, cgroups...)...)
 	cmd.Env = []string{"GOMAXPROCS=1"}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -128,6 +139,7 @@ func (m *Manager) hold(cgroups []string) (thaw func(), err error) {
 	}
 	line, _ := bufio.NewReaderSize(stdout, 16).ReadString('\n') // it says why it ends
 	thaw = func() {
+		_, _ = stdin.Write([]byte("\n"))
 		_ = stdin.Close()
 		if err := cmd.Wait(); err != nil { // it was killed
 			for _, cgroup := range cgroups {
@@ -156,11 +168,17 @@ func (r *ociRuntime) inRuntime(pid int) bool {
 	return err == nil && os.SameFile(now, program)
 }
 
-// awaitCommand waits, for a moment, until a process that has nothing left to do as the OCI runtime executes the container's command, or ends.
-func (r *ociRuntime) awaitCommand(pid int) {
-	for begin := time.Now(); pid > 0 && r.inRuntime(pid) && time.Since(begin) < 2*time.Second; {
-		time.Sleep(200 * time.Microsecond)
+// commandTime bounds how long a process that has nothing left to do as the OCI runtime may take to execute the container's command.
+const commandTime = 10 * time.Second
+
+// awaitCommand waits until such a process has executed the command, or has ended. False: it does neither.
+func (r *ociRuntime) awaitCommand(pid int) bool {
+	for begin := time.Now(); pid > 0 && r.inRuntime(pid); time.Sleep(200 * time.Microsecond) {
+		if time.Since(begin) > commandTime {
+			return false
+		}
 	}
+	return true
 }
 
 // letGoWhenEntered waits until the process of an exec is a container's: the OCI runtime has written its PID, and it has executed its command, or has ended.
@@ -171,6 +189,7 @@ func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
 	defer letGo()
 	for begin := time.Now(); time.Since(begin) < holdLimit; time.Sleep(200 * time.Microsecond) {
 		if _, err := os.Stat("/proc/" + strconv.Itoa(runtimePID) + "/exe"); err != nil {
+			x.awaitCommands()
 			return // it has ended
 		}
 		data, err := os.ReadFile(x.path(pidName))
@@ -178,9 +197,22 @@ func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
 			continue
 		}
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
-			x.kind.awaitCommand(pid)
+			if !x.kind.awaitCommand(pid) {
+				break
+			}
 			return
 		}
 	}
 	x.kill()
+	x.awaitCommands()
+}
+
+// awaitCommands is awaitCommand for all processes of an exec: what was killed with the OCI runtime may take longer than that to go.
+func (x *execution) awaitCommands() {
+	data, _ := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
+	for field := range strings.FieldsSeq(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil {
+			x.kind.awaitCommand(pid)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,6 +93,132 @@ func TestHoldStill(t *testing.T) {
 			t.Errorf("after execs %q stand still", got)
 		}
 	})
+}
+
+// TestHoldAndStop: to stop, or to delete, who is held does not let go of him, and SIGKILL ends him all the same.
+func TestHoldAndStop(t *testing.T) {
+	onSystemd(t)
+	w := newWorld(t, "", nil)
+	p := w.pod("heldstop", obeys, obeys, "sleep 1000")
+	share := true
+	p.Spec.ShareProcessNamespace = &share
+	tracing(p, 0)
+	tracing(p, 1)
+	w.up(p)
+	w.journal(p, "a", 1) // the trap is set
+	w.journal(p, "b", 1)
+	s := w.find(pod.RefOf(p))
+	letGo, err := w.holdStill(t.Context(), s, "c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range w.state(p).Containers {
+		if c.Frozen {
+			t.Errorf("%s is told to be frozen", name)
+		}
+	}
+	stopped := make(chan error, 1)
+	freeze(t, s.unit("b"))                                                                           // by an administrator too
+	for name, grace := range map[string]time.Duration{"a": 20 * time.Second, "b": 5 * time.Second} { // by our signals, and by systemd's
+		go func() { stopped <- w.StopContainer(t.Context(), pod.RefOf(p), name, grace) }()
+	}
+	if err := w.config.Units.Thaw(t.Context(), s.names.Slice); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if got := w.frozen(p); got != "a b" {
+		t.Errorf("%q stand still, want a and b", got)
+	}
+	letGo()
+	for range 2 {
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		if c := w.state(p).Containers[name]; c.Stage != pod.ContainerExited || c.ExitCode != 9 {
+			t.Errorf("the handler of %s did not run: %+v", name, c)
+		}
+	}
+	if got := w.frozen(p); got != "" {
+		t.Errorf("%q still stand still", got)
+	}
+
+	w.run(p, "a", 1)
+	if letGo, err = w.holdStill(t.Context(), s, "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
+		t.Error(err)
+	}
+	letGo()
+}
+
+// TestHoldAndFailure: when a start does not get there, nobody looks before nothing is left of it.
+func TestHoldAndFailure(t *testing.T) {
+	onSystemd(t)
+	fails := false
+	w := newWorld(t, "", func(step string) error {
+		if step == "wait for container" && fails {
+			time.Sleep(5 * time.Millisecond) // for launch
+			return errors.New("injected")
+		}
+		return nil
+	})
+	p := w.pod("heldfail", "sleep 1000", "sleep 1000")
+	share := true
+	p.Spec.ShareProcessNamespace = &share
+	tracing(p, 0)
+	w.create(p)
+	w.run(p, "a", 0)
+	unit := w.config.Units.CgroupDir(w.find(pod.RefOf(p)).unit("b"))
+	fails = true
+	for attempt := range 5 {
+		done := make(chan error, 1)
+		go func() { done <- w.RunContainer(context.Background(), w.configOf(p, "b", attempt)) }()
+		for over := false; !over; {
+			select {
+			case err := <-done:
+				if over = true; err == nil {
+					t.Fatal("the start did not fail")
+				}
+			default:
+				still := w.frozen(p)
+				events, _ := os.ReadFile(unit + "/cgroup.events")
+				if still == "" && strings.Contains(string(events), "populated 1\n") {
+					t.Fatal("a looks while something of b is left")
+				}
+			}
+		}
+	}
+}
+
+// TestHoldLeft: whom an earlier daemon and its helper have left frozen, the next one lets go.
+func TestHoldLeft(t *testing.T) {
+	onSystemd(t)
+	w := newWorld(t, "", nil)
+	p := w.pod("heldleft", "sleep 1000")
+	tracing(p, 0)
+	w.up(p)
+	for _, cgroup := range w.onlookers(w.find(pod.RefOf(p)), "a", "") {
+		if err := os.WriteFile(cgroup+"/cgroup.freeze", []byte("1"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 500 {
+		if w.frozen(p) == "a" {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.nextDaemon(pod.RefOf(p))
+	for range 500 {
+		if w.frozen(p) == "" {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a stands still for ever")
 }
 
 // TestHoldNobody: pods that have no container with SYS_PTRACE, or none that sees the process, do not wait for anybody.

@@ -18,7 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/magikrun/magikpod/image"
+	"github.com/magikrun/magikpod/internal/layertree"
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -247,7 +247,7 @@ func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool 
 
 // findModule returns the path on the host of a file of an image, which is a module, or a component that can be run.
 func (l *Launcher) findModule(rootfs runtime.Rootfs, name string) (file string, component bool, err error) {
-	file, err = image.FindFile(rootfs, name)
+	file, err = layertree.Of(rootfs.Dir, rootfs.Layers).Resolve(name)
 	if err != nil {
 		return "", false, err
 	}
