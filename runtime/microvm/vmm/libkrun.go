@@ -130,13 +130,5 @@ func (libkrunControl) AttachDisk(_ context.Context, d Disk, _ *os.File) (Place, 
 	return Place{Share: krunImagesTag, File: d.Serial}, nil
 }
 
-// DetachDisk has nothing to do either.
-func (libkrunControl) DetachDisk(context.Context, string) error { return nil }
-
-// Quit is not possible: whoever started the helper ends it with a signal.
-func (libkrunControl) Quit(context.Context) error {
-	return errors.New("cannot end the machine: libkrun has no monitor; kill its process")
-}
-
 // Close does nothing.
 func (libkrunControl) Close() error { return nil }
