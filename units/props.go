@@ -85,11 +85,8 @@ func (l Limits) UpdateProps() []Property {
 	}
 }
 
-// SliceProps returns the properties of a pod's slice, with the limits of [PodLimits].
-func SliceProps(p *corev1.Pod) []Property { return SlicePropsWith(p, PodLimits(p)) }
-
-// SlicePropsWith is [SliceProps] with other limits.
-func SlicePropsWith(p *corev1.Pod, l Limits) []Property {
+// SliceProps returns the properties of a pod's slice, with the limits l.
+func SliceProps(p *corev1.Pod, l Limits) []Property {
 	props := []Property{
 		prop("Description", "pod "+p.Namespace+"/"+p.Name),
 		prop("MemoryAccounting", true),
@@ -108,7 +105,7 @@ func SlicePropsWith(p *corev1.Pod, l Limits) []Property {
 // restarted; the sidecar is Before= it, everything after the sidecar is After= it, and it stops together with the pod.
 func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	names := Names(p.Namespace, p.Name)
-	aux := []Aux{{Name: names.Slice, Props: SlicePropsWith(p, l)}}
+	aux := []Aux{{Name: names.Slice, Props: SliceProps(p, l)}}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		if !isSidecar(c) {

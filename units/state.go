@@ -10,7 +10,6 @@ import (
 // The states of a unit that this package tells apart; systemd has more.
 const (
 	ActiveActive       = "active"
-	ActiveReloading    = "reloading"
 	ActiveActivating   = "activating"
 	ActiveDeactivating = "deactivating"
 	ActiveInactive     = "inactive"
@@ -72,9 +71,6 @@ func (s State) ExitCode() (code, signal int) {
 	}
 	return 0, 0
 }
-
-// OOMKilled tells whether the unit was killed because it was out of memory.
-func (s State) OOMKilled() bool { return s.Result == "oom-kill" }
 
 // Signal returns the signal that has killed the main process, or 0.
 func (s State) Signal() syscall.Signal {
