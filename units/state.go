@@ -1,7 +1,6 @@
 package units
 
 import (
-	"syscall"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -70,12 +69,6 @@ func (s State) ExitCode() (code, signal int) {
 		return 128 + int(s.ExecMainStatus), int(s.ExecMainStatus)
 	}
 	return 0, 0
-}
-
-// Signal returns the signal that has killed the main process, or 0.
-func (s State) Signal() syscall.Signal {
-	_, sig := s.ExitCode()
-	return syscall.Signal(sig)
 }
 
 // apply takes over what props has. systemd announces all of these but Load and ControlGroup, which do not change while a unit runs.
