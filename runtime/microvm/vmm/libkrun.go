@@ -42,7 +42,6 @@ type KrunConfig struct {
 	ShareDir string `json:"shareDir"`
 	// VsockPath is the unix socket that leads to AgentPort; libkrun listens on it.
 	VsockPath string `json:"vsockPath"`
-	Console   bool   `json:"console,omitempty"`
 }
 
 // Name is libkrun.
@@ -86,7 +85,7 @@ func (v Libkrun) Command(c *Config) (*Command, error) {
 	}
 	config := KrunConfig{
 		Library: v.library(c), Kernel: jailKernel, Initrd: jailInitrd, Cmdline: strings.TrimSpace(line + " " + c.Cmdline), CPUs: c.CPUs, MemoryMiB: c.MemoryMiB,
-		NIC: c.NIC, ShareTag: krunImagesTag, ShareDir: krunImages, VsockPath: c.Vsock.Path, Console: c.Console,
+		NIC: c.NIC, ShareTag: krunImagesTag, ShareDir: krunImages, VsockPath: c.Vsock.Path,
 	}
 	cmd := &Command{
 		Argv: []string{KrunHelper, "--config", krunConfig},
