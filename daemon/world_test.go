@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -171,10 +172,7 @@ func (w *world) mustRun(manifest string) pod.Ref {
 	if err != nil {
 		w.t.Fatalf("run: %v", err)
 	}
-	ns, name, err := pod.ParsePodName(job.Output[0])
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	ns, name, _ := strings.Cut(job.Output[0], "/")
 	d, err := w.d.Get(ns, name)
 	if err != nil {
 		w.t.Fatal(err)

@@ -505,12 +505,6 @@ func (c *Client) Stats(ctx context.Context, path godbus.ObjectPath) (text string
 	return text, err
 }
 
-// Validate returns every problem that the daemon finds in a manifest.
-func (c *Client) Validate(ctx context.Context, manifest []byte) (problems []pod.Problem, err error) {
-	err = c.manager(ctx, "ValidateManifest", []any{fitText(string(manifest))}, &problems)
-	return problems, err
-}
-
 // Event returns the event that the signal tells; ok is false when it tells something else.
 func (s Signal) Event() (e pod.Event, ok bool) {
 	if s.Name != "Event" {

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // The values that cross from the daemon to the D-Bus server: plain data, so that neither package needs to import the other.
@@ -85,14 +84,6 @@ type LogOptions struct {
 	Timestamps bool
 }
 
-// ExecOptions are the options of Exec.
-type ExecOptions struct {
-	TTY        bool
-	Env        []string
-	WorkingDir string
-	User       string
-}
-
 // ClassInfo says what one runtime class is and whether it can be used here.
 type ClassInfo struct {
 	Name      string
@@ -119,6 +110,3 @@ type HostInfo struct {
 	BootID     string
 	PID        int
 }
-
-// UIDs is a set of pod UIDs.
-type UIDs map[types.UID]bool

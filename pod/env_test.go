@@ -133,30 +133,3 @@ func TestResolveEnvBounded(t *testing.T) {
 		t.Errorf("an environment of 101 MiB: %v", err)
 	}
 }
-
-func TestReferences(t *testing.T) {
-	var p corev1.Pod
-	if err := yaml.UnmarshalStrict([]byte(`
-spec:
-  volumes:
-  - {name: a, configMap: {name: b, optional: true}}
-  - {name: b, secret: {secretName: s, optional: true}}
-  - {name: c, configMap: {name: always}}
-  initContainers:
-  - {name: a, image: a, envFrom: [{configMapRef: {name: b, optional: true}}, {secretRef: {name: t}}]}
-  containers:
-  - name: b
-    image: a
-    env:
-    - {name: A, valueFrom: {configMapKeyRef: {name: always, key: a, optional: true}}}
-    - {name: B, valueFrom: {secretKeyRef: {name: s, key: a}}}
-`), &p); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]Reference{{"always", false}, {"b", true}}, ReferencedConfigMaps(&p)); diff != "" {
-		t.Errorf("ConfigMaps -want +got:\n%s", diff)
-	}
-	if diff := cmp.Diff([]Reference{{"s", false}, {"t", false}}, ReferencedSecrets(&p)); diff != "" {
-		t.Errorf("Secrets -want +got:\n%s", diff)
-	}
-}

@@ -110,8 +110,6 @@ func environment(t *testing.T, p *corev1.Pod) {
 			}
 		}
 	}
-	ReferencedConfigMaps(p)
-	ReferencedSecrets(p)
 	if _, _, err := Hostname(p); err != nil {
 		t.Errorf("an accepted pod has no hostname: %v", err)
 	}

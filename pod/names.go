@@ -1,10 +1,6 @@
 package pod
 
-import (
-	"strings"
-
-	"k8s.io/apimachinery/pkg/util/validation"
-)
+import "k8s.io/apimachinery/pkg/util/validation"
 
 // ValidateName tells whether name can be the name of a pod, a ConfigMap or a Secret: a DNS-1123 subdomain of at most 253 characters, as in Kubernetes.
 // The error is of kind Invalid and one line, whatever name holds.
@@ -33,18 +29,4 @@ func nameError(what, value string, problems []string) error {
 		return Errorf(Invalid, "cannot use the %s %q: %s", what, value, problems[0])
 	}
 	return nil
-}
-
-// ParsePodName reads NAMESPACE/NAME, or NAME alone; ns is empty then.
-func ParsePodName(s string) (ns, name string, err error) {
-	ns, name, ok := strings.Cut(s, "/")
-	if !ok {
-		ns, name = "", s
-	} else if err := ValidateNamespace(ns); err != nil {
-		return "", "", err
-	}
-	if err := ValidateName(name); err != nil {
-		return "", "", err
-	}
-	return ns, name, nil
 }

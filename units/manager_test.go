@@ -440,7 +440,8 @@ func TestReexec(t *testing.T) {
 	if err := m.Kill(t.Context(), unit, "main", syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
-	if state := await(t, m, unit, State.Ended); state.StoppedByAdmin || state.Signal() != syscall.SIGUSR1 {
+	state := await(t, m, unit, State.Ended)
+	if _, sig := state.ExitCode(); state.StoppedByAdmin || sig != int(syscall.SIGUSR1) {
 		t.Errorf("%+v", state)
 	}
 	s.restartable(t, unit)

@@ -85,11 +85,8 @@ func (l Limits) UpdateProps() []Property {
 	}
 }
 
-// SliceProps returns the properties of a pod's slice, with the limits of [PodLimits].
-func SliceProps(p *corev1.Pod) []Property { return SlicePropsWith(p, PodLimits(p)) }
-
-// SlicePropsWith is [SliceProps] with other limits.
-func SlicePropsWith(p *corev1.Pod, l Limits) []Property {
+// SliceProps returns the properties of a pod's slice, with the limits l.
+func SliceProps(p *corev1.Pod, l Limits) []Property {
 	props := []Property{
 		prop("Description", "pod "+p.Namespace+"/"+p.Name),
 		prop("MemoryAccounting", true),
@@ -108,7 +105,7 @@ func SlicePropsWith(p *corev1.Pod, l Limits) []Property {
 // restarted; the sidecar is Before= it, everything after the sidecar is After= it, and it stops together with the pod.
 func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	names := Names(p.Namespace, p.Name)
-	aux := []Aux{{Name: names.Slice, Props: SlicePropsWith(p, l)}}
+	aux := []Aux{{Name: names.Slice, Props: SliceProps(p, l)}}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		if !isSidecar(c) {
@@ -190,16 +187,16 @@ const (
 	killTimeout = 10 * time.Second
 )
 
-// Device is a device that a container may use beside the usual ones.
-type Device struct {
+// device is a device that a unit may use.
+type device struct {
 	// Path is a node in /dev, or a group of devices as "char-alsa".
 	Path string
 	// Access is made of r, w and m (mknod).
 	Access string
 }
 
-// Rlimit is a resource limit of setrlimit(2).
-type Rlimit struct {
+// rlimit is a resource limit of setrlimit(2).
+type rlimit struct {
 	// Name is the name of the resource in capital letters and without RLIMIT_: NOFILE.
 	Name string
 	// Soft and Hard: ^uint64(0) is no limit.
@@ -207,13 +204,13 @@ type Rlimit struct {
 }
 
 // defaultRlimits are what containers get: many open files for servers, but not so many that programs which close "all" of them take seconds.
-var defaultRlimits = []Rlimit{
+var defaultRlimits = []rlimit{
 	{Name: "NOFILE", Soft: 65536, Hard: 1048576},
 	{Name: "NPROC", Soft: infinity, Hard: infinity},
 }
 
 // standardDevices may be used by every container, as the OCI runtime specification has it; mknod of any device is allowed, its use is not.
-var standardDevices = []Device{
+var standardDevices = []device{
 	{"/dev/null", "rwm"}, {"/dev/zero", "rwm"}, {"/dev/full", "rwm"}, {"/dev/random", "rwm"}, {"/dev/urandom", "rwm"},
 	{"/dev/tty", "rwm"}, {"/dev/ptmx", "rwm"}, {"char-pts", "rwm"}, {"char-*", "m"}, {"block-*", "m"},
 }
@@ -245,10 +242,6 @@ type ContainerUnit struct {
 	// InMachine says that the container runs in the pod's machine, and the command stands in for it: it needs the VM unit, and next to no privileges;
 	// the container's limits are not its own.
 	InMachine bool
-	// Devices are allowed beside the usual ones. A privileged container may use all devices.
-	Devices []Device
-	// Rlimits replace the defaults of the same name.
-	Rlimits []Rlimit
 }
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
@@ -390,17 +383,7 @@ func processProps(u ContainerUnit) []Property {
 		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect the default.
 		prop("IgnoreSIGPIPE", false),
 	}
-	given := map[string]bool{}
-	for _, r := range u.Rlimits {
-		given[r.Name] = true
-	}
-	rlimits := u.Rlimits
 	for _, r := range defaultRlimits {
-		if !given[r.Name] {
-			rlimits = append(rlimits[:len(rlimits):len(rlimits)], r)
-		}
-	}
-	for _, r := range rlimits {
 		props = append(props, prop("Limit"+r.Name, r.Hard), prop("Limit"+r.Name+"Soft", r.Soft))
 	}
 	return props
@@ -423,6 +406,5 @@ func deviceProps(u ContainerUnit) []Property {
 	if s := u.Container.SecurityContext; !u.InMachine && s != nil && s.Privileged != nil && *s.Privileged {
 		return []Property{prop("DevicePolicy", "auto")}
 	}
-	allow := append(standardDevices[:len(standardDevices):len(standardDevices)], u.Devices...)
-	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", allow)}
+	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", standardDevices)}
 }

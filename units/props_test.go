@@ -39,7 +39,6 @@ func TestProps(t *testing.T) {
 		"container-no-grace": show(ContainerProps(ContainerUnit{Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT})),
 		"container-special": show(ContainerProps(ContainerUnit{
 			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT, Grace: time.Minute, Delegate: true,
-			Devices: []Device{{"/dev/fuse", "rwm"}}, Rlimits: []Rlimit{{"NOFILE", 10, 20}, {"CORE", 0, infinity}},
 		})),
 		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
 		"container-machine":    show(ContainerProps(ContainerUnit{Pod: privileged, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: time.Second, InMachine: true})),

@@ -1,7 +1,6 @@
 package units
 
 import (
-	"syscall"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -10,7 +9,6 @@ import (
 // The states of a unit that this package tells apart; systemd has more.
 const (
 	ActiveActive       = "active"
-	ActiveReloading    = "reloading"
 	ActiveActivating   = "activating"
 	ActiveDeactivating = "deactivating"
 	ActiveInactive     = "inactive"
@@ -71,15 +69,6 @@ func (s State) ExitCode() (code, signal int) {
 		return 128 + int(s.ExecMainStatus), int(s.ExecMainStatus)
 	}
 	return 0, 0
-}
-
-// OOMKilled tells whether the unit was killed because it was out of memory.
-func (s State) OOMKilled() bool { return s.Result == "oom-kill" }
-
-// Signal returns the signal that has killed the main process, or 0.
-func (s State) Signal() syscall.Signal {
-	_, sig := s.ExitCode()
-	return syscall.Signal(sig)
 }
 
 // apply takes over what props has. systemd announces all of these but Load and ControlGroup, which do not change while a unit runs.

@@ -61,7 +61,7 @@ func VMProps(u VMUnit) []Property {
 		prop("StandardError", "journal"),
 		prop("SyslogIdentifier", "magikpod-vm"),
 		prop("DevicePolicy", "closed"),
-		prop("DeviceAllow", []Device{{"/dev/kvm", "rw"}, {"/dev/net/tun", "rw"}, {"/dev/vhost-vsock", "rw"}, {"/dev/vhost-net", "rw"}}),
+		prop("DeviceAllow", []device{{"/dev/kvm", "rw"}, {"/dev/net/tun", "rw"}, {"/dev/vhost-vsock", "rw"}, {"/dev/vhost-net", "rw"}}),
 		prop("LimitCORE", uint64(0)),
 		prop("LimitCORESoft", uint64(0)),
 		prop("LimitNOFILE", uint64(1048576)),

@@ -185,23 +185,6 @@ func (c *Client) Status(ctx context.Context, container string) ([]wire.Container
 	return reply.Containers, nil
 }
 
-// Wait waits until a container has ended, for as long as ctx allows and at most [wire.MaxWait].
-func (c *Client) Wait(ctx context.Context, container, id string) (wire.Exit, error) {
-	request := wire.Wait{Container: container, ID: id}
-	if deadline, ok := ctx.Deadline(); ok {
-		request.Timeout = min(max(time.Until(deadline).Milliseconds(), 1), wire.MaxWait.Milliseconds())
-	}
-	var exit wire.Exit
-	err := c.call(ctx, wire.MaxWait+CallTimeout, &request, &exit)
-	exit.Check()
-	return exit, err
-}
-
-// Delete kills and removes a container, and returns when nothing of it is left.
-func (c *Client) Delete(ctx context.Context, container, id string) error {
-	return c.call(ctx, CallTimeout, &wire.Delete{Container: container, ID: id}, nil)
-}
-
 // Probe asks whether a container is well. An unsuccessful probe is no error.
 func (c *Client) Probe(ctx context.Context, request wire.Probe) (wire.ProbeReply, error) {
 	var reply wire.ProbeReply
@@ -225,36 +208,6 @@ func (c *Client) Update(ctx context.Context, container string, resources []byte)
 // PowerOff ends the machine in good order. It returns when the agent has begun: how it goes on is the VMM's to tell.
 func (c *Client) PowerOff(ctx context.Context, reboot bool) error {
 	return c.call(ctx, CallTimeout, &wire.PowerOff{Reboot: reboot}, nil)
-}
-
-// Events calls each with what happens until ctx ends, which is the error's cause then, or the connection breaks.
-func (c *Client) Events(ctx context.Context, each func(wire.Event)) error {
-	l, err := c.start(ctx, &wire.Events{}, nil)
-	if err != nil {
-		return err
-	}
-	defer l.close()
-	var buffer []byte
-	for {
-		frame, err := l.wire.ReadFrame(buffer)
-		if err != nil {
-			return fail(&wire.Events{}, l.explain(err))
-		}
-		buffer = frame.Data
-		var event wire.Event
-		if frame.Type != wire.FrameEvent {
-			err = unexpected(frame)
-		} else {
-			err = frame.Decode(&event)
-		}
-		if err != nil {
-			return fail(&wire.Events{}, err)
-		}
-		if event.Exit != nil {
-			event.Exit.Check()
-		}
-		each(event)
-	}
 }
 
 func unexpected(f wire.Frame) error {

@@ -27,23 +27,17 @@ type Address struct {
 	// vhost-device-vsock).
 	Path   string `json:"path,omitempty"`
 	Direct bool   `json:"direct,omitempty"`
-	// Port is the vsock port; 0: wire.Port.
-	Port uint32 `json:"port,omitempty"`
 }
 
 // Dialer is the dialer for the address.
 func (a Address) Dialer() Dialer {
-	port := a.Port
-	if port == 0 {
-		port = wire.Port
-	}
 	switch {
 	case a.Path == "":
-		return VSock(a.CID, port)
+		return VSock(a.CID, wire.Port)
 	case a.Direct:
 		return Unix(a.Path)
 	}
-	return Hybrid(a.Path, port)
+	return Hybrid(a.Path, wire.Port)
 }
 
 // VSock dials AF_VSOCK, which needs /dev/vhost-vsock behind the machine.

@@ -24,7 +24,7 @@ type IO struct {
 	Resize <-chan wire.Size
 }
 
-// Session is a container (of Create), a process (Exec) or a log (Logs) in the machine. Close it.
+// Session is a container (of Create) or a process (Exec) in the machine. Close it.
 type Session struct {
 	l       *link
 	request wire.Request
@@ -53,11 +53,6 @@ func (c *Client) Create(ctx context.Context, request wire.Create) (*Session, err
 // Exec runs a process in a container. Closing the session kills it, with all that it has started. [wire.CodeExecFailed]: it cannot be run, and Exit of the
 // error is 126 or 127; that may also be found out only after it was to be executed: then the session's exit code tells.
 func (c *Client) Exec(ctx context.Context, request wire.Exec) (*Session, error) {
-	return c.session(ctx, &request)
-}
-
-// Logs reads what the agent has kept of a container's output.
-func (c *Client) Logs(ctx context.Context, request wire.Logs) (*Session, error) {
 	return c.session(ctx, &request)
 }
 

@@ -39,9 +39,7 @@ func (s *Server) newCgroup(name string, limits *specs.LinuxResources) (*cgroup, 
 	}
 	group := "/" + s.config.CgroupParent + "/" + name
 	path := filepath.Join(s.config.CgroupRoot, group)
-	if err := s.enableControllers(); err != nil {
-		return nil, err
-	}
+	s.enableControllers()
 	// One that is left over, by an agent that was killed, has limits and processes that are not ours.
 	old := &cgroup{path: path}
 	old.kill()
@@ -73,7 +71,7 @@ func (s *Server) newCgroup(name string, limits *specs.LinuxResources) (*cgroup, 
 }
 
 // enableControllers gives the containers' cgroups all controllers that there are, so that usage is counted without limits too.
-func (s *Server) enableControllers() error {
+func (s *Server) enableControllers() {
 	names := s.controllers()
 	for i := range names {
 		names[i] = "+" + names[i]
@@ -84,7 +82,6 @@ func (s *Server) enableControllers() error {
 			_ = writeExisting(filepath.Join(dir, "cgroup.subtree_control"), name)
 		}
 	}
-	return nil
 }
 
 // resourcesOf translates limits. The device rules are completed: the library takes all of their parts for given.

@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,7 +25,6 @@ type container struct {
 	cgroup  *cgroup        // guarded by mu until the container has been created
 	process *specs.Process // what an exec is made from
 	message string         // path of the termination message, empty without
-	log     *ring
 	stdio   *stdio
 	undo    undo // what creating it has made
 
@@ -150,7 +148,6 @@ func (c *container) collected(status unix.WaitStatus) {
 	unix.Close(c.pidfd)
 	c.mu.Unlock()
 	close(c.ended)
-	c.s.events.send(wire.Event{Type: wire.EventExit, Container: c.name, ID: c.id, Time: exit.FinishedAt, Exit: exit})
 }
 
 // readEnd is the end of a file, at most limit bytes; empty when it cannot be read. The file is the agent's own, and only its content is the container's.
@@ -212,7 +209,6 @@ func (c *container) remove() {
 	}
 	c.kill()
 	<-c.ended
-	c.log.close()
 	if err := c.undo.run(); err != nil {
 		c.s.config.Log(fmt.Errorf("cannot remove all of the container %q: %w", c.name, err))
 	}
@@ -222,26 +218,6 @@ func (c *container) remove() {
 	}
 	c.s.mu.Unlock()
 	close(c.gone)
-}
-
-// delete kills and removes a container, whoever owns it.
-func (s *Server) delete(ctx context.Context, r *wire.Delete) error {
-	c, err := s.find(r.Container, r.ID)
-	if err != nil {
-		return nil // it is gone, and that is what was asked for
-	}
-	c.mu.Lock()
-	creating := c.state == wire.StateCreating
-	c.mu.Unlock()
-	if !creating {
-		go c.remove()
-	}
-	select {
-	case <-c.gone:
-		return nil
-	case <-ctx.Done():
-		return wire.Errorf(wire.CodeTimeout, "the container %q is not gone yet", r.Container)
-	}
 }
 
 // status tells what the containers do.
@@ -274,28 +250,4 @@ func (s *Server) list(name string) ([]*container, error) {
 		list = append(list, c)
 	}
 	return list, nil
-}
-
-// wait waits for the end of a container.
-func (s *Server) wait(ctx context.Context, r *wire.Wait) (any, error) {
-	c, err := s.find(r.Container, r.ID)
-	if err != nil {
-		return nil, err
-	}
-	limit := wire.MaxWait
-	if r.Timeout > 0 {
-		limit = time.Duration(r.Timeout) * time.Millisecond
-	}
-	select {
-	case <-c.ended:
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.exit == nil {
-			return nil, wire.Errorf(wire.CodeContainerNotFound, "there is no container %q", r.Container)
-		}
-		return *c.exit, nil
-	case <-time.After(limit):
-	case <-ctx.Done():
-	}
-	return nil, wire.Errorf(wire.CodeTimeout, "the container %q has not ended", r.Container)
 }

@@ -145,20 +145,10 @@ func TestLife(t *testing.T) {
 	if err := m.Start(ctx, "a", "other"); wire.CodeOf(err) != wire.CodeContainerNotFound {
 		t.Errorf("start of another attempt: %v", err)
 	}
-	waiting := make(chan wire.Exit, 1)
-	go func() {
-		exit, err := m.Wait(ctx, "a", request.ID)
-		if err != nil {
-			t.Error(err)
-		}
-		waiting <- exit
-	}()
 	if err := m.Start(ctx, "a", request.ID); err != nil {
 		t.Fatal(err)
 	}
-	if exit := <-waiting; exit.Code != 5 {
-		t.Errorf("%+v", exit)
-	}
+	eventually(t, "the end", func() bool { return state().State == wire.StateExited })
 	// Nobody has read the owner's stream: the end is known all the same.
 	if c := state(); c.State != wire.StateExited || c.Exit == nil || c.Exit.Code != 5 || c.PID != 0 || c.StartedAt.IsZero() {
 		t.Errorf("%+v", c)
@@ -242,25 +232,6 @@ func (b *beginning) Write(data []byte) (int, error) {
 	time.Sleep(time.Millisecond)
 	b.data = append(b.data, data[:min(len(data), 4-len(b.data))]...)
 	return len(data), nil
-}
-
-// TestDelete: anybody may have a container removed, and when the answer comes it is.
-func TestDelete(t *testing.T) {
-	m := guesttest.Start(t)
-	session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sleep", "1000"))
-	if err := m.Delete(t.Context(), "a", ""); err != nil {
-		t.Fatal(err)
-	}
-	if got := m.Containers(t); got != "" {
-		t.Errorf("cgroups are left: %q", got)
-	}
-	// The owner is told, too.
-	if exit, err := session.Run(t.Context(), client.IO{}); err != nil || exit.Signal != 9 {
-		t.Errorf("%+v %v", exit, err)
-	}
-	if err := m.Delete(t.Context(), "a", ""); err != nil {
-		t.Errorf("again: %v", err)
-	}
 }
 
 // TestStartFails: what cannot be run is told with the reason and the shell's exit code, and nothing is left.

@@ -111,7 +111,7 @@ func (v *volume) add(header *tar.Header, data io.Reader) error {
 	case tar.TypeDir:
 		return v.addDir(name, header, mode)
 	case tar.TypeReg:
-		return v.replace(name, header, func(temporary string) error {
+		return v.replace(name, func(temporary string) error {
 			f, err := v.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 			if err != nil {
 				return err
@@ -120,7 +120,7 @@ func (v *volume) add(header *tar.Header, data io.Reader) error {
 			return errors.Join(err, f.Chown(header.Uid, header.Gid), f.Chmod(mode), f.Close())
 		})
 	case tar.TypeSymlink:
-		return v.replace(name, header, func(temporary string) error {
+		return v.replace(name, func(temporary string) error {
 			return errors.Join(v.root.Symlink(header.Linkname, temporary), v.root.Lchown(temporary, header.Uid, header.Gid))
 		})
 	}
@@ -143,7 +143,7 @@ func (v *volume) addDir(name string, header *tar.Header, mode fs.FileMode) error
 const temporary = "..magikpod-new"
 
 // replace makes an entry under another name and then gives it its own.
-func (v *volume) replace(name string, header *tar.Header, create func(temporary string) error) error {
+func (v *volume) replace(name string, create func(temporary string) error) error {
 	if name == "." {
 		return wire.Errorf(wire.CodeInvalidRequest, "the volume itself is no directory")
 	}

@@ -89,7 +89,7 @@ func (s *Server) reserve(r *wire.Create) (*container, error) {
 		case old == nil:
 			c := &container{
 				s: s, name: r.Container, id: r.ID, attempt: r.Attempt, dir: s.path(containersName, r.Container), state: wire.StateCreating,
-				log: newRing(), ended: make(chan struct{}), gone: make(chan struct{}),
+				ended: make(chan struct{}), gone: make(chan struct{}),
 			}
 			s.containers[r.Container] = c
 			s.mu.Unlock()
@@ -140,7 +140,6 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 	c.cgroup = group
 	c.mu.Unlock()
 	c.undo.add(group.remove)
-	c.undo.add(c.s.oom.add(c))
 	if err := c.adaptSpec(spec); err != nil {
 		return nil, err
 	}
@@ -250,7 +249,7 @@ func (c *container) serveOwner(p *peer) {
 	copied := make(chan struct{})
 	go func() {
 		defer close(copied)
-		c.stdio.copyOutput(p.Conn, c.log)
+		c.stdio.copyOutput(p.Conn)
 	}()
 	select {
 	case <-c.ended:
@@ -264,7 +263,6 @@ func (c *container) serveOwner(p *peer) {
 		// What is left of it is the host's to read, or not.
 		select {
 		case <-copied:
-			c.log.close()
 			c.mu.Lock()
 			exit := *c.exit
 			c.mu.Unlock()

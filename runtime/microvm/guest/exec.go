@@ -157,7 +157,7 @@ func (x *execution) serve(p *peer) {
 	hostGone := make(chan struct{})
 	go func() { defer close(hostGone); p.feed(in) }()
 	copied := make(chan struct{})
-	go func() { defer close(copied); x.stdio.copyOutput(p.Conn, nil) }()
+	go func() { defer close(copied); x.stdio.copyOutput(p.Conn) }()
 	var late <-chan time.Time
 	if x.timeout > 0 {
 		timer := time.NewTimer(x.timeout)

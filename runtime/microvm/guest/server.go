@@ -40,8 +40,6 @@ type Config struct {
 // Server serves the protocol.
 type Server struct {
 	config Config
-	events *events
-	oom    *oomWatch
 	slots  chan struct{} // one for each connection
 
 	setup      sync.Mutex // one Configure or Copy at a time
@@ -58,7 +56,7 @@ type Server struct {
 
 // New makes a server, and its directories. One process has one: it takes all children, and sets the process's umask.
 func New(config Config) (*Server, error) {
-	s := &Server{config: config, containers: map[string]*container{}, slots: make(chan struct{}, wire.MaxConnections), events: newEvents()}
+	s := &Server{config: config, containers: map[string]*container{}, slots: make(chan struct{}, wire.MaxConnections)}
 	if s.config.Log == nil {
 		s.config.Log = func(error) {}
 	}
@@ -74,9 +72,7 @@ func New(config Config) (*Server, error) {
 	if err := os.MkdirAll(filepath.Join(config.CgroupRoot, config.CgroupParent), 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the containers' cgroup: %w", err)
 	}
-	var err error
-	s.oom, err = newOOMWatch(s)
-	return s, err
+	return s, nil
 }
 
 // The directories below Dir.
@@ -167,10 +163,6 @@ func (s *Server) dispatch(p *peer, request wire.Request) error {
 		return s.exec(p, r)
 	case *wire.Copy:
 		return s.copyVolume(p, r)
-	case *wire.Logs:
-		return s.logs(p, r)
-	case *wire.Events:
-		return s.events.serve(p)
 	case *wire.PowerOff:
 		return s.powerOff(p, r)
 	}
@@ -198,10 +190,6 @@ func (s *Server) answer(ctx context.Context, request wire.Request) (any, error) 
 		return nil, s.signal(r)
 	case *wire.Status:
 		return s.status(r)
-	case *wire.Wait:
-		return s.wait(ctx, r)
-	case *wire.Delete:
-		return nil, s.delete(ctx, r)
 	case *wire.Probe:
 		return s.probe(ctx, r)
 	case *wire.Stats:

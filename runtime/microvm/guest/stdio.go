@@ -139,18 +139,18 @@ func (s *stdio) input() (in input, finish func()) {
 	})
 }
 
-// copyOutput copies the output into frames and to the log until all who could write have ended. When the host does not take it, it is dropped.
-func (s *stdio) copyOutput(to *wire.Conn, log *ring) {
+// copyOutput copies the output into frames until all who could write have ended. When the host does not take it, it is dropped.
+func (s *stdio) copyOutput(to *wire.Conn) {
 	var copying sync.WaitGroup
 	for i, t := range []wire.FrameType{wire.FrameStdout, wire.FrameStderr} {
 		if f := s.outputs[i]; f != nil {
-			copying.Go(func() { copyFrames(to, t, f, log) })
+			copying.Go(func() { copyFrames(to, t, f) })
 		}
 	}
 	copying.Wait()
 }
 
-func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File, log *ring) {
+func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	buffer, left := make([]byte, wire.Chunk), -1
 	for {
 		n, err := from.Read(buffer)
@@ -162,13 +162,8 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File, log *ring) {
 			n, err = readNow(from, buffer[:min(left, len(buffer))])
 			left -= n
 		}
-		if n > 0 {
-			if log != nil {
-				log.write(t, buffer[:n])
-			}
-			if to != nil && to.WriteFrame(t, buffer[:n]) != nil {
-				to = nil
-			}
+		if n > 0 && to != nil && to.WriteFrame(t, buffer[:n]) != nil {
+			to = nil
 		}
 		if err != nil { // EOF; EIO of a terminal
 			return

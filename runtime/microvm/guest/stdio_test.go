@@ -47,7 +47,7 @@ func TestStopOutput(t *testing.T) {
 		s := &stdio{outputs: [2]*os.File{reader}}
 		s.stopOutput()
 		host := &refilled{writer: writer, limit: 4 << 20}
-		s.copyOutput(wire.NewConn(host), nil)
+		s.copyOutput(wire.NewConn(host))
 		if taken := bytes.Count(host.taken.Bytes(), []byte("x")); taken < size || host.taken.Len() > size+size/wire.Chunk*8 {
 			t.Errorf("of %d bytes %d were taken, and %d in all", size, taken, host.taken.Len())
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/vsockinit"
+	"github.com/magikrun/magikpod/tests/vm/vsockserve"
 )
 
 // The test binary is also the first process of the guests: one request a connection, one JSON object a line each way, as the agent does.
@@ -56,7 +57,7 @@ func guestMain() error {
 	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
 	}
-	return vsockinit.Serve(1024, sayReady, func(conn vsockinit.Conn) {
+	return vsockserve.Serve(1024, sayReady, func(conn vsockserve.Conn) {
 		if conn.Peer != unix.VMADDR_CID_HOST {
 			conn.Close()
 			return

@@ -64,7 +64,7 @@ func TestJailProc(t *testing.T) {
 	}
 }
 
-// TestPlugIntoJail: an image appears in the jail of a monitor that opens files itself, once however often it is attached, read-only, and goes when it is detached.
+// TestPlugIntoJail: an image appears in the jail of a monitor that opens files itself, once however often it is attached and read-only.
 func TestPlugIntoJail(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(image, []byte("image\n"), 0o444); err != nil {
@@ -101,14 +101,6 @@ func TestPlugIntoJail(t *testing.T) {
 			mounts := string(read(t, p.pid, "mountinfo"))
 			if n := strings.Count(mounts, " "+path+" ro,"); n != 1 {
 				t.Errorf("%d read-only mounts in the jail:\n%s", n, mounts)
-			}
-			for range 2 {
-				if err := DetachDisk(t.Context(), c, "img-1"); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := os.Stat(seen); err == nil {
-					t.Error("what was detached is still in the jail")
-				}
 			}
 		})
 	}

@@ -48,32 +48,6 @@ func AttachDisk(ctx context.Context, c *Config, d vmm.Disk) (vmm.Place, error) {
 	return control.AttachDisk(ctx, d, f)
 }
 
-// DetachDisk takes a disk back from a running machine, with the guest's help. One that is not there is no error.
-func DetachDisk(ctx context.Context, c *Config, serial string) error {
-	driver, err := vmm.Find(c.VM.Driver)
-	if err != nil {
-		return err
-	}
-	control, err := driver.Control(ctx, &c.VM)
-	if err != nil {
-		return err
-	}
-	defer control.Close()
-	if err := control.DetachDisk(ctx, serial); err != nil {
-		return err
-	}
-	if dir := driver.Can(&c.VM).PlugDir; dir != "" {
-		state, err := c.ReadState()
-		if err == nil {
-			err = unbind(state.Monitor, filepath.Join(dir, serial))
-		}
-		if err != nil {
-			return fmt.Errorf("cannot detach disk %s: %w", serial, err)
-		}
-	}
-	return nil
-}
-
 // imageSuffix ends the names of images in the directory that a machine shares; other names there have nothing to do with it.
 const imageSuffix = ".erofs"
 
@@ -103,18 +77,6 @@ func BindShare(c *Config, name, source string, readOnly bool) error {
 	}
 	if err != nil {
 		return fmt.Errorf("cannot share %s with the machine: %w", source, err)
-	}
-	return nil
-}
-
-// UnbindShare takes back what BindShare did, also if that was done more than once, or never.
-func UnbindShare(c *Config, name string) error {
-	state, err := c.shareState(name)
-	if err == nil {
-		err = unbind(state.Share, filepath.Join(vmm.SharedDir, name))
-	}
-	if err != nil {
-		return fmt.Errorf("cannot unshare %s: %w", name, err)
 	}
 	return nil
 }
@@ -169,22 +131,6 @@ func bindOnce(process nsfile.Owner, f *os.File, d vmm.Disk, target string) error
 		return err
 	}
 	return bindInto(process, d.Path, target, d.ReadOnly)
-}
-
-// unbind takes back what bindInto did, also if that was done more than once, or never.
-func unbind(process nsfile.Owner, target string) error {
-	return inMountNS(process, func() error {
-		for {
-			// Lazy: the guest may have files in it open.
-			if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-				break
-			}
-		}
-		if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		return nil
-	})
 }
 
 // mountAt mounts a tree whose root is of a kind (S_IFDIR, ...) at a path, which is made when it is missing.

@@ -90,21 +90,10 @@ func TestDisks(t *testing.T) {
 			if got := m.ask(request{Action: "disks"}).Lines; !slices.Equal(got, []string{image.Serial, "scratch"}) {
 				t.Errorf("the guest's disks: %q", got)
 			}
-			// A disk that is not mounted can be taken away, and comes back.
-			other := vmm.Disk{Path: image.Path, Serial: "other", ReadOnly: true}
-			for range 2 {
-				if _, err := AttachDisk(context.Background(), m.Config, other); err != nil {
-					t.Fatal(err)
-				}
-				m.sees(image.Serial, "other", "scratch")
-				if err := DetachDisk(context.Background(), m.Config, "other"); err != nil {
-					t.Fatal(err)
-				}
-				m.sees(image.Serial, "scratch")
+			if _, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: image.Path, Serial: "other", ReadOnly: true}); err != nil {
+				t.Fatal(err)
 			}
-			if err := DetachDisk(context.Background(), m.Config, "none"); err != nil {
-				t.Errorf("a disk that is not there: %v", err)
-			}
+			m.sees(image.Serial, "other", "scratch")
 		})
 	}
 }
@@ -213,37 +202,27 @@ func TestShare(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.Share = &vmm.Share{Tag: "share", Daemon: daemon} })
-	for range 2 {
-		for _, name := range []string{"rw", "ro"} {
-			if err := BindShare(m.Config, name, filepath.Join(dir, name), name == "ro"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := BindShare(m.Config, "file", filepath.Join(dir, "ro", "hello"), true); err != nil {
+	for _, name := range []string{"rw", "ro"} {
+		if err := BindShare(m.Config, name, filepath.Join(dir, name), name == "ro"); err != nil {
 			t.Fatal(err)
 		}
-		share := request{Action: "tree", Serial: "share", FSType: "virtiofs"}
-		got := strings.Join(m.ask(share).Lines, "\n")
-		for _, want := range []string{"\nro/hello -rw----r-- 0:0 ", "\nrw drwxr-xr-x 0:0 ", "\nfile -rw----r-- 0:0 "} {
-			if !strings.Contains(got, want) {
-				t.Errorf("no %q in the share:\n%s", want, got)
-			}
+	}
+	if err := BindShare(m.Config, "file", filepath.Join(dir, "ro", "hello"), true); err != nil {
+		t.Fatal(err)
+	}
+	share := request{Action: "tree", Serial: "share", FSType: "virtiofs"}
+	got := strings.Join(m.ask(share).Lines, "\n")
+	for _, want := range []string{"\nro/hello -rw----r-- 0:0 ", "\nrw drwxr-xr-x 0:0 ", "\nfile -rw----r-- 0:0 "} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in the share:\n%s", want, got)
 		}
-		m.ask(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "rw/new"})
-		if text, err := os.ReadFile(filepath.Join(dir, "rw/new")); err != nil || string(text) != "written by the guest\n" {
-			t.Errorf("on the host: %q, %v", text, err)
-		}
-		if _, err := m.try(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "ro/new"}); err == nil || !strings.Contains(err.Error(), "read-only") {
-			t.Errorf("a write to what is read-only: %v", err)
-		}
-		for _, name := range []string{"rw", "ro", "file"} {
-			if err := UnbindShare(m.Config, name); err != nil {
-				t.Error(err)
-			}
-		}
-		if got := m.ask(share).Lines; len(got) != 1 {
-			t.Errorf("left in the share: %q", got)
-		}
+	}
+	m.ask(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "rw/new"})
+	if text, err := os.ReadFile(filepath.Join(dir, "rw/new")); err != nil || string(text) != "written by the guest\n" {
+		t.Errorf("on the host: %q, %v", text, err)
+	}
+	if _, err := m.try(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "ro/new"}); err == nil || !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("a write to what is read-only: %v", err)
 	}
 	for _, bad := range []string{"", "..", "a/b"} {
 		if err := BindShare(m.Config, bad, dir, true); err == nil {

@@ -117,25 +117,5 @@ func (c cloudHypervisorControl) plugged(ctx context.Context, serial string) (boo
 	return strings.Contains(string(info), `"`+deviceID(serial)+`"`), err
 }
 
-// DetachDisk removes a disk.
-func (c cloudHypervisorControl) DetachDisk(ctx context.Context, serial string) error {
-	there, err := c.plugged(ctx, serial)
-	if err == nil && there {
-		_, err = c.do(ctx, "PUT", "/api/v1/vm.remove-device", map[string]any{"id": deviceID(serial)})
-	}
-	if err != nil {
-		return fmt.Errorf("cannot detach disk %s: %w", serial, err)
-	}
-	return nil
-}
-
-// Quit ends the monitor.
-func (c cloudHypervisorControl) Quit(ctx context.Context) error {
-	if _, err := c.do(ctx, "PUT", "/api/v1/vmm.shutdown", nil); err != nil {
-		return fmt.Errorf("cannot end the machine: %w", err)
-	}
-	return nil
-}
-
 // Close does nothing: each request is a connection.
 func (cloudHypervisorControl) Close() error { return nil }

@@ -186,25 +186,5 @@ func (c firecrackerControl) attach(ctx context.Context, d Disk, file *os.File) (
 	return place, c.show(ctx, free, DiskPath(d.Serial))
 }
 
-// DetachDisk empties the drive of a disk. The guest must not use it any more: nobody asks it.
-func (c firecrackerControl) DetachDisk(ctx context.Context, serial string) error {
-	id, err := c.slot(ctx, DiskPath(serial))
-	if err == nil && id != "" {
-		err = c.show(ctx, id, emptyDrive)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot detach disk %s: %w", serial, err)
-	}
-	return nil
-}
-
-// Quit types Ctrl-Alt-Del, which is all that its interface offers; it resets the machine, and Firecracker ends at a reset.
-func (c firecrackerControl) Quit(ctx context.Context) error {
-	if _, err := c.do(ctx, "PUT", "/actions", map[string]any{"action_type": "SendCtrlAltDel"}); err != nil {
-		return fmt.Errorf("cannot end the machine: %w", err)
-	}
-	return nil
-}
-
 // Close does nothing: each request is a connection.
 func (firecrackerControl) Close() error { return nil }

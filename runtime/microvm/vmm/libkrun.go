@@ -42,7 +42,6 @@ type KrunConfig struct {
 	ShareDir string `json:"shareDir"`
 	// VsockPath is the unix socket that leads to AgentPort; libkrun listens on it.
 	VsockPath string `json:"vsockPath"`
-	Console   bool   `json:"console,omitempty"`
 }
 
 // Name is libkrun.
@@ -86,7 +85,7 @@ func (v Libkrun) Command(c *Config) (*Command, error) {
 	}
 	config := KrunConfig{
 		Library: v.library(c), Kernel: jailKernel, Initrd: jailInitrd, Cmdline: strings.TrimSpace(line + " " + c.Cmdline), CPUs: c.CPUs, MemoryMiB: c.MemoryMiB,
-		NIC: c.NIC, ShareTag: krunImagesTag, ShareDir: krunImages, VsockPath: c.Vsock.Path, Console: c.Console,
+		NIC: c.NIC, ShareTag: krunImagesTag, ShareDir: krunImages, VsockPath: c.Vsock.Path,
 	}
 	cmd := &Command{
 		Argv: []string{KrunHelper, "--config", krunConfig},
@@ -128,14 +127,6 @@ func (libkrunControl) AttachDisk(_ context.Context, d Disk, _ *os.File) (Place, 
 		return Place{}, fmt.Errorf("cannot attach disk %q: its serial number is not one, or it is not read-only, as libkrun's share is", d.Serial)
 	}
 	return Place{Share: krunImagesTag, File: d.Serial}, nil
-}
-
-// DetachDisk has nothing to do either.
-func (libkrunControl) DetachDisk(context.Context, string) error { return nil }
-
-// Quit is not possible: whoever started the helper ends it with a signal.
-func (libkrunControl) Quit(context.Context) error {
-	return errors.New("cannot end the machine: libkrun has no monitor; kill its process")
 }
 
 // Close does nothing.

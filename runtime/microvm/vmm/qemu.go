@@ -228,14 +228,6 @@ type qemuControl struct {
 // Close ends the connection, not the machine.
 func (c *qemuControl) Close() error { return c.monitor.close() }
 
-// Quit ends QEMU.
-func (c *qemuControl) Quit(ctx context.Context) error {
-	if _, err := c.monitor.execute(ctx, "quit", nil, nil); err != nil {
-		return fmt.Errorf("cannot end the machine: %w", err)
-	}
-	return nil
-}
-
 // AttachDisk hands QEMU the descriptor and plugs a virtio-blk device.
 func (c *qemuControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error) {
 	if !serialForm.MatchString(d.Serial) {

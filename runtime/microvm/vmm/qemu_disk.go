@@ -80,36 +80,6 @@ func (c *qemuControl) plugged(ctx context.Context, serial string) (bool, error) 
 	return false, nil
 }
 
-// DetachDisk asks the guest to let go of the disk and waits until it has.
-func (c *qemuControl) DetachDisk(ctx context.Context, serial string) error {
-	if err := c.detach(ctx, serial); err != nil {
-		return fmt.Errorf("cannot detach disk %s: %w", serial, err)
-	}
-	return nil
-}
-
-func (c *qemuControl) detach(ctx context.Context, serial string) error {
-	plugged, err := c.plugged(ctx, serial)
-	if err != nil {
-		return err
-	}
-	if plugged {
-		gone := c.monitor.event("DEVICE_DELETED", func(data json.RawMessage) bool {
-			var event struct{ Device string }
-			return json.Unmarshal(data, &event) == nil && event.Device == deviceID(serial)
-		})
-		var refused *qmpError
-		// An unplug that is under way already is refused, and ends with the same event.
-		if _, err := c.monitor.execute(ctx, "device_del", map[string]any{"id": deviceID(serial)}, nil); err != nil && !errors.As(err, &refused) {
-			return err
-		}
-		if err := c.monitor.wait(ctx, gone); err != nil {
-			return fmt.Errorf("the guest does not let go of it: %w", err)
-		}
-	}
-	return c.removeNode(ctx, serial)
-}
-
 // removeNode removes the block node of a disk and its descriptor, if there are any.
 func (c *qemuControl) removeNode(ctx context.Context, serial string) error {
 	var refused *qmpError

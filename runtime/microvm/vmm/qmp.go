@@ -22,27 +22,17 @@ type qmp struct {
 	answers chan qmpAnswer
 	done    chan struct{} // closed when nothing is read any more
 	err     error         // why; valid after done
-
-	eventMu sync.Mutex
-	waiting []qmpEvent
 }
 
 type qmpAnswer struct {
 	Return json.RawMessage
 	Error  *qmpError
 	Event  string
-	Data   json.RawMessage
 	QMP    json.RawMessage
 }
 
-type qmpEvent struct {
-	name string
-	is   func(data json.RawMessage) bool
-	seen chan struct{}
-}
-
 // qmpError is QEMU's refusal of a command.
-type qmpError struct{ Class, Desc string }
+type qmpError struct{ Desc string }
 
 func (e *qmpError) Error() string { return e.Desc }
 
@@ -75,7 +65,7 @@ func dialQMP(ctx context.Context, path string) (*qmp, error) {
 	return m, nil
 }
 
-// read hands answers and events on until the connection ends.
+// read hands answers on until the connection ends.
 func (m *qmp) read() {
 	defer close(m.done)
 	lines := bufio.NewScanner(m.conn)
@@ -87,8 +77,7 @@ func (m *qmp) read() {
 			return
 		}
 		if a.Event != "" {
-			m.happened(a)
-			continue
+			continue // nobody waits for one
 		}
 		select {
 		case m.answers <- a:
@@ -100,40 +89,6 @@ func (m *qmp) read() {
 	m.err = lines.Err()
 	if m.err == nil {
 		m.err = errors.New("QEMU has closed the connection")
-	}
-}
-
-func (m *qmp) happened(a qmpAnswer) {
-	m.eventMu.Lock()
-	defer m.eventMu.Unlock()
-	kept := m.waiting[:0]
-	for _, w := range m.waiting {
-		if w.name == a.Event && w.is(a.Data) {
-			close(w.seen)
-		} else {
-			kept = append(kept, w)
-		}
-	}
-	m.waiting = kept
-}
-
-// event returns a channel that is closed when the event comes; it must be called before the command that brings it.
-func (m *qmp) event(name string, is func(json.RawMessage) bool) <-chan struct{} {
-	seen := make(chan struct{})
-	m.eventMu.Lock()
-	defer m.eventMu.Unlock()
-	m.waiting = append(m.waiting, qmpEvent{name, is, seen})
-	return seen
-}
-
-func (m *qmp) wait(ctx context.Context, seen <-chan struct{}) error {
-	select {
-	case <-seen:
-		return nil
-	case <-m.done:
-		return m.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

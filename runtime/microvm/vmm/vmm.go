@@ -35,10 +35,6 @@ type Control interface {
 	// It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is the open image, and not needed after the call; a
 	// monitor with a [Abilities.PlugDir] opens what has been mounted there instead.
 	AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error)
-	// DetachDisk takes back the disk that was attached with that serial, and returns when the guest has let go of it. One that is not there is no error.
-	DetachDisk(ctx context.Context, serial string) error
-	// Quit ends the machine at once, without the guest's help.
-	Quit(ctx context.Context) error
 	Close() error
 }
 

@@ -113,9 +113,6 @@ func checkArgs(args []string) error {
 func (r Ping) Check() error { return nil }
 
 // Check implements [Request].
-func (r Events) Check() error { return nil }
-
-// Check implements [Request].
 func (r PowerOff) Check() error { return nil }
 
 // Check implements [Request].
@@ -277,14 +274,6 @@ func (r Status) Check() error {
 func (r Stats) Check() error { return Status{Container: r.Container}.Check() }
 
 // Check implements [Request].
-func (r Wait) Check() error {
-	return first(checkContainer(r.Container), checkOptionalID(r.ID), checkTimeout(r.Timeout))
-}
-
-// Check implements [Request].
-func (r Delete) Check() error { return first(checkContainer(r.Container), checkOptionalID(r.ID)) }
-
-// Check implements [Request].
 func (r Exec) Check() error {
 	if err := first(checkContainer(r.Container), checkArgs(r.Args), checkTimeout(r.Timeout), checkText("user", r.User, 256), checkText("directory", r.Cwd, MaxPathSize)); err != nil {
 		return err
@@ -335,14 +324,6 @@ func (h *HTTPProbe) check() error {
 		}
 	}
 	return first(checkPort(h.Port), checkText("host", h.Host, 253), checkText("path", h.Path, MaxPathSize))
-}
-
-// Check implements [Request].
-func (r Logs) Check() error {
-	if r.Tail != nil && (*r.Tail < 0 || *r.Tail > MaxTail) {
-		return invalid("the number of lines is not between 0 and %d", MaxTail)
-	}
-	return checkContainer(r.Container)
 }
 
 // Check implements [Request].

@@ -85,25 +85,6 @@ func (c *Conn) WriteJSON(t FrameType, v any) error {
 	return c.WriteFrame(t, data)
 }
 
-// Stream sends what r has in frames of one type until its end, which is nil, or an error of either side.
-func (c *Conn) Stream(t FrameType, r io.Reader) error {
-	buffer := make([]byte, Chunk)
-	for {
-		n, err := r.Read(buffer)
-		if n > 0 {
-			if err := c.WriteFrame(t, buffer[:n]); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
 func (c *Conn) write(line []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -20,7 +20,6 @@ const (
 	FrameResize FrameType = 'r' // host to agent: a Size as JSON
 	FrameExit   FrameType = 'x' // agent to host: an Exit as JSON; the last frame
 	FrameData   FrameType = 'd' // host to agent: a part of a tar stream; empty: its end
-	FrameEvent  FrameType = 'v' // agent to host: an Event as JSON
 )
 
 // headerSize is the type and the length of a frame.
@@ -35,7 +34,7 @@ type Frame struct {
 // known says whether t is a type of frame.
 func (t FrameType) known() bool {
 	switch t {
-	case FrameStdin, FrameStdout, FrameStderr, FrameResize, FrameExit, FrameData, FrameEvent:
+	case FrameStdin, FrameStdout, FrameStderr, FrameResize, FrameExit, FrameData:
 		return true
 	}
 	return false

@@ -3,8 +3,8 @@ package wire
 import "time"
 
 // Version is the version of the protocol. A request with a field that the agent does not know is refused, so that nothing is honoured by half; the
-// number tells a host in advance what an agent of another build can do. It grows with every field and action.
-const Version = 3
+// number tells a host in advance what an agent of another build can do. It grows with every field and action that comes or goes.
+const Version = 4
 
 // Port is the vsock port of the agent.
 const Port = 1024
@@ -26,8 +26,7 @@ const (
 	MaxNetwork  = 64 // addresses, and as many routes
 	MaxShares   = 64
 	MaxSysctls  = 64
-	MaxTail     = 100000 // lines
-	MaxMessage  = 4096   // of a termination message (its end), of an error, of what a probe says
+	MaxMessage  = 4096 // of a termination message (its end), of an error, of what a probe says
 	MaxCopy     = 64 << 20
 	MaxEntries  = 8192 // files and directories of one copy
 	MaxHeaders  = 32   // of an HTTP probe

@@ -179,7 +179,7 @@ type StatusReply struct {
 	Containers []ContainerStatus `json:"containers"`
 }
 
-// Exit is how a container or a process has ended: the reply to [Wait], and what an exit frame carries.
+// Exit is how a container or a process has ended, what an exit frame carries.
 type Exit struct {
 	Type   string `json:"type"`             // exit
 	Code   int    `json:"code"`             // 0 to 255; 128+Signal when it was killed
@@ -251,23 +251,4 @@ type ContainerStats struct {
 	MemoryLimit      uint64 `json:"memory_limit,omitempty"`
 	PIDs             uint64 `json:"pids"`
 	OOMKills         uint64 `json:"oom_kills,omitempty"`
-}
-
-// EventType says what has happened.
-type EventType string
-
-// The events.
-const (
-	EventOOM  EventType = "oom"  // a process of the container was killed because the container's memory was used up
-	EventExit EventType = "exit" // the container has ended
-	EventLost EventType = "lost" // events were dropped, because the host did not read them: ask for the status
-)
-
-// Event is what an event frame carries.
-type Event struct {
-	Type      EventType `json:"type"`
-	Container string    `json:"container,omitempty"`
-	ID        string    `json:"id,omitempty"`
-	Time      time.Time `json:"time"`
-	Exit      *Exit     `json:"exit,omitempty"`
 }

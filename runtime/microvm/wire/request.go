@@ -20,14 +20,10 @@ const (
 	ActionStart     Action = "start"
 	ActionSignal    Action = "signal"
 	ActionStatus    Action = "status"
-	ActionWait      Action = "wait"
-	ActionDelete    Action = "delete"
 	ActionExec      Action = "exec"
 	ActionProbe     Action = "probe"
-	ActionLogs      Action = "logs"
 	ActionStats     Action = "stats"
 	ActionUpdate    Action = "update"
-	ActionEvents    Action = "events"
 	ActionPowerOff  Action = "poweroff"
 )
 
@@ -187,22 +183,6 @@ type Status struct {
 	Container string `json:"container,omitempty"` // empty: all
 }
 
-// Wait waits until a container has ended. Reply: [Exit]; [CodeTimeout] when it has not ended in time.
-type Wait struct {
-	Head
-	Container string `json:"container"`
-	ID        string `json:"id,omitempty"`
-	// Timeout in milliseconds; 0: [MaxWait].
-	Timeout int64 `json:"timeout_ms,omitempty"`
-}
-
-// Delete kills and removes a container, and answers when nothing of it is left. One that does not exist is no error.
-type Delete struct {
-	Head
-	Container string `json:"container"`
-	ID        string `json:"id,omitempty"`
-}
-
 // Exec runs a process in a running container. After the ok frames follow as with Create, up to the exit frame. When the connection closes, the process and all
 // that it has started are killed.
 type Exec struct {
@@ -253,15 +233,6 @@ type TCPProbe struct {
 	Port int    `json:"port"`
 }
 
-// Logs asks for what a container has written last. After the ok frames of stdout and stderr follow, whole lines as far as they are ended. The agent
-// keeps some lines only ([docs/agent-protocol.md]); the host has all of them.
-type Logs struct {
-	Head
-	Container string `json:"container"`
-	Follow    bool   `json:"follow,omitempty"` // until the container ends, then an exit frame
-	Tail      *int   `json:"tail,omitempty"`   // lines; nil: all that are kept
-}
-
 // Stats asks for what the containers use. Reply: [StatsReply].
 type Stats struct {
 	Head
@@ -275,9 +246,6 @@ type Update struct {
 	// Resources is linux.resources of the OCI runtime spec; what it does not name stays.
 	Resources json.RawMessage `json:"resources"`
 }
-
-// Events asks for event frames until the connection closes.
-type Events struct{ Head }
 
 // PowerOff kills the containers, writes the disks and ends the machine. The reply comes before that.
 type PowerOff struct {
@@ -295,20 +263,16 @@ func (Create) Name() Action    { return ActionCreate }
 func (Start) Name() Action     { return ActionStart }
 func (Signal) Name() Action    { return ActionSignal }
 func (Status) Name() Action    { return ActionStatus }
-func (Wait) Name() Action      { return ActionWait }
-func (Delete) Name() Action    { return ActionDelete }
 func (Exec) Name() Action      { return ActionExec }
 func (Probe) Name() Action     { return ActionProbe }
-func (Logs) Name() Action      { return ActionLogs }
 func (Stats) Name() Action     { return ActionStats }
 func (Update) Name() Action    { return ActionUpdate }
-func (Events) Name() Action    { return ActionEvents }
 func (PowerOff) Name() Action  { return ActionPowerOff }
 
 // newRequest is a pointer to the type of an action; nil when there is none of that name.
 func newRequest(action Action) Request {
 	for _, r := range []Request{
-		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Status{}, &Wait{}, &Delete{}, &Exec{}, &Probe{}, &Logs{}, &Stats{}, &Update{}, &Events{}, &PowerOff{},
+		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Status{}, &Exec{}, &Probe{}, &Stats{}, &Update{}, &PowerOff{},
 	} {
 		if r.Name() == action {
 			return r

@@ -15,9 +15,8 @@ import (
 
 // all are one request of each kind, as full as it can be.
 func all() []Request {
-	ten := 10
 	return []Request{
-		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &Events{}, &PowerOff{Reboot: true}, &Copy{Volume: "etc.a"},
+		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &PowerOff{Reboot: true}, &Copy{Volume: "etc.a"},
 		&Configure{
 			Hostname: "web", Time: time.Unix(1, 2).UTC(), Scratch: "scratch", Shares: []string{"share"}, SharePID: true, Sysctls: map[string]string{"net.core.somaxconn": "5"}, ShmBytes: 7,
 			Network: &Network{
@@ -33,10 +32,10 @@ func all() []Request {
 			Container: "b", ID: "b", Spec: json.RawMessage(`{}`), Rootfs: Image{Share: "host", File: "img-1.erofs"},
 			Mounts: []Mount{{Kind: MountImage, Image: &Image{Disk: "d"}, SubPath: "a", ReadOnly: true}, {Kind: MountImage, Image: &Image{Share: "host", File: "img-2.erofs"}}},
 		},
-		&Start{Container: "a", ID: "abc"}, &Signal{Container: "a", Signal: 15}, &Status{Container: "a"}, &Wait{Container: "a", ID: "abc", Timeout: 5}, &Delete{Container: "a"},
+		&Start{Container: "a", ID: "abc"}, &Signal{Container: "a", Signal: 15}, &Status{Container: "a"},
 		&Exec{Container: "a", Args: []string{"sh"}, Env: []string{"A=1"}, Cwd: "/", User: "root", TTY: true, Size: &Size{24, 80}, Stdin: true, Timeout: 5},
 		&Probe{Container: "a", Timeout: 5, HTTP: &HTTPProbe{Scheme: "https", Host: "::1", Port: 80, Path: "/x?y", Headers: []Header{{"A", "b"}}}},
-		&Logs{Container: "a", Follow: true, Tail: &ten}, &Stats{}, &Update{Container: "a", Resources: json.RawMessage(`{}`)},
+		&Stats{}, &Update{Container: "a", Resources: json.RawMessage(`{}`)},
 	}
 }
 
@@ -63,7 +62,7 @@ func TestRequests(t *testing.T) {
 		}
 		seen[want.Name()] = true
 	}
-	if len(seen) != 16 {
+	if len(seen) != 12 {
 		t.Errorf("%d actions were tried", len(seen))
 	}
 }
@@ -73,7 +72,6 @@ func TestRefused(t *testing.T) {
 	long := strings.Repeat("x", MaxArg+1)
 	create := Create{Container: "a", ID: "b", Spec: json.RawMessage("{}"), Rootfs: Image{Disk: "d"}}
 	with := func(change func(*Create)) *Create { c := create; change(&c); return &c }
-	minus, many := -1, MaxTail+1
 	for name, r := range map[string]Request{
 		"no name":             &Start{ID: "a"},
 		"name of 64":          &Status{Container: strings.Repeat("a", 64)},
@@ -84,7 +82,7 @@ func TestRefused(t *testing.T) {
 		"no ID":               &Start{Container: "a"},
 		"signal 0":            &Signal{Container: "a"},
 		"signal 65":           &Signal{Container: "a", Signal: 65},
-		"time to wait":        &Wait{Container: "a", Timeout: MaxWait.Milliseconds() + 1},
+		"time to wait":        &Exec{Container: "a", Args: []string{"x"}, Timeout: MaxWait.Milliseconds() + 1},
 		"no command":          &Exec{Container: "a"},
 		"empty command":       &Exec{Container: "a", Args: []string{""}},
 		"long argument":       &Exec{Container: "a", Args: []string{long}},
@@ -96,8 +94,6 @@ func TestRefused(t *testing.T) {
 		"two probes":          &Probe{Container: "a", Exec: []string{"x"}, TCP: &TCPProbe{Port: 1}},
 		"port 0":              &Probe{Container: "a", TCP: &TCPProbe{}},
 		"scheme":              &Probe{Container: "a", HTTP: &HTTPProbe{Port: 1, Scheme: "file"}},
-		"negative tail":       &Logs{Container: "a", Tail: &minus},
-		"long tail":           &Logs{Container: "a", Tail: &many},
 		"volume":              &Copy{Volume: "a/../b"},
 		"no spec":             with(func(c *Create) { c.Spec = nil }),
 		"no root":             with(func(c *Create) { c.Rootfs = Image{} }),

@@ -27,7 +27,7 @@ const (
 
 // entryDir is where the machine code of a module is kept, by the digest of the module.
 func (e *wazeroEngine) entryDir(sum [sha256.Size]byte, o LoadOptions) string {
-	kind := e.Version() + "-" + runtime.GOOS + "-" + runtime.GOARCH
+	kind := "wazero-" + wazeroVersion + "-" + runtime.GOOS + "-" + runtime.GOARCH
 	if o.Interruptible {
 		kind += "-interruptible"
 	}

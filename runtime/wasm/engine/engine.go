@@ -21,8 +21,6 @@ const TrapCode = 134
 
 // Engine compiles and runs modules. Its methods may be called from any goroutine.
 type Engine interface {
-	// Version is the engine's name and version. Machine code of another version is never run.
-	Version() string
 	// Compile checks a module and puts its machine code into the cache, unless it is there, for a Load without options. Unsupported: a component, or a module that needs what
 	// this engine does not have; Invalid: no module.
 	Compile(ctx context.Context, module []byte) error

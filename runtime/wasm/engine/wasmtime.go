@@ -15,7 +15,7 @@ import (
 )
 
 // wasmtimeEngine runs the command wasmtime, which runs components too. It keeps machine code in a cache of its own.
-type wasmtimeEngine struct{ path, version string }
+type wasmtimeEngine struct{ path string }
 
 // NewWasmtime makes the engine of an installed wasmtime; path is that of the command, or its name in $PATH. Unsupported: there is none.
 func NewWasmtime(ctx context.Context, path string) (Engine, error) {
@@ -31,10 +31,8 @@ func NewWasmtime(ctx context.Context, path string) (Engine, error) {
 	if len(words) < 2 || !strings.HasPrefix(words[0], "wasmtime") {
 		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: it says that it is %.100q, and no wasmtime", found, strings.TrimSpace(string(out)))
 	}
-	return &wasmtimeEngine{path: found, version: words[1]}, nil
+	return &wasmtimeEngine{path: found}, nil
 }
-
-func (e *wasmtimeEngine) Version() string { return "wasmtime-" + e.version }
 
 // Compile implements [Engine]: wasmtime compiles when it runs something for the first time.
 func (e *wasmtimeEngine) Compile(_ context.Context, module []byte) error { return runnable(module) }

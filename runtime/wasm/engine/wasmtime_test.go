@@ -42,7 +42,7 @@ func TestWasmtimeMissing(t *testing.T) {
 }
 
 func TestWasmtimeForms(t *testing.T) {
-	e := &wasmtimeEngine{path: "/usr/bin/wasmtime", version: "48.0.0"}
+	e := &wasmtimeEngine{path: "/usr/bin/wasmtime"}
 	for _, module := range [][]byte{testwasm.Trap(), testwasm.Component()} {
 		p, err := e.Load(t.Context(), module, LoadOptions{})
 		if err != nil {

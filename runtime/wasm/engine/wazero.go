@@ -28,8 +28,6 @@ type wazeroEngine struct{ cache string }
 // New makes the engine of wazero. cache is the directory for machine code, which nobody else may write to; empty: nothing is kept.
 func New(cache string) Engine { return &wazeroEngine{cache: cache} }
 
-func (e *wazeroEngine) Version() string { return "wazero-" + wazeroVersion }
-
 func (e *wazeroEngine) Compile(ctx context.Context, module []byte) error {
 	if err := wasmform.Check(module); err != nil {
 		return err

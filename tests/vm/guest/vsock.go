@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/vsockinit"
+	"github.com/magikrun/magikpod/tests/vm/vsockserve"
 )
 
 // initPort is where vsockInit answers.
@@ -29,7 +30,7 @@ func vsockServe(port string) error {
 	if err != nil {
 		return err
 	}
-	return vsockinit.Serve(uint32(number), func() {}, func(conn vsockinit.Conn) {
+	return vsockserve.Serve(uint32(number), func() {}, func(conn vsockserve.Conn) {
 		_, _ = io.Copy(struct{ io.Writer }{conn}, struct{ io.Reader }{conn}) // the other side's business
 		_ = conn.Close()
 	})
