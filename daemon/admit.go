@@ -60,12 +60,12 @@ func (d *Daemon) read(ctx context.Context, manifest []byte, namespace string) (*
 		if len(warnings) < maxWarnings {
 			warnings = append(warnings, m.Of(p, d.ignoredLimits(p))...)
 		}
-		manager, err := d.registry.Get(className(p))
+		manager, err := d.registry.Get(pod.ClassOf(p))
 		switch {
 		case err == nil:
 			errs = append(errs, m.Of(p, manager.Validate(p))...)
-		case slices.Contains([]string{pod.ClassContainers, pod.ClassWasm, pod.ClassMicroVM}, className(p)): // else Validate has said so
-			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), className(p), d.usableClasses())
+		case slices.Contains([]string{pod.ClassContainers, pod.ClassWasm, pod.ClassMicroVM}, pod.ClassOf(p)): // else Validate has said so
+			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), pod.ClassOf(p), d.usableClasses())
 			errs = append(errs, m.Of(p, field.ErrorList{unusable})...)
 		}
 	}
@@ -437,7 +437,7 @@ func describeEnd(s *snapshot) string {
 
 // admit makes the worker of a new pod, whose name is reserved.
 func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
-	manager, err := d.registry.Get(className(p))
+	manager, err := d.registry.Get(pod.ClassOf(p))
 	if err != nil {
 		return nil, err
 	}
@@ -473,15 +473,7 @@ func (w *worker) commitAndWait(ctx context.Context) error {
 	return snap.commitErr
 }
 
-// className is the runtime class of a pod.
-func className(p *corev1.Pod) string {
-	if p.Spec.RuntimeClassName == nil {
-		return pod.ClassContainers
-	}
-	return *p.Spec.RuntimeClassName
-}
-
 // managerOf returns the class of a stored pod, which may not be able to start anything any more: what runs goes on, and can be stopped and deleted.
 func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
-	return d.registry.Find(className(p))
+	return d.registry.Find(pod.ClassOf(p))
 }

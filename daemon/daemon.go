@@ -377,34 +377,12 @@ func (d *Daemon) hostnameOf(p *corev1.Pod) (hostname, fqdn string, err error) {
 	return pod.Hostname(p)
 }
 
-// containersOf lists all containers of a pod: init containers and sidecars, then containers.
-func containersOf(p *corev1.Pod) []*corev1.Container {
-	var list []*corev1.Container
-	for i := range p.Spec.InitContainers {
-		list = append(list, &p.Spec.InitContainers[i])
-	}
-	for i := range p.Spec.Containers {
-		list = append(list, &p.Spec.Containers[i])
-	}
-	return list
-}
-
 func containerNames(p *corev1.Pod) []string {
 	var names []string
-	for _, c := range containersOf(p) {
+	for c := range pod.AllContainers(&p.Spec) {
 		names = append(names, c.Name)
 	}
 	return names
-}
-
-// containerOf returns the container of that name; nil when there is none.
-func containerOf(p *corev1.Pod, name string) *corev1.Container {
-	for _, c := range containersOf(p) {
-		if c.Name == name {
-			return c
-		}
-	}
-	return nil
 }
 
 // ControlHandler answers on the control socket: health, metrics and version in plain HTTP.

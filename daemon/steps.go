@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -299,7 +300,7 @@ func readBounded(path string) []byte {
 // startContainer runs one attempt at a container.
 func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 	p, ips, before := w.record.Pod, w.record.PodIPs, w.record.Containers[s.Container].Waiting
-	c := containerOf(p, s.Container)
+	c := pod.FindContainer(&p.Spec, s.Container)
 	if err := w.ensureSandbox(p); err != nil {
 		return func(context.Context) func() error {
 			return func() error { return w.startFailed(s, before, &configError{err}) }
@@ -417,25 +418,18 @@ func (w *worker) runContainer(ctx context.Context, p *corev1.Pod, c *corev1.Cont
 
 // stopAfter names the containers that must have ended before the sidecar name is stopped: the containers, and the sidecars after it.
 func stopAfter(p *corev1.Pod, name string) []string {
+	i := slices.IndexFunc(p.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
+	if i < 0 || !pod.Sidecar(&p.Spec.InitContainers[i]) {
+		return nil
+	}
 	var later []string
-	found := false
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		switch {
-		case c.Name == name:
-			if !isSidecar(c) {
-				return nil
-			}
-			found = true
-		case found && isSidecar(c):
+	for _, c := range p.Spec.InitContainers[i+1:] {
+		if pod.Sidecar(&c) {
 			later = append(later, c.Name)
 		}
 	}
-	if !found {
-		return nil
-	}
-	for i := range p.Spec.Containers {
-		later = append(later, p.Spec.Containers[i].Name)
+	for _, c := range p.Spec.Containers {
+		later = append(later, c.Name)
 	}
 	return later
 }

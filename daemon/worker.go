@@ -435,7 +435,7 @@ func (w *worker) publish() {
 	next := &snapshot{
 		detail: pod.Detail{
 			Summary: pod.Summary{
-				Ref: w.ref, Phase: string(r.Pod.Status.Phase), State: pod.DisplayState(r.Pod, seen), Class: className(r.Pod),
+				Ref: w.ref, Phase: string(r.Pod.Status.Phase), State: pod.DisplayState(r.Pod, seen), Class: pod.ClassOf(r.Pod),
 				Ready: ready, Total: total, Restarts: restarts, IPs: r.PodIPs, Created: r.Pod.CreationTimestamp.Time,
 				Slice: w.d.sliceOf(w.ref),
 			},

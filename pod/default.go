@@ -22,10 +22,8 @@ func Default(p *corev1.Pod) {
 	for i := range s.Volumes {
 		defaultVolume(&s.Volumes[i])
 	}
-	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
-		for i := range list {
-			defaultContainer(&list[i], s.HostNetwork)
-		}
+	for c := range AllContainers(s) {
+		defaultContainer(c, s.HostNetwork)
 	}
 	defaultPodResources(s)
 }
@@ -157,7 +155,7 @@ func effectiveRequest(s *corev1.PodSpec, name corev1.ResourceName) (total resour
 		c := &s.InitContainers[i]
 		request, has := c.Resources.Requests[name]
 		ok = ok || has
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+		if Sidecar(c) {
 			sidecars.Add(request)
 			request = sidecars.DeepCopy()
 		} else {

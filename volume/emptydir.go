@@ -108,7 +108,7 @@ func podMemoryLimit(p *corev1.Pod) int64 {
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		n := memory(c)
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+		if pod.Sidecar(c) {
 			sidecars = saturated(sidecars, n)
 			n = 0
 		}

@@ -6,6 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // Validate returns what a pod in a machine of its own cannot have. Sysctls are all allowed: they are the machine's.
@@ -39,11 +41,8 @@ func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
 	for i := range p.Spec.Volumes {
 		errs = append(errs, l.validateVolume(p, &p.Spec.Volumes[i], spec.Child("volumes").Index(i))...)
 	}
-	for i := range p.Spec.InitContainers {
-		errs = append(errs, validateContainer(&p.Spec.InitContainers[i], spec.Child("initContainers").Index(i))...)
-	}
-	for i := range p.Spec.Containers {
-		errs = append(errs, validateContainer(&p.Spec.Containers[i], spec.Child("containers").Index(i))...)
+	for c, path := range pod.ContainerPaths(&p.Spec) {
+		errs = append(errs, validateContainer(c, path)...)
 	}
 	return errs
 }
@@ -70,12 +69,10 @@ func (l *Launcher) validateVolume(p *corev1.Pod, v *corev1.Volume, path *field.P
 
 // mountedWritable says whether a container of the pod may write to a volume.
 func mountedWritable(p *corev1.Pod, volume string) bool {
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			for _, m := range list[i].VolumeMounts {
-				if m.Name == volume && !m.ReadOnly {
-					return true
-				}
+	for c := range pod.AllContainers(&p.Spec) {
+		for _, m := range c.VolumeMounts {
+			if m.Name == volume && !m.ReadOnly {
+				return true
 			}
 		}
 	}

@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // Validate implements [runtime.PodManager].
@@ -26,10 +28,8 @@ func (m *Manager) Validate(p *corev1.Pod) field.ErrorList {
 		errs = append(errs, validateSysctls(p, sc.Sysctls, path.Child("sysctls"))...)
 		errs = append(errs, validateSeccomp(sc.SeccompProfile, path.Child("seccompProfile"))...)
 	}
-	for list, containers := range map[string][]corev1.Container{"initContainers": p.Spec.InitContainers, "containers": p.Spec.Containers} {
-		for i := range containers {
-			errs = append(errs, validateContainer(&containers[i], spec.Child(list).Index(i))...)
-		}
+	for c, path := range pod.ContainerPaths(&p.Spec) {
+		errs = append(errs, validateContainer(c, path)...)
 	}
 	return append(errs, m.validateChosen(p)...)
 }

@@ -3,6 +3,8 @@ package wasm
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // ClassName is the runtime class.
@@ -28,11 +30,8 @@ func Validate(p *corev1.Pod) field.ErrorList {
 	if sc := p.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
 		forbid(spec.Child("securityContext", "sysctls"), "sysctls are not supported by "+ClassName)
 	}
-	for i := range p.Spec.InitContainers {
-		errs = append(errs, validateContainer(p, &p.Spec.InitContainers[i], spec.Child("initContainers").Index(i))...)
-	}
-	for i := range p.Spec.Containers {
-		errs = append(errs, validateContainer(p, &p.Spec.Containers[i], spec.Child("containers").Index(i))...)
+	for c, path := range pod.ContainerPaths(&p.Spec) {
+		errs = append(errs, validateContainer(p, c, path)...)
 	}
 	return errs
 }
