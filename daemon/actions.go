@@ -61,7 +61,7 @@ func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) 
 	})
 	switch {
 	case err != nil:
-		return nil, notYet(w, snap, waitStarted, err)
+		return nil, notYet(w, snap, pod.WaitStarted, err)
 	case snap.gone || snap.seen.Wish != pod.WishRun:
 		return nil, pod.Errorf(pod.Conflict, "cannot %s pod %s: somebody else has stopped or deleted it meanwhile", verb, w.ref)
 	case failure != nil:

@@ -71,13 +71,15 @@ func (r references) list() []Reference {
 
 // eachEnv calls from and valueFrom for each source of the environment of each container.
 func eachEnv(p *corev1.Pod, from func(*corev1.EnvFromSource), valueFrom func(*corev1.EnvVarSource)) {
-	for c := range AllContainers(&p.Spec) {
-		for i := range c.EnvFrom {
-			from(&c.EnvFrom[i])
-		}
-		for _, e := range c.Env {
-			if e.ValueFrom != nil {
-				valueFrom(e.ValueFrom)
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			for j := range list[i].EnvFrom {
+				from(&list[i].EnvFrom[j])
+			}
+			for _, e := range list[i].Env {
+				if e.ValueFrom != nil {
+					valueFrom(e.ValueFrom)
+				}
 			}
 		}
 	}
