@@ -116,8 +116,9 @@ func (d *Daemon) newPod(p *corev1.Pod) *corev1.Pod {
 	p.CreationTimestamp = metav1.NewTime(time.Now().Truncate(time.Second))
 	p.DeletionTimestamp = nil
 	p.Spec.NodeName = d.host.Hostname
-	p.Status = corev1.PodStatus{HostIP: d.hostIP()}
-	if p.Status.HostIP != "" {
+	p.Status = corev1.PodStatus{}
+	if ips := d.hostIPs(); len(ips) > 0 {
+		p.Status.HostIP = ips[0].String()
 		p.Status.HostIPs = []corev1.HostIP{{IP: p.Status.HostIP}}
 	}
 	return p
