@@ -124,28 +124,7 @@ func podLevelRequest(p *corev1.Pod, name corev1.ResourceName) (resource.Quantity
 
 // effective is Kubernetes' sum over the containers of a pod.
 func effective(p *corev1.Pod, name corev1.ResourceName, of func(*corev1.Container, corev1.ResourceName) resource.Quantity) resource.Quantity {
-	var sum, sidecars, peak resource.Quantity
-	for i := range p.Spec.Containers {
-		sum.Add(of(&p.Spec.Containers[i], name))
-	}
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		needed := of(c, name).DeepCopy()
-		if pod.Sidecar(c) {
-			sum.Add(needed)
-			sidecars.Add(needed)
-			needed = sidecars.DeepCopy()
-		} else {
-			needed.Add(sidecars)
-		}
-		if needed.Cmp(peak) > 0 {
-			peak = needed
-		}
-	}
-	if peak.Cmp(sum) > 0 {
-		return peak
-	}
-	return sum
+	return pod.Effective(&p.Spec, func(c *corev1.Container) resource.Quantity { return of(c, name) })
 }
 
 func positive(q resource.Quantity) bool { return q.Sign() > 0 }
