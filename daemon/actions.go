@@ -61,7 +61,7 @@ func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) 
 	})
 	switch {
 	case err != nil:
-		return nil, notYet(w, snap, waitStarted, err)
+		return nil, notYet(w, snap, pod.WaitStarted, err)
 	case snap.gone || snap.seen.Wish != pod.WishRun:
 		return nil, pod.Errorf(pod.Conflict, "cannot %s pod %s: somebody else has stopped or deleted it meanwhile", verb, w.ref)
 	case failure != nil:
@@ -144,7 +144,7 @@ func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig sy
 	}
 	snap := w.snapshot()
 	if container != "" {
-		if containerOf(snap.detail.Pod, container) == nil {
+		if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
 			return noContainer(snap, container)
 		}
 		return w.manager.SignalContainer(ctx, w.ref, container, sig)
@@ -181,7 +181,7 @@ func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runt
 	if container == "" {
 		container = defaultContainer(snap.detail.Pod)
 	}
-	if containerOf(snap.detail.Pod, container) == nil {
+	if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
 		return runtime.ExitStatus{}, noContainer(snap, container)
 	}
 	status, err := w.manager.Exec(ctx, w.ref, container, p)
@@ -193,7 +193,7 @@ func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runt
 
 // defaultContainer is the container that a command means which names none (kubectl.kubernetes.io/default-container, else the first).
 func defaultContainer(p *corev1.Pod) string {
-	if name := p.Annotations["kubectl.kubernetes.io/default-container"]; name != "" && containerOf(p, name) != nil {
+	if name := p.Annotations["kubectl.kubernetes.io/default-container"]; name != "" && pod.FindContainer(&p.Spec, name) != nil {
 		return name
 	}
 	if len(p.Spec.Containers) == 0 { // its record is damaged

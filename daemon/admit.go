@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -19,14 +20,6 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// The ends of a run's waiting.
-const (
-	waitNone      = "none"
-	waitStarted   = "started"
-	waitReady     = "ready"
-	waitCompleted = "completed"
-)
-
 // maxWarnings is after how many of them no pod's own are added: a manifest with many pods would have the same ones for each.
 const maxWarnings = 100
 
@@ -36,20 +29,10 @@ const rollbackTimeout = time.Minute
 // read turns a manifest into values: parsed, defaults filled in, validated, also by the runtime classes.
 // The end of ctx ends it between its steps, each of which is short.
 func (d *Daemon) read(ctx context.Context, manifest []byte, namespace string) (*pod.Manifest, field.ErrorList, error) {
-	m, err := pod.Parse(manifest)
-	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
+	m, errs, warnings, err := pod.Read(manifest, namespace, func() error { return context.Cause(ctx) })
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := m.SetNamespace(namespace); err != nil {
-		return nil, nil, err
-	}
-	for _, p := range m.Pods {
-		pod.Default(p)
-	}
-	errs, warnings := pod.Validate(&m)
 	for _, p := range m.Pods {
 		if ctx.Err() != nil {
 			return nil, nil, context.Cause(ctx)
@@ -60,19 +43,19 @@ func (d *Daemon) read(ctx context.Context, manifest []byte, namespace string) (*
 		if len(warnings) < maxWarnings {
 			warnings = append(warnings, m.Of(p, d.ignoredLimits(p))...)
 		}
-		manager, err := d.registry.Get(className(p))
+		manager, err := d.registry.Get(pod.ClassOf(p))
 		switch {
 		case err == nil:
 			errs = append(errs, m.Of(p, manager.Validate(p))...)
-		case slices.Contains([]string{pod.ClassContainers, pod.ClassWasm, pod.ClassMicroVM}, className(p)): // else Validate has said so
-			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), className(p), d.usableClasses())
+		case slices.Contains([]string{pod.ClassContainers, pod.ClassWasm, pod.ClassMicroVM}, pod.ClassOf(p)): // else Validate has said so
+			unusable := field.NotSupported(field.NewPath("spec", "runtimeClassName"), pod.ClassOf(p), d.usableClasses())
 			errs = append(errs, m.Of(p, field.ErrorList{unusable})...)
 		}
 	}
 	if len(errs) > 0 {
 		return nil, warnings, pod.InvalidError(errs)
 	}
-	return &m, warnings, nil
+	return m, warnings, nil
 }
 
 func (d *Daemon) usableClasses() []string {
@@ -104,12 +87,7 @@ func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (ui
 	if err != nil {
 		return 0, err
 	}
-	if o.Wait == "" {
-		o.Wait = waitStarted
-	}
-	if !slices.Contains([]string{waitNone, waitStarted, waitReady, waitCompleted}, o.Wait) {
-		return 0, pod.Errorf(pod.Invalid, "cannot wait for %q: it is none of none, started, ready, completed", o.Wait)
-	}
+	o.Wait = cmp.Or(o.Wait, pod.WaitStarted)
 	r := &runJob{d: d, options: o, objects: manifestObjects(m)}
 	for _, p := range pod.Problems(nil, warnings) {
 		r.warnings = append(r.warnings, p.String())
@@ -138,8 +116,9 @@ func (d *Daemon) newPod(p *corev1.Pod) *corev1.Pod {
 	p.CreationTimestamp = metav1.NewTime(time.Now().Truncate(time.Second))
 	p.DeletionTimestamp = nil
 	p.Spec.NodeName = d.host.Hostname
-	p.Status = corev1.PodStatus{HostIP: d.hostIP()}
-	if p.Status.HostIP != "" {
+	p.Status = corev1.PodStatus{}
+	if ips := d.hostIPs(); len(ips) > 0 {
+		p.Status.HostIP = ips[0].String()
 		p.Status.HostIPs = []corev1.HostIP{{IP: p.Status.HostIP}}
 	}
 	return p
@@ -177,7 +156,7 @@ func (r *runJob) timeout() time.Duration {
 	switch {
 	case r.options.Timeout > 0:
 		return r.options.Timeout
-	case r.options.Wait == waitCompleted:
+	case r.options.Wait == pod.WaitCompleted:
 		return 0
 	}
 	return r.d.config.JobTimeout.Duration
@@ -233,10 +212,10 @@ func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
 	if err != nil {
 		return nil, r.rollBack(err)
 	}
-	if !r.options.NoStart && r.options.Wait == waitStarted {
+	if !r.options.NoStart && r.options.Wait == pod.WaitStarted {
 		r.d.metrics.observeStart(time.Since(began))
 	}
-	if r.options.Wait == waitCompleted && !r.options.NoStart {
+	if r.options.Wait == pod.WaitCompleted && !r.options.NoStart {
 		err = r.waitCompleted(ctx, job)
 	}
 	return r.names(), err
@@ -315,7 +294,7 @@ func (r *runJob) start(ctx context.Context, job *job) error {
 }
 
 func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
-	if r.options.NoStart || r.options.Wait == waitNone {
+	if r.options.NoStart || r.options.Wait == pod.WaitNone {
 		return nil
 	}
 	var failure error
@@ -325,7 +304,7 @@ func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
 		if failure != nil {
 			return true
 		}
-		if r.options.Wait == waitReady {
+		if r.options.Wait == pod.WaitReady {
 			return pod.IsReady(s.detail.Pod, s.seen) || pod.IsFinished(s.seen) && pod.Started(s.detail.Pod, s.seen)
 		}
 		return pod.Started(s.detail.Pod, s.seen)
@@ -337,7 +316,7 @@ func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
 		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has stopped or deleted it meanwhile", w.ref)
 	case failure != nil:
 		return failure
-	case r.options.Wait == waitReady && !pod.IsReady(snap.detail.Pod, snap.seen):
+	case r.options.Wait == pod.WaitReady && !pod.IsReady(snap.detail.Pod, snap.seen):
 		return pod.Errorf(pod.Unavailable, "cannot run pod %s: it ended before it was ready (phase %s)", w.ref, snap.detail.Phase)
 	}
 	return nil
@@ -358,7 +337,7 @@ func startFailure(s *snapshot) error {
 }
 
 // notYet words a wait that was ended by a timeout or a cancel.
-func notYet(w *worker, s *snapshot, what string, err error) error {
+func notYet(w *worker, s *snapshot, what pod.WaitMode, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
@@ -411,7 +390,7 @@ func (r *runJob) waitCompleted(ctx context.Context, job *job) error {
 		})
 		switch {
 		case err != nil:
-			return notYet(w, snap, waitCompleted, err)
+			return notYet(w, snap, pod.WaitCompleted, err)
 		case snap.gone:
 			errs = append(errs, pod.Errorf(pod.Conflict, "cannot wait for pod %s to complete: it was deleted", w.ref))
 		case snap.detail.Phase != string(corev1.PodSucceeded):
@@ -437,7 +416,7 @@ func describeEnd(s *snapshot) string {
 
 // admit makes the worker of a new pod, whose name is reserved.
 func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
-	manager, err := d.registry.Get(className(p))
+	manager, err := d.registry.Get(pod.ClassOf(p))
 	if err != nil {
 		return nil, err
 	}
@@ -473,15 +452,7 @@ func (w *worker) commitAndWait(ctx context.Context) error {
 	return snap.commitErr
 }
 
-// className is the runtime class of a pod.
-func className(p *corev1.Pod) string {
-	if p.Spec.RuntimeClassName == nil {
-		return pod.ClassContainers
-	}
-	return *p.Spec.RuntimeClassName
-}
-
 // managerOf returns the class of a stored pod, which may not be able to start anything any more: what runs goes on, and can be stopped and deleted.
 func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
-	return d.registry.Find(className(p))
+	return d.registry.Find(pod.ClassOf(p))
 }

@@ -343,30 +343,26 @@ func (d *Daemon) volumeSources(p *corev1.Pod) volume.Sources {
 }
 
 // envSources is where the environment of the pod's containers comes from.
-func (d *Daemon) envSources(p *corev1.Pod, ips []string) pod.EnvSources {
+func (d *Daemon) envSources(p *corev1.Pod, ips []netip.Addr) pod.EnvSources {
 	from := d.volumeSources(p)
 	return pod.EnvSources{
 		ConfigMap: from.ConfigMap, Secret: from.Secret,
-		PodIPs: ips, HostIPs: d.hostIPs(), NodeName: d.host.Hostname, Capacity: d.host.Capacity,
+		PodIPs: texts(ips), HostIPs: texts(d.hostIPs()), NodeName: d.host.Hostname, Capacity: d.host.Capacity,
 	}
 }
 
 // hostIPs are the addresses of the host that others can reach it by, the IPv4 one first.
-func (d *Daemon) hostIPs() []string {
-	var ips []string
-	for _, a := range []netip.Addr{d.host.IPv4, d.host.IPv6} {
-		if a.IsValid() {
-			ips = append(ips, a.String())
-		}
-	}
-	return ips
+func (d *Daemon) hostIPs() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{d.host.IPv4, d.host.IPv6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
-func (d *Daemon) hostIP() string {
-	if ips := d.hostIPs(); len(ips) > 0 {
-		return ips[0]
+// texts is how addresses are written in a status, an environment and a list.
+func texts(addrs []netip.Addr) []string {
+	var list []string
+	for _, a := range addrs {
+		list = append(list, a.String())
 	}
-	return ""
+	return list
 }
 
 // hostnameOf is what the pod calls itself, and its name in DNS if it has a subdomain.
@@ -377,34 +373,12 @@ func (d *Daemon) hostnameOf(p *corev1.Pod) (hostname, fqdn string, err error) {
 	return pod.Hostname(p)
 }
 
-// containersOf lists all containers of a pod: init containers and sidecars, then containers.
-func containersOf(p *corev1.Pod) []*corev1.Container {
-	var list []*corev1.Container
-	for i := range p.Spec.InitContainers {
-		list = append(list, &p.Spec.InitContainers[i])
-	}
-	for i := range p.Spec.Containers {
-		list = append(list, &p.Spec.Containers[i])
-	}
-	return list
-}
-
 func containerNames(p *corev1.Pod) []string {
 	var names []string
-	for _, c := range containersOf(p) {
+	for c := range pod.AllContainers(&p.Spec) {
 		names = append(names, c.Name)
 	}
 	return names
-}
-
-// containerOf returns the container of that name; nil when there is none.
-func containerOf(p *corev1.Pod, name string) *corev1.Container {
-	for _, c := range containersOf(p) {
-		if c.Name == name {
-			return c
-		}
-	}
-	return nil
 }
 
 // ControlHandler answers on the control socket: health, metrics and version in plain HTTP.

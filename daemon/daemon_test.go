@@ -71,12 +71,13 @@ func TestLife(t *testing.T) {
 
 func TestRunWaits(t *testing.T) {
 	for _, tt := range []struct {
-		name, wait string
-		spec       []string
-		behave     runtimetest.Behavior
-		want       pod.JobResult
-		phase      string // "": the pod is gone
-		message    string
+		name    string
+		wait    pod.WaitMode
+		spec    []string
+		behave  runtimetest.Behavior
+		want    pod.JobResult
+		phase   string // "": the pod is gone
+		message string
 	}{
 		{"completed", "completed", []string{"restartPolicy: Never", "containers: [{name: main, image: 'localhost/app:1'}]"},
 			runtimetest.Behavior{Runs: time.Minute}, pod.JobDone, "Succeeded", ""},

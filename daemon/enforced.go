@@ -63,7 +63,7 @@ func enforcedByClass(class, controller string) bool {
 
 // ignoredLimits warns of the requests and limits of a pod that will have no effect on this host.
 func (d *Daemon) ignoredLimits(p *corev1.Pod) field.ErrorList {
-	class := className(p)
+	class := pod.ClassOf(p)
 	if len(d.host.MissingControllers) == 0 || class == pod.ClassMicroVM {
 		return nil
 	}
@@ -90,17 +90,11 @@ func (d *Daemon) ignoredLimits(p *corev1.Pod) field.ErrorList {
 			}
 		}
 	}
-	spec := field.NewPath("spec")
 	if p.Spec.Resources != nil {
-		check(*p.Spec.Resources, spec.Child("resources"), false)
+		check(*p.Spec.Resources, field.NewPath("spec", "resources"), false)
 	}
-	for _, list := range []struct {
-		name       string
-		containers []corev1.Container
-	}{{"initContainers", p.Spec.InitContainers}, {"containers", p.Spec.Containers}} {
-		for i := range list.containers {
-			check(list.containers[i].Resources, spec.Child(list.name).Index(i).Child("resources"), true)
-		}
+	for c, path := range pod.ContainerPaths(&p.Spec) {
+		check(c.Resources, path.Child("resources"), true)
 	}
 	return warnings
 }

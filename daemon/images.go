@@ -163,7 +163,7 @@ func (d *Daemon) containerImage(ctx context.Context, p *corev1.Pod, c *corev1.Co
 
 // platformFor is the platform of a pod's images: modules run as the class pod-wasm, where an image has them.
 func platformFor(p *corev1.Pod) string {
-	if className(p) == pod.ClassWasm {
+	if pod.ClassOf(p) == pod.ClassWasm {
 		return image.Modules
 	}
 	return ""
@@ -248,7 +248,7 @@ func (d *Daemon) imageUsers() map[string][]string {
 		for _, o := range snap.seen.Containers {
 			seen[o.ImageID] = true
 		}
-		for _, c := range containersOf(snap.detail.Pod) {
+		for c := range pod.AllContainers(&snap.detail.Pod.Spec) {
 			if name, err := image.Normalize(c.Image); err == nil {
 				if img, err := d.images.ResolveFor(name, platformFor(snap.detail.Pod)); err == nil {
 					seen[img.ID] = true
@@ -272,7 +272,7 @@ func (d *Daemon) imageNamers(reference string) []string {
 	}
 	var pods []string
 	for _, w := range d.workers() {
-		for _, c := range containersOf(w.snapshot().detail.Pod) {
+		for c := range pod.AllContainers(&w.snapshot().detail.Pod.Spec) {
 			if own, err := image.Normalize(c.Image); err == nil && own == name {
 				pods = append(pods, w.ref.String())
 				break

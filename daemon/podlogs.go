@@ -20,7 +20,7 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	if o.Container == "" {
 		o.Container = defaultContainer(snap.detail.Pod)
 	}
-	if containerOf(snap.detail.Pod, o.Container) == nil {
+	if pod.FindContainer(&snap.detail.Pod.Spec, o.Container) == nil {
 		return nil, noContainer(snap, o.Container)
 	}
 	if o.Follow && !o.Previous {

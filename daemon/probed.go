@@ -76,11 +76,6 @@ func probeTitle(kind pod.ProbeKind) string {
 	return "Readiness"
 }
 
-// isSidecar says whether an init container is a sidecar.
-func isSidecar(c *corev1.Container) bool {
-	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-}
-
 // tellFrozen tells that somebody has frozen or thawed a container.
 func (w *worker) tellFrozen(name string, frozen bool) {
 	if frozen {
@@ -109,7 +104,7 @@ func (w *worker) tellEnd(name string, o *pod.ContainerObservation) {
 
 // endMessage is what a container has written to its terminationMessagePath.
 func (w *worker) endMessage(name string, o *pod.ContainerObservation) string {
-	c := containerOf(w.record.Pod, name)
+	c := pod.FindContainer(&w.record.Pod.Spec, name)
 	if c == nil || c.TerminationMessagePath == "" || o.Reason == pod.ReasonStartError || o.Reason == pod.ReasonUnknown {
 		return ""
 	}
@@ -129,7 +124,7 @@ type lastWords struct {
 
 // askLog reads the end of the log of an attempt that has failed without a message, if the manifest asks for that; the worker is woken with it.
 func (w *worker) askLog(name string, o *pod.ContainerObservation) {
-	c := containerOf(w.record.Pod, name)
+	c := pod.FindContainer(&w.record.Pod.Spec, name)
 	if c == nil || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || o.Message != "" || o.ExitCode == 0 || o.Reason == pod.ReasonUnknown {
 		return
 	}

@@ -94,23 +94,16 @@ func (b *prober) Close() {
 
 // probeOf finds the probe; nil when the pod has no such one.
 func probeOf(p *corev1.Pod, ref pod.ProbeRef) (*corev1.Container, *corev1.Probe) {
-	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
-		for i := range list {
-			c := &list[i]
-			if c.Name != ref.Container {
-				continue
-			}
-			switch ref.Kind {
-			case pod.ProbeStartup:
-				return c, c.StartupProbe
-			case pod.ProbeLiveness:
-				return c, c.LivenessProbe
-			case pod.ProbeReadiness:
-				return c, c.ReadinessProbe
-			}
-		}
+	c := pod.FindContainer(&p.Spec, ref.Container)
+	switch {
+	case c == nil:
+		return nil, nil
+	case ref.Kind == pod.ProbeStartup:
+		return c, c.StartupProbe
+	case ref.Kind == pod.ProbeLiveness:
+		return c, c.LivenessProbe
 	}
-	return nil, nil
+	return c, c.ReadinessProbe
 }
 
 // repeat runs one probe until ctx ends.
@@ -135,8 +128,7 @@ func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Contain
 		if !ok && b.frozen != nil && b.frozen(c.Name) {
 			ok, message, err = frozenProbe(ref.Kind)
 		}
-		now := time.Now()
-		state = state.Record(probe, ok, "", now)
+		state.LastAt = time.Now() // which is all that its times depend on; the worker records the result
 		switch {
 		case err == nil:
 			b.report(ref, ok, message)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,7 +169,7 @@ func (w *worker) createSandbox(s pod.Step) func(context.Context) func() error {
 	}
 }
 
-func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, _ []string, err error) {
+func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, ips []netip.Addr, err error) {
 	created := false // the runtime itself undoes what it could not complete, and nothing but that
 	defer func() {
 		if err != nil {
@@ -193,9 +194,8 @@ func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, _ 
 			return nil, nil, err
 		}
 		created = true
-		ips := w.d.hostIPs()
-		etc, err := w.etcFiles(p, ips)
-		return &sandbox{prepared, etc}, ips, err
+		etc, err := w.etcFiles(p, nil)
+		return &sandbox{prepared, etc}, w.d.hostIPs(), err
 	}
 	want, err := netsetup.NetworkOf(p)
 	if err != nil {
@@ -226,12 +226,8 @@ func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, _ 
 	if err := errors.Join(err, netErr); err != nil {
 		return nil, nil, firstKind(err, netErr)
 	}
-	ips := make([]string, 0, len(result.IPs))
-	for _, ip := range result.IPs {
-		ips = append(ips, ip.String())
-	}
-	etc, err := w.etcFiles(p, ips)
-	return &sandbox{prepared, etc}, ips, err
+	etc, err := w.etcFiles(p, result.IPs)
+	return &sandbox{prepared, etc}, result.IPs, err
 }
 
 // firstKind keeps the kind of the error that has one when two were joined.
@@ -254,14 +250,8 @@ func (w *worker) unmakeSandbox(ctx context.Context, created bool) {
 	}
 }
 
-// etcFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod.
-func (w *worker) etcFiles(p *corev1.Pod, ips []string) ([]runtime.Mount, error) {
-	addrs := make([]netip.Addr, 0, len(ips))
-	for _, ip := range ips {
-		if a, err := netip.ParseAddr(ip); err == nil {
-			addrs = append(addrs, a)
-		}
-	}
+// etcFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod, whose addresses do not count in the host's network.
+func (w *worker) etcFiles(p *corev1.Pod, ips []netip.Addr) ([]runtime.Mount, error) {
 	hostname, fqdn, err := w.d.hostnameOf(p)
 	if err != nil {
 		return nil, err
@@ -269,10 +259,10 @@ func (w *worker) etcFiles(p *corev1.Pod, ips []string) ([]runtime.Mount, error) 
 	var base []byte
 	if p.Spec.HostNetwork {
 		base = readBounded("/etc/hosts")
-		addrs = nil
+		ips = nil
 	}
 	return w.d.volumes.EtcFiles(p.UID,
-		netsetup.HostsFile(base, addrs, hostname, fqdn, p.Spec.HostAliases),
+		netsetup.HostsFile(base, ips, hostname, fqdn, p.Spec.HostAliases),
 		[]byte(hostname+"\n"),
 		netsetup.ResolvConf(p.Spec.DNSPolicy, p.Spec.DNSConfig, hostResolvConf(p.Spec.HostNetwork)))
 }
@@ -299,7 +289,7 @@ func readBounded(path string) []byte {
 // startContainer runs one attempt at a container.
 func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 	p, ips, before := w.record.Pod, w.record.PodIPs, w.record.Containers[s.Container].Waiting
-	c := containerOf(p, s.Container)
+	c := pod.FindContainer(&p.Spec, s.Container)
 	if err := w.ensureSandbox(p); err != nil {
 		return func(context.Context) func() error {
 			return func() error { return w.startFailed(s, before, &configError{err}) }
@@ -384,7 +374,7 @@ func (w *worker) setContainer(name string, o pod.ContainerObservation) {
 	w.record.Containers = next
 }
 
-func (w *worker) runContainer(ctx context.Context, p *corev1.Pod, c *corev1.Container, attempt int, img runtime.Image, made *sandbox, ips []string) error {
+func (w *worker) runContainer(ctx context.Context, p *corev1.Pod, c *corev1.Container, attempt int, img runtime.Image, made *sandbox, ips []netip.Addr) error {
 	env, err := pod.ResolveEnv(p, c, w.d.envSources(p, ips))
 	if err != nil {
 		return &configError{err}
@@ -417,25 +407,18 @@ func (w *worker) runContainer(ctx context.Context, p *corev1.Pod, c *corev1.Cont
 
 // stopAfter names the containers that must have ended before the sidecar name is stopped: the containers, and the sidecars after it.
 func stopAfter(p *corev1.Pod, name string) []string {
+	i := slices.IndexFunc(p.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
+	if i < 0 || !pod.Sidecar(&p.Spec.InitContainers[i]) {
+		return nil
+	}
 	var later []string
-	found := false
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		switch {
-		case c.Name == name:
-			if !isSidecar(c) {
-				return nil
-			}
-			found = true
-		case found && isSidecar(c):
+	for _, c := range p.Spec.InitContainers[i+1:] {
+		if pod.Sidecar(&c) {
 			later = append(later, c.Name)
 		}
 	}
-	if !found {
-		return nil
-	}
-	for i := range p.Spec.Containers {
-		later = append(later, p.Spec.Containers[i].Name)
+	for _, c := range p.Spec.Containers {
+		later = append(later, c.Name)
 	}
 	return later
 }

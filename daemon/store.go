@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,7 +46,7 @@ type record struct {
 
 	Sandbox    pod.SandboxState                    `json:"sandbox"`
 	Containers map[string]pod.ContainerObservation `json:"containers,omitempty"`
-	PodIPs     []string                            `json:"podIPs,omitempty"`
+	PodIPs     []netip.Addr                        `json:"podIPs,omitempty"`
 	Events     []pod.Event                         `json:"events,omitempty"`
 }
 

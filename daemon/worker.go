@@ -217,7 +217,7 @@ func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
 	w.refresh(now)
 	w.save()
 	plan := w.plan(seen, now)
-	w.prober.Set(w.record.Pod, w.record.PodIPs, plan.Probes, w.probeState)
+	w.prober.Set(w.record.Pod, texts(w.record.PodIPs), plan.Probes, w.probeState)
 	steps, heldUntil := w.ready(plan.Steps, now)
 	wakeAt = plan.WakeAt
 	if !heldUntil.IsZero() && (wakeAt.IsZero() || heldUntil.Before(wakeAt)) {
@@ -407,7 +407,7 @@ func (w *worker) seen() pod.Observation {
 	r := w.record
 	return pod.Observation{
 		Wish: r.Wish, WishedAt: r.WishedAt, Grace: r.Grace, Finished: r.Finished, Sandbox: r.Sandbox,
-		Containers: r.Containers, PodIPs: r.PodIPs, Policy: w.d.config.policy(),
+		Containers: r.Containers, PodIPs: texts(r.PodIPs), Policy: w.d.config.policy(),
 	}
 }
 
@@ -435,8 +435,8 @@ func (w *worker) publish() {
 	next := &snapshot{
 		detail: pod.Detail{
 			Summary: pod.Summary{
-				Ref: w.ref, Phase: string(r.Pod.Status.Phase), State: pod.DisplayState(r.Pod, seen), Class: className(r.Pod),
-				Ready: ready, Total: total, Restarts: restarts, IPs: r.PodIPs, Created: r.Pod.CreationTimestamp.Time,
+				Ref: w.ref, Phase: string(r.Pod.Status.Phase), State: pod.DisplayState(r.Pod, seen), Class: pod.ClassOf(r.Pod),
+				Ready: ready, Total: total, Restarts: restarts, IPs: texts(r.PodIPs), Created: r.Pod.CreationTimestamp.Time,
 				Slice: w.d.sliceOf(w.ref),
 			},
 			Pod: r.Pod, Events: r.Events, Wish: r.Wish,

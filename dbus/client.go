@@ -283,8 +283,8 @@ func (c *Client) check(ctx context.Context, job godbus.ObjectPath) error {
 
 // Run runs (or, with o.NoStart, creates) the pods of the manifest and returns the job.
 func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (job godbus.ObjectPath, err error) {
-	if err := checkManifestSize(len(manifest)); err != nil {
-		return "", err
+	if size := len(manifest); size > pod.MaxManifestBytes { // a bus drops a client whose message is too large
+		return "", pod.Errorf(pod.Invalid, "cannot read the manifest: it has %d bytes, and %d are allowed", size, pod.MaxManifestBytes)
 	}
 	opts := properties{}
 	if o.Namespace != "" {
@@ -294,7 +294,7 @@ func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (jo
 		opts["replace"] = godbus.MakeVariant(true)
 	}
 	if o.Wait != "" {
-		opts["wait"] = godbus.MakeVariant(o.Wait)
+		opts["wait"] = godbus.MakeVariant(string(o.Wait))
 	}
 	if o.Timeout > 0 {
 		opts["timeout_usec"] = godbus.MakeVariant(uint64(o.Timeout.Microseconds()))

@@ -53,25 +53,20 @@ func (c *call) run(noStart bool) ([]any, error) {
 	if err := c.store(&manifest, &opts); err != nil {
 		return nil, err
 	}
-	if err := checkManifestSize(len(manifest)); err != nil {
-		return nil, err
-	}
-	o := pod.RunOptions{NoStart: noStart, Wait: "started"}
+	o, wait := pod.RunOptions{NoStart: noStart}, string(pod.WaitStarted)
 	if noStart {
-		o.Wait = "none"
+		wait = string(pod.WaitNone)
 	}
 	var timeout uint64
-	err := newOptions(opts).take("namespace", &o.Namespace).take("replace", &o.Replace).take("wait", &o.Wait).take("timeout_usec", &timeout).end()
+	err := newOptions(opts).take("namespace", &o.Namespace).take("replace", &o.Replace).take("wait", &wait).take("timeout_usec", &timeout).end()
 	if err != nil {
 		return nil, err
 	}
 	if o.Timeout, err = duration("timeout_usec", timeout); err != nil {
 		return nil, err
 	}
-	switch o.Wait {
-	case "none", "started", "ready", "completed":
-	default:
-		return nil, pod.Errorf(pod.Invalid, `cannot use option "wait": %q is none of none, started, ready, completed`, o.Wait)
+	if o.Wait, err = pod.ParseWaitMode(wait); err != nil {
+		return nil, pod.Errorf(pod.Invalid, `cannot use option "wait": %w`, err)
 	}
 	if o.Namespace != "" {
 		if err := checkName("namespace", o.Namespace); err != nil {
@@ -91,13 +86,6 @@ func (c *call) job(id uint32, err error) ([]any, error) {
 	return []any{JobPath(id)}, nil
 }
 
-func checkManifestSize(size int) error {
-	if size > pod.MaxManifestBytes {
-		return pod.Errorf(pod.Invalid, "cannot read the manifest: it has %d bytes, and %d are allowed", size, pod.MaxManifestBytes)
-	}
-	return nil
-}
-
 // duration checks a number of microseconds from the bus; 0 stays 0.
 func duration(name string, usec uint64) (time.Duration, error) {
 	if usec > uint64((365 * 24 * time.Hour).Microseconds()) {
@@ -115,11 +103,7 @@ func checkName(what, name string) error {
 }
 
 func (c *call) validate() ([]any, error) {
-	manifest := c.body[0].(string)
-	if err := checkManifestSize(len(manifest)); err != nil {
-		return nil, err
-	}
-	problems, err := c.server.backend.Validate(c.ctx, []byte(manifest))
+	problems, err := c.server.backend.Validate(c.ctx, []byte(c.body[0].(string)))
 	if err != nil {
 		return nil, err
 	}

@@ -256,7 +256,7 @@ func TestNonsense(t *testing.T) {
 		{"2 MiB manifest", ManagerPath, "Manager.RunPod", []any{big, properties{}}, pod.Invalid, "1114112 are allowed"},
 		{"unknown option", ManagerPath, "Manager.RunPod", []any{webYAML, properties{"color": godbus.MakeVariant("red")}}, pod.Invalid, `"color"`},
 		{"option type", ManagerPath, "Manager.RunPod", []any{webYAML, v(true)}, pod.Invalid, `"wait"`},
-		{"option value", ManagerPath, "Manager.RunPod", []any{webYAML, v("forever")}, pod.Invalid, "forever"},
+		{"option value", ManagerPath, "Manager.RunPod", []any{webYAML, v("forever")}, pod.Invalid, `"wait": "forever" is none of none, started, ready, completed`},
 		{"signature", ManagerPath, "Manager.RunPod", []any{uint32(1)}, pod.Invalid, "sa{sv}"},
 		{"name", ManagerPath, "Manager.GetPod", []any{"default", "../etc"}, pod.Invalid, "../etc"},
 		{"pid", ManagerPath, "Manager.GetPodByPID", []any{uint32(0)}, pod.Invalid, "process 0"},

@@ -33,7 +33,7 @@ type PodNetwork struct {
 // It does not apply to pods on the host's network. Errors: [pod.Invalid] for a hostIP that is none.
 func NetworkOf(p *corev1.Pod) (PodNetwork, error) {
 	n := PodNetwork{UID: p.UID, Name: p.Namespace + "/" + p.Name}
-	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+	for c := range pod.AllContainers(&p.Spec) {
 		for _, cp := range c.Ports {
 			if cp.HostPort == 0 {
 				continue

@@ -65,11 +65,31 @@ type JobInfo struct {
 	// Output: what the job made, one entry a line: NAMESPACE/NAME for pods, references for images.
 }
 
+// WaitMode is what a run waits for.
+type WaitMode string
+
+// The modes. [WaitCompleted] is for pods that end; a pod that ends badly fails the run then.
+const (
+	WaitNone      WaitMode = "none"
+	WaitStarted   WaitMode = "started"
+	WaitReady     WaitMode = "ready"
+	WaitCompleted WaitMode = "completed"
+)
+
+// ParseWaitMode reads a mode; Invalid: it is none.
+func ParseWaitMode(s string) (WaitMode, error) {
+	switch m := WaitMode(s); m {
+	case WaitNone, WaitStarted, WaitReady, WaitCompleted:
+		return m, nil
+	}
+	return "", Errorf(Invalid, "%q is none of none, started, ready, completed", s)
+}
+
 // RunOptions are the options of RunPod and CreatePod.
 type RunOptions struct {
 	Namespace string        // replaces "" in the manifest; a manifest that names another one is invalid
 	Replace   bool          // delete a pod of the same name first
-	Wait      string        // none, started (default), ready, completed: when the job ends
+	Wait      WaitMode      // when the job ends; empty: WaitStarted
 	Timeout   time.Duration // of the job; 0: the configured default
 	NoStart   bool          // create only
 }

@@ -22,10 +22,8 @@ func Default(p *corev1.Pod) {
 	for i := range s.Volumes {
 		defaultVolume(&s.Volumes[i])
 	}
-	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
-		for i := range list {
-			defaultContainer(&list[i], s.HostNetwork)
-		}
+	for c := range AllContainers(s) {
+		defaultContainer(c, s.HostNetwork)
 	}
 	defaultPodResources(s)
 }
@@ -149,33 +147,39 @@ func defaultPodResources(s *corev1.PodSpec) {
 	}
 }
 
-// effectiveRequest is what the pod's containers request of a resource at the time when they request most: all containers and sidecars together, or
-// an init container with the sidecars before it. ok tells whether any of them requests it.
+// effectiveRequest is the [Effective] request of a resource; ok tells whether any container requests it.
 func effectiveRequest(s *corev1.PodSpec, name corev1.ResourceName) (total resource.Quantity, ok bool) {
+	total = Effective(s, func(c *corev1.Container) resource.Quantity {
+		request, has := c.Resources.Requests[name]
+		ok = ok || has
+		return request
+	})
+	return total, ok
+}
+
+// Effective is what the containers of a pod come to at the time when they come to most, by what each has of something: all containers and sidecars together, or
+// an init container with the sidecars before it (Kubernetes: "Resource sharing within containers").
+func Effective(s *corev1.PodSpec, of func(*corev1.Container) resource.Quantity) resource.Quantity {
 	var sidecars, peak resource.Quantity
 	for i := range s.InitContainers {
 		c := &s.InitContainers[i]
-		request, has := c.Resources.Requests[name]
-		ok = ok || has
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			sidecars.Add(request)
-			request = sidecars.DeepCopy()
+		needed := of(c).DeepCopy()
+		if Sidecar(c) {
+			sidecars.Add(needed)
+			needed = sidecars.DeepCopy()
 		} else {
-			request = request.DeepCopy()
-			request.Add(sidecars)
+			needed.Add(sidecars)
 		}
-		if request.Cmp(peak) > 0 {
-			peak = request
+		if needed.Cmp(peak) > 0 {
+			peak = needed
 		}
 	}
-	total = sidecars.DeepCopy()
+	total := sidecars.DeepCopy()
 	for i := range s.Containers {
-		request, has := s.Containers[i].Resources.Requests[name]
-		ok = ok || has
-		total.Add(request)
+		total.Add(of(&s.Containers[i]))
 	}
 	if peak.Cmp(total) > 0 {
-		total = peak
+		return peak
 	}
-	return total, ok
+	return total
 }

@@ -12,7 +12,7 @@ import (
 func (r *envResolver) resource(ref *corev1.ResourceFieldSelector) (string, error) {
 	c := r.container
 	if ref.ContainerName != "" {
-		if c = findContainer(&r.pod.Spec, ref.ContainerName); c == nil {
+		if c = FindContainer(&r.pod.Spec, ref.ContainerName); c == nil {
 			return "", Errorf(Invalid, "there is no container %s", shown(ref.ContainerName))
 		}
 	}

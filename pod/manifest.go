@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 // maxDocuments bounds the documents of one manifest, the items of Lists included.
@@ -19,6 +20,26 @@ type Manifest struct {
 
 	// ignored are the fields that Parse took out, by object; [Validate] warns about them.
 	ignored map[*metav1.ObjectMeta][]string
+}
+
+// Read turns a manifest into values: [Parse], [Manifest.SetNamespace], [Default] and [Validate]. Between the steps it asks stop, whose error ends it; nil: nobody is
+// asked. err says why there is no manifest to validate; errs and warnings are what Validate says.
+func Read(data []byte, namespace string, stop func() error) (m *Manifest, errs, warnings field.ErrorList, err error) {
+	parsed, err := Parse(data)
+	if err == nil && stop != nil {
+		err = stop()
+	}
+	if err == nil {
+		err = parsed.SetNamespace(namespace)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	for _, p := range parsed.Pods {
+		Default(p)
+	}
+	errs, warnings = Validate(&parsed)
+	return &parsed, errs, warnings, nil
 }
 
 // Parse reads one or several YAML or JSON documents, strictly: a field that v1 does not have, a field that is given twice and a value of the

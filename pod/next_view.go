@@ -71,7 +71,7 @@ func newView(p *corev1.Pod, seen Observation, now time.Time) *view {
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		k := kindInit
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+		if Sidecar(c) {
 			k = kindSidecar
 		}
 		add(c, k)

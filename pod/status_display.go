@@ -46,11 +46,11 @@ func frozen(seen Observation) bool {
 // initDisplay is the state while the pod is initialised; empty when it is.
 func initDisplay(p *corev1.Pod) string {
 	for i, c := range p.Status.InitContainerStatuses {
-		t, w := c.State.Terminated, c.State.Waiting
+		t, w, spec := c.State.Terminated, c.State.Waiting, FindContainer(&p.Spec, c.Name)
 		switch {
 		case t != nil && t.ExitCode == 0:
 			continue
-		case restartable(p, c.Name) && c.Started != nil && *c.Started:
+		case spec != nil && Sidecar(spec) && c.Started != nil && *c.Started:
 			continue
 		case t != nil:
 			return "Init:" + endDisplay(t)
@@ -98,16 +98,6 @@ func conditionTrue(p *corev1.Pod, kind corev1.PodConditionType) bool {
 	for _, c := range p.Status.Conditions {
 		if c.Type == kind {
 			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
-func restartable(p *corev1.Pod, name string) bool {
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		if c.Name == name {
-			return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 		}
 	}
 	return false

@@ -11,11 +11,8 @@ func QOSClass(p *corev1.Pod) corev1.PodQOSClass {
 		return classOf([]corev1.ResourceRequirements{*r})
 	}
 	var all []corev1.ResourceRequirements
-	for i := range p.Spec.InitContainers {
-		all = append(all, p.Spec.InitContainers[i].Resources)
-	}
-	for i := range p.Spec.Containers {
-		all = append(all, p.Spec.Containers[i].Resources)
+	for c := range AllContainers(&p.Spec) {
+		all = append(all, c.Resources)
 	}
 	return classOf(all)
 }

@@ -23,7 +23,7 @@ type containerChecker struct {
 }
 
 func (k *containerChecker) sidecar() bool {
-	return k.init && k.c.RestartPolicy != nil && *k.c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	return k.init && Sidecar(k.c)
 }
 
 func (k *containerChecker) check() {
@@ -34,7 +34,7 @@ func (k *containerChecker) check() {
 	k.words(k.path.Child("command"), c.Command)
 	k.words(k.path.Child("args"), c.Args)
 	k.noControl(k.path.Child("workingDir"), c.WorkingDir)
-	if c.RestartPolicy != nil && (!k.init || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways) {
+	if c.RestartPolicy != nil && !k.sidecar() {
 		k.refuse(k.path.Child("restartPolicy"), "only Always of an init container (a sidecar) is supported")
 	}
 	oneOf(k.checker, k.path.Child("imagePullPolicy"), c.ImagePullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)

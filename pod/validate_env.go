@@ -147,7 +147,7 @@ func (k *containerChecker) resourceFieldRef(at *field.Path, ref *corev1.Resource
 	} else {
 		oneOf(k.checker, at.Child("resource"), ref.Resource, envResources...)
 	}
-	if ref.ContainerName != "" && findContainer(k.spec, ref.ContainerName) == nil {
+	if ref.ContainerName != "" && FindContainer(k.spec, ref.ContainerName) == nil {
 		k.add(field.NotFound(at.Child("containerName"), clip(ref.ContainerName)))
 	}
 	if ref.Divisor.IsZero() {
@@ -161,16 +161,4 @@ func (k *containerChecker) resourceFieldRef(at *field.Path, ref *corev1.Resource
 	if !slices.ContainsFunc(divisors, same) {
 		k.invalid(at.Child("divisor"), ref.Divisor.String(), "must be one of "+strings.Join(divisors, ", "))
 	}
-}
-
-// findContainer returns the container or init container of that name, or nil.
-func findContainer(s *corev1.PodSpec, name string) *corev1.Container {
-	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
-		for i := range list {
-			if list[i].Name == name {
-				return &list[i]
-			}
-		}
-	}
-	return nil
 }

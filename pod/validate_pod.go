@@ -52,6 +52,7 @@ func (c *checker) podObject(p *corev1.Pod) {
 	c.podResources(s, path.Child("resources"))
 	volumes := c.volumes(s.Volumes, path.Child("volumes"))
 	c.containers(s, path, volumes)
+	c.class(p)
 }
 
 func (c *checker) hostname(p *corev1.Pod, path *field.Path) {

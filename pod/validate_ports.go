@@ -57,20 +57,12 @@ type portUses struct {
 // hostPorts refuses a port of the host that is asked for twice, by the pods of one manifest or within one of them. A pod that another
 // manifest made is no concern of this function.
 func (v *manifestValidator) hostPorts(c *checker, p *corev1.Pod) {
-	spec := field.NewPath("spec")
-	for i := range p.Spec.InitContainers {
-		v.containerHostPorts(c, p, &p.Spec.InitContainers[i], spec.Child("initContainers").Index(i))
-	}
-	for i := range p.Spec.Containers {
-		v.containerHostPorts(c, p, &p.Spec.Containers[i], spec.Child("containers").Index(i))
-	}
-}
-
-func (v *manifestValidator) containerHostPorts(c *checker, p *corev1.Pod, container *corev1.Container, path *field.Path) {
-	for i, port := range container.Ports {
-		if port.HostPort != 0 {
-			at := path.Child("ports").Index(i).Child("hostPort")
-			v.hostPort(c, at, port, fmt.Sprintf("%s/%s, %s", p.Namespace, p.Name, at))
+	for container, path := range ContainerPaths(&p.Spec) {
+		for i, port := range container.Ports {
+			if port.HostPort != 0 {
+				at := path.Child("ports").Index(i).Child("hostPort")
+				v.hostPort(c, at, port, fmt.Sprintf("%s/%s, %s", p.Namespace, p.Name, at))
+			}
 		}
 	}
 }

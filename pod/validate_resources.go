@@ -110,12 +110,9 @@ func (c *checker) podResources(s *corev1.PodSpec, at *field.Path) {
 		if !ok {
 			continue
 		}
-		for field, list := range map[string][]corev1.Container{"initContainers": s.InitContainers, "containers": s.Containers} {
-			for i := range list {
-				if own, ok := list[i].Resources.Limits[name]; ok && own.Cmp(limit) > 0 {
-					c.invalid(at.Root().Child(field).Index(i).Child("resources", "limits").Key(string(name)), own.String(),
-						"must not be more than the limit of the pod: "+limit.String())
-				}
+		for container, path := range ContainerPaths(s) {
+			if own, ok := container.Resources.Limits[name]; ok && own.Cmp(limit) > 0 {
+				c.invalid(path.Child("resources", "limits").Key(string(name)), own.String(), "must not be more than the limit of the pod: "+limit.String())
 			}
 		}
 	}

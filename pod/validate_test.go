@@ -67,16 +67,12 @@ func manifestFile(t *testing.T, file string) {
 
 // process is what the daemon does with a manifest.
 func process(data []byte, namespace string) ([]Problem, []any) {
-	m, err := Parse(data)
-	if err == nil {
-		err = m.SetNamespace(namespace)
-	}
+	m, errs, warnings, err := Read(data, namespace, nil)
 	if err != nil {
 		return ProblemsOf(err), nil
 	}
 	var objects []any
 	for _, p := range m.Pods {
-		Default(p)
 		objects = append(objects, p)
 	}
 	for _, o := range m.ConfigMaps {
@@ -85,7 +81,7 @@ func process(data []byte, namespace string) ([]Problem, []any) {
 	for _, o := range m.Secrets {
 		objects = append(objects, o)
 	}
-	return Problems(Validate(&m)), objects
+	return Problems(errs, warnings), objects
 }
 
 func toYAML(t *testing.T, objects []any) []byte {

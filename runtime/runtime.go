@@ -31,7 +31,7 @@ type PodManager interface {
 	// Class says what this is and whether it can be used on this host.
 	Class() pod.ClassInfo
 
-	// Validate returns each field of the pod that this class cannot honour. It does no IO.
+	// Validate returns each field of the pod that this class cannot honour on this host, beyond what [pod.Validate] refuses. It does no IO.
 	Validate(p *corev1.Pod) field.ErrorList
 
 	// CreateSandbox makes the sandbox, and returns when containers can be run in it; the units may still be starting behind it.

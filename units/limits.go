@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // DefaultTasksMax is how many processes and threads a pod may have when nobody says otherwise.
@@ -81,11 +83,9 @@ func podLimit(p *corev1.Pod, name corev1.ResourceName) resource.Quantity {
 	if r := p.Spec.Resources; r != nil && positive(r.Limits[name]) {
 		total = r.Limits[name].DeepCopy()
 	} else {
-		for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-			for i := range list {
-				if !positive(limitOf(&list[i], name)) {
-					return resource.Quantity{}
-				}
+		for c := range pod.AllContainers(&p.Spec) {
+			if !positive(limitOf(c, name)) {
+				return resource.Quantity{}
 			}
 		}
 		total = effective(p, name, limitOf)
@@ -124,32 +124,7 @@ func podLevelRequest(p *corev1.Pod, name corev1.ResourceName) (resource.Quantity
 
 // effective is Kubernetes' sum over the containers of a pod.
 func effective(p *corev1.Pod, name corev1.ResourceName, of func(*corev1.Container, corev1.ResourceName) resource.Quantity) resource.Quantity {
-	var sum, sidecars, peak resource.Quantity
-	for i := range p.Spec.Containers {
-		sum.Add(of(&p.Spec.Containers[i], name))
-	}
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		needed := of(c, name).DeepCopy()
-		if isSidecar(c) {
-			sum.Add(needed)
-			sidecars.Add(needed)
-			needed = sidecars.DeepCopy()
-		} else {
-			needed.Add(sidecars)
-		}
-		if needed.Cmp(peak) > 0 {
-			peak = needed
-		}
-	}
-	if peak.Cmp(sum) > 0 {
-		return peak
-	}
-	return sum
-}
-
-func isSidecar(c *corev1.Container) bool {
-	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	return pod.Effective(&p.Spec, func(c *corev1.Container) resource.Quantity { return of(c, name) })
 }
 
 func positive(q resource.Quantity) bool { return q.Sign() > 0 }

@@ -15,6 +15,8 @@ import (
 	sd "github.com/coreos/go-systemd/v22/dbus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // The test binary is a service's program when its first argument is this.
@@ -241,7 +243,7 @@ func (s *sandbox) container(t testing.TB, name string, change func(*ContainerUni
 	unit = ContainerService(s.pod.Namespace, s.pod.Name, name)
 	c := s.find(name)
 	u := ContainerUnit{Pod: s.pod, Container: c, Names: s.names, Argv: helper(t, append([]string{"launch"}, argv...)...), Grace: 30 * time.Second}
-	if isSidecar(c) {
+	if pod.Sidecar(c) {
 		u.StopAfter = []string{"main"}
 	}
 	if change != nil {

@@ -10,6 +10,8 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // Property is a property of a transient unit, by its name on D-Bus (times are Name=USec there).
@@ -108,7 +110,7 @@ func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	aux := []Aux{{Name: names.Slice, Props: SliceProps(p, l)}}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
-		if !isSidecar(c) {
+		if !pod.Sidecar(c) {
 			continue
 		}
 		aux = append(aux, Aux{Name: OrderSlice(p.Namespace, p.Name, c.Name), Props: []Property{
@@ -127,7 +129,7 @@ func orderSlices(p *corev1.Pod, container string) []string {
 		if c.Name == container {
 			break
 		}
-		if isSidecar(c) {
+		if pod.Sidecar(c) {
 			slices = append(slices, OrderSlice(p.Namespace, p.Name, c.Name))
 		}
 	}

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -91,7 +92,7 @@ func memorySize(p *corev1.Pod, limit *resource.Quantity) (int64, error) {
 }
 
 // podMemoryLimit returns what the containers of the pod can use at most at any time, in bytes; 0 when one of them has no limit. The pod's own limit
-// (spec.resources) goes before theirs. Init containers run one by one, each beside the sidecars that were started before it.
+// (spec.resources) goes before theirs.
 func podMemoryLimit(p *corev1.Pod) int64 {
 	if p.Spec.Resources != nil {
 		if q, ok := p.Spec.Resources.Limits[corev1.ResourceMemory]; ok {
@@ -99,35 +100,16 @@ func podMemoryLimit(p *corev1.Pod) int64 {
 		}
 	}
 	limited := true
-	memory := func(c *corev1.Container) int64 {
-		n := c.Resources.Limits.Memory().Value()
-		limited = limited && n > 0
-		return n
-	}
-	var sidecars, sum, peak int64
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		n := memory(c)
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			sidecars = saturated(sidecars, n)
-			n = 0
-		}
-		peak = max(peak, saturated(sidecars, n))
-	}
-	sum = sidecars
-	for i := range p.Spec.Containers {
-		sum = saturated(sum, memory(&p.Spec.Containers[i]))
-	}
-	if !limited {
+	total := pod.Effective(&p.Spec, func(c *corev1.Container) resource.Quantity {
+		q := c.Resources.Limits.Memory()
+		limited = limited && q.Sign() > 0
+		return *q
+	})
+	switch {
+	case !limited:
 		return 0
+	case total.CmpInt64(math.MaxInt64) >= 0:
+		return math.MaxInt64
 	}
-	return max(peak, sum)
-}
-
-// saturated is a+b for numbers that are not negative, without overflow.
-func saturated(a, b int64) int64 {
-	if sum := a + b; sum >= 0 {
-		return sum
-	}
-	return 1<<63 - 1
+	return total.Value()
 }

@@ -32,9 +32,8 @@ func manifestCommand(a *app, name, short string, noStart bool) *cobra.Command {
 			if file == "" {
 				return usagef("which manifest? (usage: magikpodctl %s -f FILE|-)", name)
 			}
-			switch wait {
-			case "", "none", "started", "ready", "completed":
-			default:
+			var err error
+			if o.Wait, err = pod.ParseWaitMode(wait); err != nil && wait != "" {
 				return usagef("unknown --wait %q: use none, started, ready or completed", wait)
 			}
 			if timeout < 0 {
@@ -48,7 +47,7 @@ func manifestCommand(a *app, name, short string, noStart bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o.Namespace, o.Wait, o.Timeout, o.NoStart = a.namespace, wait, timeout, noStart
+			o.Namespace, o.Timeout, o.NoStart = a.namespace, timeout, noStart
 			job, err := c.Run(cmd.Context(), text, o)
 			return a.job(cmd.Context(), c, job, err)
 		},

@@ -7,7 +7,6 @@ import (
 
 	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime/wasm"
 )
 
 func validateCommand(a *app) *cobra.Command {
@@ -44,24 +43,12 @@ func validateCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host's runtime classes cannot do, but for what no
-// WebAssembly module can, nor which names are taken.
+// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host lacks for a runtime class, nor which names are
+// taken.
 func check(text []byte, namespace string) []pod.Problem {
-	m, err := pod.Parse(text)
-	if err == nil {
-		err = m.SetNamespace(namespace)
-	}
+	_, errs, warnings, err := pod.Read(text, namespace, nil)
 	if err != nil {
 		return pod.ProblemsOf(err)
-	}
-	for _, p := range m.Pods {
-		pod.Default(p)
-	}
-	errs, warnings := pod.Validate(&m)
-	for _, p := range m.Pods {
-		if all, _ := wasm.Asked(p); all || *p.Spec.RuntimeClassName == wasm.ClassName {
-			errs = append(errs, m.Of(p, wasm.Validate(p))...)
-		}
 	}
 	return pod.Problems(errs, warnings)
 }

@@ -9,23 +9,18 @@ import (
 )
 
 func Example() {
-	m, err := pod.Parse([]byte(`
+	m, errs, _, err := pod.Read([]byte(`
 apiVersion: v1
 kind: Pod
 metadata: {name: web}
 spec:
   initContainers: [{name: page, image: busybox}]
   containers: [{name: server, image: nginx}]
-`))
+`), "", nil)
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := m.SetNamespace(""); err != nil {
-		log.Fatal(err)
-	}
 	web := m.Pods[0]
-	pod.Default(web)
-	errs, _ := pod.Validate(&m)
 	if err := pod.InvalidError(errs); err != nil {
 		log.Fatal(err) // every problem, with its path
 	}

@@ -243,10 +243,8 @@ func (l *Launcher) manyImages(p *corev1.Pod) bool {
 
 func (l *Launcher) countImages(p *corev1.Pod) int {
 	images := map[string]bool{}
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			images[list[i].Image] = true
-		}
+	for c := range pod.AllContainers(&p.Spec) {
+		images[c.Image] = true
 	}
 	if l.share != "" {
 		return len(images)

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -57,10 +58,8 @@ func wholeCPUs(perSecond time.Duration) int { return int((perSecond + time.Secon
 
 // limitedMemory is the sum of the memory limits in a pod some of whose containers have none.
 func limitedMemory(p *corev1.Pod) (sum uint64) {
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			sum = min(sum+units.ContainerLimits(&list[i]).MemoryMax, maxMachineMemory)
-		}
+	for c := range pod.AllContainers(&p.Spec) {
+		sum = min(sum+units.ContainerLimits(c).MemoryMax, maxMachineMemory)
 	}
 	return sum
 }

@@ -39,8 +39,7 @@ type Launcher interface {
 // Chooser is a [Launcher] for single containers of pods of the class pod-containers.
 type Chooser interface {
 	Launcher
-	// Asked says whether an annotation of the pod asks for it, for all of its containers or for some: which, Wants tells when the image is known. Of a pod
-	// that wants it for all Validate finds what cannot be honoured.
+	// Asked says whether an annotation of the pod asks for it, for all of its containers or for some: which, Wants tells when the image is known.
 	Asked(p *corev1.Pod) (all, some bool)
 	// Wants says whether it takes the container. spec is what the OCI runtime would be given.
 	Wants(config runtime.ContainerConfig, spec *specs.Spec) bool

@@ -214,30 +214,6 @@ func TestReadBelow(t *testing.T) {
 	}
 }
 
-func TestValidate(t *testing.T) {
-	no, fine := false, corev1.Container{Name: "a"}
-	m := &Manager{}
-	for want, p := range map[string]*corev1.Pod{
-		"":                                    {Spec: corev1.PodSpec{Containers: []corev1.Container{fine}, SecurityContext: &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "net.core.somaxconn"}, {Name: "kernel.shm_rmid_forced"}, {Name: "fs.mqueue.msg_max"}}}}},
-		"spec.hostUsers":                      {Spec: corev1.PodSpec{HostUsers: &no}},
-		"spec.os.name":                        {Spec: corev1.PodSpec{OS: &corev1.PodOS{Name: corev1.Windows}}},
-		"spec.containers[0].volumeDevices[0]": {Spec: corev1.PodSpec{Containers: []corev1.Container{{VolumeDevices: []corev1.VolumeDevice{{}}}}}},
-		"spec.containers[0].tty":              {Spec: corev1.PodSpec{Containers: []corev1.Container{{TTY: true}}}},
-		"spec.initContainers[0].securityContext.seccompProfile.type": {Spec: corev1.PodSpec{InitContainers: []corev1.Container{{SecurityContext: &corev1.SecurityContext{
-			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost}}}}}},
-		"spec.securityContext.sysctls[0].name spec.securityContext.sysctls[1].name spec.securityContext.sysctls[2].name": {Spec: corev1.PodSpec{HostNetwork: true, HostIPC: true,
-			SecurityContext: &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "net.core.somaxconn"}, {Name: "kernel/sem"}, {Name: "vm.swappiness"}}}}},
-	} {
-		var fields []string
-		for _, problem := range m.Validate(p) {
-			fields = append(fields, problem.Field)
-		}
-		if got := strings.Join(fields, " "); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-}
-
 func TestHostFacts(t *testing.T) {
 	facts := hostFacts()
 	if facts.MemoryBytes < 1<<20 {

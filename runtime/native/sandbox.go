@@ -242,10 +242,8 @@ func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) shim.Pau
 	if config.LogDir != "" {
 		c.Driver, c.LogDir = shim.LogFile, config.LogDir
 	}
-	for _, list := range [][]corev1.Container{config.Pod.Spec.InitContainers, config.Pod.Spec.Containers} {
-		for i := range list {
-			c.Units[list[i].Name] = s.unit(list[i].Name)
-		}
+	for container := range pod.AllContainers(&config.Pod.Spec) {
+		c.Units[container.Name] = s.unit(container.Name)
 	}
 	return c
 }

@@ -45,11 +45,9 @@ func tracesAny(p *corev1.Pod) bool {
 	if p.Spec.HostPID {
 		return false
 	}
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			if traces(&list[i]) {
-				return true
-			}
+	for c := range pod.AllContainers(&p.Spec) {
+		if traces(c) {
+			return true
 		}
 	}
 	return false

@@ -64,7 +64,7 @@ const maxDigests = 1024
 // refused. That a program is missing is no error: Class says so.
 func NewLauncher(program, cache, wasmtime string) *Launcher {
 	l := &Launcher{
-		program: program, cache: cache, wasmtime: wasmtime, class: pod.ClassInfo{Name: ClassName, Available: true, Reason: "wazero"},
+		program: program, cache: cache, wasmtime: wasmtime, class: pod.ClassInfo{Name: pod.ClassWasm, Available: true, Reason: "wazero"},
 		Log: slog.New(slog.DiscardHandler), quick: make(chan struct{}, maxCompilers), slow: make(chan struct{}, maxCompilers),
 		compiling: map[string]*compilation{}, digests: map[fileKey][sha256.Size]byte{}, refused: map[string]error{},
 	}
@@ -80,15 +80,15 @@ func NewLauncher(program, cache, wasmtime string) *Launcher {
 	return l
 }
 
-// Validate implements native.Launcher: it is the function of that name.
-func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList { return Validate(p) }
+// Validate implements native.Launcher: what no module can have, [pod.Validate] refuses.
+func (l *Launcher) Validate(*corev1.Pod) field.ErrorList { return nil }
 
 // Class says whether the class can be used.
 func (l *Launcher) Class() pod.ClassInfo { return l.class }
 
 // Prepare finds the module, has it compiled, and makes the configuration that [jail.Run] reads.
 func (l *Launcher) Prepare(ctx context.Context, config runtime.ContainerConfig, bundle string, spec *specs.Spec, launch *shim.LaunchConfig) (any, error) {
-	if errs := validateContainer(config.Pod, config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
+	if errs := pod.WasmErrors(&config.Pod.Spec, config.Container, field.NewPath("spec").Child("containers").Key(config.Container.Name)); len(errs) > 0 {
 		return nil, pod.InvalidError(errs) // a pod of another class, of which single containers are modules
 	}
 	name, entry, _ := strings.Cut(spec.Process.Args[0], "#")
@@ -235,8 +235,8 @@ func (l *Launcher) PrepareImage(ctx context.Context, image runtime.Image) error 
 	return nil
 }
 
-// Asked implements native.Chooser: it is the function of that name.
-func (l *Launcher) Asked(p *corev1.Pod) (all, some bool) { return Asked(p) }
+// Asked implements native.Chooser.
+func (l *Launcher) Asked(p *corev1.Pod) (all, some bool) { return pod.AskedWasm(p) }
 
 // Wants implements native.Chooser: of a pod that asks smartly it wants the containers whose command ends in .wasm.
 func (l *Launcher) Wants(config runtime.ContainerConfig, spec *specs.Spec) bool {
