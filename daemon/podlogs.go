@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/magikrun/magikpod/logs"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -36,7 +37,7 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	case !hasLog(snap, o.Container):
 		return nil, pod.Errorf(pod.Conflict, "cannot read the log: container %q in pod %s has not been started yet%s", o.Container, ref, waitingFor(seen))
 	}
-	q := logRequest{Ref: w.ref, Container: o.Container, Attempt: seen.Attempt, Ended: seen.FinishedAt, Options: o}
+	q := logs.Request{Ref: w.ref, Container: o.Container, Attempt: seen.Attempt, Ended: seen.FinishedAt, Options: o}
 	if o.Previous {
 		q.Attempt, q.Ended = seen.Last.Attempt, seen.Last.FinishedAt
 	}
@@ -72,7 +73,7 @@ func waitingFor(o pod.ContainerObservation) string {
 // and 2048 bytes (kubelet: fallbackToLogs).
 func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, attempt int, ended time.Time) string {
 	const lines, size = 80, 2048
-	f, err := d.logs.Open(ctx, logRequest{Ref: ref, Container: container, Attempt: attempt, Ended: ended, Quiet: true, Options: pod.LogOptions{Tail: lines}})
+	f, err := d.logs.Open(ctx, logs.Request{Ref: ref, Container: container, Attempt: attempt, Ended: ended, Quiet: true, Options: pod.LogOptions{Tail: lines}})
 	if err != nil {
 		return ""
 	}

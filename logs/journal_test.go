@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -43,23 +43,23 @@ done
 `
 
 type journalHost struct {
-	*logHost
+	*reading
 	dir   string
 	count int
 }
 
 func newJournalHost(t *testing.T) *journalHost {
-	h := &journalHost{logHost: newLogHost(t), dir: t.TempDir()}
+	h := &journalHost{reading: newReading(t), dir: t.TempDir()}
 	program := filepath.Join(h.dir, "journalctl")
 	if err := os.WriteFile(program, []byte(journalScript), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h.r = newLogReader(logReaderConfig{Journalctl: program, RunDir: h.run})
+	h.r = NewReader(Config{Journalctl: program, RunDir: h.run})
 	t.Cleanup(h.r.Close)
 	return h
 }
 
-// add puts entries of the form of logHost.write into the journal; held: they are only there after a sync.
+// add puts entries of the form of reading.write into the journal; held: they are only there after a sync.
 func (h *journalHost) add(name string, entries ...string) {
 	h.t.Helper()
 	for _, e := range entries {
@@ -151,7 +151,7 @@ func TestLogJournalErrors(t *testing.T) {
 	h.q.Quiet = true
 	h.want("")
 	h.q.Quiet = false
-	h.r = newLogReader(logReaderConfig{Journalctl: filepath.Join(h.dir, "missing")})
+	h.r = NewReader(Config{Journalctl: filepath.Join(h.dir, "missing")})
 	t.Cleanup(h.r.Close)
 	if got := h.all(); !strings.HasPrefix(got, "magikpod: cannot read the journal: fork/exec ") {
 		t.Errorf("log %q", got)
@@ -291,7 +291,7 @@ func FuzzParseLogLine(f *testing.F) {
 	f.Add([]byte("2026-01-02T03:04:05Z stderr P:tag "))
 	f.Add([]byte(" stdout F x"))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		stamp, stream, partial, text, ok := parseLogLine(line)
+		stamp, stream, partial, text, ok := parseLine(line)
 		if !ok {
 			return
 		}

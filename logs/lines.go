@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -9,21 +9,21 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// logWriter turns entries into lines.
-type logWriter struct {
+// lineWriter turns entries into lines.
+type lineWriter struct {
 	w      *bufio.Writer
 	stamps bool
 	since  time.Time
 	open   string // the stream of an unfinished line
 }
 
-func newLogWriter(w *os.File, o pod.LogOptions) *logWriter {
-	return &logWriter{w: bufio.NewWriterSize(w, 32<<10), stamps: o.Timestamps, since: o.Since}
+func newLineWriter(w *os.File, o pod.LogOptions) *lineWriter {
+	return &lineWriter{w: bufio.NewWriterSize(w, 32<<10), stamps: o.Timestamps, since: o.Since}
 }
 
 // entry writes one line, or a part of one: partial says that more of it follows. stamp is text of the form of logStampFormat. A line of another stream
 // that comes between ends the unfinished one.
-func (o *logWriter) entry(stream string, stamp, text []byte, partial bool) error {
+func (o *lineWriter) entry(stream string, stamp, text []byte, partial bool) error {
 	if o.open != "" && o.open != stream {
 		o.open = ""
 		o.w.WriteByte('\n')
@@ -43,14 +43,14 @@ func (o *logWriter) entry(stream string, stamp, text []byte, partial bool) error
 }
 
 // text writes a line of magikpod's own.
-func (o *logWriter) text(line string) {
+func (o *lineWriter) text(line string) {
 	_ = o.entry("magikpod", time.Now().UTC().AppendFormat(nil, logStampFormat), []byte("magikpod: "+line), false)
 }
 
-func (o *logWriter) flush() error { return o.w.Flush() }
+func (o *lineWriter) flush() error { return o.w.Flush() }
 
 // finish ends an unfinished line.
-func (o *logWriter) finish() error {
+func (o *lineWriter) finish() error {
 	if o.open != "" {
 		o.open = ""
 		o.w.WriteByte('\n')
@@ -58,8 +58,8 @@ func (o *logWriter) finish() error {
 	return o.flush()
 }
 
-// parseLogLine reads TIME STREAM TAGS TEXT.
-func parseLogLine(line []byte) (stamp []byte, stream string, partial bool, text []byte, ok bool) {
+// parseLine reads TIME STREAM TAGS TEXT.
+func parseLine(line []byte) (stamp []byte, stream string, partial bool, text []byte, ok bool) {
 	stamp, rest, ok1 := bytes.Cut(line, []byte{' '})
 	kind, rest, ok2 := bytes.Cut(rest, []byte{' '})
 	tags, text, ok3 := bytes.Cut(rest, []byte{' '})

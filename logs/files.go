@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bytes"
@@ -17,24 +17,24 @@ import (
 )
 
 const (
-	// logBlock is how much of a file is read at a time; a longer line than that is none of ours.
-	logBlock = 64 << 10
-	// maxLogFiles bounds the number of rotated files that are looked at.
-	maxLogFiles = 1000
-	// logRescan is how often a file is looked at although inotify said nothing.
-	logRescan = time.Second
+	// blockSize is how much of a file is read at a time; a longer line than that is none of ours.
+	blockSize = 64 << 10
+	// maxFiles bounds the number of rotated files that are looked at.
+	maxFiles = 1000
+	// rescan is how often a file is looked at although inotify said nothing.
+	rescan = time.Second
 )
 
-// logFiles reads the CRI log format: NAMESPACE_NAME_UID/CONTAINER/ATTEMPT.log; older parts of it are ATTEMPT.log.1 (the newest of them) and so on.
-type logFiles struct{ dir string }
+// fileDriver reads the CRI log format: NAMESPACE_NAME_UID/CONTAINER/ATTEMPT.log; older parts of it are ATTEMPT.log.1 (the newest of them) and so on.
+type fileDriver struct{ dir string }
 
-func (d logFiles) copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error {
+func (d fileDriver) copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
 	dir := filepath.Join(d.dir, q.Ref.Namespace+"_"+q.Ref.Name+"_"+string(q.Ref.UID), q.Container)
-	chain := &logChain{path: filepath.Join(dir, strconv.Itoa(q.Attempt)+".log"), since: q.Options.Since, buffer: make([]byte, logBlock)}
+	chain := &chain{path: filepath.Join(dir, strconv.Itoa(q.Attempt)+".log"), since: q.Options.Since, buffer: make([]byte, blockSize)}
 	defer chain.close()
-	var watch *logWatch
+	var watch *dirWatch
 	if over != nil {
-		watch = newLogWatch(dir)
+		watch = newWatch(dir)
 		defer watch.close()
 	}
 	if q.Options.Tail >= 0 {
@@ -65,12 +65,12 @@ func (d logFiles) copy(ctx context.Context, q logRequest, out *logWriter, over <
 	}
 }
 
-// logChain reads the files of one attempt, the oldest first, while they are being rotated.
-type logChain struct {
+// chain reads the files of one attempt, the oldest first, while they are being rotated.
+type chain struct {
 	path   string
 	since  time.Time
 	file   *os.File // nil: none was there yet
-	id     logFileID
+	id     fileID
 	offset int64 // of the first line that was not read
 	skip   bool  // the rest of a line that is too long
 	// again is set when the file was found rotated, and so complete: it has to be read once more to its end before the next one.
@@ -78,25 +78,25 @@ type logChain struct {
 	buffer []byte
 }
 
-// logFileID tells files apart.
-type logFileID struct{ dev, ino uint64 }
+// fileID tells files apart.
+type fileID struct{ dev, ino uint64 }
 
-// logFile is one file of a chain.
-type logFile struct {
+// file is one file of a chain.
+type file struct {
 	index int // 0: the one that is written to
-	id    logFileID
+	id    fileID
 	mtime time.Time
 }
 
-func logFileOf(index int, info fs.FileInfo) logFile {
-	f := logFile{index: index, mtime: info.ModTime()}
+func fileOf(index int, info fs.FileInfo) file {
+	f := file{index: index, mtime: info.ModTime()}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		f.id = logFileID{dev: uint64(st.Dev), ino: st.Ino}
+		f.id = fileID{dev: uint64(st.Dev), ino: st.Ino}
 	}
 	return f
 }
 
-func (c *logChain) name(index int) string {
+func (c *chain) name(index int) string {
 	if index == 0 {
 		return c.path
 	}
@@ -104,9 +104,9 @@ func (c *logChain) name(index int) string {
 }
 
 // list returns the files that are there, the newest first. One number may be missing: a rotation is on its way.
-func (c *logChain) list() ([]logFile, error) {
-	var files []logFile
-	for index, missing := 0, 0; index <= maxLogFiles && missing < 2; index++ {
+func (c *chain) list() ([]file, error) {
+	var files []file
+	for index, missing := 0, 0; index <= maxFiles && missing < 2; index++ {
 		info, err := os.Lstat(c.name(index))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -117,15 +117,15 @@ func (c *logChain) list() ([]logFile, error) {
 			return nil, pod.Errorf(pod.Internal, "cannot read the log %s: not a regular file", c.name(index))
 		default:
 			missing = 0
-			files = append(files, logFileOf(index, info))
+			files = append(files, fileOf(index, info))
 		}
 	}
 	return files, nil
 }
 
 // openAll opens files of one moment: choose gets the list, the newest first, and returns the ones to open.
-func (c *logChain) openAll(choose func(files []logFile) []logFile) ([]logFile, []*os.File, error) {
-	for end, pause := time.Now().Add(logSettleTime), time.Millisecond; time.Now().Before(end); pause = min(2*pause, 20*time.Millisecond) {
+func (c *chain) openAll(choose func(files []file) []file) ([]file, []*os.File, error) {
+	for end, pause := time.Now().Add(settleTime), time.Millisecond; time.Now().Before(end); pause = min(2*pause, 20*time.Millisecond) {
 		before, err := c.list()
 		if err != nil {
 			return nil, nil, err
@@ -134,17 +134,17 @@ func (c *logChain) openAll(choose func(files []logFile) []logFile) ([]logFile, [
 		files, ok := c.openThese(chosen)
 		if ok {
 			after, err := c.list()
-			if err == nil && slices.EqualFunc(before, after, func(a, b logFile) bool { return a.index == b.index && a.id == b.id }) {
+			if err == nil && slices.EqualFunc(before, after, func(a, b file) bool { return a.index == b.index && a.id == b.id }) {
 				return chosen, files, nil
 			}
 		}
-		closeLogFiles(files, nil)
+		closeFiles(files, nil)
 		time.Sleep(pause) // a rotation takes less than a millisecond
 	}
 	return nil, nil, pod.Errorf(pod.Unavailable, "cannot read the log: its files are rotated too fast")
 }
 
-func (c *logChain) openThese(chosen []logFile) ([]*os.File, bool) {
+func (c *chain) openThese(chosen []file) ([]*os.File, bool) {
 	var files []*os.File
 	for _, want := range chosen {
 		f, err := os.OpenFile(c.name(want.index), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
@@ -152,15 +152,15 @@ func (c *logChain) openThese(chosen []logFile) ([]*os.File, bool) {
 			return files, false
 		}
 		files = append(files, f)
-		if info, err := f.Stat(); err != nil || logFileOf(want.index, info).id != want.id {
+		if info, err := f.Stat(); err != nil || fileOf(want.index, info).id != want.id {
 			return files, false
 		}
 	}
 	return files, true
 }
 
-// closeLogFiles closes all but keep.
-func closeLogFiles(files []*os.File, keep *os.File) {
+// closeFiles closes all but keep.
+func closeFiles(files []*os.File, keep *os.File) {
 	for _, f := range files {
 		if f != keep {
 			f.Close()
@@ -168,12 +168,12 @@ func closeLogFiles(files []*os.File, keep *os.File) {
 	}
 }
 
-func (c *logChain) use(f *os.File, id logFileID, offset int64) {
+func (c *chain) use(f *os.File, id fileID, offset int64) {
 	c.close()
 	c.file, c.id, c.offset, c.skip, c.again = f, id, offset, false, false
 }
 
-func (c *logChain) close() {
+func (c *chain) close() {
 	if c.file != nil {
 		c.file.Close()
 		c.file = nil
@@ -181,15 +181,15 @@ func (c *logChain) close() {
 }
 
 // advance goes on to the next newer file, or to the first one. It returns false when there is none yet, true when there is something to read again.
-func (c *logChain) advance() (bool, error) {
+func (c *chain) advance() (bool, error) {
 	rotated := false
-	chosen, files, err := c.openAll(func(files []logFile) []logFile {
+	chosen, files, err := c.openAll(func(files []file) []file {
 		next := c.next(files)
 		rotated = next != nil
 		if next == nil || c.file != nil && !c.again {
 			return nil
 		}
-		return []logFile{*next}
+		return []file{*next}
 	})
 	if err != nil {
 		return false, err
@@ -205,10 +205,10 @@ func (c *logChain) advance() (bool, error) {
 }
 
 // next returns the file to read after the present one; nil: there is none.
-func (c *logChain) next(files []logFile) *logFile {
+func (c *chain) next(files []file) *file {
 	at := len(files) // a file that is not there any more is older than all
 	if c.file != nil {
-		if i := slices.IndexFunc(files, func(f logFile) bool { return f.id == c.id }); i >= 0 {
+		if i := slices.IndexFunc(files, func(f file) bool { return f.id == c.id }); i >= 0 {
 			at = i
 		}
 	}
@@ -222,7 +222,7 @@ func (c *logChain) next(files []logFile) *logFile {
 }
 
 // read writes what is in the file from the offset on, but no unfinished line.
-func (c *logChain) read(ctx context.Context, out *logWriter) error {
+func (c *chain) read(ctx context.Context, out *lineWriter) error {
 	for c.file != nil && ctx.Err() == nil {
 		n, err := c.file.ReadAt(c.buffer, c.offset)
 		if err != nil && err != io.EOF {
@@ -251,7 +251,7 @@ func (c *logChain) read(ctx context.Context, out *logWriter) error {
 }
 
 // lines writes whole lines.
-func (c *logChain) lines(data []byte, out *logWriter) error {
+func (c *chain) lines(data []byte, out *lineWriter) error {
 	for len(data) > 0 {
 		line, rest, _ := bytes.Cut(data, []byte{'\n'})
 		data = rest
@@ -266,8 +266,8 @@ func (c *logChain) lines(data []byte, out *logWriter) error {
 	return nil
 }
 
-func (c *logChain) line(line []byte, out *logWriter) error {
-	stamp, stream, partial, text, ok := parseLogLine(line)
+func (c *chain) line(line []byte, out *lineWriter) error {
+	stamp, stream, partial, text, ok := parseLine(line)
 	if !ok {
 		return nil
 	}
@@ -280,7 +280,7 @@ func (c *logChain) line(line []byte, out *logWriter) error {
 }
 
 // finish writes an unfinished last line: nothing will be added to it.
-func (c *logChain) finish(out *logWriter) error {
+func (c *chain) finish(out *lineWriter) error {
 	if c.file != nil && !c.skip {
 		n, _ := c.file.ReadAt(c.buffer, c.offset)
 		if n > 0 && !bytes.Contains(c.buffer[:n], []byte{'\n'}) {

@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"context"
@@ -17,20 +17,20 @@ import (
 )
 
 const (
-	// maxLogReaders is how many logs can be read at a time.
-	maxLogReaders = 256
-	// logSettleTime bounds the wait for the last lines of a container that has ended.
-	logSettleTime = 3 * time.Second
-	// logFresh is how long after the end of an attempt its last lines may still be on their way.
-	logFresh = 10 * time.Second
-	// logReaderCheck is how often it is looked whether somebody still reads a log without new lines.
-	logReaderCheck = time.Second
+	// maxReaders is how many logs can be read at a time.
+	maxReaders = 256
+	// settleTime bounds the wait for the last lines of a container that has ended.
+	settleTime = 3 * time.Second
+	// fresh is how long after the end of an attempt its last lines may still be on their way.
+	fresh = 10 * time.Second
+	// readerCheck is how often it is looked whether somebody still reads a log without new lines.
+	readerCheck = time.Second
 	// logStampFormat is that of the CRI log format and of kubectl logs --timestamps.
 	logStampFormat = "2006-01-02T15:04:05.000000000Z07:00"
 )
 
-// logReaderConfig says where the logs are.
-type logReaderConfig struct {
+// Config says where the logs are.
+type Config struct {
 	Driver shim.LogDriver // empty: the journal
 	Dir    string         // driver file: the directory of the pods' directories NAMESPACE_NAME_UID
 	RunDir string         // pods/UID/log in it has the log pipes; empty: the end of a log is not waited for
@@ -38,8 +38,8 @@ type logReaderConfig struct {
 	Journalctl string
 }
 
-// logRequest names a log.
-type logRequest struct {
+// Request names a log.
+type Request struct {
 	Ref       pod.Ref
 	Container string
 	// Attempt is the one to read, or to begin with when Options.Follow is set. Options.Previous and Options.Container are not looked at.
@@ -54,17 +54,17 @@ type logRequest struct {
 	More func(ctx context.Context, attempt int) bool
 }
 
-// logDriver reads what one log driver has written.
-type logDriver interface {
+// driver reads what one log driver has written.
+type driver interface {
 	// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over is closed; nothing is added
 	// to the log after that.
-	copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error
+	copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error
 }
 
-// logReader reads the logs of containers.
-type logReader struct {
-	config logReaderConfig
-	driver logDriver
+// Reader reads the logs of containers.
+type Reader struct {
+	config Config
+	driver driver
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -73,22 +73,23 @@ type logReader struct {
 	wg   sync.WaitGroup
 }
 
-func newLogReader(config logReaderConfig) *logReader {
-	r := &logReader{config: config}
+// NewReader returns a Reader; Close ends it.
+func NewReader(config Config) *Reader {
+	r := &Reader{config: config}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if config.Driver == shim.LogFile {
-		r.driver = logFiles{dir: config.Dir}
+		r.driver = fileDriver{dir: config.Dir}
 		return r
 	}
 	if r.config.Journalctl == "" {
 		r.config.Journalctl = "journalctl"
 	}
-	r.driver = logJournal{program: r.config.Journalctl}
+	r.driver = journalDriver{program: r.config.Journalctl}
 	return r
 }
 
 // Close ends all reading and waits for that. Open refuses afterwards.
-func (r *logReader) Close() {
+func (r *Reader) Close() {
 	r.mu.Lock()
 	r.cancel()
 	r.mu.Unlock()
@@ -100,13 +101,13 @@ func (r *logReader) Close() {
 // unless q.Quiet is set.
 //
 // Exhausted: too many logs are being read; Unavailable: the reader was closed.
-func (r *logReader) Open(ctx context.Context, q logRequest) (*os.File, error) {
+func (r *Reader) Open(ctx context.Context, q Request) (*os.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.ctx.Err() != nil:
 		return nil, pod.Errorf(pod.Unavailable, "cannot read logs: magikpodd is going down")
-	case r.open >= maxLogReaders:
+	case r.open >= maxReaders:
 		return nil, pod.Errorf(pod.Exhausted, "cannot read logs: %d are being read already", r.open)
 	}
 	// Only our end does not block: nobody knows what the other side makes of EAGAIN.
@@ -131,18 +132,18 @@ func (r *logReader) Open(ctx context.Context, q logRequest) (*os.File, error) {
 }
 
 // serve writes the log to w and closes it.
-func (r *logReader) serve(ctx context.Context, q logRequest, w *os.File) {
+func (r *Reader) serve(ctx context.Context, q Request, w *os.File) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer w.Close()
 	defer context.AfterFunc(r.ctx, cancel)()
 	stopWrites := context.AfterFunc(ctx, func() { _ = w.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stopWrites()
 	var wg sync.WaitGroup
-	wg.Go(func() { logWatchReader(ctx, w, cancel) })
+	wg.Go(func() { watchReader(ctx, w, cancel) })
 	defer wg.Wait()
 	defer cancel()
 
-	out := newLogWriter(w, q.Options)
+	out := newLineWriter(w, q.Options)
 	err := r.copyAll(ctx, q, out)
 	if err != nil && !q.Quiet && ctx.Err() == nil && !errors.Is(err, syscall.EPIPE) {
 		out.text(err.Error())
@@ -151,9 +152,9 @@ func (r *logReader) serve(ctx context.Context, q logRequest, w *os.File) {
 }
 
 // copyAll writes one attempt after the other.
-func (r *logReader) copyAll(ctx context.Context, q logRequest, out *logWriter) error {
+func (r *Reader) copyAll(ctx context.Context, q Request, out *lineWriter) error {
 	if !q.Options.Follow || q.More == nil {
-		if !q.Ended.IsZero() && time.Since(q.Ended) < logFresh {
+		if !q.Ended.IsZero() && time.Since(q.Ended) < fresh {
 			r.settle(ctx, q)
 		}
 		return r.driver.copy(ctx, q, out, nil)
@@ -169,7 +170,7 @@ func (r *logReader) copyAll(ctx context.Context, q logRequest, out *logWriter) e
 }
 
 // follow writes one attempt to its end, and says whether there is a later one.
-func (r *logReader) follow(ctx context.Context, q logRequest, out *logWriter) (more bool, err error) {
+func (r *Reader) follow(ctx context.Context, q Request, out *lineWriter) (more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	over := make(chan struct{})
 	var wg sync.WaitGroup
@@ -185,14 +186,14 @@ func (r *logReader) follow(ctx context.Context, q logRequest, out *logWriter) (m
 }
 
 // settle waits until all that an ended attempt has written is in its log: its pipes are gone then.
-func (r *logReader) settle(ctx context.Context, q logRequest) {
+func (r *Reader) settle(ctx context.Context, q Request) {
 	if r.config.RunDir == "" {
 		return
 	}
 	base := filepath.Join(r.config.RunDir, "pods", string(q.Ref.UID), "log", q.Container+"."+strconv.Itoa(q.Attempt))
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(logSettleTime); time.Now().Before(end); {
+	for end := time.Now().Add(settleTime); time.Now().Before(end); {
 		there := false
 		for _, kind := range []string{".stdout", ".stderr", ".end"} {
 			_, err := os.Lstat(base + kind)
@@ -209,9 +210,9 @@ func (r *logReader) settle(ctx context.Context, q logRequest) {
 	}
 }
 
-// logWatchReader calls gone when nobody has the other end of the pipe open any more; it returns then or when ctx ends.
-func logWatchReader(ctx context.Context, w *os.File, gone func()) {
-	tick := time.NewTicker(logReaderCheck)
+// watchReader calls gone when nobody has the other end of the pipe open any more; it returns then or when ctx ends.
+func watchReader(ctx context.Context, w *os.File, gone func()) {
+	tick := time.NewTicker(readerCheck)
 	defer tick.Stop()
 	conn, err := w.SyscallConn()
 	for err == nil {

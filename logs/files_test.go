@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -19,26 +19,26 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// logHost is a pod's log directory and a reader of it.
-type logHost struct {
+// reading is a pod's log directory and a reader of it.
+type reading struct {
 	t   *testing.T
 	dir string // of the container
 	run string
-	r   *logReader
-	q   logRequest
+	r   *Reader
+	q   Request
 	now time.Time
 }
 
-func newLogHost(t *testing.T) *logHost {
+func newReading(t *testing.T) *reading {
 	root, run := t.TempDir(), t.TempDir()
-	h := &logHost{t: t, dir: filepath.Join(root, "default_web_u1", "app"), run: run, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	h.r = newLogReader(logReaderConfig{Driver: shim.LogFile, Dir: root, RunDir: run})
+	h := &reading{t: t, dir: filepath.Join(root, "default_web_u1", "app"), run: run, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	h.r = NewReader(Config{Driver: shim.LogFile, Dir: root, RunDir: run})
 	t.Cleanup(h.r.Close)
-	h.q = logRequest{Ref: pod.Ref{Namespace: "default", Name: "web", UID: "u1"}, Container: "app", Options: pod.LogOptions{Tail: -1}}
+	h.q = Request{Ref: pod.Ref{Namespace: "default", Name: "web", UID: "u1"}, Container: "app", Options: pod.LogOptions{Tail: -1}}
 	return h
 }
 
-func (h *logHost) path(attempt, index int) string {
+func (h *reading) path(attempt, index int) string {
 	name := strconv.Itoa(attempt) + ".log"
 	if index > 0 {
 		name += "." + strconv.Itoa(index)
@@ -47,7 +47,7 @@ func (h *logHost) path(attempt, index int) string {
 }
 
 // write appends entries; each is "o text" or "e text" for the stream, "O text" or "E text" for a part of a line. The clock goes on by a second each time.
-func (h *logHost) write(attempt, index int, entries ...string) {
+func (h *reading) write(attempt, index int, entries ...string) {
 	h.t.Helper()
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		h.t.Fatal(err)
@@ -67,7 +67,7 @@ func (h *logHost) write(attempt, index int, entries ...string) {
 }
 
 // rotate does what the relay does.
-func (h *logHost) rotate(attempt, keep int) {
+func (h *reading) rotate(attempt, keep int) {
 	h.t.Helper()
 	os.Remove(h.path(attempt, keep-1))
 	for n := keep - 2; n >= 0; n-- {
@@ -79,7 +79,7 @@ func (h *logHost) rotate(attempt, keep int) {
 }
 
 // all reads the log to its end.
-func (h *logHost) all() string {
+func (h *reading) all() string {
 	h.t.Helper()
 	f, err := h.r.Open(h.t.Context(), h.q)
 	if err != nil {
@@ -93,7 +93,7 @@ func (h *logHost) all() string {
 	return string(b)
 }
 
-func (h *logHost) want(want string) {
+func (h *reading) want(want string) {
 	h.t.Helper()
 	if diff := cmp.Diff(want, h.all()); diff != "" {
 		h.t.Errorf("log (-want +got):\n%s", diff)
@@ -133,7 +133,7 @@ func TestLogFiles(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			h := newLogHost(t)
+			h := newReading(t)
 			for index := 9; index >= 0; index-- {
 				if entries, ok := tt.files[index]; ok {
 					h.write(0, index, entries...)
@@ -148,9 +148,9 @@ func TestLogFiles(t *testing.T) {
 
 // What is not a line of the format is passed over.
 func TestLogFilesGarbage(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	h.write(0, 0, "o 1")
-	garbage := "\n\nx\nx stdout\nx stdout F\nx stdfoo F text\nx stdout Q text\n\x00\xff\n" + strings.Repeat("y", 3*logBlock+7) + "\n"
+	garbage := "\n\nx\nx stdout\nx stdout F\nx stdfoo F text\nx stdout Q text\n\x00\xff\n" + strings.Repeat("y", 3*blockSize+7) + "\n"
 	appendLog(t, h.path(0, 0), garbage)
 	h.write(0, 0, "o 2\x00\xff")
 	appendLog(t, h.path(0, 0), "2026-01-02T03:04:05Z stdout P:x tagged ")
@@ -177,7 +177,7 @@ func appendLog(t *testing.T, path, text string) {
 
 // The end of a log is found at every place of a block's edge.
 func TestLogTailBlocks(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	var lines []string
 	for n := range 5000 {
 		lines = append(lines, fmt.Sprintf("o %d %s", n, strings.Repeat("x", n*7919%300)))
@@ -201,7 +201,7 @@ type follower struct {
 	lines *bufio.Scanner
 }
 
-func (h *logHost) follow(ctx context.Context) *follower {
+func (h *reading) follow(ctx context.Context) *follower {
 	h.t.Helper()
 	h.q.Options.Follow = true
 	f, err := h.r.Open(ctx, h.q)
@@ -241,7 +241,7 @@ func (a attempts) more(ctx context.Context, attempt int) bool {
 }
 
 func TestLogFilesFollow(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	life := attempts{make(chan bool), make(chan bool), make(chan bool)}
 	h.q.More = life.more
 	f := h.follow(t.Context()) // before there is a directory
@@ -275,7 +275,7 @@ func TestLogFilesFollow(t *testing.T) {
 func TestLogFilesSettle(t *testing.T) {
 	for _, follow := range []bool{true, false} {
 		t.Run(fmt.Sprintf("follow %v", follow), func(t *testing.T) {
-			h := newLogHost(t)
+			h := newReading(t)
 			pipes := filepath.Join(h.run, "pods", "u1", "log")
 			if err := os.MkdirAll(pipes, 0o700); err != nil {
 				t.Fatal(err)
@@ -309,7 +309,7 @@ func TestLogFilesSettle(t *testing.T) {
 // A follower that goes away, a cancelled one, and the end of the daemon leave nothing running.
 func TestLogFollowEnds(t *testing.T) {
 	t.Run("reader", func(t *testing.T) {
-		h := newLogHost(t)
+		h := newReading(t)
 		h.q.More = attempts{make(chan bool)}.more
 		h.write(0, 0, "o 1")
 		f := h.follow(context.Background())
@@ -318,7 +318,7 @@ func TestLogFollowEnds(t *testing.T) {
 		h.r.wg.Wait()
 	})
 	t.Run("slow reader", func(t *testing.T) {
-		h := newLogHost(t)
+		h := newReading(t)
 		h.q.More = attempts{make(chan bool)}.more
 		h.write(0, 0, strings.Split(strings.Repeat("o "+strings.Repeat("x", 1000)+"\n", 200)+"o y", "\n")...)
 		f := h.follow(context.Background())
@@ -326,7 +326,7 @@ func TestLogFollowEnds(t *testing.T) {
 		h.r.Close() // the writer waits for the pipe
 	})
 	t.Run("context", func(t *testing.T) {
-		h := newLogHost(t)
+		h := newReading(t)
 		h.q.More = attempts{make(chan bool)}.more
 		h.write(0, 0, "o 1")
 		ctx, cancel := context.WithCancel(t.Context())
@@ -336,7 +336,7 @@ func TestLogFollowEnds(t *testing.T) {
 		f.wantEnd()
 	})
 	t.Run("close", func(t *testing.T) {
-		h := newLogHost(t)
+		h := newReading(t)
 		h.q.More = attempts{make(chan bool)}.more
 		f := h.follow(t.Context())
 		h.r.Close()
@@ -348,10 +348,10 @@ func TestLogFollowEnds(t *testing.T) {
 }
 
 func TestLogLimit(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	h.q.More = attempts{make(chan bool)}.more
 	h.q.Options.Follow = true
-	h.r.open = maxLogReaders
+	h.r.open = maxReaders
 	if _, err := h.r.Open(t.Context(), h.q); pod.KindOf(err) != pod.Exhausted {
 		t.Errorf("error %v", err)
 	}
@@ -360,7 +360,7 @@ func TestLogLimit(t *testing.T) {
 
 // A log that is read while it is rotated all the time loses no line and shows none twice, as long as the reader keeps up.
 func TestLogFilesRace(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	life := attempts{make(chan bool)}
 	h.q.More = life.more
 	f := h.follow(t.Context())

@@ -1,14 +1,11 @@
-package daemon
+package logs
 
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -19,29 +16,21 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/magikrun/magikpod/internal/fakepods"
-	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // realJournal writes to this host's journal as the relay does.
 type realJournal struct {
-	*logHost
+	*reading
 	conn net.Conn
 }
 
 func newRealJournal(t *testing.T) *realJournal {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("the relay is root: run as root")
-	}
-	conn, err := net.Dial("unixgram", "/run/systemd/journal/socket")
-	if err != nil {
-		t.Skipf("this host has no journal (%v): run it with -exec 'magikhost run --here --'", err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	h := newLogHost(t)
-	h.r = newLogReader(logReaderConfig{RunDir: h.run})
+	conn := host.DialJournal(t)
+	h := newReading(t)
+	h.r = NewReader(Config{RunDir: h.run})
 	t.Cleanup(h.r.Close)
 	h.q.Ref.UID = uuid.NewUUID()
 	return &realJournal{h, conn}
@@ -78,7 +67,7 @@ func TestLogJournalReal(t *testing.T) {
 	if out, err := forge.CombinedOutput(); err != nil {
 		t.Fatalf("no entry was forged: %v: %s", err, out)
 	}
-	if got := readJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+string(j.q.Ref.UID)); got != "forged\n" {
+	if got := host.ReadJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+string(j.q.Ref.UID)); got != "forged\n" {
 		t.Fatalf("the journal has %q of nobody, want the forged entry", got)
 	}
 	j.q.Ended = time.Now()
@@ -96,34 +85,6 @@ func TestLogJournalReal(t *testing.T) {
 	stamp, _, _ := strings.Cut(j.all(), " ")
 	if at, err := time.Parse(logStampFormat, stamp); err != nil || time.Since(at).Abs() > time.Hour {
 		t.Errorf("the stamp is %q: %v", stamp, err)
-	}
-}
-
-// readJournal is what journalctl prints of what was sent until now.
-func readJournal(t *testing.T, args ...string) string {
-	t.Helper()
-	if out, err := exec.Command("journalctl", "--sync").CombinedOutput(); err != nil {
-		t.Fatalf("journalctl --sync: %v: %s", err, out)
-	}
-	out, err := exec.Command("journalctl", append([]string{"--quiet", "--no-pager", "--all"}, args...)...).Output()
-	if err != nil {
-		t.Fatalf("journalctl: %v", err)
-	}
-	return string(out)
-}
-
-// The daemon's own entries are one line each, and do nothing to a terminal, whatever others have said.
-func TestLogJournalRealLogger(t *testing.T) {
-	newRealJournal(t)
-	id := string(uuid.NewUUID())
-	log := slog.New(&journalHandler{level: slog.LevelInfo}).With("MAGIKPOD_POD_UID", id)
-	log.Error("cannot pull "+fakepods.Text, "error", errors.New(fakepods.Text), "image", fakepods.Text)
-	got := readJournal(t, "--output=cat", "MAGIKPOD_POD_UID="+id)
-	if want := printable.Line("cannot pull "+fakepods.Text+": "+fakepods.Text+" image="+fakepods.Text) + "\n"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-	if strings.Count(got, "\n") != 1 || strings.Contains(got, "\x1b") {
-		t.Errorf("%q is more than a line, or holds ESC", got)
 	}
 }
 

@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// logSyncTime bounds the wait for the journal to take in what was sent to it.
-	logSyncTime = 5 * time.Second
+	// syncTime bounds the wait for the journal to take in what was sent to it.
+	syncTime = 5 * time.Second
 	// maxJournalField bounds a field of an entry, in bytes: the relay splits longer messages.
 	maxJournalField = 4 << 20
 )
 
-// logJournal reads the journal with journalctl, which knows its files, their compression and their rotation.
-type logJournal struct{ program string }
+// journalDriver reads the journal with journalctl, which knows its files, their compression and their rotation.
+type journalDriver struct{ program string }
 
-func (d logJournal) copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error {
+func (d journalDriver) copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
 	c := &journalCopy{program: d.program, q: q, out: out}
 	if q.Options.Tail == 0 { // what comes from now on
 		if over == nil {
@@ -37,7 +37,7 @@ func (d logJournal) copy(ctx context.Context, q logRequest, out *logWriter, over
 		}
 	}
 	if over == nil {
-		if !q.Ended.IsZero() && time.Since(q.Ended) < logFresh {
+		if !q.Ended.IsZero() && time.Since(q.Ended) < fresh {
 			c.sync(ctx)
 		}
 		return errors.Join(c.run(ctx, false), out.finish())
@@ -75,14 +75,14 @@ func (d logJournal) copy(ctx context.Context, q logRequest, out *logWriter, over
 // journalCopy is the copying of one attempt's lines, in one or more runs of journalctl.
 type journalCopy struct {
 	program string
-	q       logRequest
-	out     *logWriter
+	q       Request
+	out     *lineWriter
 	cursor  string // of the last entry
 }
 
 // sync waits until the journal has taken in what was sent to it before. It is an improvement only: without it some last lines may be missing.
 func (c *journalCopy) sync(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, logSyncTime)
+	ctx, cancel := context.WithTimeout(ctx, syncTime)
 	defer cancel()
 	_ = c.command(ctx, "--sync").Run()
 }
@@ -122,7 +122,7 @@ func (c *journalCopy) run(ctx context.Context, follow bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := c.command(ctx, c.args(follow)...)
-	var complaint logHead
+	var complaint firstBytes
 	cmd.Stderr = &complaint
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
@@ -261,10 +261,10 @@ func readJournalLine(r *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// logHead keeps the first 4 KiB that are written to it.
-type logHead struct{ kept []byte }
+// firstBytes keeps the first 4 KiB that are written to it.
+type firstBytes struct{ kept []byte }
 
-func (h *logHead) Write(b []byte) (int, error) {
+func (h *firstBytes) Write(b []byte) (int, error) {
 	h.kept = append(h.kept, b[:min(len(b), 4096-len(h.kept))]...)
 	return len(b), nil
 }
