@@ -123,7 +123,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 		d.metrics.observeJob(kind, result, took)
 		d.touch()
 	}}
-	d.logs = logs.NewReader(logs.Config{Driver: o.Config.LogDriver, Dir: o.Config.LogDir, RunDir: o.Config.RunDir})
+	d.logs = logs.NewReader()
 	for _, class := range d.registry.Classes() {
 		d.starts[class.Name] = make(chan struct{}, maxStarts)
 		if manager, err := d.registry.Get(class.Name); err == nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/volume"
 )
 
@@ -534,23 +532,4 @@ func (w *worker) deletePod(s pod.Step) func(context.Context) func() error {
 			return nil
 		}
 	}
-}
-
-// podLogDir is where CRI log files of the pod go; empty with the journal.
-func (d *Daemon) podLogDir(ref pod.Ref) string {
-	if d.config.LogDriver != shim.LogFile {
-		return ""
-	}
-	return filepath.Join(d.config.LogDir, ref.Namespace+"_"+ref.Name+"_"+string(ref.UID))
-}
-
-func (d *Daemon) removeLogs(ref pod.Ref) error {
-	dir := d.podLogDir(ref)
-	if dir == "" {
-		return nil
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return pod.Errorf(pod.Internal, "cannot remove the logs: %w", err)
-	}
-	return nil
 }

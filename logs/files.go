@@ -9,11 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 const (
@@ -25,16 +25,14 @@ const (
 	rescan = time.Second
 )
 
-// fileDriver reads the CRI log format: NAMESPACE_NAME_UID/CONTAINER/ATTEMPT.log; older parts of it are ATTEMPT.log.1 (the newest of them) and so on.
-type fileDriver struct{ dir string }
-
-func (d fileDriver) copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
-	dir := filepath.Join(d.dir, q.Ref.Namespace+"_"+q.Ref.Name+"_"+string(q.Ref.UID), q.Container)
-	chain := &chain{path: filepath.Join(dir, strconv.Itoa(q.Attempt)+".log"), since: q.Options.Since, buffer: make([]byte, blockSize)}
+// copyFiles writes the lines of CRI log files.
+func copyFiles(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
+	path := shim.CRIPath(q.LogDir, q.Container, q.Attempt)
+	chain := &chain{path: path, since: q.Options.Since, buffer: make([]byte, blockSize)}
 	defer chain.close()
 	var watch *dirWatch
 	if over != nil {
-		watch = newWatch(dir)
+		watch = newWatch(filepath.Dir(path))
 		defer watch.close()
 	}
 	if q.Options.Tail >= 0 {
@@ -96,25 +94,18 @@ func fileOf(index int, info fs.FileInfo) file {
 	return f
 }
 
-func (c *chain) name(index int) string {
-	if index == 0 {
-		return c.path
-	}
-	return c.path + "." + strconv.Itoa(index)
-}
-
 // list returns the files that are there, the newest first. One number may be missing: a rotation is on its way.
 func (c *chain) list() ([]file, error) {
 	var files []file
 	for index, missing := 0, 0; index <= maxFiles && missing < 2; index++ {
-		info, err := os.Lstat(c.name(index))
+		info, err := os.Lstat(shim.CRIRotated(c.path, index))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			missing++
 		case err != nil:
 			return nil, pod.Errorf(pod.Internal, "cannot read the log: %w", err)
 		case !info.Mode().IsRegular():
-			return nil, pod.Errorf(pod.Internal, "cannot read the log %s: not a regular file", c.name(index))
+			return nil, pod.Errorf(pod.Internal, "cannot read the log %s: not a regular file", shim.CRIRotated(c.path, index))
 		default:
 			missing = 0
 			files = append(files, fileOf(index, info))
@@ -147,7 +138,7 @@ func (c *chain) openAll(choose func(files []file) []file) ([]file, []*os.File, e
 func (c *chain) openThese(chosen []file) ([]*os.File, bool) {
 	var files []*os.File
 	for _, want := range chosen {
-		f, err := os.OpenFile(c.name(want.index), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+		f, err := os.OpenFile(shim.CRIRotated(c.path, want.index), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 		if err != nil {
 			return files, false
 		}

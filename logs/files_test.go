@@ -23,18 +23,16 @@ import (
 type reading struct {
 	t   *testing.T
 	dir string // of the container
-	run string
 	r   *Reader
 	q   Request
 	now time.Time
 }
 
 func newReading(t *testing.T) *reading {
-	root, run := t.TempDir(), t.TempDir()
-	h := &reading{t: t, dir: filepath.Join(root, "default_web_u1", "app"), run: run, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	h.r = NewReader(Config{Driver: shim.LogFile, Dir: root, RunDir: run})
+	h := &reading{t: t, r: NewReader(), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	t.Cleanup(h.r.Close)
-	h.q = Request{Ref: pod.Ref{Namespace: "default", Name: "web", UID: "u1"}, Container: "app", Options: pod.LogOptions{Tail: -1}}
+	h.q = Request{LogDir: t.TempDir(), FIFODir: t.TempDir(), PodUID: "u1", Container: "app", Options: pod.LogOptions{Tail: -1}}
+	h.dir = filepath.Join(h.q.LogDir, "app")
 	return h
 }
 
@@ -59,7 +57,7 @@ func (h *reading) write(attempt, index int, entries ...string) {
 	defer f.Close()
 	for _, e := range entries {
 		stream := map[byte]string{'o': "stdout F", 'e': "stderr F", 'O': "stdout P", 'E': "stderr P"}[e[0]]
-		if _, err := fmt.Fprintf(f, "%s %s %s\n", h.now.Format(logStampFormat), stream, e[2:]); err != nil {
+		if _, err := fmt.Fprintf(f, "%s %s %s\n", h.now.Format(shim.CRITime), stream, e[2:]); err != nil {
 			h.t.Fatal(err)
 		}
 		h.now = h.now.Add(time.Second)
@@ -276,11 +274,7 @@ func TestLogFilesSettle(t *testing.T) {
 	for _, follow := range []bool{true, false} {
 		t.Run(fmt.Sprintf("follow %v", follow), func(t *testing.T) {
 			h := newReading(t)
-			pipes := filepath.Join(h.run, "pods", "u1", "log")
-			if err := os.MkdirAll(pipes, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			stdout, stderr, err := shim.MakeLogFIFOs(pipes, "app", 0)
+			stdout, stderr, err := shim.MakeLogFIFOs(h.q.FIFODir, "app", 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 const (
@@ -22,11 +23,9 @@ const (
 	maxJournalField = 4 << 20
 )
 
-// journalDriver reads the journal with journalctl, which knows its files, their compression and their rotation.
-type journalDriver struct{ program string }
-
-func (d journalDriver) copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
-	c := &journalCopy{program: d.program, q: q, out: out}
+// copyJournal writes the lines that journalctl, the program, gives: it knows the journal's files, their compression and their rotation.
+func copyJournal(ctx context.Context, program string, q Request, out *lineWriter, over <-chan struct{}) error {
+	c := &journalCopy{program: program, q: q, out: out}
 	if q.Options.Tail == 0 { // what comes from now on
 		if over == nil {
 			return nil
@@ -98,7 +97,7 @@ func (c *journalCopy) command(ctx context.Context, args ...string) *exec.Cmd {
 func (c *journalCopy) args(follow bool) []string {
 	o := c.q.Options
 	args := []string{"--quiet", "--no-pager", "--system", "--output=export",
-		"--output-fields=MESSAGE,MAGIKPOD_STREAM,CONTAINER_PARTIAL_MESSAGE"}
+		"--output-fields=MESSAGE," + shim.FieldStream + "," + shim.FieldPartial}
 	if follow {
 		args = append(args, "--follow")
 	}
@@ -113,8 +112,8 @@ func (c *journalCopy) args(follow bool) []string {
 	} else {
 		args = append(args, "--lines="+strconv.Itoa(o.Tail))
 	}
-	return append(args, "_UID=0", "MAGIKPOD_POD_UID="+string(c.q.Ref.UID), "MAGIKPOD_CONTAINER="+c.q.Container,
-		"MAGIKPOD_RESTART="+strconv.Itoa(c.q.Attempt), "MAGIKPOD_STREAM=stdout", "MAGIKPOD_STREAM=stderr")
+	return append(args, "_UID=0", shim.FieldPodUID+"="+c.q.PodUID, shim.FieldContainer+"="+c.q.Container,
+		shim.FieldAttempt+"="+strconv.Itoa(c.q.Attempt), shim.FieldStream+"="+shim.Stdout, shim.FieldStream+"="+shim.Stderr)
 }
 
 // run copies what one run of journalctl gives.
@@ -161,8 +160,8 @@ func (c *journalCopy) read(r *bufio.Reader) error {
 		}
 		at := time.UnixMicro(e.micros).UTC()
 		if e.stream != "" && !at.Before(c.out.since) {
-			var stamp [len(logStampFormat)]byte
-			if err := c.out.entry(e.stream, at.AppendFormat(stamp[:0], logStampFormat), e.message, e.partial); err != nil {
+			var stamp [len(shim.CRITime)]byte
+			if err := c.out.entry(e.stream, at.AppendFormat(stamp[:0], shim.CRITime), e.message, e.partial); err != nil {
 				return err
 			}
 		}
@@ -204,9 +203,9 @@ func readJournalEntry(r *bufio.Reader) (journalEntry, error) {
 			if e.micros, err = strconv.ParseInt(string(value), 10, 64); err != nil {
 				return e, pod.Errorf(pod.Internal, "cannot read the journal: a time-stamp is %q", value)
 			}
-		case "MAGIKPOD_STREAM":
+		case shim.FieldStream:
 			e.stream = string(value)
-		case "CONTAINER_PARTIAL_MESSAGE":
+		case shim.FieldPartial:
 			e.partial = string(value) == "true"
 		case "MESSAGE":
 			e.message = value

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/tests/host"
 )
 
@@ -30,14 +31,12 @@ func newRealJournal(t *testing.T) *realJournal {
 	t.Helper()
 	conn := host.DialJournal(t)
 	h := newReading(t)
-	h.r = NewReader(Config{RunDir: h.run})
-	t.Cleanup(h.r.Close)
-	h.q.Ref.UID = uuid.NewUUID()
+	h.q.LogDir, h.q.PodUID = "", string(uuid.NewUUID())
 	return &realJournal{h, conn}
 }
 
 func (j *realJournal) fields(attempt int, stream string) string {
-	return fmt.Sprintf("PRIORITY=6\nMAGIKPOD_POD_UID=%s\nMAGIKPOD_CONTAINER=app\nMAGIKPOD_RESTART=%d\nMAGIKPOD_STREAM=%s\n", j.q.Ref.UID, attempt, stream)
+	return fmt.Sprintf("PRIORITY=6\nMAGIKPOD_POD_UID=%s\nMAGIKPOD_CONTAINER=app\nMAGIKPOD_RESTART=%d\nMAGIKPOD_STREAM=%s\n", j.q.PodUID, attempt, stream)
 }
 
 func (j *realJournal) send(attempt int, stream, message string, partial bool) {
@@ -67,7 +66,7 @@ func TestLogJournalReal(t *testing.T) {
 	if out, err := forge.CombinedOutput(); err != nil {
 		t.Fatalf("no entry was forged: %v: %s", err, out)
 	}
-	if got := host.ReadJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+string(j.q.Ref.UID)); got != "forged\n" {
+	if got := host.ReadJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+j.q.PodUID); got != "forged\n" {
 		t.Fatalf("the journal has %q of nobody, want the forged entry", got)
 	}
 	j.q.Ended = time.Now()
@@ -83,7 +82,7 @@ func TestLogJournalReal(t *testing.T) {
 	j.want("")
 	j.q.Options = pod.LogOptions{Tail: 1, Timestamps: true}
 	stamp, _, _ := strings.Cut(j.all(), " ")
-	if at, err := time.Parse(logStampFormat, stamp); err != nil || time.Since(at).Abs() > time.Hour {
+	if at, err := time.Parse(shim.CRITime, stamp); err != nil || time.Since(at).Abs() > time.Hour {
 		t.Errorf("the stamp is %q: %v", stamp, err)
 	}
 }

@@ -54,8 +54,7 @@ func newJournalHost(t *testing.T) *journalHost {
 	if err := os.WriteFile(program, []byte(journalScript), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h.r = NewReader(Config{Journalctl: program, RunDir: h.run})
-	t.Cleanup(h.r.Close)
+	h.r.journalctl, h.q.LogDir = program, ""
 	return h
 }
 
@@ -151,8 +150,7 @@ func TestLogJournalErrors(t *testing.T) {
 	h.q.Quiet = true
 	h.want("")
 	h.q.Quiet = false
-	h.r = NewReader(Config{Journalctl: filepath.Join(h.dir, "missing")})
-	t.Cleanup(h.r.Close)
+	h.r.journalctl = filepath.Join(h.dir, "missing")
 	if got := h.all(); !strings.HasPrefix(got, "magikpod: cannot read the journal: fork/exec ") {
 		t.Errorf("log %q", got)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // lineWriter turns entries into lines.
@@ -21,7 +22,7 @@ func newLineWriter(w *os.File, o pod.LogOptions) *lineWriter {
 	return &lineWriter{w: bufio.NewWriterSize(w, 32<<10), stamps: o.Timestamps, since: o.Since}
 }
 
-// entry writes one line, or a part of one: partial says that more of it follows. stamp is text of the form of logStampFormat. A line of another stream
+// entry writes one line, or a part of one: partial says that more of it follows. stamp is text of the form of [shim.CRITime]. A line of another stream
 // that comes between ends the unfinished one.
 func (o *lineWriter) entry(stream string, stamp, text []byte, partial bool) error {
 	if o.open != "" && o.open != stream {
@@ -44,7 +45,7 @@ func (o *lineWriter) entry(stream string, stamp, text []byte, partial bool) erro
 
 // text writes a line of magikpod's own.
 func (o *lineWriter) text(line string) {
-	_ = o.entry("magikpod", time.Now().UTC().AppendFormat(nil, logStampFormat), []byte("magikpod: "+line), false)
+	_ = o.entry("magikpod", time.Now().UTC().AppendFormat(nil, shim.CRITime), []byte("magikpod: "+line), false)
 }
 
 func (o *lineWriter) flush() error { return o.w.Flush() }
@@ -63,19 +64,17 @@ func parseLine(line []byte) (stamp []byte, stream string, partial bool, text []b
 	stamp, rest, ok1 := bytes.Cut(line, []byte{' '})
 	kind, rest, ok2 := bytes.Cut(rest, []byte{' '})
 	tags, text, ok3 := bytes.Cut(rest, []byte{' '})
+	tag, _, _ := bytes.Cut(tags, []byte{':'})
+	partial = string(tag) == shim.CRIPartial
 	switch {
-	case !ok1 || !ok2 || !ok3 || len(stamp) == 0:
+	case !ok1 || !ok2 || !ok3 || len(stamp) == 0 || !partial && string(tag) != shim.CRIFull:
 		return nil, "", false, nil, false
-	case string(kind) == "stdout":
-		stream = "stdout"
-	case string(kind) == "stderr":
-		stream = "stderr"
+	case string(kind) == shim.Stdout:
+		stream = shim.Stdout
+	case string(kind) == shim.Stderr:
+		stream = shim.Stderr
 	default:
 		return nil, "", false, nil, false
 	}
-	tag, _, _ := bytes.Cut(tags, []byte{':'})
-	if t := string(tag); t != "P" && t != "F" {
-		return nil, "", false, nil, false
-	}
-	return stamp, stream, tag[0] == 'P', text, true
+	return stamp, stream, partial, text, true
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -25,22 +23,15 @@ const (
 	fresh = 10 * time.Second
 	// readerCheck is how often it is looked whether somebody still reads a log without new lines.
 	readerCheck = time.Second
-	// logStampFormat is that of the CRI log format and of kubectl logs --timestamps.
-	logStampFormat = "2006-01-02T15:04:05.000000000Z07:00"
 )
-
-// Config says where the logs are.
-type Config struct {
-	Driver shim.LogDriver // empty: the journal
-	Dir    string         // driver file: the directory of the pods' directories NAMESPACE_NAME_UID
-	RunDir string         // pods/UID/log in it has the log pipes; empty: the end of a log is not waited for
-	// Journalctl is the program or its path; empty: journalctl.
-	Journalctl string
-}
 
 // Request names a log.
 type Request struct {
-	Ref       pod.Ref
+	// LogDir is the pod's directory of CRI log files; empty: the lines are in the journal.
+	LogDir string
+	// FIFODir is the directory of the pod's FIFOs ([shim.FIFODir]); empty: what is still in them when an attempt ends is not waited for.
+	FIFODir   string
+	PodUID    string
 	Container string
 	// Attempt is the one to read, or to begin with when Options.Follow is set. Options.Previous and Options.Container are not looked at.
 	Attempt int
@@ -54,19 +45,11 @@ type Request struct {
 	More func(ctx context.Context, attempt int) bool
 }
 
-// driver reads what one log driver has written.
-type driver interface {
-	// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over is closed; nothing is added
-	// to the log after that.
-	copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error
-}
-
 // Reader reads the logs of containers.
 type Reader struct {
-	config Config
-	driver driver
-	ctx    context.Context
-	cancel context.CancelFunc
+	journalctl string // the program or its path
+	ctx        context.Context
+	cancel     context.CancelFunc
 
 	mu   sync.Mutex
 	open int
@@ -74,17 +57,9 @@ type Reader struct {
 }
 
 // NewReader returns a Reader; Close ends it.
-func NewReader(config Config) *Reader {
-	r := &Reader{config: config}
+func NewReader() *Reader {
+	r := &Reader{journalctl: "journalctl"}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	if config.Driver == shim.LogFile {
-		r.driver = fileDriver{dir: config.Dir}
-		return r
-	}
-	if r.config.Journalctl == "" {
-		r.config.Journalctl = "journalctl"
-	}
-	r.driver = journalDriver{program: r.config.Journalctl}
 	return r
 }
 
@@ -155,9 +130,9 @@ func (r *Reader) serve(ctx context.Context, q Request, w *os.File) {
 func (r *Reader) copyAll(ctx context.Context, q Request, out *lineWriter) error {
 	if !q.Options.Follow || q.More == nil {
 		if !q.Ended.IsZero() && time.Since(q.Ended) < fresh {
-			r.settle(ctx, q)
+			settle(ctx, q)
 		}
-		return r.driver.copy(ctx, q, out, nil)
+		return r.copy(ctx, q, out, nil)
 	}
 	for {
 		more, err := r.follow(ctx, q, out)
@@ -177,31 +152,31 @@ func (r *Reader) follow(ctx context.Context, q Request, out *lineWriter) (more b
 	wg.Go(func() {
 		defer close(over)
 		more = q.More(ctx, q.Attempt)
-		r.settle(ctx, q)
+		settle(ctx, q)
 	})
-	err = r.driver.copy(ctx, q, out, over)
+	err = r.copy(ctx, q, out, over)
 	cancel()
 	wg.Wait()
 	return more, err
 }
 
-// settle waits until all that an ended attempt has written is in its log: its pipes are gone then.
-func (r *Reader) settle(ctx context.Context, q Request) {
-	if r.config.RunDir == "" {
+// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over is closed; nothing is added to
+// the log after that.
+func (r *Reader) copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
+	if q.LogDir != "" {
+		return copyFiles(ctx, q, out, over)
+	}
+	return copyJournal(ctx, r.journalctl, q, out, over)
+}
+
+// settle waits until all that an ended attempt has written is in its log.
+func settle(ctx context.Context, q Request) {
+	if q.FIFODir == "" {
 		return
 	}
-	base := filepath.Join(r.config.RunDir, "pods", string(q.Ref.UID), "log", q.Container+"."+strconv.Itoa(q.Attempt))
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(settleTime); time.Now().Before(end); {
-		there := false
-		for _, kind := range []string{".stdout", ".stderr", ".end"} {
-			_, err := os.Lstat(base + kind)
-			there = there || err == nil
-		}
-		if !there {
-			return
-		}
+	for end := time.Now().Add(settleTime); time.Now().Before(end) && !shim.LogRelayed(q.FIFODir, q.Container, q.Attempt); {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
