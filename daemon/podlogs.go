@@ -43,12 +43,11 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	if o.Previous {
 		q.Attempt, q.Ended = seen.Last.Attempt, seen.Last.FinishedAt
 	}
-	q.More = func(ctx context.Context, attempt int) bool {
+	q.Wait = func(ctx context.Context) {
 		_, _ = w.wait(ctx, func(s *snapshot) bool {
 			now := s.seen.Containers[o.Container]
-			return now.Attempt != attempt || !now.Stage.Live()
+			return now.Attempt != q.Attempt || !now.Stage.Live()
 		})
-		return false
 	}
 	return d.logs.Open(d.ctx, q)
 }

@@ -26,7 +26,7 @@ const (
 )
 
 // copyFiles writes the lines of CRI log files.
-func copyFiles(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
+func copyFiles(ctx context.Context, q Request, out *lineWriter, over context.Context) error {
 	path := shim.CRIPath(q.LogDir, q.Container, q.Attempt)
 	chain := &chain{path: path, since: q.Options.Since, buffer: make([]byte, blockSize)}
 	defer chain.close()

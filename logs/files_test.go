@@ -226,22 +226,20 @@ func (f *follower) wantEnd() {
 	}
 }
 
-// attempts is a container's life: each receive from a channel ends an attempt.
-type attempts []chan bool
+// life is an attempt's: closing it, or a value, ends it.
+type life chan struct{}
 
-func (a attempts) more(ctx context.Context, attempt int) bool {
+func (l life) wait(ctx context.Context) {
 	select {
-	case more := <-a[attempt]:
-		return more
+	case <-l:
 	case <-ctx.Done():
-		return false
 	}
 }
 
 func TestLogFilesFollow(t *testing.T) {
 	h := newReading(t)
-	life := attempts{make(chan bool), make(chan bool), make(chan bool)}
-	h.q.More = life.more
+	first := make(life)
+	h.q.Wait = first.wait
 	f := h.follow(t.Context()) // before there is a directory
 	h.write(0, 0, "o 1")
 	f.want("1")
@@ -258,13 +256,21 @@ func TestLogFilesFollow(t *testing.T) {
 		f.want(fmt.Sprintf("b%d", n))
 	}
 	h.write(0, 0, "o last")
-	life[0] <- true
+	close(first)
 	f.want("last")
+	f.wantEnd()
 	h.write(1, 0, "o second")
+	second := make(life)
+	h.q.Wait, h.q.Attempt = second.wait, 1
+	f = h.follow(t.Context())
 	f.want("second")
-	life[1] <- true
+	close(second)
 	h.write(2, 0, "o third")
-	life[2] <- false
+	f.wantEnd()
+	third := make(life)
+	h.q.Wait, h.q.Attempt = third.wait, 2
+	f = h.follow(t.Context())
+	close(third)
 	f.want("third")
 	f.wantEnd()
 }
@@ -282,7 +288,7 @@ func TestLogFilesSettle(t *testing.T) {
 			defer stderr.Close()
 			h.write(0, 0, "o 1")
 			h.q.Options.Follow, h.q.Ended = follow, time.Now()
-			h.q.More = func(context.Context, int) bool { return false }
+			h.q.Wait = func(context.Context) {}
 			f, err := h.r.Open(t.Context(), h.q)
 			if err != nil {
 				t.Fatal(err)
@@ -304,7 +310,7 @@ func TestLogFilesSettle(t *testing.T) {
 func TestLogFollowEnds(t *testing.T) {
 	t.Run("reader", func(t *testing.T) {
 		h := newReading(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h.q.Wait = make(life).wait
 		h.write(0, 0, "o 1")
 		f := h.follow(context.Background())
 		f.want("1")
@@ -313,7 +319,7 @@ func TestLogFollowEnds(t *testing.T) {
 	})
 	t.Run("slow reader", func(t *testing.T) {
 		h := newReading(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h.q.Wait = make(life).wait
 		h.write(0, 0, strings.Split(strings.Repeat("o "+strings.Repeat("x", 1000)+"\n", 200)+"o y", "\n")...)
 		f := h.follow(context.Background())
 		f.want(strings.Repeat("x", 1000))
@@ -321,7 +327,7 @@ func TestLogFollowEnds(t *testing.T) {
 	})
 	t.Run("context", func(t *testing.T) {
 		h := newReading(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h.q.Wait = make(life).wait
 		h.write(0, 0, "o 1")
 		ctx, cancel := context.WithCancel(t.Context())
 		f := h.follow(ctx)
@@ -331,7 +337,7 @@ func TestLogFollowEnds(t *testing.T) {
 	})
 	t.Run("close", func(t *testing.T) {
 		h := newReading(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h.q.Wait = make(life).wait
 		f := h.follow(t.Context())
 		h.r.Close()
 		f.wantEnd()
@@ -343,7 +349,7 @@ func TestLogFollowEnds(t *testing.T) {
 
 func TestLogLimit(t *testing.T) {
 	h := newReading(t)
-	h.q.More = attempts{make(chan bool)}.more
+	h.q.Wait = make(life).wait
 	h.q.Options.Follow = true
 	h.r.open = maxReaders
 	if _, err := h.r.Open(t.Context(), h.q); pod.KindOf(err) != pod.Exhausted {
@@ -355,8 +361,8 @@ func TestLogLimit(t *testing.T) {
 // A log that is read while it is rotated all the time loses no line and shows none twice, as long as the reader keeps up.
 func TestLogFilesRace(t *testing.T) {
 	h := newReading(t)
-	life := attempts{make(chan bool)}
-	h.q.More = life.more
+	life := make(life)
+	h.q.Wait = life.wait
 	f := h.follow(t.Context())
 	read, stop := make(chan struct{}, 400), make(chan struct{})
 	var wg sync.WaitGroup
@@ -379,7 +385,7 @@ func TestLogFilesRace(t *testing.T) {
 			}
 		}
 		select {
-		case life[0] <- false:
+		case life <- struct{}{}:
 		case <-stop:
 		}
 	})

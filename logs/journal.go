@@ -24,7 +24,7 @@ const (
 )
 
 // copyJournal writes the lines that journalctl, the program, gives: it knows the journal's files, their compression and their rotation.
-func copyJournal(ctx context.Context, program string, q Request, out *lineWriter, over <-chan struct{}) error {
+func copyJournal(ctx context.Context, program string, q Request, out *lineWriter, over context.Context) error {
 	c := &journalCopy{program: program, q: q, out: out}
 	if q.Options.Tail == 0 { // what comes from now on
 		if over == nil {
@@ -35,39 +35,15 @@ func copyJournal(ctx context.Context, program string, q Request, out *lineWriter
 			c.q.Options.Since, out.since = now, now
 		}
 	}
-	if over == nil {
-		if !q.Ended.IsZero() && time.Since(q.Ended) < fresh {
-			c.sync(ctx)
-		}
-		return errors.Join(c.run(ctx, false), out.finish())
-	}
-	// journalctl --follow never ends by itself: when the log is complete, it is stopped, and a last one reads what may be left.
-	following, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		select {
-		case <-over:
-		case <-following.Done():
-		}
-		cancel()
-	}()
-	err := c.run(following, true)
-	ended := following.Err() != nil
-	cancel()
-	<-stopped
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil && !ended:
-		return err
-	case out.flush() != nil:
-		return out.flush() // nobody reads
-	case !ended:
-		return pod.Errorf(pod.Unavailable, "cannot follow the log: journalctl has ended")
+	case over != nil:
+		if err := c.follow(ctx, over); err != nil {
+			return err
+		}
+		c.sync(ctx)
+	case !q.Ended.IsZero() && time.Since(q.Ended) < fresh:
+		c.sync(ctx)
 	}
-	c.sync(ctx)
 	return errors.Join(c.run(ctx, false), out.finish())
 }
 
@@ -77,6 +53,26 @@ type journalCopy struct {
 	q       Request
 	out     *lineWriter
 	cursor  string // of the last entry
+}
+
+// follow copies lines until over ends. journalctl --follow never does so by itself, so it is stopped: some of the last lines may be missing.
+func (c *journalCopy) follow(ctx, over context.Context) error {
+	following, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(over, cancel)()
+	err := c.run(following, true)
+	ended := following.Err() != nil
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && !ended:
+		return err
+	case c.out.flush() != nil:
+		return c.out.flush() // nobody reads
+	case !ended:
+		return pod.Errorf(pod.Unavailable, "cannot follow the log: journalctl has ended")
+	}
+	return nil
 }
 
 // sync waits until the journal has taken in what was sent to it before. It is an improvement only: without it some last lines may be missing.

@@ -93,26 +93,26 @@ func TestLogJournalRealFollow(t *testing.T) {
 	for attempt := range 3 {
 		j.send(attempt, "stdout", "first", false)
 	}
-	j.q.More = func(_ context.Context, attempt int) bool {
-		for n := range 500 {
-			j.send(attempt, "stdout", fmt.Sprintf("%d %d", attempt, n), false)
-		}
-		return attempt < 2
-	}
-	f := j.follow(t.Context())
 	for attempt := range 3 {
+		j.q.Attempt = attempt
+		j.q.Wait = func(context.Context) {
+			for n := range 500 {
+				j.send(attempt, "stdout", fmt.Sprintf("%d %d", attempt, n), false)
+			}
+		}
+		f := j.follow(t.Context())
 		f.want("first")
 		for n := range 500 {
 			f.want(fmt.Sprintf("%d %d", attempt, n))
 		}
+		f.wantEnd()
 	}
-	f.wantEnd()
 }
 
 // New lines are shown soon.
 func TestLogJournalRealFollowNew(t *testing.T) {
 	j := newRealJournal(t)
-	j.q.More = attempts{make(chan bool)}.more
+	j.q.Wait = make(life).wait
 	j.send(0, "stdout", "old", false)
 	_ = exec.Command("journalctl", "--sync").Run()
 	j.q.Options.Tail = 0

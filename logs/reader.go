@@ -33,16 +33,15 @@ type Request struct {
 	FIFODir   string
 	PodUID    string
 	Container string
-	// Attempt is the one to read, or to begin with when Options.Follow is set. Options.Previous and Options.Container are not looked at.
-	Attempt int
+	Attempt   int
 	// Ended is when the attempt has ended; zero while it runs.
-	Ended   time.Time
+	Ended time.Time
+	// Options.Previous and Options.Container are not looked at.
 	Options pod.LogOptions
 	// Quiet leaves out what went wrong: the reader is a program that takes every line for the container's.
 	Quiet bool
-	// More, for Options.Follow, waits until the attempt has ended and it is known what comes after it: true, a later attempt; false, none ever. For an
-	// attempt that is not the latest it returns true at once. When ctx ends, it returns soon.
-	More func(ctx context.Context, attempt int) bool
+	// Wait, for Options.Follow, waits until the attempt has ended, or for the end of ctx.
+	Wait func(ctx context.Context)
 }
 
 // Reader reads the logs of containers.
@@ -126,43 +125,30 @@ func (r *Reader) serve(ctx context.Context, q Request, w *os.File) {
 	_ = out.flush()
 }
 
-// copyAll writes one attempt after the other.
+// copyAll writes what is there, or when the log is followed, all to the attempt's end.
 func (r *Reader) copyAll(ctx context.Context, q Request, out *lineWriter) error {
-	if !q.Options.Follow || q.More == nil {
+	if !q.Options.Follow || q.Wait == nil {
 		if !q.Ended.IsZero() && time.Since(q.Ended) < fresh {
 			settle(ctx, q)
 		}
 		return r.copy(ctx, q, out, nil)
 	}
-	for {
-		more, err := r.follow(ctx, q, out)
-		if err != nil || !more || ctx.Err() != nil {
-			return err
-		}
-		q.Attempt++
-		q.Ended, q.Options.Tail = time.Time{}, -1
-	}
-}
-
-// follow writes one attempt to its end, and says whether there is a later one.
-func (r *Reader) follow(ctx context.Context, q Request, out *lineWriter) (more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	over := make(chan struct{})
+	over, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer close(over)
-		more = q.More(ctx, q.Attempt)
+		defer end()
+		q.Wait(ctx)
 		settle(ctx, q)
 	})
-	err = r.copy(ctx, q, out, over)
-	cancel()
-	wg.Wait()
-	return more, err
+	defer wg.Wait()
+	defer cancel()
+	return r.copy(ctx, q, out, over)
 }
 
-// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over is closed; nothing is added to
-// the log after that.
-func (r *Reader) copy(ctx context.Context, q Request, out *lineWriter, over <-chan struct{}) error {
+// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over ends; nothing is added to the
+// log after that.
+func (r *Reader) copy(ctx context.Context, q Request, out *lineWriter, over context.Context) error {
 	if q.LogDir != "" {
 		return copyFiles(ctx, q, out, over)
 	}

@@ -162,7 +162,7 @@ func (w *dirWatch) close() {
 }
 
 // wait returns when there may be something new, and whether that is the end.
-func (w *dirWatch) wait(ctx context.Context, over <-chan struct{}) (ended bool, err error) {
+func (w *dirWatch) wait(ctx context.Context, over context.Context) (ended bool, err error) {
 	pause := rescan
 	if !w.added {
 		pause = 100 * time.Millisecond
@@ -170,7 +170,7 @@ func (w *dirWatch) wait(ctx context.Context, over <-chan struct{}) (ended bool, 
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
-	case <-over:
+	case <-over.Done():
 		return true, nil
 	case <-w.changed:
 	case <-timer.C:
