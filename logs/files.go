@@ -67,8 +67,7 @@ func copyFiles(ctx context.Context, q Request, out *lineWriter, over context.Con
 type chain struct {
 	path   string
 	since  time.Time
-	file   *os.File // nil: none was there yet
-	id     fileID
+	file   file  // without an os.File: none was there yet
 	offset int64 // of the first line that was not read
 	skip   bool  // the rest of a line that is too long
 	// again is set when the file was found rotated, and so complete: it has to be read once more to its end before the next one.
@@ -76,22 +75,11 @@ type chain struct {
 	buffer []byte
 }
 
-// fileID tells files apart.
-type fileID struct{ dev, ino uint64 }
-
 // file is one file of a chain.
 type file struct {
-	index int // 0: the one that is written to
-	id    fileID
-	mtime time.Time
-}
-
-func fileOf(index int, info fs.FileInfo) file {
-	f := file{index: index, mtime: info.ModTime()}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		f.id = fileID{dev: uint64(st.Dev), ino: st.Ino}
-	}
-	return f
+	*os.File     // nil: it was not opened
+	index    int // 0: the one that is written to
+	info     fs.FileInfo
 }
 
 // list returns the files that are there, the newest first. One number may be missing: a rotation is on its way.
@@ -108,76 +96,67 @@ func (c *chain) list() ([]file, error) {
 			return nil, pod.Errorf(pod.Internal, "cannot read the log %s: not a regular file", shim.CRIRotated(c.path, index))
 		default:
 			missing = 0
-			files = append(files, fileOf(index, info))
+			files = append(files, file{index: index, info: info})
 		}
 	}
 	return files, nil
 }
 
 // openAll opens files of one moment: choose gets the list, the newest first, and returns the ones to open.
-func (c *chain) openAll(choose func(files []file) []file) ([]file, []*os.File, error) {
+func (c *chain) openAll(choose func(files []file) []file) ([]file, error) {
 	for end, pause := time.Now().Add(settleTime), time.Millisecond; time.Now().Before(end); pause = min(2*pause, 20*time.Millisecond) {
 		before, err := c.list()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		chosen := choose(before)
-		files, ok := c.openThese(chosen)
-		if ok {
+		if c.openThese(chosen) {
 			after, err := c.list()
-			if err == nil && slices.EqualFunc(before, after, func(a, b file) bool { return a.index == b.index && a.id == b.id }) {
-				return chosen, files, nil
+			if err == nil && slices.EqualFunc(before, after, func(a, b file) bool { return a.index == b.index && os.SameFile(a.info, b.info) }) {
+				return chosen, nil
 			}
 		}
-		closeFiles(files, nil)
+		closeFiles(chosen)
 		time.Sleep(pause) // a rotation takes less than a millisecond
 	}
-	return nil, nil, pod.Errorf(pod.Unavailable, "cannot read the log: its files are rotated too fast")
+	return nil, pod.Errorf(pod.Unavailable, "cannot read the log: its files are rotated too fast")
 }
 
-func (c *chain) openThese(chosen []file) ([]*os.File, bool) {
-	var files []*os.File
-	for _, want := range chosen {
-		f, err := os.OpenFile(shim.CRIRotated(c.path, want.index), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
-		if err != nil {
-			return files, false
+// openThese opens the files, unless one is another now.
+func (c *chain) openThese(files []file) bool {
+	for i := range files {
+		f := &files[i]
+		var err error
+		if f.File, err = os.OpenFile(shim.CRIRotated(c.path, f.index), os.O_RDONLY|syscall.O_NOFOLLOW, 0); err != nil {
+			return false
 		}
-		files = append(files, f)
-		if info, err := f.Stat(); err != nil || fileOf(want.index, info).id != want.id {
-			return files, false
+		if info, err := f.Stat(); err != nil || !os.SameFile(info, f.info) {
+			return false
 		}
 	}
-	return files, true
+	return true
 }
 
-// closeFiles closes all but keep.
-func closeFiles(files []*os.File, keep *os.File) {
+func closeFiles(files []file) {
 	for _, f := range files {
-		if f != keep {
-			f.Close()
-		}
+		f.Close() // a file that was not opened says so
 	}
 }
 
-func (c *chain) use(f *os.File, id fileID, offset int64) {
+func (c *chain) use(f file, offset int64) {
 	c.close()
-	c.file, c.id, c.offset, c.skip, c.again = f, id, offset, false, false
+	c.file, c.offset, c.skip, c.again = f, offset, false, false
 }
 
-func (c *chain) close() {
-	if c.file != nil {
-		c.file.Close()
-		c.file = nil
-	}
-}
+func (c *chain) close() { c.file.Close() }
 
 // advance goes on to the next newer file, or to the first one. It returns false when there is none yet, true when there is something to read again.
 func (c *chain) advance() (bool, error) {
 	rotated := false
-	chosen, files, err := c.openAll(func(files []file) []file {
+	chosen, err := c.openAll(func(files []file) []file {
 		next := c.next(files)
 		rotated = next != nil
-		if next == nil || c.file != nil && !c.again {
+		if next == nil || c.file.File != nil && !c.again {
 			return nil
 		}
 		return []file{*next}
@@ -185,8 +164,8 @@ func (c *chain) advance() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if len(files) == 1 {
-		c.use(files[0], chosen[0].id, 0)
+	if len(chosen) == 1 {
+		c.use(chosen[0], 0)
 		return true, nil
 	}
 	if rotated {
@@ -198,14 +177,14 @@ func (c *chain) advance() (bool, error) {
 // next returns the file to read after the present one; nil: there is none.
 func (c *chain) next(files []file) *file {
 	at := len(files) // a file that is not there any more is older than all
-	if c.file != nil {
-		if i := slices.IndexFunc(files, func(f file) bool { return f.id == c.id }); i >= 0 {
+	if c.file.File != nil {
+		if i := slices.IndexFunc(files, func(f file) bool { return os.SameFile(f.info, c.file.info) }); i >= 0 {
 			at = i
 		}
 	}
 	for at--; at >= 0; at-- {
 		// To begin with, files without a line of the wanted time are passed over.
-		if c.file != nil || at == 0 || c.since.IsZero() || !files[at].mtime.Before(c.since) {
+		if c.file.File != nil || at == 0 || c.since.IsZero() || !files[at].info.ModTime().Before(c.since) {
 			return &files[at]
 		}
 	}
@@ -214,7 +193,7 @@ func (c *chain) next(files []file) *file {
 
 // read writes what is in the file from the offset on, but no unfinished line.
 func (c *chain) read(ctx context.Context, out *lineWriter) error {
-	for c.file != nil && ctx.Err() == nil {
+	for c.file.File != nil && ctx.Err() == nil {
 		n, err := c.file.ReadAt(c.buffer, c.offset)
 		if err != nil && err != io.EOF {
 			return pod.Errorf(pod.Internal, "cannot read the log: %w", err)
@@ -272,7 +251,7 @@ func (c *chain) line(line []byte, out *lineWriter) error {
 
 // finish writes an unfinished last line: nothing will be added to it.
 func (c *chain) finish(out *lineWriter) error {
-	if c.file != nil && !c.skip {
+	if c.file.File != nil && !c.skip {
 		n, _ := c.file.ReadAt(c.buffer, c.offset)
 		if n > 0 && !bytes.Contains(c.buffer[:n], []byte{'\n'}) {
 			if err := c.line(c.buffer[:n], out); err != nil {

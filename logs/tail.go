@@ -14,21 +14,21 @@ import (
 
 // seekTail begins at the last n lines.
 func (c *chain) seekTail(n int) error {
-	chosen, files, err := c.openAll(func(files []file) []file { return files })
-	if err != nil || len(files) == 0 {
+	files, err := c.openAll(func(files []file) []file { return files })
+	if err != nil {
 		return err
 	}
 	counter := tailCounter{left: n, first: true}
 	for i, f := range files {
-		offset, found, err := counter.search(f)
+		offset, found, err := counter.search(f.File)
 		if err != nil {
-			closeFiles(files, nil)
+			closeFiles(files[i:])
 			return pod.Errorf(pod.Internal, "cannot read the log: %w", err)
 		}
-		if found || i == len(files)-1 {
-			closeFiles(files, f)
-			c.use(f, chosen[i].id, offset)
-			return nil
+		c.use(f, offset)
+		if found {
+			closeFiles(files[i+1:])
+			break
 		}
 	}
 	return nil
@@ -61,10 +61,13 @@ func (t *tailCounter) search(f *os.File) (int64, bool, error) {
 				break
 			}
 			line := block[newline+1:]
-			if !unfinished || len(line) > 0 { // what follows the last newline is a line only if there is something
-				if t.enough(line, unfinished) {
-					return begin + int64(newline+1+len(line)) + newlineLen(unfinished), true, nil
+			// What follows the last newline is a line only if there is something.
+			if (!unfinished || len(line) > 0) && t.enough(line, unfinished) {
+				after := begin + int64(newline+1+len(line))
+				if !unfinished {
+					after++ // the newline
 				}
+				return after, true, nil
 			}
 			unfinished = false
 			if newline < 0 {
@@ -78,13 +81,6 @@ func (t *tailCounter) search(f *os.File) (int64, bool, error) {
 		}
 	}
 	return 0, false, nil
-}
-
-func newlineLen(unfinished bool) int64 {
-	if unfinished {
-		return 0
-	}
-	return 1
 }
 
 // enough takes one more line, and says whether it is the one before the wanted ones.

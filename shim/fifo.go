@@ -45,23 +45,22 @@ func ringBell(dir string) error {
 // nothing is left.
 func MakeLogFIFOs(dir, container string, attempt int) (stdout, stderr *os.File, err error) {
 	stdout, err = makeFIFO(dir, logName{container, attempt, Stdout})
-	if err != nil {
-		return nil, nil, err
+	if err == nil {
+		stderr, err = makeFIFO(dir, logName{container, attempt, Stderr})
 	}
-	stderr, err = makeFIFO(dir, logName{container, attempt, Stderr})
-	if err != nil {
-		os.Remove(stdout.Name())
-		stdout.Close()
-		return nil, nil, err
+	if err == nil {
+		err = ringBell(dir)
 	}
-	if err := ringBell(dir); err != nil {
-		for _, f := range []*os.File{stdout, stderr} {
+	if err == nil {
+		return stdout, stderr, nil
+	}
+	for _, f := range []*os.File{stdout, stderr} {
+		if f != nil {
 			os.Remove(f.Name())
 			f.Close()
 		}
-		return nil, nil, err
 	}
-	return stdout, stderr, nil
+	return nil, nil, err
 }
 
 func makeFIFO(dir string, name logName) (*os.File, error) {

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -30,11 +31,7 @@ type journal struct {
 }
 
 func newJournal(config *PauseConfig, giveUp func() bool) *journal {
-	socket := config.JournalSocket
-	if socket == "" {
-		socket = defaultJournalSocket
-	}
-	return &journal{socket: socket, fd: -1, config: config, giveUp: giveUp}
+	return &journal{socket: cmp.Or(config.JournalSocket, defaultJournalSocket), fd: -1, config: config, giveUp: giveUp}
 }
 
 // journalStream is one stream of one attempt.
@@ -50,7 +47,7 @@ func (j *journal) open(name logName) (lineWriter, error) {
 	}
 	var header []byte
 	field := func(key, value string) {
-		header = append(append(append(append(header, key...), '='), value...), '\n')
+		header = append(header, key+"="+value+"\n"...)
 	}
 	c := j.config
 	field("PRIORITY", priority)
