@@ -15,6 +15,7 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/volume"
 )
 
@@ -322,7 +323,7 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 			}
 			o := w.record.Containers[c.Name]
 			if err != nil && o.Attempt == s.Attempt && o.Stage == pod.ContainerRunning {
-				w.log.Warn("the container runs, although its start ended with an error", "MAGIKPOD_CONTAINER", c.Name, "error", err)
+				w.log.Warn("the container runs, although its start ended with an error", shim.FieldContainer, c.Name, "error", err)
 				err = nil
 			}
 			if err == nil && o.Attempt != s.Attempt {
