@@ -71,7 +71,7 @@ func (r *Reader) Close() {
 }
 
 // Open returns the read end of a pipe that gets the lines of the log, each ended by a newline; lines that were split are joined. The writer ends when all
-// were written, when nobody reads any more, and with ctx. What goes wrong later than the call is told as the last line,
+// were written, when nobody reads any more, and with ctx. What goes wrong later than the call is the last line,
 // unless q.Quiet is set.
 //
 // Exhausted: too many logs are being read; Unavailable: the reader was closed.
