@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/image"
+	"github.com/magikrun/magikpod/logs"
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -87,7 +88,7 @@ type Daemon struct {
 	jobs     jobs
 	pulls    *puller
 	metrics  *metricsSet
-	logs     *logReader
+	logs     *logs.Reader
 	starts   map[string]chan struct{} // by class
 
 	ctx    context.Context // ends with Close
@@ -122,7 +123,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 		d.metrics.observeJob(kind, result, took)
 		d.touch()
 	}}
-	d.logs = newLogReader(logReaderConfig{Driver: o.Config.LogDriver, Dir: o.Config.LogDir, RunDir: o.Config.RunDir})
+	d.logs = logs.NewReader()
 	for _, class := range d.registry.Classes() {
 		d.starts[class.Name] = make(chan struct{}, maxStarts)
 		if manager, err := d.registry.Get(class.Name); err == nil {

@@ -3,10 +3,13 @@ package daemon
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/magikrun/magikpod/logs"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // Logs returns the read end of a pipe with the lines of one container: of its latest attempt, or with o.Previous of the one before. With o.Follow it
@@ -36,18 +39,25 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	case !hasLog(snap, o.Container):
 		return nil, pod.Errorf(pod.Conflict, "cannot read the log: container %q in pod %s has not been started yet%s", o.Container, ref, waitingFor(seen))
 	}
-	q := logRequest{Ref: w.ref, Container: o.Container, Attempt: seen.Attempt, Ended: seen.FinishedAt, Options: o}
+	q := d.logRequest(w.ref, o, seen.Attempt, seen.FinishedAt)
 	if o.Previous {
 		q.Attempt, q.Ended = seen.Last.Attempt, seen.Last.FinishedAt
 	}
-	q.More = func(ctx context.Context, attempt int) bool {
+	q.Wait = func(ctx context.Context) {
 		_, _ = w.wait(ctx, func(s *snapshot) bool {
 			now := s.seen.Containers[o.Container]
-			return now.Attempt != attempt || !now.Stage.Live()
+			return now.Attempt != q.Attempt || !now.Stage.Live()
 		})
-		return false
 	}
 	return d.logs.Open(d.ctx, q)
+}
+
+// logRequest names the log of one attempt at o.Container.
+func (d *Daemon) logRequest(ref pod.Ref, o pod.LogOptions, attempt int, ended time.Time) logs.Request {
+	return logs.Request{
+		LogDir: d.podLogDir(ref), FIFODir: filepath.Join(d.config.podRunDir(string(ref.UID)), shim.FIFODir),
+		PodUID: string(ref.UID), Container: o.Container, Attempt: attempt, Ended: ended, Options: o,
+	}
 }
 
 // hasLog says whether an attempt was made at the container.
@@ -72,7 +82,9 @@ func waitingFor(o pod.ContainerObservation) string {
 // and 2048 bytes (kubelet: fallbackToLogs).
 func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, attempt int, ended time.Time) string {
 	const lines, size = 80, 2048
-	f, err := d.logs.Open(ctx, logRequest{Ref: ref, Container: container, Attempt: attempt, Ended: ended, Quiet: true, Options: pod.LogOptions{Tail: lines}})
+	q := d.logRequest(ref, pod.LogOptions{Container: container, Tail: lines}, attempt, ended)
+	q.Quiet = true
+	f, err := d.logs.Open(ctx, q)
 	if err != nil {
 		return ""
 	}
@@ -88,4 +100,23 @@ func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, atte
 			return strings.ToValidUTF8(string(tail), "\uFFFD")
 		}
 	}
+}
+
+// podLogDir is where CRI log files of the pod go; empty with the journal.
+func (d *Daemon) podLogDir(ref pod.Ref) string {
+	if d.config.LogDriver != shim.LogFile {
+		return ""
+	}
+	return filepath.Join(d.config.LogDir, ref.Namespace+"_"+ref.Name+"_"+string(ref.UID))
+}
+
+func (d *Daemon) removeLogs(ref pod.Ref) error {
+	dir := d.podLogDir(ref)
+	if dir == "" {
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return pod.Errorf(pod.Internal, "cannot remove the logs: %w", err)
+	}
+	return nil
 }

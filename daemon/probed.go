@@ -8,6 +8,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // newProber makes the prober of a worker: results wait until the worker's next turn.
@@ -23,7 +24,7 @@ func (w *worker) newProber() *prober {
 		b.frozen = func(container string) bool { return f.Frozen(w.ref, container) }
 	}
 	b.errored = func(ref pod.ProbeRef, err error) {
-		w.log.Debug("cannot probe", "MAGIKPOD_CONTAINER", ref.Container, "probe", string(ref.Kind), "error", err)
+		w.log.Debug("cannot probe", shim.FieldContainer, ref.Container, "probe", string(ref.Kind), "error", err)
 	}
 	return b
 }
@@ -110,7 +111,7 @@ func (w *worker) endMessage(name string, o *pod.ContainerObservation) string {
 	}
 	text, err := w.d.volumes.ReadTerminationMessage(w.ref.UID, name, o.Attempt)
 	if err != nil {
-		w.log.Debug("cannot read the termination message", "MAGIKPOD_CONTAINER", name, "error", err)
+		w.log.Debug("cannot read the termination message", shim.FieldContainer, name, "error", err)
 	}
 	return text
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -314,7 +313,7 @@ func (w *worker) startContainer(s pod.Step) func(context.Context) func() error {
 			}
 			o := w.record.Containers[c.Name]
 			if err != nil && o.Attempt == s.Attempt && o.Stage == pod.ContainerRunning {
-				w.log.Warn("the container runs, although its start ended with an error", "MAGIKPOD_CONTAINER", c.Name, "error", err)
+				w.log.Warn("the container runs, although its start ended with an error", shim.FieldContainer, c.Name, "error", err)
 				err = nil
 			}
 			if err == nil && o.Attempt != s.Attempt {
@@ -517,23 +516,4 @@ func (w *worker) deletePod(s pod.Step) func(context.Context) func() error {
 			return nil
 		}
 	}
-}
-
-// podLogDir is where CRI log files of the pod go; empty with the journal.
-func (d *Daemon) podLogDir(ref pod.Ref) string {
-	if d.config.LogDriver != shim.LogFile {
-		return ""
-	}
-	return filepath.Join(d.config.LogDir, ref.Namespace+"_"+ref.Name+"_"+string(ref.UID))
-}
-
-func (d *Daemon) removeLogs(ref pod.Ref) error {
-	dir := d.podLogDir(ref)
-	if dir == "" {
-		return nil
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return pod.Errorf(pod.Internal, "cannot remove the logs: %w", err)
-	}
-	return nil
 }

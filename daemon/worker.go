@@ -15,6 +15,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 )
 
 const (
@@ -121,7 +122,7 @@ func (d *Daemon) newWorker(r *record, manager runtime.PodManager) *worker {
 	ref := pod.RefOf(r.Pod)
 	w := &worker{
 		d: d, ref: ref, manager: manager, record: r,
-		log:  d.log.With("MAGIKPOD_POD", ref.Name, "MAGIKPOD_NAMESPACE", ref.Namespace, "MAGIKPOD_POD_UID", string(ref.UID)),
+		log:  d.log.With(shim.FieldPod, ref.Name, shim.FieldNamespace, ref.Namespace, shim.FieldPodUID, string(ref.UID)),
 		wake: make(chan struct{}, 1), ended: make(chan struct{}), watchers: make(chan struct{}), held: make(map[holdKey]*hold),
 	}
 	w.prober = w.newProber()
@@ -522,6 +523,6 @@ func (w *worker) event(kind, reason, container, message string) {
 	if kind == corev1.EventTypeWarning {
 		level = slog.LevelWarn
 	}
-	w.log.Log(context.Background(), level, message, "reason", reason, "MAGIKPOD_CONTAINER", container)
+	w.log.Log(context.Background(), level, message, "reason", reason, shim.FieldContainer, container)
 	w.d.notices.tell(pod.Notice{Kind: pod.NoticeEvent, Ref: w.ref, Event: e})
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
@@ -16,8 +15,7 @@ const (
 	defaultMaxLogFiles = 5
 )
 
-// criLogs writes the CRI log format (Kubernetes, "kubelet-cri-logging"): TIME STREAM P|F TEXT, in LogDir/CONTAINER/ATTEMPT.log. Older parts are
-// ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
+// criLogs writes the CRI log format in LogDir/CONTAINER/ATTEMPT.log. Older parts are ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
 type criLogs struct {
 	dir      string
 	maxBytes int64
@@ -51,11 +49,10 @@ type criStream struct {
 }
 
 func (l *criLogs) open(name logName) (lineWriter, error) {
-	dir := filepath.Join(l.dir, name.container)
-	path := filepath.Join(dir, strconv.Itoa(name.attempt)+".log")
+	path := CRIPath(l.dir, name.container, name.attempt)
 	f := l.files[path]
 	if f == nil {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, fmt.Errorf("cannot open log: %w", err)
 		}
 		f = &criFile{path: path}
@@ -98,14 +95,12 @@ func (s *criStream) close() error {
 
 // write appends one line or a part of one; a torn write (full disk) is taken back, so that the file stays readable.
 func (s *criStream) write(line []byte, partial bool) error {
-	tag := " F "
+	tag := CRIFull
 	if partial {
-		tag = " P "
+		tag = CRIPartial
 	}
-	b := time.Now().UTC().AppendFormat(s.logs.buffer[:0], "2006-01-02T15:04:05.000000000Z07:00")
-	b = append(b, ' ')
-	b = append(b, s.stream...)
-	b = append(b, tag...)
+	b := time.Now().UTC().AppendFormat(s.logs.buffer[:0], CRITime)
+	b = append(b, " "+s.stream+" "+tag+" "...)
 	b = append(b, line...)
 	b = append(b, '\n')
 	s.logs.buffer = b
@@ -133,17 +128,11 @@ func (s *criStream) write(line []byte, partial bool) error {
 func (f *criFile) rotate(keep int) error {
 	f.file.Close()
 	f.file = nil
-	older := func(n int) string {
-		if n == 0 {
-			return f.path
-		}
-		return f.path + "." + strconv.Itoa(n)
-	}
-	if err := os.Remove(older(keep - 1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(CRIRotated(f.path, keep-1)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot rotate log: %w", err)
 	}
 	for n := keep - 2; n >= 0; n-- {
-		if err := os.Rename(older(n), older(n+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Rename(CRIRotated(f.path, n), CRIRotated(f.path, n+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("cannot rotate log: %w", err)
 		}
 	}

@@ -6,50 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// The names in the directory of the FIFOs: NAME.ATTEMPT.stdout, NAME.ATTEMPT.stderr, and NAME.ATTEMPT.end, an empty file that says that the
-// container has ended. What begins with a dot is not ready yet.
-const (
-	streamStdout = "stdout"
-	streamStderr = "stderr"
-	streamEnd    = "end"
-)
-
-// logName is a parsed name.
-type logName struct {
-	container string
-	attempt   int
-	stream    string
-}
-
-func (n logName) String() string {
-	return n.container + "." + strconv.Itoa(n.attempt) + "." + n.stream
-}
-
-// parseLogName is strict: a name that it accepts is the one that String makes.
-func parseLogName(name string) (logName, bool) {
-	parts := strings.Split(name, ".")
-	if len(parts) != 3 || parts[0] == "" {
-		return logName{}, false
-	}
-	attempt, err := strconv.Atoi(parts[1])
-	if err != nil || attempt < 0 {
-		return logName{}, false
-	}
-	switch parts[2] {
-	case streamStdout, streamStderr, streamEnd:
-	default:
-		return logName{}, false
-	}
-	n := logName{container: parts[0], attempt: attempt, stream: parts[2]}
-	return n, n.String() == name
-}
 
 // bellName is the FIFO by which the relay is told that something was put into the directory. (Not inotify: to close that takes the kernel some 18 ms,
 // which every pod would take longer to stop.)
@@ -84,24 +44,23 @@ func ringBell(dir string) error {
 // there is a writer from before the pause process sees them, and blocking. Leftovers of the same name are replaced. On an error
 // nothing is left.
 func MakeLogFIFOs(dir, container string, attempt int) (stdout, stderr *os.File, err error) {
-	stdout, err = makeFIFO(dir, logName{container, attempt, streamStdout})
-	if err != nil {
-		return nil, nil, err
+	stdout, err = makeFIFO(dir, logName{container, attempt, Stdout})
+	if err == nil {
+		stderr, err = makeFIFO(dir, logName{container, attempt, Stderr})
 	}
-	stderr, err = makeFIFO(dir, logName{container, attempt, streamStderr})
-	if err != nil {
-		os.Remove(stdout.Name())
-		stdout.Close()
-		return nil, nil, err
+	if err == nil {
+		err = ringBell(dir)
 	}
-	if err := ringBell(dir); err != nil {
-		for _, f := range []*os.File{stdout, stderr} {
+	if err == nil {
+		return stdout, stderr, nil
+	}
+	for _, f := range []*os.File{stdout, stderr} {
+		if f != nil {
 			os.Remove(f.Name())
 			f.Close()
 		}
-		return nil, nil, err
 	}
-	return stdout, stderr, nil
+	return nil, nil, err
 }
 
 func makeFIFO(dir string, name logName) (*os.File, error) {
@@ -186,6 +145,16 @@ func LogsTaken(dir string) bool {
 			continue
 		}
 		if info, err := os.Lstat(filepath.Join(dir, entry.Name())); err == nil && info.Mode()&os.ModeSticky == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// LogRelayed says whether all that an attempt that has ended has written is in its log: its FIFOs are gone then.
+func LogRelayed(dir, container string, attempt int) bool {
+	for _, stream := range []string{Stdout, Stderr, streamEnd} {
+		if _, err := os.Lstat(filepath.Join(dir, logName{container, attempt, stream}.String())); err == nil {
 			return false
 		}
 	}

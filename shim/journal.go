@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,7 +12,7 @@ import (
 
 const (
 	defaultJournalSocket = "/run/systemd/journal/socket"
-	// maxJournalLine is how long a line may be before it is split; the parts but the last carry CONTAINER_PARTIAL_MESSAGE=true.
+	// maxJournalLine is how long a line may be before it is split; the parts but the last carry [FieldPartial].
 	maxJournalLine = 1 << 20
 	// sendTimeout bounds one attempt to send, so that a stop is noticed while the journal does not read.
 	sendTimeout = 100 * time.Millisecond
@@ -30,11 +31,7 @@ type journal struct {
 }
 
 func newJournal(config *PauseConfig, giveUp func() bool) *journal {
-	socket := config.JournalSocket
-	if socket == "" {
-		socket = defaultJournalSocket
-	}
-	return &journal{socket: socket, fd: -1, config: config, giveUp: giveUp}
+	return &journal{socket: cmp.Or(config.JournalSocket, defaultJournalSocket), fd: -1, config: config, giveUp: giveUp}
 }
 
 // journalStream is one stream of one attempt.
@@ -45,22 +42,22 @@ type journalStream struct {
 
 func (j *journal) open(name logName) (lineWriter, error) {
 	priority := "6" // info
-	if name.stream == streamStderr {
+	if name.stream == Stderr {
 		priority = "3" // err, as docker and podman do
 	}
 	var header []byte
 	field := func(key, value string) {
-		header = append(append(append(append(header, key...), '='), value...), '\n')
+		header = append(header, key+"="+value+"\n"...)
 	}
 	c := j.config
 	field("PRIORITY", priority)
 	field("SYSLOG_IDENTIFIER", c.Pod+"-"+name.container)
-	field("MAGIKPOD_NAMESPACE", c.Namespace)
-	field("MAGIKPOD_POD", c.Pod)
-	field("MAGIKPOD_POD_UID", c.UID)
-	field("MAGIKPOD_CONTAINER", name.container)
-	field("MAGIKPOD_RESTART", strconv.Itoa(name.attempt))
-	field("MAGIKPOD_STREAM", name.stream)
+	field(FieldNamespace, c.Namespace)
+	field(FieldPod, c.Pod)
+	field(FieldPodUID, c.UID)
+	field(FieldContainer, name.container)
+	field(FieldAttempt, strconv.Itoa(name.attempt))
+	field(FieldStream, name.stream)
 	field("CONTAINER_NAME", name.container)
 	// journalctl -u believes this field when it comes from root. OBJECT_PID would make the journal look at a process that may be gone, or be another one.
 	if unit := c.Units[name.container]; unit != "" {
@@ -76,7 +73,7 @@ func (s *journalStream) write(line []byte, partial bool) error {
 	j := s.journal
 	b := append(j.buffer[:0], s.header...)
 	if partial {
-		b = append(b, "CONTAINER_PARTIAL_MESSAGE=true\n"...)
+		b = append(b, FieldPartial+"=true\n"...)
 	}
 	b = append(b, "MESSAGE="...)
 	b = append(b, line...)

@@ -254,7 +254,7 @@ func (d discard) close() error             { return nil }
 
 // end takes what is left in the FIFOs of a container whose processes are gone, and removes them.
 func (r *relay) end(name logName) {
-	for _, kind := range []string{streamStdout, streamStderr} {
+	for _, kind := range []string{Stdout, Stderr} {
 		fifo := logName{name.container, name.attempt, kind}
 		r.add(fifo)
 		s := r.find(fifo)

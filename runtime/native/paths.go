@@ -13,6 +13,7 @@ import (
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 // The names below RunDir/pods/UID and, for one container, RunDir/pods/UID/c/NAME.
@@ -21,7 +22,7 @@ const (
 	sandboxName    = "sandbox.json"
 	shmName        = "shm"
 	tmpfsName      = "tmpfs"
-	logName        = "log"
+	logName        = shim.FIFODir
 	containersName = "c"
 	pidnsName      = "pidns.pid"
 

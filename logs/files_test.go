@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -19,26 +19,24 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// logHost is a pod's log directory and a reader of it.
-type logHost struct {
+// reading is a pod's log directory and a reader of it.
+type reading struct {
 	t   *testing.T
 	dir string // of the container
-	run string
-	r   *logReader
-	q   logRequest
+	r   *Reader
+	q   Request
 	now time.Time
 }
 
-func newLogHost(t *testing.T) *logHost {
-	root, run := t.TempDir(), t.TempDir()
-	h := &logHost{t: t, dir: filepath.Join(root, "default_web_u1", "app"), run: run, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	h.r = newLogReader(logReaderConfig{Driver: shim.LogFile, Dir: root, RunDir: run})
+func newReading(t *testing.T) *reading {
+	h := &reading{t: t, r: NewReader(), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	t.Cleanup(h.r.Close)
-	h.q = logRequest{Ref: pod.Ref{Namespace: "default", Name: "web", UID: "u1"}, Container: "app", Options: pod.LogOptions{Tail: -1}}
+	h.q = Request{LogDir: t.TempDir(), FIFODir: t.TempDir(), PodUID: "u1", Container: "app", Options: pod.LogOptions{Tail: -1}}
+	h.dir = filepath.Join(h.q.LogDir, "app")
 	return h
 }
 
-func (h *logHost) path(attempt, index int) string {
+func (h *reading) path(attempt, index int) string {
 	name := strconv.Itoa(attempt) + ".log"
 	if index > 0 {
 		name += "." + strconv.Itoa(index)
@@ -47,7 +45,7 @@ func (h *logHost) path(attempt, index int) string {
 }
 
 // write appends entries; each is "o text" or "e text" for the stream, "O text" or "E text" for a part of a line. The clock goes on by a second each time.
-func (h *logHost) write(attempt, index int, entries ...string) {
+func (h *reading) write(attempt, index int, entries ...string) {
 	h.t.Helper()
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		h.t.Fatal(err)
@@ -59,7 +57,7 @@ func (h *logHost) write(attempt, index int, entries ...string) {
 	defer f.Close()
 	for _, e := range entries {
 		stream := map[byte]string{'o': "stdout F", 'e': "stderr F", 'O': "stdout P", 'E': "stderr P"}[e[0]]
-		if _, err := fmt.Fprintf(f, "%s %s %s\n", h.now.Format(logStampFormat), stream, e[2:]); err != nil {
+		if _, err := fmt.Fprintf(f, "%s %s %s\n", h.now.Format(shim.CRITime), stream, e[2:]); err != nil {
 			h.t.Fatal(err)
 		}
 		h.now = h.now.Add(time.Second)
@@ -67,7 +65,7 @@ func (h *logHost) write(attempt, index int, entries ...string) {
 }
 
 // rotate does what the relay does.
-func (h *logHost) rotate(attempt, keep int) {
+func (h *reading) rotate(attempt, keep int) {
 	h.t.Helper()
 	os.Remove(h.path(attempt, keep-1))
 	for n := keep - 2; n >= 0; n-- {
@@ -79,7 +77,7 @@ func (h *logHost) rotate(attempt, keep int) {
 }
 
 // all reads the log to its end.
-func (h *logHost) all() string {
+func (h *reading) all() string {
 	h.t.Helper()
 	f, err := h.r.Open(h.t.Context(), h.q)
 	if err != nil {
@@ -93,7 +91,7 @@ func (h *logHost) all() string {
 	return string(b)
 }
 
-func (h *logHost) want(want string) {
+func (h *reading) want(want string) {
 	h.t.Helper()
 	if diff := cmp.Diff(want, h.all()); diff != "" {
 		h.t.Errorf("log (-want +got):\n%s", diff)
@@ -133,7 +131,7 @@ func TestLogFiles(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			h := newLogHost(t)
+			h := newReading(t)
 			for index := 9; index >= 0; index-- {
 				if entries, ok := tt.files[index]; ok {
 					h.write(0, index, entries...)
@@ -148,9 +146,9 @@ func TestLogFiles(t *testing.T) {
 
 // What is not a line of the format is passed over.
 func TestLogFilesGarbage(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	h.write(0, 0, "o 1")
-	garbage := "\n\nx\nx stdout\nx stdout F\nx stdfoo F text\nx stdout Q text\n\x00\xff\n" + strings.Repeat("y", 3*logBlock+7) + "\n"
+	garbage := "\n\nx\nx stdout\nx stdout F\nx stdfoo F text\nx stdout Q text\n\x00\xff\n" + strings.Repeat("y", 3*blockSize+7) + "\n"
 	appendLog(t, h.path(0, 0), garbage)
 	h.write(0, 0, "o 2\x00\xff")
 	appendLog(t, h.path(0, 0), "2026-01-02T03:04:05Z stdout P:x tagged ")
@@ -177,7 +175,7 @@ func appendLog(t *testing.T, path, text string) {
 
 // The end of a log is found at every place of a block's edge.
 func TestLogTailBlocks(t *testing.T) {
-	h := newLogHost(t)
+	h := newReading(t)
 	var lines []string
 	for n := range 5000 {
 		lines = append(lines, fmt.Sprintf("o %d %s", n, strings.Repeat("x", n*7919%300)))
@@ -201,7 +199,7 @@ type follower struct {
 	lines *bufio.Scanner
 }
 
-func (h *logHost) follow(ctx context.Context) *follower {
+func (h *reading) follow(ctx context.Context) *follower {
 	h.t.Helper()
 	h.q.Options.Follow = true
 	f, err := h.r.Open(ctx, h.q)
@@ -228,22 +226,20 @@ func (f *follower) wantEnd() {
 	}
 }
 
-// attempts is a container's life: each receive from a channel ends an attempt.
-type attempts []chan bool
+// life is an attempt's: closing it, or a value, ends it.
+type life chan struct{}
 
-func (a attempts) more(ctx context.Context, attempt int) bool {
+func (l life) wait(ctx context.Context) {
 	select {
-	case more := <-a[attempt]:
-		return more
+	case <-l:
 	case <-ctx.Done():
-		return false
 	}
 }
 
 func TestLogFilesFollow(t *testing.T) {
-	h := newLogHost(t)
-	life := attempts{make(chan bool), make(chan bool), make(chan bool)}
-	h.q.More = life.more
+	h := newReading(t)
+	first := make(life)
+	h.q.Wait = first.wait
 	f := h.follow(t.Context()) // before there is a directory
 	h.write(0, 0, "o 1")
 	f.want("1")
@@ -260,13 +256,21 @@ func TestLogFilesFollow(t *testing.T) {
 		f.want(fmt.Sprintf("b%d", n))
 	}
 	h.write(0, 0, "o last")
-	life[0] <- true
+	close(first)
 	f.want("last")
+	f.wantEnd()
 	h.write(1, 0, "o second")
+	second := make(life)
+	h.q.Wait, h.q.Attempt = second.wait, 1
+	f = h.follow(t.Context())
 	f.want("second")
-	life[1] <- true
+	close(second)
 	h.write(2, 0, "o third")
-	life[2] <- false
+	f.wantEnd()
+	third := make(life)
+	h.q.Wait, h.q.Attempt = third.wait, 2
+	f = h.follow(t.Context())
+	close(third)
 	f.want("third")
 	f.wantEnd()
 }
@@ -275,12 +279,8 @@ func TestLogFilesFollow(t *testing.T) {
 func TestLogFilesSettle(t *testing.T) {
 	for _, follow := range []bool{true, false} {
 		t.Run(fmt.Sprintf("follow %v", follow), func(t *testing.T) {
-			h := newLogHost(t)
-			pipes := filepath.Join(h.run, "pods", "u1", "log")
-			if err := os.MkdirAll(pipes, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			stdout, stderr, err := shim.MakeLogFIFOs(pipes, "app", 0)
+			h := newReading(t)
+			stdout, stderr, err := shim.MakeLogFIFOs(h.q.FIFODir, "app", 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,7 +288,7 @@ func TestLogFilesSettle(t *testing.T) {
 			defer stderr.Close()
 			h.write(0, 0, "o 1")
 			h.q.Options.Follow, h.q.Ended = follow, time.Now()
-			h.q.More = func(context.Context, int) bool { return false }
+			h.q.Wait = func(context.Context) {}
 			f, err := h.r.Open(t.Context(), h.q)
 			if err != nil {
 				t.Fatal(err)
@@ -309,8 +309,8 @@ func TestLogFilesSettle(t *testing.T) {
 // A follower that goes away, a cancelled one, and the end of the daemon leave nothing running.
 func TestLogFollowEnds(t *testing.T) {
 	t.Run("reader", func(t *testing.T) {
-		h := newLogHost(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h := newReading(t)
+		h.q.Wait = make(life).wait
 		h.write(0, 0, "o 1")
 		f := h.follow(context.Background())
 		f.want("1")
@@ -318,16 +318,16 @@ func TestLogFollowEnds(t *testing.T) {
 		h.r.wg.Wait()
 	})
 	t.Run("slow reader", func(t *testing.T) {
-		h := newLogHost(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h := newReading(t)
+		h.q.Wait = make(life).wait
 		h.write(0, 0, strings.Split(strings.Repeat("o "+strings.Repeat("x", 1000)+"\n", 200)+"o y", "\n")...)
 		f := h.follow(context.Background())
 		f.want(strings.Repeat("x", 1000))
 		h.r.Close() // the writer waits for the pipe
 	})
 	t.Run("context", func(t *testing.T) {
-		h := newLogHost(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h := newReading(t)
+		h.q.Wait = make(life).wait
 		h.write(0, 0, "o 1")
 		ctx, cancel := context.WithCancel(t.Context())
 		f := h.follow(ctx)
@@ -336,8 +336,8 @@ func TestLogFollowEnds(t *testing.T) {
 		f.wantEnd()
 	})
 	t.Run("close", func(t *testing.T) {
-		h := newLogHost(t)
-		h.q.More = attempts{make(chan bool)}.more
+		h := newReading(t)
+		h.q.Wait = make(life).wait
 		f := h.follow(t.Context())
 		h.r.Close()
 		f.wantEnd()
@@ -348,10 +348,10 @@ func TestLogFollowEnds(t *testing.T) {
 }
 
 func TestLogLimit(t *testing.T) {
-	h := newLogHost(t)
-	h.q.More = attempts{make(chan bool)}.more
+	h := newReading(t)
+	h.q.Wait = make(life).wait
 	h.q.Options.Follow = true
-	h.r.open = maxLogReaders
+	h.r.open = maxReaders
 	if _, err := h.r.Open(t.Context(), h.q); pod.KindOf(err) != pod.Exhausted {
 		t.Errorf("error %v", err)
 	}
@@ -360,9 +360,9 @@ func TestLogLimit(t *testing.T) {
 
 // A log that is read while it is rotated all the time loses no line and shows none twice, as long as the reader keeps up.
 func TestLogFilesRace(t *testing.T) {
-	h := newLogHost(t)
-	life := attempts{make(chan bool)}
-	h.q.More = life.more
+	h := newReading(t)
+	life := make(life)
+	h.q.Wait = life.wait
 	f := h.follow(t.Context())
 	read, stop := make(chan struct{}, 400), make(chan struct{})
 	var wg sync.WaitGroup
@@ -385,7 +385,7 @@ func TestLogFilesRace(t *testing.T) {
 			}
 		}
 		select {
-		case life[0] <- false:
+		case life <- struct{}{}:
 		case <-stop:
 		}
 	})

@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bytes"
@@ -13,35 +13,35 @@ import (
 )
 
 // seekTail begins at the last n lines.
-func (c *logChain) seekTail(n int) error {
-	chosen, files, err := c.openAll(func(files []logFile) []logFile { return files })
-	if err != nil || len(files) == 0 {
+func (c *chain) seekTail(n int) error {
+	files, err := c.openAll(func(files []file) []file { return files })
+	if err != nil {
 		return err
 	}
-	counter := logTailCounter{left: n, first: true}
+	counter := tailCounter{left: n, first: true}
 	for i, f := range files {
-		offset, found, err := counter.search(f)
+		offset, found, err := counter.search(f.File)
 		if err != nil {
-			closeLogFiles(files, nil)
+			closeFiles(files[i:])
 			return pod.Errorf(pod.Internal, "cannot read the log: %w", err)
 		}
-		if found || i == len(files)-1 {
-			closeLogFiles(files, f)
-			c.use(f, chosen[i].id, offset)
-			return nil
+		c.use(f, offset)
+		if found {
+			closeFiles(files[i+1:])
+			break
 		}
 	}
 	return nil
 }
 
-// logTailCounter looks for the beginning of the last lines, from the end backwards. A line that was split counts once, at its last part.
-type logTailCounter struct {
+// tailCounter looks for the beginning of the last lines, from the end backwards. A line that was split counts once, at its last part.
+type tailCounter struct {
 	left  int  // how many lines are still to be passed
 	first bool // nothing was seen yet
 }
 
 // search returns the offset where the wanted lines begin, or false and 0 when they begin in an older file.
-func (t *logTailCounter) search(f *os.File) (int64, bool, error) {
+func (t *tailCounter) search(f *os.File) (int64, bool, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return 0, false, err
@@ -49,7 +49,7 @@ func (t *logTailCounter) search(f *os.File) (int64, bool, error) {
 	var carry []byte // the end of a line whose beginning is in the block before
 	unfinished := true
 	for end := info.Size(); end > 0; {
-		begin := max(end-logBlock, 0)
+		begin := max(end-blockSize, 0)
 		block := make([]byte, int(end-begin), int(end-begin)+len(carry))
 		if _, err := f.ReadAt(block, begin); err != nil && err != io.EOF {
 			return 0, false, err
@@ -61,10 +61,13 @@ func (t *logTailCounter) search(f *os.File) (int64, bool, error) {
 				break
 			}
 			line := block[newline+1:]
-			if !unfinished || len(line) > 0 { // what follows the last newline is a line only if there is something
-				if t.enough(line, unfinished) {
-					return begin + int64(newline+1+len(line)) + logNewline(unfinished), true, nil
+			// What follows the last newline is a line only if there is something.
+			if (!unfinished || len(line) > 0) && t.enough(line, unfinished) {
+				after := begin + int64(newline+1+len(line))
+				if !unfinished {
+					after++ // the newline
 				}
+				return after, true, nil
 			}
 			unfinished = false
 			if newline < 0 {
@@ -73,24 +76,17 @@ func (t *logTailCounter) search(f *os.File) (int64, bool, error) {
 			block = block[:newline]
 		}
 		carry, end = block, begin
-		if len(carry) > 2*logBlock {
-			carry = carry[:logBlock] // not a line of ours: what matters is its beginning
+		if len(carry) > 2*blockSize {
+			carry = carry[:blockSize] // not a line of ours: what matters is its beginning
 		}
 	}
 	return 0, false, nil
 }
 
-func logNewline(unfinished bool) int64 {
-	if unfinished {
-		return 0
-	}
-	return 1
-}
-
 // enough takes one more line, and says whether it is the one before the wanted ones.
-func (t *logTailCounter) enough(line []byte, unfinished bool) bool {
-	_, _, partial, _, ok := parseLogLine(line)
-	if !ok || len(line) > logBlock { // it is not shown either
+func (t *tailCounter) enough(line []byte, unfinished bool) bool {
+	_, _, partial, _, ok := parseLine(line)
+	if !ok || len(line) > blockSize { // it is not shown either
 		return false
 	}
 	counts := !partial || t.first || unfinished
@@ -105,8 +101,8 @@ func (t *logTailCounter) enough(line []byte, unfinished bool) bool {
 	return false
 }
 
-// logWatch tells when something happens in a directory, which need not exist yet. It works without inotify too, only later.
-type logWatch struct {
+// dirWatch reports that something happens in a directory, which need not exist yet. It works without inotify too, only later.
+type dirWatch struct {
 	dir     string
 	inotify *os.File // nil: none is to be had
 	added   bool
@@ -114,8 +110,8 @@ type logWatch struct {
 	done    chan struct{}
 }
 
-func newLogWatch(dir string) *logWatch {
-	w := &logWatch{dir: dir, changed: make(chan struct{}, 1), done: make(chan struct{})}
+func newWatch(dir string) *dirWatch {
+	w := &dirWatch{dir: dir, changed: make(chan struct{}, 1), done: make(chan struct{})}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		close(w.done)
@@ -128,7 +124,7 @@ func newLogWatch(dir string) *logWatch {
 }
 
 // add watches the directory if it is there.
-func (w *logWatch) add() {
+func (w *dirWatch) add() {
 	conn, err := w.inotify.SyscallConn()
 	if err != nil {
 		return
@@ -140,7 +136,7 @@ func (w *logWatch) add() {
 }
 
 // run turns events into one signal; what they say does not matter.
-func (w *logWatch) run() {
+func (w *dirWatch) run() {
 	defer close(w.done)
 	buffer := make([]byte, 4096)
 	for {
@@ -154,7 +150,7 @@ func (w *logWatch) run() {
 	}
 }
 
-func (w *logWatch) close() {
+func (w *dirWatch) close() {
 	if w.inotify != nil {
 		w.inotify.Close()
 	}
@@ -162,15 +158,15 @@ func (w *logWatch) close() {
 }
 
 // wait returns when there may be something new, and whether that is the end.
-func (w *logWatch) wait(ctx context.Context, over <-chan struct{}) (ended bool, err error) {
-	pause := logRescan
+func (w *dirWatch) wait(ctx context.Context, over context.Context) (ended bool, err error) {
+	pause := rescan
 	if !w.added {
 		pause = 100 * time.Millisecond
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
-	case <-over:
+	case <-over.Done():
 		return true, nil
 	case <-w.changed:
 	case <-timer.C:

@@ -1,14 +1,11 @@
-package daemon
+package logs
 
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -19,36 +16,27 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/magikrun/magikpod/internal/fakepods"
-	"github.com/magikrun/magikpod/internal/printable"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // realJournal writes to this host's journal as the relay does.
 type realJournal struct {
-	*logHost
+	*reading
 	conn net.Conn
 }
 
 func newRealJournal(t *testing.T) *realJournal {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("the relay is root: run as root")
-	}
-	conn, err := net.Dial("unixgram", "/run/systemd/journal/socket")
-	if err != nil {
-		t.Skipf("this host has no journal (%v): run it with -exec 'magikhost run --here --'", err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	h := newLogHost(t)
-	h.r = newLogReader(logReaderConfig{RunDir: h.run})
-	t.Cleanup(h.r.Close)
-	h.q.Ref.UID = uuid.NewUUID()
+	conn := host.DialJournal(t)
+	h := newReading(t)
+	h.q.LogDir, h.q.PodUID = "", string(uuid.NewUUID())
 	return &realJournal{h, conn}
 }
 
 func (j *realJournal) fields(attempt int, stream string) string {
-	return fmt.Sprintf("PRIORITY=6\nMAGIKPOD_POD_UID=%s\nMAGIKPOD_CONTAINER=app\nMAGIKPOD_RESTART=%d\nMAGIKPOD_STREAM=%s\n", j.q.Ref.UID, attempt, stream)
+	return fmt.Sprintf("PRIORITY=6\nMAGIKPOD_POD_UID=%s\nMAGIKPOD_CONTAINER=app\nMAGIKPOD_RESTART=%d\nMAGIKPOD_STREAM=%s\n", j.q.PodUID, attempt, stream)
 }
 
 func (j *realJournal) send(attempt int, stream, message string, partial bool) {
@@ -78,7 +66,7 @@ func TestLogJournalReal(t *testing.T) {
 	if out, err := forge.CombinedOutput(); err != nil {
 		t.Fatalf("no entry was forged: %v: %s", err, out)
 	}
-	if got := readJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+string(j.q.Ref.UID)); got != "forged\n" {
+	if got := host.ReadJournal(t, "--output=cat", "_UID=65534", "MAGIKPOD_POD_UID="+j.q.PodUID); got != "forged\n" {
 		t.Fatalf("the journal has %q of nobody, want the forged entry", got)
 	}
 	j.q.Ended = time.Now()
@@ -94,36 +82,8 @@ func TestLogJournalReal(t *testing.T) {
 	j.want("")
 	j.q.Options = pod.LogOptions{Tail: 1, Timestamps: true}
 	stamp, _, _ := strings.Cut(j.all(), " ")
-	if at, err := time.Parse(logStampFormat, stamp); err != nil || time.Since(at).Abs() > time.Hour {
+	if at, err := time.Parse(shim.CRITime, stamp); err != nil || time.Since(at).Abs() > time.Hour {
 		t.Errorf("the stamp is %q: %v", stamp, err)
-	}
-}
-
-// readJournal is what journalctl prints of what was sent until now.
-func readJournal(t *testing.T, args ...string) string {
-	t.Helper()
-	if out, err := exec.Command("journalctl", "--sync").CombinedOutput(); err != nil {
-		t.Fatalf("journalctl --sync: %v: %s", err, out)
-	}
-	out, err := exec.Command("journalctl", append([]string{"--quiet", "--no-pager", "--all"}, args...)...).Output()
-	if err != nil {
-		t.Fatalf("journalctl: %v", err)
-	}
-	return string(out)
-}
-
-// The daemon's own entries are one line each, and do nothing to a terminal, whatever others have said.
-func TestLogJournalRealLogger(t *testing.T) {
-	newRealJournal(t)
-	id := string(uuid.NewUUID())
-	log := slog.New(&journalHandler{level: slog.LevelInfo}).With("MAGIKPOD_POD_UID", id)
-	log.Error("cannot pull "+fakepods.Text, "error", errors.New(fakepods.Text), "image", fakepods.Text)
-	got := readJournal(t, "--output=cat", "MAGIKPOD_POD_UID="+id)
-	if want := printable.Line("cannot pull "+fakepods.Text+": "+fakepods.Text+" image="+fakepods.Text) + "\n"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-	if strings.Count(got, "\n") != 1 || strings.Contains(got, "\x1b") {
-		t.Errorf("%q is more than a line, or holds ESC", got)
 	}
 }
 
@@ -133,26 +93,26 @@ func TestLogJournalRealFollow(t *testing.T) {
 	for attempt := range 3 {
 		j.send(attempt, "stdout", "first", false)
 	}
-	j.q.More = func(_ context.Context, attempt int) bool {
-		for n := range 500 {
-			j.send(attempt, "stdout", fmt.Sprintf("%d %d", attempt, n), false)
-		}
-		return attempt < 2
-	}
-	f := j.follow(t.Context())
 	for attempt := range 3 {
+		j.q.Attempt = attempt
+		j.q.Wait = func(context.Context) {
+			for n := range 500 {
+				j.send(attempt, "stdout", fmt.Sprintf("%d %d", attempt, n), false)
+			}
+		}
+		f := j.follow(t.Context())
 		f.want("first")
 		for n := range 500 {
 			f.want(fmt.Sprintf("%d %d", attempt, n))
 		}
+		f.wantEnd()
 	}
-	f.wantEnd()
 }
 
 // New lines are shown soon.
 func TestLogJournalRealFollowNew(t *testing.T) {
 	j := newRealJournal(t)
-	j.q.More = attempts{make(chan bool)}.more
+	j.q.Wait = make(life).wait
 	j.send(0, "stdout", "old", false)
 	_ = exec.Command("journalctl", "--sync").Run()
 	j.q.Options.Tail = 0

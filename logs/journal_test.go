@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -43,23 +43,22 @@ done
 `
 
 type journalHost struct {
-	*logHost
+	*reading
 	dir   string
 	count int
 }
 
 func newJournalHost(t *testing.T) *journalHost {
-	h := &journalHost{logHost: newLogHost(t), dir: t.TempDir()}
+	h := &journalHost{reading: newReading(t), dir: t.TempDir()}
 	program := filepath.Join(h.dir, "journalctl")
 	if err := os.WriteFile(program, []byte(journalScript), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h.r = newLogReader(logReaderConfig{Journalctl: program, RunDir: h.run})
-	t.Cleanup(h.r.Close)
+	h.r.journalctl, h.q.LogDir = program, ""
 	return h
 }
 
-// add puts entries of the form of logHost.write into the journal; held: they are only there after a sync.
+// add puts entries of the form of reading.write into the journal; held: they are only there after a sync.
 func (h *journalHost) add(name string, entries ...string) {
 	h.t.Helper()
 	for _, e := range entries {
@@ -150,9 +149,8 @@ func TestLogJournalErrors(t *testing.T) {
 	h.want("magikpod: cannot read the journal: journalctl: Journal file is corrupt\n")
 	h.q.Quiet = true
 	h.want("")
-	h.q.Quiet = false
-	h.r = newLogReader(logReaderConfig{Journalctl: filepath.Join(h.dir, "missing")})
-	t.Cleanup(h.r.Close)
+	h = newJournalHost(t)
+	h.r.journalctl = filepath.Join(h.dir, "missing")
 	if got := h.all(); !strings.HasPrefix(got, "magikpod: cannot read the journal: fork/exec ") {
 		t.Errorf("log %q", got)
 	}
@@ -160,24 +158,26 @@ func TestLogJournalErrors(t *testing.T) {
 
 func TestLogJournalFollow(t *testing.T) {
 	h := newJournalHost(t)
-	life := attempts{make(chan bool), make(chan bool)}
-	h.q.More = life.more
+	first, second := make(life), make(life)
+	h.q.Wait = first.wait
 	h.add("entry", "o 1", "o 2")
 	f := h.follow(t.Context())
 	f.want("1", "2")
 	h.add("entry", "e 3")
 	f.want("3")
 	h.add("held", "o 4", "o 5") // only a sync brings these
-	life[0] <- true
+	close(first)
 	f.want("4", "5")
+	f.wantEnd()
+	h.q.Wait, h.q.Attempt = second.wait, 1
+	f = h.follow(t.Context())
 	// The script shows the entries of the first attempt again: it knows nothing of matches.
 	f.want("1", "2", "3", "4", "5")
-	life[1] <- false
+	close(second)
 	f.wantEnd()
-	first := journalArgs + " --follow --lines=all" + journalMatches
-	second := strings.ReplaceAll(journalMatches, "RESTART=0", "RESTART=1")
-	want := []string{first, "--sync", journalArgs + " --after-cursor=2 --lines=all" + journalMatches,
-		journalArgs + " --follow --lines=all" + second, "--sync", journalArgs + " --after-cursor=4 --lines=all" + second}
+	restarted := strings.ReplaceAll(journalMatches, "RESTART=0", "RESTART=1")
+	want := []string{journalArgs + " --follow --lines=all" + journalMatches, "--sync", journalArgs + " --after-cursor=2 --lines=all" + journalMatches,
+		journalArgs + " --follow --lines=all" + restarted, "--sync", journalArgs + " --after-cursor=4 --lines=all" + restarted}
 	if diff := cmp.Diff(want, h.calls()); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
@@ -186,15 +186,15 @@ func TestLogJournalFollow(t *testing.T) {
 // With a tail of nothing, the new lines are those from now on.
 func TestLogJournalFollowNew(t *testing.T) {
 	h := newJournalHost(t)
-	life := attempts{make(chan bool)}
-	h.q.More, h.q.Options.Tail = life.more, 0
+	life := make(life)
+	h.q.Wait, h.q.Options.Tail = life.wait, 0
 	h.now = time.Now().Add(-time.Hour)
 	h.add("entry", "o old")
 	f := h.follow(t.Context())
 	h.now = time.Now().Add(time.Minute)
 	h.add("entry", "o new")
 	f.want("new")
-	life[0] <- false
+	close(life)
 	f.wantEnd()
 	if calls := h.calls(); !strings.Contains(calls[0], " --since=@") || strings.Contains(calls[0], "--lines=0") {
 		t.Errorf("calls: %q", calls)
@@ -218,7 +218,7 @@ func TestLogJournalFollowEnds(t *testing.T) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			h := newJournalHost(t)
-			h.q.More = attempts{make(chan bool)}.more
+			h.q.Wait = make(life).wait
 			h.add("entry", "o 1")
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -291,7 +291,7 @@ func FuzzParseLogLine(f *testing.F) {
 	f.Add([]byte("2026-01-02T03:04:05Z stderr P:tag "))
 	f.Add([]byte(" stdout F x"))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		stamp, stream, partial, text, ok := parseLogLine(line)
+		stamp, stream, partial, text, ok := parseLine(line)
 		if !ok {
 			return
 		}

@@ -1,4 +1,4 @@
-package daemon
+package logs
 
 import (
 	"bufio"
@@ -13,20 +13,19 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/shim"
 )
 
 const (
-	// logSyncTime bounds the wait for the journal to take in what was sent to it.
-	logSyncTime = 5 * time.Second
+	// syncTime bounds the wait for the journal to take in what was sent to it.
+	syncTime = 5 * time.Second
 	// maxJournalField bounds a field of an entry, in bytes: the relay splits longer messages.
 	maxJournalField = 4 << 20
 )
 
-// logJournal reads the journal with journalctl, which knows its files, their compression and their rotation.
-type logJournal struct{ program string }
-
-func (d logJournal) copy(ctx context.Context, q logRequest, out *logWriter, over <-chan struct{}) error {
-	c := &journalCopy{program: d.program, q: q, out: out}
+// copyJournal writes the lines that journalctl, the program, gives: it knows the journal's files, their compression and their rotation.
+func copyJournal(ctx context.Context, program string, q Request, out *lineWriter, over context.Context) error {
+	c := &journalCopy{program: program, q: q, out: out}
 	if q.Options.Tail == 0 { // what comes from now on
 		if over == nil {
 			return nil
@@ -36,53 +35,49 @@ func (d logJournal) copy(ctx context.Context, q logRequest, out *logWriter, over
 			c.q.Options.Since, out.since = now, now
 		}
 	}
-	if over == nil {
-		if !q.Ended.IsZero() && time.Since(q.Ended) < logFresh {
-			c.sync(ctx)
-		}
-		return errors.Join(c.run(ctx, false), out.finish())
-	}
-	// journalctl --follow never ends by itself: when the log is complete, it is stopped, and a last one reads what may be left.
-	following, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		select {
-		case <-over:
-		case <-following.Done():
-		}
-		cancel()
-	}()
-	err := c.run(following, true)
-	ended := following.Err() != nil
-	cancel()
-	<-stopped
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil && !ended:
-		return err
-	case out.flush() != nil:
-		return out.flush() // nobody reads
-	case !ended:
-		return pod.Errorf(pod.Unavailable, "cannot follow the log: journalctl has ended")
+	case over != nil:
+		if err := c.follow(ctx, over); err != nil {
+			return err
+		}
+		c.sync(ctx)
+	case !q.Ended.IsZero() && time.Since(q.Ended) < fresh:
+		c.sync(ctx)
 	}
-	c.sync(ctx)
 	return errors.Join(c.run(ctx, false), out.finish())
 }
 
 // journalCopy is the copying of one attempt's lines, in one or more runs of journalctl.
 type journalCopy struct {
 	program string
-	q       logRequest
-	out     *logWriter
+	q       Request
+	out     *lineWriter
 	cursor  string // of the last entry
+}
+
+// follow copies lines until over ends. journalctl --follow never does so by itself, so it is stopped: some of the last lines may be missing.
+func (c *journalCopy) follow(ctx, over context.Context) error {
+	following, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(over, cancel)()
+	err := c.run(following, true)
+	ended := following.Err() != nil
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && !ended:
+		return err
+	case c.out.flush() != nil:
+		return c.out.flush() // nobody reads
+	case !ended:
+		return pod.Errorf(pod.Unavailable, "cannot follow the log: journalctl has ended")
+	}
+	return nil
 }
 
 // sync waits until the journal has taken in what was sent to it before. It is an improvement only: without it some last lines may be missing.
 func (c *journalCopy) sync(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, logSyncTime)
+	ctx, cancel := context.WithTimeout(ctx, syncTime)
 	defer cancel()
 	_ = c.command(ctx, "--sync").Run()
 }
@@ -98,7 +93,7 @@ func (c *journalCopy) command(ctx context.Context, args ...string) *exec.Cmd {
 func (c *journalCopy) args(follow bool) []string {
 	o := c.q.Options
 	args := []string{"--quiet", "--no-pager", "--system", "--output=export",
-		"--output-fields=MESSAGE,MAGIKPOD_STREAM,CONTAINER_PARTIAL_MESSAGE"}
+		"--output-fields=MESSAGE," + shim.FieldStream + "," + shim.FieldPartial}
 	if follow {
 		args = append(args, "--follow")
 	}
@@ -113,8 +108,8 @@ func (c *journalCopy) args(follow bool) []string {
 	} else {
 		args = append(args, "--lines="+strconv.Itoa(o.Tail))
 	}
-	return append(args, "_UID=0", "MAGIKPOD_POD_UID="+string(c.q.Ref.UID), "MAGIKPOD_CONTAINER="+c.q.Container,
-		"MAGIKPOD_RESTART="+strconv.Itoa(c.q.Attempt), "MAGIKPOD_STREAM=stdout", "MAGIKPOD_STREAM=stderr")
+	return append(args, "_UID=0", shim.FieldPodUID+"="+c.q.PodUID, shim.FieldContainer+"="+c.q.Container,
+		shim.FieldAttempt+"="+strconv.Itoa(c.q.Attempt), shim.FieldStream+"="+shim.Stdout, shim.FieldStream+"="+shim.Stderr)
 }
 
 // run copies what one run of journalctl gives.
@@ -122,7 +117,7 @@ func (c *journalCopy) run(ctx context.Context, follow bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := c.command(ctx, c.args(follow)...)
-	var complaint logHead
+	var complaint firstBytes
 	cmd.Stderr = &complaint
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
@@ -161,8 +156,8 @@ func (c *journalCopy) read(r *bufio.Reader) error {
 		}
 		at := time.UnixMicro(e.micros).UTC()
 		if e.stream != "" && !at.Before(c.out.since) {
-			var stamp [len(logStampFormat)]byte
-			if err := c.out.entry(e.stream, at.AppendFormat(stamp[:0], logStampFormat), e.message, e.partial); err != nil {
+			var stamp [len(shim.CRITime)]byte
+			if err := c.out.entry(e.stream, at.AppendFormat(stamp[:0], shim.CRITime), e.message, e.partial); err != nil {
 				return err
 			}
 		}
@@ -204,9 +199,9 @@ func readJournalEntry(r *bufio.Reader) (journalEntry, error) {
 			if e.micros, err = strconv.ParseInt(string(value), 10, 64); err != nil {
 				return e, pod.Errorf(pod.Internal, "cannot read the journal: a time-stamp is %q", value)
 			}
-		case "MAGIKPOD_STREAM":
+		case shim.FieldStream:
 			e.stream = string(value)
-		case "CONTAINER_PARTIAL_MESSAGE":
+		case shim.FieldPartial:
 			e.partial = string(value) == "true"
 		case "MESSAGE":
 			e.message = value
@@ -261,10 +256,10 @@ func readJournalLine(r *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// logHead keeps the first 4 KiB that are written to it.
-type logHead struct{ kept []byte }
+// firstBytes keeps the first 4 KiB that are written to it.
+type firstBytes struct{ kept []byte }
 
-func (h *logHead) Write(b []byte) (int, error) {
+func (h *firstBytes) Write(b []byte) (int, error) {
 	h.kept = append(h.kept, b[:min(len(b), 4096-len(h.kept))]...)
 	return len(b), nil
 }
