@@ -214,7 +214,7 @@ func TestSharedPID(t *testing.T) {
 	})
 	// While the old namespace ends, nobody can be born into it.
 	eventually(t, "another namespace", func() bool {
-		request := guesttest.Container(t, "c", nil, "/bin/sh", "-c", "ps | grep -c '[m]agikguest'; exit 4")
+		request := guesttest.Container(t, "c", nil, "/bin/sh", "-c", "ps | grep -c '[m]agikagent'; exit 4")
 		if session, err = m.Create(t.Context(), request); err != nil {
 			t.Log(err)
 			return false
