@@ -32,13 +32,18 @@ func (w *worker) newProber() *prober {
 // probeState is what a probe has found so far, and when its container started.
 func (w *worker) probeState(ref pod.ProbeRef) (pod.ProbeState, time.Time) {
 	o := w.record.Containers[ref.Container]
-	switch ref.Kind {
+	return *stateOf(&o, ref.Kind), o.StartedAt
+}
+
+// stateOf is where an observation has what a probe has found.
+func stateOf(o *pod.ContainerObservation, kind pod.ProbeKind) *pod.ProbeState {
+	switch kind {
 	case pod.ProbeStartup:
-		return o.Startup, o.StartedAt
+		return &o.Startup
 	case pod.ProbeLiveness:
-		return o.Liveness, o.StartedAt
+		return &o.Liveness
 	}
-	return o.Readiness, o.StartedAt
+	return &o.Readiness
 }
 
 // foldProbe takes one result into the memory; one that belongs to an older attempt is too late.
@@ -49,13 +54,7 @@ func (w *worker) foldProbe(result probeResult) {
 	if !ok || probe == nil || o.Attempt != ref.Attempt || !o.Stage.Live() {
 		return
 	}
-	state := &o.Readiness
-	switch ref.Kind {
-	case pod.ProbeStartup:
-		state = &o.Startup
-	case pod.ProbeLiveness:
-		state = &o.Liveness
-	}
+	state := stateOf(&o, ref.Kind)
 	if state.Attempt != ref.Attempt {
 		*state = pod.ProbeState{Attempt: ref.Attempt}
 	}

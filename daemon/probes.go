@@ -3,14 +3,16 @@ package daemon
 import (
 	"context"
 	"math/rand/v2"
-	"strconv"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 )
 
@@ -149,12 +151,8 @@ func frozenProbe(kind pod.ProbeKind) (ok bool, message string, err error) {
 	return false, "", pod.Errorf(pod.Unavailable, frozen)
 }
 
-// probe runs a probe once. An error means that nothing was learned.
-func (b *prober) probe(ctx context.Context, c *corev1.Container, probe *corev1.Probe) (ok bool, message string, err error) {
-	timeout := time.Duration(probe.TimeoutSeconds) * time.Second
-	if timeout <= 0 {
-		timeout = defaultProbeTimeout
-	}
+// probe makes a probe once. An error means that nothing was learned.
+func (b *prober) probe(ctx context.Context, c *corev1.Container, spec *corev1.Probe) (ok bool, message string, err error) {
 	b.mu.Lock()
 	p, ips := b.pod, b.ips
 	b.mu.Unlock()
@@ -165,52 +163,72 @@ func (b *prober) probe(ctx context.Context, c *corev1.Container, probe *corev1.P
 	case p.Spec.HostNetwork:
 		host = "127.0.0.1"
 	}
+	question, message, err := newProbe(c, spec, host)
 	switch {
+	case err != nil || message != "":
+		return false, message, err
 	case b.remote != nil:
-		return b.probeRemote(ctx, pod.RefOf(p), c, probe, host, timeout)
-	case probe.Exec != nil:
-		return b.probeExec(ctx, pod.RefOf(p), c, probe.Exec, timeout)
-	case probe.HTTPGet != nil:
-		return probeHTTP(ctx, c, probe.HTTPGet, host, timeout)
-	case probe.TCPSocket != nil:
-		return probeTCP(ctx, c, probe.TCPSocket, host, timeout)
+		return b.remote.Probe(ctx, pod.RefOf(p), c.Name, question)
 	}
-	return false, "", pod.Errorf(pod.Invalid, "cannot probe container %q: the probe has no handler", c.Name)
-}
-
-// probeRemote has the runtime class make the probe.
-func (b *prober) probeRemote(ctx context.Context, ref pod.Ref, c *corev1.Container, probe *corev1.Probe, host string, timeout time.Duration) (bool, string, error) {
-	asked, message := remoteProbe(c, probe, host)
-	if message != "" {
-		return false, message, nil
-	}
-	asked.Timeout = timeout
-	return b.remote.Probe(ctx, ref, c.Name, asked)
-}
-
-// probeExec runs a command: exit code 0 is success.
-func (b *prober) probeExec(ctx context.Context, ref pod.Ref, c *corev1.Container, action *corev1.ExecAction, timeout time.Duration) (bool, string, error) {
-	out, err := newProbeOutput()
+	outcome, err := question.Make(ctx, func(output *os.File) (code int, timedOut bool, err error) {
+		begin := time.Now()
+		status, err := b.run(ctx, pod.RefOf(p), c.Name, runtime.Process{Args: question.Exec, Stdout: output, Stderr: output, Timeout: question.Timeout})
+		if status.Signal != 0 && time.Since(begin) >= question.Timeout { // the error says so too
+			return status.Code, true, nil
+		}
+		return status.Code, false, err
+	})
 	if err != nil {
 		return false, "", err
 	}
-	defer out.close()
-	args := probeArgs(c, action.Command)
-	command := "command \"" + strings.Join(args, " ") + "\""
-	begin := time.Now()
-	status, err := b.run(ctx, ref, c.Name, runtime.Process{Args: args, Stdout: out.w, Stderr: out.w, Timeout: timeout})
-	text := out.end()
-	switch {
-	case status.Signal != 0 && time.Since(begin) >= timeout: // the error says so too
-		return false, command + " timed out", nil
-	case err != nil:
-		return false, "", err
-	case status.Code == 0:
-		return true, "", nil
-	case strings.TrimSpace(text) == "":
-		return false, command + " exited with code " + strconv.Itoa(status.Code), nil
+	ok, message = question.Verdict(outcome)
+	return ok, message, nil
+}
+
+// newProbe is a probe in a form that needs no manifest to be understood, or what is wrong with it. host is the pod's address.
+func newProbe(c *corev1.Container, spec *corev1.Probe, host string) (p probe.Probe, message string, err error) {
+	p.Timeout = time.Duration(spec.TimeoutSeconds) * time.Second
+	if p.Timeout <= 0 {
+		p.Timeout = defaultProbeTimeout
 	}
-	return false, text, nil
+	switch {
+	case spec.Exec != nil:
+		p.Exec = probeArgs(c, spec.Exec.Command)
+	case spec.HTTPGet != nil:
+		p.HTTP = &probe.HTTP{Path: spec.HTTPGet.Path, Scheme: strings.ToLower(string(spec.HTTPGet.Scheme))}
+		for _, h := range spec.HTTPGet.HTTPHeaders {
+			p.HTTP.Headers = append(p.HTTP.Headers, probe.Header(h))
+		}
+		p.HTTP.Host, p.HTTP.Port, message = probeAddress(c, spec.HTTPGet.Port, spec.HTTPGet.Host, host)
+	case spec.TCPSocket != nil:
+		p.TCP = &probe.TCP{}
+		p.TCP.Host, p.TCP.Port, message = probeAddress(c, spec.TCPSocket.Port, spec.TCPSocket.Host, host)
+	default:
+		err = pod.Errorf(pod.Invalid, "cannot probe container %q: the probe has no handler", c.Name)
+	}
+	return p, message, err
+}
+
+// probeAddress is the host and the port to connect to, or what is wrong.
+func probeAddress(c *corev1.Container, port intstr.IntOrString, wanted, host string) (_ string, number int, message string) {
+	if wanted != "" {
+		host = wanted
+	}
+	if host == "" {
+		return "", 0, "the pod has no IP address"
+	}
+	number = port.IntValue()
+	if port.Type == intstr.String {
+		for _, p := range c.Ports {
+			if p.Name == port.StrVal {
+				number = int(p.ContainerPort)
+			}
+		}
+	}
+	if number < 1 || number > 65535 {
+		return "", 0, "invalid port number: " + port.String()
+	}
+	return host, number, ""
 }
 
 // probeArgs replaces $(NAME) by the variables that the manifest gives values to; as in the kubelet, these values are taken as they are.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -17,8 +18,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/runtimetest"
+	"github.com/magikrun/magikpod/tests/probetest"
 )
 
 // probeLog collects results as lines: seconds since the start, probe, outcome.
@@ -229,67 +232,57 @@ func TestProbeErrored(t *testing.T) {
 	})
 }
 
-func TestProbeExecOutput(t *testing.T) {
-	tests := []struct {
-		name  string
-		do    func(p runtime.Process) runtime.ExitStatus
-		check func(ok bool, message string) bool
-	}{
-		{"success is silent", func(p runtime.Process) runtime.ExitStatus { p.Stdout.WriteString("fine"); return runtime.ExitStatus{} },
-			func(ok bool, m string) bool { return ok && m == "" }},
-		{"both streams", func(p runtime.Process) runtime.ExitStatus {
-			p.Stdout.WriteString("one ")
-			p.Stderr.WriteString("two")
-			return runtime.ExitStatus{Code: 3}
-		}, func(ok bool, m string) bool { return !ok && m == "one two" }},
-		{"a flood", func(p runtime.Process) runtime.ExitStatus {
-			for range 1000 {
-				p.Stdout.WriteString(strings.Repeat("x", 1024))
+// TestProbeTable: what the manifest asks for gets the verdicts that package probe gives, and magikagent (runtime/microvm/guest).
+func TestProbeTable(t *testing.T) {
+	t.Setenv("HTTP_PROXY", "http://192.0.2.1:1")
+	b := newProber(func(_ context.Context, _ pod.Ref, _ string, p runtime.Process) (runtime.ExitStatus, error) {
+		code, timedOut, err := probetest.Command(p.Args, p.Stdout, p.Timeout)
+		if p.Stderr != p.Stdout {
+			t.Error("stderr is not read")
+		}
+		if timedOut {
+			return runtime.ExitStatus{Code: code, Signal: 9}, nil
+		}
+		return runtime.ExitStatus{Code: code}, err
+	}, nil)
+	defer b.Close()
+	b.Set(&corev1.Pod{}, []string{"127.0.0.1"}, nil, nil)
+	probetest.Run(t, probetest.Listen, func(t *testing.T, p probe.Probe) (bool, string, error) {
+		spec := &corev1.Probe{TimeoutSeconds: int32(p.Timeout / time.Second)}
+		switch {
+		case p.Exec != nil:
+			spec.Exec = &corev1.ExecAction{}
+			for _, arg := range p.Exec { // $$ is $ in a manifest
+				spec.Exec.Command = append(spec.Exec.Command, strings.ReplaceAll(arg, "$$", "$$$$"))
 			}
-			return runtime.ExitStatus{Code: 3}
-		}, func(ok bool, m string) bool { return !ok && m == strings.Repeat("x", maxProbeOutput) }},
-		{"bytes", func(p runtime.Process) runtime.ExitStatus {
-			p.Stdout.WriteString("a\xff\x00b")
-			return runtime.ExitStatus{Code: 3}
-		}, func(ok bool, m string) bool { return !ok && m == "a\uFFFD\x00b" }},
-		{"killed", func(runtime.Process) runtime.ExitStatus { return runtime.ExitStatus{Code: 137, Signal: 9} },
-			func(ok bool, m string) bool { return !ok && m == `command "probe" exited with code 137` }},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			p := &corev1.Pod{}
-			p.Spec.Containers = []corev1.Container{{Name: "a", LivenessProbe: execProbe("probe", 0, 3600, 60)}}
-			type result struct {
-				ok      bool
-				message string
+		case p.HTTP != nil:
+			spec.HTTPGet = &corev1.HTTPGetAction{Scheme: corev1.URIScheme(strings.ToUpper(p.HTTP.Scheme)), Path: p.HTTP.Path, Port: intstr.FromInt(p.HTTP.Port)}
+			if p.HTTP.Host != "127.0.0.1" {
+				spec.HTTPGet.Host = p.HTTP.Host
 			}
-			results := make(chan result, 1)
-			b := newProber(func(_ context.Context, _ pod.Ref, _ string, p runtime.Process) (runtime.ExitStatus, error) {
-				return tt.do(p), nil
-			},
-				func(_ pod.ProbeRef, ok bool, message string) { results <- result{ok, message} })
-			defer b.Close()
-			b.Set(p, nil, []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness}}, func(pod.ProbeRef) (pod.ProbeState, time.Time) {
-				return pod.ProbeState{}, time.Now()
-			})
-			if r := <-results; !tt.check(r.ok, r.message) {
-				t.Errorf("%v, message of %d bytes: %.100q", r.ok, len(r.message), r.message)
+			for _, h := range p.HTTP.Headers {
+				spec.HTTPGet.HTTPHeaders = append(spec.HTTPGet.HTTPHeaders, corev1.HTTPHeader(h))
 			}
-		})
-	}
+		case p.TCP != nil:
+			spec.TCPSocket = &corev1.TCPSocketAction{Port: intstr.FromInt(p.TCP.Port)}
+		}
+		return b.probe(t.Context(), &corev1.Container{Name: "a"}, spec)
+	})
 }
 
 // The address that is probed is the newest first one of the pod.
 func TestProbeAddress(t *testing.T) {
 	p := &corev1.Pod{}
 	c := &corev1.Container{Name: "a"}
-	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(closedPort(t)))}}, TimeoutSeconds: 60}
+	gone := probetest.Listen(t)
+	gone.Close()
+	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(gone.Addr().(*net.TCPAddr).Port)}}, TimeoutSeconds: 60}
 	b := newProber(nil, nil)
 	defer b.Close()
 	check := func(ips []string, want string) {
 		t.Helper()
 		b.Set(p, ips, nil, nil)
-		if _, message, _ := b.probe(t.Context(), c, probe); !strings.HasPrefix(message, want) {
+		if _, message, _ := b.probe(t.Context(), c, spec); !strings.HasPrefix(message, want) {
 			t.Errorf("with %q: message %q, want %q", ips, message, want)
 		}
 	}

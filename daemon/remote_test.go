@@ -14,17 +14,18 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 )
 
 // remote answers as a class does whose containers are not here.
 type remote struct {
-	asked []runtime.Probe
+	asked []probe.Probe
 	use   map[string]pod.ResourceUse
 	err   error
 }
 
-func (r *remote) Probe(_ context.Context, _ pod.Ref, container string, p runtime.Probe) (bool, string, error) {
+func (r *remote) Probe(_ context.Context, _ pod.Ref, container string, p probe.Probe) (bool, string, error) {
 	r.asked = append(r.asked, p)
 	return false, "said by " + container, r.err
 }
@@ -35,7 +36,7 @@ func (r *remote) ContainerStats(context.Context, pod.Ref) (map[string]pod.Resour
 
 // A class that makes probes itself gets them in a form for which no manifest is needed.
 func TestProbeRemote(t *testing.T) {
-	headers := []corev1.HTTPHeader{{Name: "X-A", Value: "b"}}
+	headers := []corev1.HTTPHeader{{Name: "X-A", Value: "b"}, {Name: "X-A", Value: "c"}}
 	c := &corev1.Container{
 		Name: "web", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}, Env: []corev1.EnvVar{{Name: "FILE", Value: "/tmp/up"}},
 	}
@@ -44,18 +45,20 @@ func TestProbeRemote(t *testing.T) {
 		handler corev1.ProbeHandler
 		seconds int32
 		ips     []string
-		want    *runtime.Probe
+		want    *probe.Probe
 		message string
 	}{
 		{"exec", corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "$(FILE)"}}}, 3, nil,
-			&runtime.Probe{Exec: []string{"test", "-e", "/tmp/up"}, Timeout: 3 * time.Second}, "said by web"},
+			&probe.Probe{Exec: []string{"test", "-e", "/tmp/up"}, Timeout: 3 * time.Second}, "said by web"},
 		{"http with a named port", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("http"), Path: "/x?y", HTTPHeaders: headers}}, 0, []string{"10.0.0.9"},
-			&runtime.Probe{HTTP: &runtime.HTTPProbe{Scheme: "http", Host: "10.0.0.9", Port: 8080, Path: "/x?y", Headers: headers}, Timeout: time.Second}, "said by web"},
+			&probe.Probe{HTTP: &probe.HTTP{Host: "10.0.0.9", Port: 8080, Path: "/x?y", Headers: []probe.Header{{Name: "X-A", Value: "b"}, {Name: "X-A", Value: "c"}}}, Timeout: time.Second}, "said by web"},
 		{"https of another host", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(443), Scheme: corev1.URISchemeHTTPS, Host: "127.0.0.1"}}, 0, nil,
-			&runtime.Probe{HTTP: &runtime.HTTPProbe{Scheme: "https", Host: "127.0.0.1", Port: 443}, Timeout: time.Second}, "said by web"},
+			&probe.Probe{HTTP: &probe.HTTP{Scheme: "https", Host: "127.0.0.1", Port: 443}, Timeout: time.Second}, "said by web"},
 		{"tcp", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(5432)}}, 0, []string{"10.0.0.9", "fd00::9"},
-			&runtime.Probe{TCP: &runtime.TCPProbe{Host: "10.0.0.9", Port: 5432}, Timeout: time.Second}, "said by web"},
+			&probe.Probe{TCP: &probe.TCP{Host: "10.0.0.9", Port: 5432}, Timeout: time.Second}, "said by web"},
 		{"no such port", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("none")}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: none"},
+		{"port 0", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: 0"},
+		{"port 65536", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(65536)}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: 65536"},
 		{"no address", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}}, 0, nil, nil, "the pod has no IP address"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -69,9 +72,9 @@ func TestProbeRemote(t *testing.T) {
 			if ok || err != nil || message != test.message {
 				t.Errorf("%t, %q, %v; want %q", ok, message, err, test.message)
 			}
-			var want []runtime.Probe
+			var want []probe.Probe
 			if test.want != nil {
-				want = []runtime.Probe{*test.want}
+				want = []probe.Probe{*test.want}
 			}
 			if diff := cmp.Diff(want, r.asked); diff != "" {
 				t.Errorf("asked (-want +got):\n%s", diff)

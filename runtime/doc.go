@@ -7,5 +7,5 @@
 //
 // What does not belong here: deciding what to do (package pod), and doing it (the classes).
 //
-// Layer L1: it may import pod.
+// Layer L1: it may import pod and probe.
 package runtime

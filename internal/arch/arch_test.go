@@ -16,6 +16,7 @@ const module = "github.com/magikrun/magikpod/"
 // layers is the table: a package may import packages of a lower layer only. internal/* and tests/* stand beside it.
 var layers = map[string]int{
 	"pod":                        0,
+	"probe":                      0,
 	"runtime":                    1,
 	"image":                      2,
 	"volume":                     2,
@@ -72,6 +73,7 @@ var forbidden = map[string]map[string]string{
 		"syscall":  "the protocol is pure",
 		"log/slog": "the protocol is pure",
 	},
+	"probe":               {"k8s.io/api/core/v1": "magikagent links it: Kubernetes' API makes that 7 MB larger"},
 	"image":               {"log/slog": "L2 returns errors"},
 	"volume":              {"log/slog": "L2 returns errors"},
 	"netsetup":            {"log/slog": "L2 returns errors"},

@@ -9,13 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
@@ -214,37 +213,16 @@ func (l *Launcher) Signal(ctx context.Context, s runtime.Machine, container stri
 }
 
 // Probe implements native.SandboxLauncher.
-func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container string, p runtime.Probe) (ok bool, message string, err error) {
-	request := wire.Probe{Container: container, Timeout: p.Timeout.Milliseconds(), Exec: p.Exec}
-	if h := p.HTTP; h != nil {
-		request.HTTP = &wire.HTTPProbe{Scheme: h.Scheme, Host: h.Host, Port: h.Port, Path: h.Path}
-		for _, header := range h.Headers {
-			request.HTTP.Headers = append(request.HTTP.Headers, wire.Header{Name: header.Name, Value: header.Value})
-		}
+func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container string, p probe.Probe) (ok bool, message string, err error) {
+	err = l.call(s, func(c *client.Client) error {
+		outcome, err := c.Probe(ctx, container, p)
+		ok, message = p.Verdict(outcome)
+		return err
+	})
+	if err != nil {
+		return false, "", err
 	}
-	if p.TCP != nil {
-		request.TCP = &wire.TCPProbe{Host: p.TCP.Host, Port: p.TCP.Port}
-	}
-	var reply wire.ProbeReply
-	err = l.call(s, func(c *client.Client) (err error) { reply, err = c.Probe(ctx, request); return err })
-	if err != nil || reply.Success {
-		return reply.Success, "", err
-	}
-	return false, failure(p, reply), nil
-}
-
-// failure is what the kubelet says of a probe that has failed.
-func failure(p runtime.Probe, reply wire.ProbeReply) string {
-	command := `command "` + strings.Join(p.Exec, " ") + `"`
-	switch {
-	case p.Exec != nil && reply.TimedOut:
-		return command + " timed out"
-	case p.Exec != nil && strings.TrimSpace(reply.Message) == "":
-		return command + " exited with code " + strconv.Itoa(reply.Code)
-	case p.HTTP != nil && reply.Code != 0:
-		return "HTTP probe failed with statuscode: " + strconv.Itoa(reply.Code)
-	}
-	return reply.Message
+	return ok, message, nil
 }
 
 // Stats implements native.SandboxLauncher.

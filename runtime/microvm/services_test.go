@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/probe"
 )
 
 const server = "mkdir -p /www; echo it works > /www/index.html; touch /www/ready; httpd -f -p 8080 -h /www"
@@ -66,20 +66,19 @@ func TestProbes(t *testing.T) {
 	const timeout = 20 * time.Second
 	for _, c := range []struct {
 		name  string
-		probe runtime.Probe
+		probe probe.Probe
 		ok    bool
 		part  string
 	}{
-		{"exec", runtime.Probe{Exec: []string{"test", "-e", "/www/ready"}, Timeout: timeout}, true, ""},
-		{"exec that fails", runtime.Probe{Exec: []string{"sh", "-c", "echo not yet; exit 1"}, Timeout: timeout}, false, "not yet"},
-		{"exec that takes too long", runtime.Probe{Exec: []string{"sleep", "100"}, Timeout: time.Second}, false, `command "sleep 100" timed out`},
-		{"exec that says nothing", runtime.Probe{Exec: []string{"sh", "-c", "exit 4"}, Timeout: timeout}, false, `command "sh -c exit 4" exited with code 4`},
-		{"exec of nothing", runtime.Probe{Exec: []string{"/no/such/program"}, Timeout: timeout}, false, ""},
-		{"http", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/index.html"}, Timeout: timeout}, true, ""},
-		{"http with headers", runtime.Probe{HTTP: &runtime.HTTPProbe{Scheme: "http", Host: ip, Port: 8080, Path: "/", Headers: []corev1.HTTPHeader{{Name: "X-A", Value: "b"}}}, Timeout: timeout}, true, ""},
-		{"http of no page", runtime.Probe{HTTP: &runtime.HTTPProbe{Host: ip, Port: 8080, Path: "/none"}, Timeout: timeout}, false, "HTTP probe failed with statuscode: 404"},
-		{"tcp", runtime.Probe{TCP: &runtime.TCPProbe{Host: ip, Port: 8080}, Timeout: timeout}, true, ""},
-		{"tcp of nobody", runtime.Probe{TCP: &runtime.TCPProbe{Host: ip, Port: 81}, Timeout: timeout}, false, "refused"},
+		{"exec", probe.Probe{Exec: []string{"test", "-e", "/www/ready"}, Timeout: timeout}, true, ""},
+		{"exec that fails", probe.Probe{Exec: []string{"sh", "-c", "echo not yet; exit 1"}, Timeout: timeout}, false, "not yet"},
+		{"exec that takes too long", probe.Probe{Exec: []string{"sleep", "100"}, Timeout: time.Second}, false, `command "sleep 100" timed out`},
+		{"exec that says nothing", probe.Probe{Exec: []string{"sh", "-c", "exit 4"}, Timeout: timeout}, false, `command "sh -c exit 4" exited with code 4`},
+		{"http", probe.Probe{HTTP: &probe.HTTP{Host: ip, Port: 8080, Path: "/index.html"}, Timeout: timeout}, true, ""},
+		{"http with headers", probe.Probe{HTTP: &probe.HTTP{Scheme: "http", Host: ip, Port: 8080, Path: "/", Headers: []probe.Header{{Name: "X-A", Value: "b"}}}, Timeout: timeout}, true, ""},
+		{"http of no page", probe.Probe{HTTP: &probe.HTTP{Host: ip, Port: 8080, Path: "/none"}, Timeout: timeout}, false, "HTTP probe failed with statuscode: 404"},
+		{"tcp", probe.Probe{TCP: &probe.TCP{Host: ip, Port: 8080}, Timeout: timeout}, true, ""},
+		{"tcp of nobody", probe.Probe{TCP: &probe.TCP{Host: ip, Port: 81}, Timeout: timeout}, false, "refused"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ok, message, err := w.manager.Probe(t.Context(), pod.RefOf(p), "a", c.probe)
@@ -88,7 +87,10 @@ func TestProbes(t *testing.T) {
 			}
 		})
 	}
-	if _, _, err := w.manager.Probe(t.Context(), pod.RefOf(p), "none", runtime.Probe{Exec: []string{"true"}, Timeout: timeout}); pod.KindOf(err) != pod.NotFound {
+	if ok, message, err := w.manager.Probe(t.Context(), pod.RefOf(p), "a", probe.Probe{Exec: []string{"/no/such/program"}, Timeout: timeout}); pod.KindOf(err) != pod.Invalid {
+		t.Errorf("of a program that is not there: %t, %q, %v; want an error of kind %s", ok, message, err, pod.Invalid)
+	}
+	if _, _, err := w.manager.Probe(t.Context(), pod.RefOf(p), "none", probe.Probe{Exec: []string{"true"}, Timeout: timeout}); pod.KindOf(err) != pod.NotFound {
 		t.Errorf("of a container that is not there: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 )
 
@@ -36,7 +37,7 @@ func NewSandboxManager(ctx context.Context, config Config) (*SandboxManager, err
 }
 
 // Probe implements [runtime.Prober].
-func (m *SandboxManager) Probe(ctx context.Context, ref pod.Ref, container string, p runtime.Probe) (bool, string, error) {
+func (m *SandboxManager) Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (bool, string, error) {
 	s, _, err := m.running(ref, container)
 	if err != nil {
 		return false, "", pod.Errorf(pod.KindOf(err), "cannot probe container %q of pod %s: %w", container, ref, err)

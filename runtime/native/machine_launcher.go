@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/units"
 )
@@ -49,7 +50,7 @@ type SandboxLauncher interface {
 	// Exec is that of [runtime.PodManager], for a container that runs.
 	Exec(ctx context.Context, s runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error)
 	// Probe is that of [runtime.Prober], for a container that runs.
-	Probe(ctx context.Context, s runtime.Machine, container string, p runtime.Probe) (ok bool, message string, err error)
+	Probe(ctx context.Context, s runtime.Machine, container string, p probe.Probe) (ok bool, message string, err error)
 	// Stats reads what the running containers use.
 	Stats(ctx context.Context, s runtime.Machine) (map[string]pod.ResourceUse, error)
 }

@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
@@ -137,7 +138,7 @@ func (m *testMachines) Exec(_ context.Context, _ runtime.Machine, container stri
 	return runtime.ExitStatus{Code: 3}, err
 }
 
-func (m *testMachines) Probe(_ context.Context, _ runtime.Machine, container string, p runtime.Probe) (bool, string, error) {
+func (m *testMachines) Probe(_ context.Context, _ runtime.Machine, container string, p probe.Probe) (bool, string, error) {
 	return p.TCP != nil, container, nil
 }
 
@@ -261,10 +262,10 @@ func (w *world) checkDelegated(p *corev1.Pod, machines *testMachines) {
 	if _, err := m.Exec(t.Context(), ref, "c", runtime.Process{Args: []string{"x"}}); pod.KindOf(err) != pod.Conflict {
 		t.Errorf("exec in a container that has ended: %v", err)
 	}
-	if ok, message, err := m.Probe(t.Context(), ref, "a", runtime.Probe{TCP: &runtime.TCPProbe{}}); !ok || message != "a" || err != nil {
+	if ok, message, err := m.Probe(t.Context(), ref, "a", probe.Probe{TCP: &probe.TCP{}}); !ok || message != "a" || err != nil {
 		t.Errorf("probe: %t, %q, %v", ok, message, err)
 	}
-	if _, _, err := m.Probe(t.Context(), ref, "c", runtime.Probe{TCP: &runtime.TCPProbe{}}); pod.KindOf(err) != pod.Conflict {
+	if _, _, err := m.Probe(t.Context(), ref, "c", probe.Probe{TCP: &probe.TCP{}}); pod.KindOf(err) != pod.Conflict {
 		t.Errorf("probe of a container that has ended: %v", err)
 	}
 	if use, err := m.ContainerStats(t.Context(), ref); err != nil || *use["a"].Processes != 2 {

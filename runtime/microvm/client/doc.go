@@ -9,5 +9,5 @@
 //
 // What does not belong here: VMMs (runtime/microvm), and what the answers mean for a pod.
 //
-// Layer L1: it may import runtime/microvm/wire.
+// Layer L1: it may import runtime/microvm/wire and probe.
 package client

@@ -151,7 +151,7 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 		return nil, err
 	}
 	c.process = spec.Process
-	if c.stdio, err = newStdio(r.Stdin, spec.Process.Terminal); err != nil {
+	if c.stdio, err = newStdio(r.Stdin, spec.Process.Terminal, nil); err != nil {
 		return nil, err
 	}
 	c.undo.add(c.stdio.close)

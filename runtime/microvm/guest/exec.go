@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -38,7 +37,7 @@ type execution struct {
 
 // exec runs a process and serves the host until it has ended or the connection closes.
 func (s *Server) exec(p *peer, r *wire.Exec) error {
-	x, err := s.newExecution(r)
+	x, err := s.newExecution(r, nil)
 	if err != nil {
 		return fmt.Errorf("cannot run a process in the container %q: %w", r.Container, err)
 	}
@@ -52,8 +51,8 @@ func (s *Server) exec(p *peer, r *wire.Exec) error {
 	return nil
 }
 
-// newExecution starts the process.
-func (s *Server) newExecution(r *wire.Exec) (_ *execution, err error) {
+// newExecution starts the process. output is that of [newStdio].
+func (s *Server) newExecution(r *wire.Exec, output *os.File) (_ *execution, err error) {
 	c, pid, err := s.running(r.Container, "")
 	if err != nil {
 		return nil, err
@@ -88,7 +87,7 @@ func (s *Server) newExecution(r *wire.Exec) (_ *execution, err error) {
 		return nil, err
 	}
 	x.undo.add(func() error { c.leave(x.cgroup); return nil })
-	if x.stdio, err = newStdio(r.Stdin, r.TTY); err != nil {
+	if x.stdio, err = newStdio(r.Stdin, r.TTY, output); err != nil {
 		return nil, err
 	}
 	x.undo.add(x.stdio.close)
@@ -251,47 +250,18 @@ func (x *execution) close() {
 	}
 }
 
-// run runs a process without input for a probe, and returns the beginning of its output.
-func (x *execution) run(gone <-chan struct{}) (exit wire.Exit, output []byte) {
+// wait waits for the end of a process that nobody is connected to. It is killed after its timeout, and when gone is closed.
+func (x *execution) wait(gone <-chan struct{}) wire.Exit {
 	defer x.close()
-	ended, status := make(chan struct{}), unix.WaitStatus(0)
-	go func() { status = <-x.ended; close(ended) }()
-	var copying sync.WaitGroup
-	both := &beginning{}
-	for _, f := range x.stdio.outputs {
-		copying.Go(func() { _, _ = f.WriteTo(both) })
-	}
-	copied := make(chan struct{})
-	go func() { copying.Wait(); close(copied) }()
 	timer := time.NewTimer(x.timeout)
 	defer timer.Stop()
 	select {
-	case <-ended:
+	case status := <-x.ended:
+		return x.exit(status)
 	case <-gone:
-		x.cgroup.kill()
 	case <-timer.C:
 		x.timedOut = true
-		x.cgroup.kill()
 	}
-	<-ended
-	select {
-	case <-copied:
-	case <-time.After(100 * time.Millisecond):
-	}
-	x.stdio.stopOutput()
-	<-copied
-	return x.exit(status), both.data
-}
-
-// beginning keeps the first bytes that are written.
-type beginning struct {
-	mu   sync.Mutex
-	data []byte
-}
-
-func (b *beginning) Write(data []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.data = append(b.data, data[:min(len(data), wire.MaxMessage-len(b.data))]...)
-	return len(data), nil
+	x.cgroup.kill()
+	return x.exit(<-x.ended)
 }

@@ -17,14 +17,10 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// networkOf speaks to the kernel about the network of the agent's machine.
-func networkOf(t *testing.T, m *guesttest.Machine) *netlink.Handle {
+// inNetwork calls do in the network namespace of the agent's machine.
+func inNetwork(t *testing.T, m *guesttest.Machine, do func() error) {
 	t.Helper()
-	type opened struct {
-		handle *netlink.Handle
-		err    error
-	}
-	done := make(chan opened)
+	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread is of no use to others and ends here
 		ns, err := os.Open("/proc/" + itoa(m.PID) + "/ns/net")
@@ -32,18 +28,23 @@ func networkOf(t *testing.T, m *guesttest.Machine) *netlink.Handle {
 			defer ns.Close()
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		}
-		var handle *netlink.Handle
 		if err == nil {
-			handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+			err = do()
 		}
-		done <- opened{handle, err}
+		done <- err
 	}()
-	o := <-done
-	if o.err != nil {
-		t.Fatal(o.err)
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(o.handle.Close)
-	return o.handle
+}
+
+// networkOf speaks to the kernel about the network of the agent's machine.
+func networkOf(t *testing.T, m *guesttest.Machine) *netlink.Handle {
+	t.Helper()
+	var handle *netlink.Handle
+	inNetwork(t, m, func() (err error) { handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); return err })
+	t.Cleanup(handle.Close)
+	return handle
 }
 
 // plugLink gives the machine an interface with a hardware address.

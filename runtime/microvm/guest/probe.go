@@ -2,119 +2,50 @@ package guest
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/url"
-	"strconv"
+	"os"
 	"strings"
 	"time"
 
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// probe asks whether a container is well. That it is not, or cannot be asked, is no error but an unsuccessful probe.
+// probe asks whether a container is well. That it is not is no error but an unsuccessful probe.
 func (s *Server) probe(ctx context.Context, r *wire.Probe) (any, error) {
-	timeout := time.Duration(r.Timeout) * time.Millisecond
-	if timeout == 0 {
-		timeout = time.Second
-	}
+	p := question(r)
 	if _, _, err := s.running(r.Container, ""); err != nil {
 		return nil, err
 	}
-	reply := wire.ProbeReply{Type: "probe"}
-	switch {
-	case r.Exec != nil:
-		x, err := s.newExecution(&wire.Exec{Container: r.Container, Args: r.Exec, Timeout: max(timeout.Milliseconds(), 1)})
+	outcome, err := p.Make(ctx, func(output *os.File) (code int, timedOut bool, err error) {
+		x, err := s.newExecution(&wire.Exec{Container: r.Container, Args: p.Exec, Timeout: p.Timeout.Milliseconds()}, output)
 		if err != nil {
-			return nil, err
+			return 0, false, err
 		}
-		exit, output := x.run(ctx.Done())
-		reply.Code, reply.Message, reply.Success = exit.Code, string(output), exit.Code == 0
-		if exit.TimedOut {
-			reply.TimedOut, reply.Message = true, fmt.Sprintf("no end within %s", timeout)
-		} else if exit.Error != "" {
-			reply.Message = exit.Error
+		exit := x.wait(ctx.Done())
+		if exit.Error != "" {
+			return 0, false, &wire.Error{Code: wire.CodeExecFailed, Message: exit.Error, Exit: exit.Code}
 		}
-	case r.HTTP != nil:
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		reply.Code, reply.Message, reply.Success = probeHTTP(ctx, r.HTTP)
-	case r.TCP != nil:
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", hostPort(r.TCP.Host, r.TCP.Port))
-		if err != nil {
-			reply.Message = err.Error()
-			break
-		}
-		conn.Close()
-		reply.Success = true
+		return exit.Code, exit.TimedOut, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot probe the container %q: %w", r.Container, err)
 	}
-	reply.Message = strings.ToValidUTF8(reply.Message[:min(len(reply.Message), wire.MaxMessage)], "\ufffd")
-	return reply, nil
+	message := strings.ToValidUTF8(outcome.Text[:min(len(outcome.Text), wire.MaxMessage)], "\ufffd")
+	return wire.ProbeReply{Type: "probe", Success: outcome.Success, Code: outcome.Code, TimedOut: outcome.TimedOut, Message: message}, nil
 }
 
-func hostPort(host string, port int) string {
-	if host == "" {
-		host = "127.0.0.1"
+// question is a probe as package probe has it.
+func question(r *wire.Probe) probe.Probe {
+	p := probe.Probe{Exec: r.Exec, TCP: (*probe.TCP)(r.TCP), Timeout: time.Duration(r.Timeout) * time.Millisecond}
+	if p.Timeout == 0 {
+		p.Timeout = time.Second
 	}
-	return net.JoinHostPort(host, strconv.Itoa(port))
-}
-
-// errElsewhere ends a chain of redirects at another host, which is a success to the kubelet.
-var errElsewhere = errors.New("redirected to another host")
-
-// probeHTTP makes the request that the kubelet makes: certificates are not checked, redirects are followed on the same host.
-func probeHTTP(ctx context.Context, h *wire.HTTPProbe) (status int, message string, success bool) {
-	target := &url.URL{Scheme: "http", Host: hostPort(h.Host, h.Port)}
-	if h.Scheme != "" {
-		target.Scheme = h.Scheme
-	}
-	path, err := url.Parse(h.Path)
-	if err != nil {
-		return 0, err.Error(), false
-	}
-	target.Path, target.RawPath, target.RawQuery = path.Path, path.RawPath, path.RawQuery
-	if !strings.HasPrefix(target.Path, "/") {
-		target.Path = "/" + target.Path
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
-	if err != nil {
-		return 0, err.Error(), false
-	}
-	request.Header.Set("User-Agent", "kube-probe/magikpod")
-	request.Header.Set("Accept", "*/*")
-	for _, header := range h.Headers {
-		if strings.EqualFold(header.Name, "Host") {
-			request.Host = header.Value
-		} else {
-			request.Header.Set(header.Name, header.Value)
+	if h := r.HTTP; h != nil {
+		p.HTTP = &probe.HTTP{Scheme: h.Scheme, Host: h.Host, Port: h.Port, Path: h.Path}
+		for _, header := range h.Headers {
+			p.HTTP.Headers = append(p.HTTP.Headers, probe.Header(header))
 		}
 	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
-	client := http.Client{Transport: transport, CheckRedirect: func(next *http.Request, via []*http.Request) error {
-		if next.URL.Hostname() != via[0].URL.Hostname() {
-			return errElsewhere
-		}
-		if len(via) >= 10 {
-			return errors.New("too many redirects")
-		}
-		return nil
-	}}
-	response, err := client.Do(request)
-	if response != nil {
-		defer response.Body.Close()
-	}
-	if err != nil {
-		if errors.Is(err, errElsewhere) && response != nil {
-			return response.StatusCode, errElsewhere.Error(), true
-		}
-		return 0, err.Error(), false
-	}
-	body, _ := io.ReadAll(io.LimitReader(response.Body, wire.MaxMessage)) // the status is what counts
-	return response.StatusCode, string(body), response.StatusCode >= 200 && response.StatusCode < 400
+	return p
 }

@@ -22,8 +22,9 @@ type stdio struct {
 	end      sync.Once
 }
 
-// newStdio makes pipes; a terminal comes later.
-func newStdio(stdin, terminal bool) (*stdio, error) {
+// newStdio makes pipes; a terminal comes later. output, when not nil, takes the place of the pipes for stdout and stderr, and is closed as
+// the process's ends of them are.
+func newStdio(stdin, terminal bool, output *os.File) (*stdio, error) {
 	s := &stdio{terminal: terminal}
 	if terminal {
 		return s, nil
@@ -36,6 +37,10 @@ func newStdio(stdin, terminal bool) (*stdio, error) {
 	if !stdin { // nothing to read, but not the machine's /dev/null, whose mode root in a container could change
 		out.Close()
 		s.stdin = nil
+	}
+	if output != nil {
+		s.theirs[1], s.theirs[2] = output, output
+		return s, nil
 	}
 	for i := range s.outputs {
 		if s.theirs[1+i], s.outputs[i], err = pipe(0); err != nil {
