@@ -10,7 +10,6 @@ import (
 	"github.com/magikrun/magikpod/internal/guesttest"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
-	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestLimits: limits act, their use is counted, and a container whose memory is used up is killed for it.
