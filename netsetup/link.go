@@ -101,6 +101,10 @@ func (m *Manager) isWhole(r *record, index int) (bool, error) {
 func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = linkName(r.index), br.MTU, br.Index
+	if len(r.ports) > 0 && m.bridge.ipv6 {
+		// See openLink. From its birth, or systemd-udevd, which sees a random one, gives it another one later (systemd.link(5), MACAddressPolicy=).
+		attrs.HardwareAddr = br.HardwareAddr
+	}
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podLink, PeerHardwareAddr: hardwareAddr(addrAt(m.cfg.IPv4, r.index))}
 	err := m.addPair(veth, ns)
 	if errors.Is(err, unix.EEXIST) {
