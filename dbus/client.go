@@ -103,6 +103,14 @@ func (c *Client) read() {
 					c.update(s.Path, props, false)
 				}
 			}
+		case "InterfacesAdded": // of a job that is told of when it is known already whose it is
+			if len(s.Body) == 2 {
+				path, _ := s.Body[0].(godbus.ObjectPath)
+				interfaces, _ := s.Body[1].(map[string]map[string]godbus.Variant)
+				if props, ok := interfaces[JobInterface]; ok {
+					c.update(path, props, false)
+				}
+			}
 		case "JobRemoved":
 			if len(s.Body) == 2 {
 				if path, ok := s.Body[0].(godbus.ObjectPath); ok {

@@ -55,16 +55,15 @@ func (p *pump) close() { close(p.done) }
 // notify takes a notice; it never blocks.
 func (p *pump) notify(n pod.Notice) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch n.Kind {
 	case pod.NoticePodChanged:
 		if p.changed[n.Ref.UID] {
-			p.mu.Unlock()
 			return
 		}
 		p.changed[n.Ref.UID] = true
 	case pod.NoticeJobChanged:
 		if p.mergeJob(n) {
-			p.mu.Unlock()
 			return
 		}
 	case pod.NoticeJobRemoved:
@@ -75,8 +74,12 @@ func (p *pump) notify(n pod.Notice) {
 		}
 		p.events++
 	}
+	p.enqueue(n)
+}
+
+// enqueue has run send a notice. The mutex is held.
+func (p *pump) enqueue(n pod.Notice) {
 	p.queue = append(p.queue, n)
-	p.mu.Unlock()
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -152,7 +155,7 @@ func (p *pump) owner(id uint32) string {
 	return p.owners[id]
 }
 
-// setOwner makes sender hear of the job. A job may have ended before its number was known: then its end is told again, to sender alone.
+// setOwner makes sender hear of the job. A job may have ended, or met with an error, before its number was known: then that is told again.
 func (p *pump) setOwner(id uint32, sender string) {
 	p.mu.Lock()
 	if len(p.owners) > 2*pod.MaxPods { // only when a backend forgets to tell that its jobs ended
@@ -161,14 +164,14 @@ func (p *pump) setOwner(id uint32, sender string) {
 	p.owners[id] = sender
 	job, ended := p.ended[id]
 	if ended {
-		p.queue = append(p.queue, pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
+		p.enqueue(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
 	}
 	p.mu.Unlock()
 	if ended {
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
+		return
+	}
+	if job, ok := p.server.backend.Job(id); ok && job.Err != nil {
+		p.notify(pod.Notice{Kind: pod.NoticeJobChanged, Job: job})
 	}
 }
 
@@ -259,7 +262,9 @@ func (p *pump) sendJob(n pod.Notice, names []string) {
 			p.emit(names, path, propertiesInterface+".PropertiesChanged", JobInterface, changed, []string{})
 		}
 	}
-	p.sentJobs[id] = now
+	if owner != "" { // who is named later shall hear all of it
+		p.sentJobs[id] = now
+	}
 	if n.Kind == pod.NoticeJobRemoved {
 		delete(p.sentJobs, id)
 		p.emit(names, ManagerPath, objectManagerInterface+".InterfacesRemoved", path, []string{JobInterface})
