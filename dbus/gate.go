@@ -179,10 +179,6 @@ func (g *gate) fits(u *user, bytes int) error {
 // Deliver implements [buslink.Gate].
 func (g *gate) Deliver(m *buslink.Message) {
 	if m.Type != godbus.TypeMethodCall {
-		if m.Broken != nil {
-			m.Close()
-			return
-		}
 		m.Forward()
 		return
 	}

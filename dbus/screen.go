@@ -42,13 +42,7 @@ func (driverOnly) Screen(h *buslink.Head) bool {
 }
 
 // Deliver implements [buslink.Gate].
-func (driverOnly) Deliver(m *buslink.Message) {
-	if m.Broken != nil {
-		m.Close()
-		return
-	}
-	m.Forward()
-}
+func (driverOnly) Deliver(m *buslink.Message) { m.Forward() }
 
 // askUser asks the bus for the user of a client. A unique name is one connection of one user for ever.
 func askUser(ctx context.Context, conn *godbus.Conn, sender string) (uid uint32, err error) {
