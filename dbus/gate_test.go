@@ -157,7 +157,7 @@ func TestTooLongIsNotRead(t *testing.T) {
 	}
 	defer func() { _ = oracle.Close() }()
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(t.Context(), oracle, sender) }
-	if s.conn, err = buslink.ConnectThrough(t.Context(), address, read, s.takesFiles, godbus.WithHandler(objects{s})); err != nil {
+	if s.conn, err = buslink.ConnectThrough(t.Context(), address, read, isCall, godbus.WithHandler(objects{s})); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.conn.Close() }()

@@ -23,7 +23,7 @@ func (s *Server) connect(ctx context.Context, address string, opts ...godbus.Con
 	s.oracle = oracle
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(s.ctx, oracle, sender) }
 	signals = godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
-	conn, err := buslink.ConnectThrough(ctx, address, s.gate, s.takesFiles, append(opts, godbus.WithHandler(objects{s}), signals)...)
+	conn, err := buslink.ConnectThrough(ctx, address, s.gate, isCall, append(opts, godbus.WithHandler(objects{s}), signals)...)
 	if err != nil {
 		_ = oracle.Close()
 		return noBus(err)
@@ -32,6 +32,9 @@ func (s *Server) connect(ctx context.Context, address string, opts ...godbus.Con
 	s.out.Store(conn)
 	return nil
 }
+
+// isCall says which messages may bring descriptors: the gate has let in calls of methods that are there, with the arguments that these take.
+func isCall(m *godbus.Message) bool { return m.Type == godbus.TypeMethodCall }
 
 // driverOnly lets in what the bus itself says, and nothing else.
 type driverOnly struct{}
