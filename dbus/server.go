@@ -45,13 +45,12 @@ type Server struct {
 
 	unsubscribe func()
 
-	mu            sync.Mutex
-	closed        bool
-	idleSince     time.Time           // when execs and subscribers last became empty
-	watches       map[string]*watch   // by sender
-	subscriptions map[uint32]int      // clients that are subscribed, by user
-	execs         map[uint32]*execJob // running, and the latest ended ones
-	lastExec      uint32
+	mu        sync.Mutex
+	closed    bool
+	idleSince time.Time           // when execs and subscribers last became empty
+	watches   map[string]*watch   // by sender
+	execs     map[uint32]*execJob // running, and the latest ended ones
+	lastExec  uint32
 }
 
 // Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns once the name is owned.
@@ -62,7 +61,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s := &Server{
 		backend: backend, auth: o.Authorizer, log: o.Log,
-		watches: make(map[string]*watch), subscriptions: make(map[uint32]int), execs: make(map[uint32]*execJob),
+		watches: make(map[string]*watch), execs: make(map[uint32]*execJob),
 		lastExec: firstExecID - 1, idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
