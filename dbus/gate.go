@@ -121,6 +121,9 @@ func (g *gate) Screen(h *buslink.Head) bool {
 	default:
 		return false
 	}
+	if !g.server.serving.Load() { // nobody knows us yet
+		return false
+	}
 	if h.Interface == peerInterface {
 		g.server.answerPeer(h)
 		return false
@@ -411,5 +414,5 @@ func (g *gate) refuse(h *buslink.Head, err error) {
 	if !ok {
 		e = *toBus(err)
 	}
-	g.server.send(h, godbus.TypeError, map[godbus.HeaderField]godbus.Variant{godbus.FieldErrorName: godbus.MakeVariant(e.Name)}, e.Body...)
+	_ = g.server.send(h.Sender, h.Serial, e.Name, e.Body...)
 }

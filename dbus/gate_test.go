@@ -161,7 +161,7 @@ func TestTooLongIsNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.conn.Close() }()
-	s.out.Store(s.conn)
+	s.serving.Store(true)
 	if err := s.own(); err != nil {
 		t.Fatal(err)
 	}

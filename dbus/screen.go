@@ -18,7 +18,7 @@ func (s *Server) connect(ctx context.Context, address string, opts ...godbus.Con
 	signals := godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
 	oracle, err := buslink.ConnectThrough(ctx, address, driverOnly{}, nil, signals)
 	if err != nil {
-		return noBus(err)
+		return err
 	}
 	s.oracle = oracle
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(s.ctx, oracle, sender) }
@@ -26,10 +26,9 @@ func (s *Server) connect(ctx context.Context, address string, opts ...godbus.Con
 	conn, err := buslink.ConnectThrough(ctx, address, s.gate, isCall, append(opts, godbus.WithHandler(objects{s}), signals)...)
 	if err != nil {
 		_ = oracle.Close()
-		return noBus(err)
+		return err
 	}
 	s.conn = conn
-	s.out.Store(conn)
 	return nil
 }
 
@@ -91,32 +90,36 @@ func (s *Server) answerPeer(h *buslink.Head) {
 	}
 	switch h.Member {
 	case "Ping":
-		s.send(h, godbus.TypeMethodReply, nil)
+		_ = s.send(h.Sender, h.Serial, "")
 	case "GetMachineId":
 		id, err := os.ReadFile("/etc/machine-id")
 		if err != nil {
 			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot tell the machine's ID: %w", err))
 			return
 		}
-		s.send(h, godbus.TypeMethodReply, nil, strings.TrimSpace(string(id)))
+		_ = s.send(h.Sender, h.Serial, "", strings.TrimSpace(string(id)))
 	default:
 		s.gate.refuse(h, godbus.MakeUnknownMethodError(h.Member))
 	}
 }
 
-// send answers a call that godbus never sees.
-func (s *Server) send(h *buslink.Head, kind godbus.Type, headers map[godbus.HeaderField]godbus.Variant, body ...any) {
-	conn := s.out.Load()
-	if conn == nil {
-		return // nobody knows us yet
+// send answers a call that godbus does not answer. errorName is empty for what was asked for.
+func (s *Server) send(to string, serial uint32, errorName string, body ...any) error {
+	m := &godbus.Message{
+		Type:  godbus.TypeMethodReply,
+		Flags: godbus.FlagNoReplyExpected,
+		Headers: map[godbus.HeaderField]godbus.Variant{
+			godbus.FieldDestination: godbus.MakeVariant(to),
+			godbus.FieldReplySerial: godbus.MakeVariant(serial),
+		},
+		Body: fit(body),
 	}
-	if headers == nil {
-		headers = make(map[godbus.HeaderField]godbus.Variant)
+	if errorName != "" {
+		m.Type = godbus.TypeError
+		m.Headers[godbus.FieldErrorName] = godbus.MakeVariant(errorName)
 	}
-	headers[godbus.FieldDestination] = godbus.MakeVariant(h.Sender)
-	headers[godbus.FieldReplySerial] = godbus.MakeVariant(h.Serial)
 	if len(body) > 0 {
-		headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
+		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
 	}
-	_ = conn.Send(&godbus.Message{Type: kind, Flags: godbus.FlagNoReplyExpected, Headers: headers, Body: body}, nil)
+	return s.conn.Send(m, nil).Err
 }

@@ -41,7 +41,7 @@ type Server struct {
 	wg      sync.WaitGroup
 	pump    *pump
 	gate    *gate
-	out     atomic.Pointer[godbus.Conn] // conn, for the gate, which is there earlier
+	serving atomic.Bool // all of the above is there; earlier calls are dropped
 
 	unsubscribe func()
 
@@ -79,6 +79,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	err := s.watchNames()
 	s.wg.Go(s.pump.run)
 	s.unsubscribe = backend.Subscribe(s.pump.notify)
+	s.serving.Store(true)
 	if err == nil {
 		err = s.own()
 	}
@@ -175,10 +176,7 @@ type objects struct{ server *Server }
 
 // LookupObject implements [godbus.Handler].
 func (o objects) LookupObject(path godbus.ObjectPath) (godbus.ServerObject, bool) {
-	if set := o.server.interfaces(path); set != nil {
-		return object{o.server, path, set}, true
-	}
-	return object{o.server, path, nil}, true // every path can be introspected, and answers with our own words
+	return object{o.server, path, o.server.interfaces(path)}, true // every path can be introspected, and answers with our own words
 }
 
 type object struct {
