@@ -332,6 +332,22 @@ func TestPodOfOneWhoHasLeft(t *testing.T) {
 	until(t, "the pod", func() bool { list, err := c.List(t.Context(), ""); return err == nil && len(list) == 1 })
 }
 
+// TestForgottenUsers: a user whose client is still there keeps his budget when others are forgotten.
+func TestForgottenUsers(t *testing.T) {
+	g := newGate(&Server{})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	here, calling := g.user(maxPeers), g.user(maxPeers+1)
+	g.peers[":1.1"] = &peer{user: here}
+	calling.add(1, 0)
+	for id := range uint32(maxPeers - 2) {
+		g.user(id)
+	}
+	if g.user(maxPeers) != here || g.user(maxPeers+1) != calling || len(g.users) != 2 {
+		t.Errorf("%d users are left", len(g.users))
+	}
+}
+
 // TestPolkitIsAskedLittle: of a flood polkit hears a few questions at a time, and the same one not again at once.
 func TestPolkitIsAskedLittle(t *testing.T) {
 	address := bustest.Start(t)

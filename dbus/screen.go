@@ -55,11 +55,17 @@ func askUser(ctx context.Context, conn *godbus.Conn, sender string) (uid uint32,
 }
 
 // knownUser is the user of a client whose call was let in.
-func (s *Server) knownUser(ctx context.Context, sender string) (uint32, error) {
+func (s *Server) knownUser(ctx context.Context, sender string) (*user, error) {
 	if u := s.gate.userOf(sender); u != nil {
-		return u.id, nil
+		return u, nil
 	}
-	return askUser(ctx, s.oracle, sender)
+	id, err := askUser(ctx, s.oracle, sender)
+	if err != nil {
+		return nil, err
+	}
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	return s.gate.user(id), nil
 }
 
 // acceptable says why a call cannot be answered, by its head alone: what it calls is not there, or takes other or shorter arguments.

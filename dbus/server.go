@@ -71,9 +71,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		return nil, noBus(err)
 	}
 	if s.auth == nil {
-		polkit := NewPolkit(s.conn)
-		polkit.userOf = s.knownUser
-		s.auth = polkit
+		s.auth = newPolkit(s.conn, s.knownUser)
 	}
 	s.pump = newPump(s)
 	err := s.watchNames()
