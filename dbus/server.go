@@ -157,7 +157,7 @@ func (s *Server) Leave() bool {
 		return false
 	}
 	// The reply to this second call comes behind every call that the bus had routed to us before.
-	if err := s.conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
+	if err := s.conn.BusObject().Call(busDriver+".GetId", 0).Err; err != nil {
 		return true // no bus: nobody can call
 	}
 	if since, ok := s.Idle(); ok && since.Equal(before) {
