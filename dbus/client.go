@@ -458,9 +458,9 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 	if err != nil {
 		return 0, err
 	}
-	defer files.close()
+	defer files.close() // a read of the caller's own input goes on until there is some
 	var job godbus.ObjectPath
-	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.passed[i].Fd()) }
+	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.process[i].Fd()) }
 	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(0), fd(1), fd(2)}, &job); err != nil {
 		return 0, err
 	}
