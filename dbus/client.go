@@ -55,9 +55,9 @@ func Dial(address string) (*Client, error) {
 	c := &Client{conn: conn, signals: make(chan *godbus.Signal, 16), jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{})}
 	conn.Signal(c.signals)
 	// Nobody waits for these answers: that of the second comes before any signal of magikpodd's.
-	conn.BusObject().Go("org.freedesktop.DBus.AddMatch", godbus.FlagNoReplyExpected, nil,
-		"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='"+BusName+"'")
-	c.owner = conn.BusObject().Go("org.freedesktop.DBus.GetNameOwner", 0, make(chan *godbus.Call, 1), BusName)
+	conn.BusObject().Go(busDriver+".AddMatch", godbus.FlagNoReplyExpected, nil,
+		"type='signal',sender='"+busDriver+"',member='NameOwnerChanged',arg0='"+BusName+"'")
+	c.owner = conn.BusObject().Go(busDriver+".GetNameOwner", 0, make(chan *godbus.Call, 1), BusName)
 	go c.read()
 	return c, nil
 }
@@ -87,7 +87,7 @@ func (c *Client) read() {
 	}
 	for s := range c.signals {
 		_, name, _ := cutLast(s.Name, ".")
-		if s.Sender == "org.freedesktop.DBus" {
+		if s.Sender == busDriver {
 			if name == "NameOwnerChanged" && len(s.Body) == 3 && s.Body[0] == BusName {
 				owner, _ = s.Body[2].(string)
 			}
@@ -458,9 +458,9 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 	if err != nil {
 		return 0, err
 	}
-	defer files.close()
+	defer files.close() // a read of the caller's own input goes on until there is some
 	var job godbus.ObjectPath
-	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.passed[i].Fd()) }
+	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.process[i].Fd()) }
 	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(0), fd(1), fd(2)}, &job); err != nil {
 		return 0, err
 	}

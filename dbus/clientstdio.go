@@ -13,43 +13,23 @@ import (
 
 // clientStdio copies between the caller's files and pipes that are made for one process: nothing else leaves the caller.
 type clientStdio struct {
-	passed [3]*os.File // what the daemon gets
+	pipes
 	stdin  *os.File
-	write  *os.File // the other end of passed[0]
-	outs   []clientOutput
+	outs   []*os.File // one for each of pipes.from
 	failed chan error // one for each of outs, nil at the end of the output
 	input  chan error // size 1: the caller's input could not be read
 }
 
-type clientOutput struct{ read, to *os.File }
-
 // newClientStdio makes the pipes. A nil file is nothing to read, or output that is dropped.
 func newClientStdio(p runtime.Process) (*clientStdio, error) {
-	s := &clientStdio{stdin: p.Stdin, input: make(chan error, 1)}
-	if err := s.open(p); err != nil {
-		s.close()
-		return nil, noPipe(err)
+	s := &clientStdio{stdin: p.Stdin, outs: []*os.File{p.Stdout, p.Stderr}, input: make(chan error, 1)}
+	var err error
+	if s.pipes, err = newPipes(sameFile(p.Stdout, p.Stderr)); err != nil {
+		return nil, err
 	}
+	s.outs = s.outs[:len(s.from)]
 	s.failed = make(chan error, len(s.outs))
 	return s, nil
-}
-
-func (s *clientStdio) open(p runtime.Process) (err error) {
-	if s.passed[0], s.write, err = os.Pipe(); err != nil {
-		return err
-	}
-	for i, to := range []*os.File{p.Stdout, p.Stderr} {
-		if i == 1 && sameFile(p.Stdout, p.Stderr) { // lines of both stay in their order
-			s.passed[2] = s.passed[1]
-			break
-		}
-		read, write, err := os.Pipe()
-		if err != nil {
-			return err
-		}
-		s.passed[1+i], s.outs = write, append(s.outs, clientOutput{read, to})
-	}
-	return nil
 }
 
 func sameFile(a, b *os.File) bool {
@@ -66,26 +46,26 @@ func sameFile(a, b *os.File) bool {
 
 // start begins to copy; the daemon has its ends of the pipes.
 func (s *clientStdio) start() {
-	closeAll(s.passed[:])
+	closeAll(s.process[:])
 	if s.stdin == nil {
-		_ = s.write.Close()
+		_ = s.to.Close()
 	} else {
 		go func() {
-			_, err := io.Copy(s.write, s.stdin)
-			_ = s.write.Close()
+			_, err := io.Copy(s.to, s.stdin)
+			_ = s.to.Close()
 			if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrClosed) { // else the process does not read
 				s.input <- err
 			}
 		}()
 	}
-	for _, o := range s.outs {
+	for i, from := range s.from {
 		go func() {
 			to := io.Discard
-			if o.to != nil {
-				to = o.to
+			if s.outs[i] != nil {
+				to = s.outs[i]
 			}
-			_, err := io.Copy(to, o.read)
-			_ = o.read.Close() // the process learns that nobody reads
+			_, err := io.Copy(to, from)
+			_ = from.Close() // the process learns that nobody reads
 			s.failed <- err
 		}()
 	}
@@ -109,15 +89,6 @@ func (s *clientStdio) wait(ctx context.Context) (err error) {
 	default:
 	}
 	return err
-}
-
-// close ends the copying. A read of the caller's own input goes on until there is some.
-func (s *clientStdio) close() {
-	closeAll(s.passed[:])
-	_ = s.write.Close()
-	for _, o := range s.outs {
-		_ = o.read.Close()
-	}
 }
 
 // lend has send pass f to the daemon if it is a regular file, and a pipe in its place, from which or to which it copies, if it is anything else. mode says what the

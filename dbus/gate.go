@@ -2,6 +2,7 @@ package dbus
 
 import (
 	"context"
+	"maps"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -55,7 +56,12 @@ func (b *budget) add(calls, bytes int) { b.calls += calls; b.bytes += bytes }
 type user struct {
 	id uint32
 	budget
-	heavy chan struct{} // of size 1
+	heavy     chan struct{} // of size 1
+	questions chan struct{} // of size maxUserQuestions, for polkit
+}
+
+func newUser(id uint32) *user {
+	return &user{id: id, heavy: make(chan struct{}, 1), questions: make(chan struct{}, maxUserQuestions)}
 }
 
 // root says whether the user may do everything anyway: root, or who runs the daemon.
@@ -88,8 +94,7 @@ type gate struct {
 	peers     map[string]*peer
 	users     map[uint32]*user
 	others    budget
-	parked    int // bytes
-	waiting   int // parked calls
+	parked    budget
 	tickets   map[ticketKey][]*ticket
 	running   int // tickets
 	idleSince time.Time
@@ -121,6 +126,9 @@ func (g *gate) Screen(h *buslink.Head) bool {
 	default:
 		return false
 	}
+	if !g.server.serving.Load() { // nobody knows us yet
+		return false
+	}
 	if h.Interface == peerInterface {
 		g.server.answerPeer(h)
 		return false
@@ -150,7 +158,7 @@ func (g *gate) wait(h *buslink.Head) error {
 			return g.fits(p.user, bytes)
 		case p != nil && len(p.parked) >= maxParked:
 			return pod.Errorf(pod.Exhausted, "cannot take the call: %d calls of yours wait already", maxParked)
-		case g.parked == 0 || g.parked+bytes <= maxParkedBytes:
+		case g.parked.bytes == 0 || g.parked.bytes+bytes <= maxParkedBytes:
 			if p == nil {
 				g.peers[h.Sender] = &peer{}
 				g.server.wg.Go(func() { g.identify(h.Sender) })
@@ -179,10 +187,6 @@ func (g *gate) fits(u *user, bytes int) error {
 // Deliver implements [buslink.Gate].
 func (g *gate) Deliver(m *buslink.Message) {
 	if m.Type != godbus.TypeMethodCall {
-		if m.Broken != nil {
-			m.Close()
-			return
-		}
 		m.Forward()
 		return
 	}
@@ -199,8 +203,7 @@ func (g *gate) Deliver(m *buslink.Message) {
 		m.Close()
 	case p.user == nil:
 		p.parked = append(p.parked, m)
-		g.parked += int(m.BodyBytes)
-		g.waiting++
+		g.parked.add(1, int(m.BodyBytes))
 		g.mu.Unlock()
 	default:
 		err := g.admit(m, p.user)
@@ -239,21 +242,13 @@ func (g *gate) identify(sender string) {
 		g.mu.Unlock()
 		return
 	}
-	parked := p.parked
-	p.parked = nil
 	if err != nil {
 		delete(g.peers, sender)
 		err = pod.Errorf(pod.Unavailable, "cannot take the call: the caller's user is not known: %w", err)
 	} else {
-		g.forget()
-		if p.user = g.users[id]; p.user == nil {
-			p.user = &user{id: id, heavy: make(chan struct{}, 1)}
-			g.users[id] = p.user
-		}
+		p.user = g.user(id)
 	}
-	for _, m := range parked {
-		g.parked -= int(m.BodyBytes)
-		g.waiting--
+	for _, m := range g.unpark(p) {
 		if err == nil {
 			err = g.admit(m, p.user)
 		} else {
@@ -263,28 +258,45 @@ func (g *gate) identify(sender string) {
 			refused = append(refused, m)
 		}
 	}
-	g.room.Broadcast()
 	g.mu.Unlock()
 	for _, m := range refused {
 		g.refuse(&m.Head, err)
 	}
 }
 
+// unpark takes out the parked calls of a client; g.mu is held.
+func (g *gate) unpark(p *peer) []*buslink.Message {
+	parked := p.parked
+	p.parked = nil
+	for _, m := range parked {
+		g.parked.add(-1, -int(m.BodyBytes))
+	}
+	g.room.Broadcast()
+	return parked
+}
+
+// user returns the user of that number, of whom there is one; g.mu is held.
+func (g *gate) user(id uint32) *user {
+	g.forget()
+	u := g.users[id]
+	if u == nil {
+		u = newUser(id)
+		g.users[id] = u
+	}
+	return u
+}
+
 // forget keeps the tables small; g.mu is held. A client that is forgotten is asked about again.
 func (g *gate) forget() {
 	if len(g.peers) >= maxPeers {
-		for name, p := range g.peers {
-			if p.user != nil {
-				delete(g.peers, name)
-			}
-		}
+		maps.DeleteFunc(g.peers, func(_ string, p *peer) bool { return p.user != nil })
 	}
 	if len(g.users) >= maxPeers {
-		for id, u := range g.users {
-			if u.calls == 0 {
-				delete(g.users, id)
-			}
+		here := make(map[*user]bool)
+		for _, p := range g.peers {
+			here[p.user] = true
 		}
+		maps.DeleteFunc(g.users, func(_ uint32, u *user) bool { return u.calls == 0 && !here[u] })
 	}
 }
 
@@ -296,13 +308,10 @@ func (g *gate) gone(sender string) {
 	if p == nil {
 		return
 	}
-	for _, m := range p.parked {
-		g.parked -= int(m.BodyBytes)
-		g.waiting--
+	for _, m := range g.unpark(p) {
 		m.Close()
 	}
 	delete(g.peers, sender)
-	g.room.Broadcast()
 }
 
 // userOf returns the user of a client that has called; nil when it has left.
@@ -366,7 +375,7 @@ func (g *gate) spend(bytes int) {
 func (g *gate) idle() (since time.Time, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.idleSince, g.running == 0 && g.waiting == 0
+	return g.idleSince, g.running == 0 && g.parked.calls == 0
 }
 
 // close lets nothing in any more.
@@ -415,5 +424,5 @@ func (g *gate) refuse(h *buslink.Head, err error) {
 	if !ok {
 		e = *toBus(err)
 	}
-	g.server.send(h, godbus.TypeError, map[godbus.HeaderField]godbus.Variant{godbus.FieldErrorName: godbus.MakeVariant(e.Name)}, e.Body...)
+	_ = g.server.send(h.Sender, h.Serial, e.Name, e.Body...)
 }

@@ -157,11 +157,11 @@ func TestTooLongIsNotRead(t *testing.T) {
 	}
 	defer func() { _ = oracle.Close() }()
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(t.Context(), oracle, sender) }
-	if s.conn, err = buslink.ConnectThrough(t.Context(), address, read, s.takesFiles, godbus.WithHandler(objects{s})); err != nil {
+	if s.conn, err = buslink.ConnectThrough(t.Context(), address, read, isCall, godbus.WithHandler(objects{s})); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.conn.Close() }()
-	s.out.Store(s.conn)
+	s.serving.Store(true)
 	if err := s.own(); err != nil {
 		t.Fatal(err)
 	}
@@ -330,6 +330,22 @@ func TestPodOfOneWhoHasLeft(t *testing.T) {
 		<-s.gate.heavyRoot
 	}
 	until(t, "the pod", func() bool { list, err := c.List(t.Context(), ""); return err == nil && len(list) == 1 })
+}
+
+// TestForgottenUsers: a user whose client is still there keeps his budget when others are forgotten.
+func TestForgottenUsers(t *testing.T) {
+	g := newGate(&Server{})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	here, calling := g.user(maxPeers), g.user(maxPeers+1)
+	g.peers[":1.1"] = &peer{user: here}
+	calling.add(1, 0)
+	for id := range uint32(maxPeers - 2) {
+		g.user(id)
+	}
+	if g.user(maxPeers) != here || g.user(maxPeers+1) != calling || len(g.users) != 2 {
+		t.Errorf("%d users are left", len(g.users))
+	}
 }
 
 // TestPolkitIsAskedLittle: of a flood polkit hears a few questions at a time, and the same one not again at once.

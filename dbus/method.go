@@ -41,7 +41,6 @@ type call struct {
 	path   godbus.ObjectPath
 	sender string
 	ticket *ticket
-	flags  godbus.Flags
 	body   []any
 	files  []*os.File // of the arguments of type h, in their order; closed when the call ends unless taken
 	sent   []*os.File // what the reply hands over
@@ -97,7 +96,7 @@ func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.
 	}
 	return []any{&call{
 		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
-		sender: sender, ticket: t, flags: msg.Flags, body: body, files: files, msg: msg,
+		sender: sender, ticket: t, body: body, files: files, msg: msg,
 	}}, nil
 }
 
@@ -163,20 +162,10 @@ func (c *call) heavy() error {
 
 // sendReply answers by itself: godbus would do so after the call was counted out, and the reply's files closed.
 func (c *call) sendReply(out []any) error {
-	if c.flags&godbus.FlagNoReplyExpected != 0 {
+	if c.msg.Flags&godbus.FlagNoReplyExpected != 0 {
 		return nil
 	}
-	err := c.server.conn.Send(&godbus.Message{
-		Type:  godbus.TypeMethodReply,
-		Flags: godbus.FlagNoReplyExpected,
-		Headers: map[godbus.HeaderField]godbus.Variant{
-			godbus.FieldDestination: godbus.MakeVariant(c.sender),
-			godbus.FieldReplySerial: godbus.MakeVariant(c.msg.Serial()),
-			godbus.FieldSignature:   godbus.MakeVariant(godbus.SignatureOf(out...)),
-		},
-		Body: fit(out),
-	}, nil).Err
-	if err != nil {
+	if err := c.server.send(c.sender, c.msg.Serial(), "", out...); err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot send the answer: %w", err)
 	}
 	c.msg.Flags |= godbus.FlagNoReplyExpected // godbus sends no second one
@@ -188,7 +177,7 @@ func (c *call) authorise(action Action) error {
 	if action == "" {
 		return nil
 	}
-	interactive := c.flags&godbus.FlagAllowInteractiveAuthorization != 0
+	interactive := c.msg.Flags&godbus.FlagAllowInteractiveAuthorization != 0
 	if err := c.server.auth.Check(c.ctx, c.sender, action, interactive); err != nil {
 		return pod.Errorf(pod.Denied, "cannot do %s: %w", c.method.name, err)
 	}

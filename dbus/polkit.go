@@ -36,24 +36,17 @@ var (
 	errPassword      = errors.New("not authorised without a password (polkit): be root, or allow interactive authorization")
 )
 
-// Polkit asks polkit, except for root, who may do everything. Any doubt is a refusal: no polkit, no answer in time, a client that has left.
+// polkit asks polkit, except for root, who may do everything. Any doubt is a refusal: no polkit, no answer in time, a client that has left.
 // The subject is the client's unique bus name, which is never given to another client, unlike a process id.
-type Polkit struct {
-	conn   *godbus.Conn
-	next   atomic.Uint64
-	userOf func(ctx context.Context, sender string) (uint32, error)
-	asking chan struct{} // of size maxQuestions
+type polkit struct {
+	conn    *godbus.Conn
+	next    atomic.Uint64
+	userOf  func(ctx context.Context, sender string) (*user, error)
+	asking  chan struct{} // of size maxQuestions
+	dialogs chan struct{} // of size maxDialogs
 
 	mu      sync.Mutex
-	dialogs int
-	users   map[uint32]*questions
 	refused map[refusal]refusedFor
-}
-
-// questions are those of one user.
-type questions struct {
-	slots   chan struct{} // of size maxUserQuestions
-	callers int           // who have a slot or wait for one
 }
 
 type refusal struct {
@@ -66,11 +59,11 @@ type refusedFor struct {
 	until time.Time
 }
 
-// NewPolkit returns an [Authorizer] that asks over conn.
-func NewPolkit(conn *godbus.Conn) *Polkit {
-	return &Polkit{
-		conn: conn, asking: make(chan struct{}, maxQuestions), users: make(map[uint32]*questions), refused: make(map[refusal]refusedFor),
-		userOf: func(ctx context.Context, sender string) (uint32, error) { return askUser(ctx, conn, sender) },
+// newPolkit returns an [Authorizer] that asks over conn.
+func newPolkit(conn *godbus.Conn, userOf func(ctx context.Context, sender string) (*user, error)) *polkit {
+	return &polkit{
+		conn: conn, userOf: userOf,
+		asking: make(chan struct{}, maxQuestions), dialogs: make(chan struct{}, maxDialogs), refused: make(map[refusal]refusedFor),
 	}
 }
 
@@ -87,22 +80,22 @@ type answer struct {
 }
 
 // Check implements [Authorizer].
-func (p *Polkit) Check(ctx context.Context, sender string, action Action, interactive bool) error {
+func (p *polkit) Check(ctx context.Context, sender string, action Action, interactive bool) error {
 	if sender == "" || sender[0] != ':' {
 		return errors.New("the caller is not known")
 	}
-	uid, err := p.userOf(ctx, sender)
+	u, err := p.userOf(ctx, sender)
 	if err != nil {
 		return errors.New("the caller's user is not known: " + err.Error())
 	}
-	if uid == 0 {
+	if u.id == 0 {
 		return nil
 	}
 	key := refusal{sender, action}
 	if err := p.refusedBefore(key); err != nil && !interactive {
 		return err
 	}
-	done, err := p.turn(ctx, uid, interactive)
+	done, err := p.turn(ctx, u, interactive)
 	if err != nil {
 		return err
 	}
@@ -114,7 +107,7 @@ func (p *Polkit) Check(ctx context.Context, sender string, action Action, intera
 	return err
 }
 
-func (p *Polkit) refusedBefore(key refusal) error {
+func (p *polkit) refusedBefore(key refusal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if r := p.refused[key]; time.Now().Before(r.until) {
@@ -123,7 +116,7 @@ func (p *Polkit) refusedBefore(key refusal) error {
 	return nil
 }
 
-func (p *Polkit) refuse(key refusal, why error) {
+func (p *polkit) refuse(key refusal, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.refused) >= maxRefused {
@@ -133,67 +126,33 @@ func (p *Polkit) refuse(key refusal, why error) {
 }
 
 // turn waits until the user may ask another question. A dialog doesn't keep the questions of others waiting.
-func (p *Polkit) turn(ctx context.Context, uid uint32, interactive bool) (done func(), err error) {
+func (p *polkit) turn(ctx context.Context, u *user, interactive bool) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	p.mu.Lock()
-	u := p.users[uid]
-	if u == nil {
-		u = &questions{slots: make(chan struct{}, maxUserQuestions)}
-		p.users[uid] = u
-	}
-	u.callers++
-	p.mu.Unlock()
-	leave := func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if u.callers--; u.callers == 0 {
-			delete(p.users, uid)
-		}
-	}
 	select {
-	case u.slots <- struct{}{}:
+	case u.questions <- struct{}{}:
 	case <-ctx.Done():
-		leave()
 		return nil, errors.New("polkit is asked about too many of your calls already")
 	}
-	release, err := p.anyTurn(ctx, interactive)
-	if err != nil {
-		release = func() {}
-	}
-	done = func() { release(); <-u.slots; leave() }
-	if err != nil {
-		done()
-	}
-	return done, err
-}
-
-// anyTurn counts the questions of all users.
-func (p *Polkit) anyTurn(ctx context.Context, interactive bool) (release func(), err error) {
-	busy := errors.New("polkit is asked too much already")
-	if !interactive {
+	if interactive {
+		select {
+		case p.dialogs <- struct{}{}:
+			return func() { <-p.dialogs; <-u.questions }, nil
+		default: // it may be minutes until there is room
+		}
+	} else {
 		select {
 		case p.asking <- struct{}{}:
-			return func() { <-p.asking }, nil
+			return func() { <-p.asking; <-u.questions }, nil
 		case <-ctx.Done():
-			return nil, busy
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.dialogs >= maxDialogs {
-		return nil, busy
-	}
-	p.dialogs++
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.dialogs--
-	}, nil
+	<-u.questions
+	return nil, errors.New("polkit is asked too much already")
 }
 
 // ask asks polkit itself.
-func (p *Polkit) ask(ctx context.Context, sender string, action Action, interactive bool) error {
+func (p *polkit) ask(ctx context.Context, sender string, action Action, interactive bool) error {
 	timeout, flags := checkTimeout, uint32(0)
 	if interactive {
 		timeout, flags = interactiveTimeout, 1 // AllowUserInteraction

@@ -47,22 +47,26 @@ func TestPolkit(t *testing.T) {
 		t.Fatal(err)
 	}
 	sender := other.Names()[0]
+	userOf := func(ctx context.Context, sender string) (*user, error) {
+		id, err := askUser(ctx, daemon, sender)
+		return newUser(id), err
+	}
 
-	root := NewPolkit(daemon)
-	uid, err := root.userOf(t.Context(), sender)
+	root := newPolkit(daemon, userOf)
+	u, err := root.userOf(t.Context(), sender)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if uid == 0 { // this test runs as root: root passes, and polkit is not even there
+	if u.id == 0 { // this test runs as root: root passes, and polkit is not even there
 		if err := root.Check(t.Context(), sender, ActionExec, false); err != nil {
 			t.Errorf("root: %v", err)
 		}
 	}
-	if err := NewPolkit(daemon).Check(t.Context(), "", ActionExec, false); err == nil {
+	if err := newPolkit(daemon, userOf).Check(t.Context(), "", ActionExec, false); err == nil {
 		t.Error("a caller without a name may exec")
 	}
-	ask := func(p *Polkit, interactive bool) error { return p.ask(t.Context(), sender, ActionExec, interactive) }
-	if err := ask(NewPolkit(daemon), false); err == nil {
+	ask := func(p *polkit, interactive bool) error { return p.ask(t.Context(), sender, ActionExec, interactive) }
+	if err := ask(newPolkit(daemon, userOf), false); err == nil {
 		t.Error("allowed without polkit")
 	}
 
@@ -83,7 +87,7 @@ func TestPolkit(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.flags
 	}
-	p := NewPolkit(daemon)
+	p := newPolkit(daemon, userOf)
 	if err := ask(p, true); err != nil || asked() != 1 {
 		t.Errorf("yes, interactive: %v, flags %d; want nil, 1", err, asked())
 	}
@@ -121,7 +125,7 @@ func TestPolkit(t *testing.T) {
 			break
 		}
 	}
-	if err := NewPolkit(daemon).Check(t.Context(), sender, ActionExec, false); err == nil {
+	if err := newPolkit(daemon, userOf).Check(t.Context(), sender, ActionExec, false); err == nil {
 		t.Error("a caller that has left may exec")
 	}
 }

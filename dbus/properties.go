@@ -27,10 +27,6 @@ func podProperties(d *pod.Detail) properties {
 
 // summaryProperties makes those of them that are in a list: all but Status.
 func summaryProperties(s *pod.Summary) properties {
-	ips := s.IPs
-	if ips == nil {
-		ips = []string{}
-	}
 	return properties{
 		"Namespace":       godbus.MakeVariant(s.Namespace),
 		"Name":            godbus.MakeVariant(s.Name),
@@ -42,7 +38,7 @@ func summaryProperties(s *pod.Summary) properties {
 		"ReadyContainers": godbus.MakeVariant(uint32(s.Ready)),
 		"TotalContainers": godbus.MakeVariant(uint32(s.Total)),
 		"Restarts":        godbus.MakeVariant(uint32(s.Restarts)),
-		"PodIPs":          godbus.MakeVariant(ips),
+		"PodIPs":          godbus.MakeVariant(notNil(s.IPs)),
 		"CreatedUSec":     godbus.MakeVariant(usec(s.Created)),
 		"Slice":           godbus.MakeVariant(s.Slice),
 	}
@@ -53,10 +49,6 @@ func jobProperties(j pod.JobInfo, exit *int) properties {
 	text := ""
 	if j.Err != nil {
 		text = busText(j.Err.Error())
-	}
-	warnings := []string{}
-	for _, w := range j.Warnings {
-		warnings = append(warnings, busText(w))
 	}
 	status := int32(-1)
 	if exit != nil {
@@ -71,7 +63,7 @@ func jobProperties(j pod.JobInfo, exit *int) properties {
 		"State":        godbus.MakeVariant(j.State),
 		"ErrorName":    godbus.MakeVariant(errorName(j.Err)),
 		"ErrorMessage": godbus.MakeVariant(text),
-		"Warnings":     godbus.MakeVariant(warnings),
+		"Warnings":     godbus.MakeVariant(notNil(j.Warnings)),
 		"Output":       godbus.MakeVariant(notNil(j.Output)),
 		"ExitStatus":   godbus.MakeVariant(status),
 	}

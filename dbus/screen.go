@@ -18,20 +18,22 @@ func (s *Server) connect(ctx context.Context, address string, opts ...godbus.Con
 	signals := godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
 	oracle, err := buslink.ConnectThrough(ctx, address, driverOnly{}, nil, signals)
 	if err != nil {
-		return noBus(err)
+		return err
 	}
 	s.oracle = oracle
 	s.gate.ask = func(sender string) (uint32, error) { return askUser(s.ctx, oracle, sender) }
 	signals = godbus.WithSignalHandler(godbus.NewSequentialSignalHandler())
-	conn, err := buslink.ConnectThrough(ctx, address, s.gate, s.takesFiles, append(opts, godbus.WithHandler(objects{s}), signals)...)
+	conn, err := buslink.ConnectThrough(ctx, address, s.gate, isCall, append(opts, godbus.WithHandler(objects{s}), signals)...)
 	if err != nil {
 		_ = oracle.Close()
-		return noBus(err)
+		return err
 	}
 	s.conn = conn
-	s.out.Store(conn)
 	return nil
 }
+
+// isCall says which messages may bring descriptors: the gate has let in calls of methods that are there, with the arguments that these take.
+func isCall(m *godbus.Message) bool { return m.Type == godbus.TypeMethodCall }
 
 // driverOnly lets in what the bus itself says, and nothing else.
 type driverOnly struct{}
@@ -42,13 +44,7 @@ func (driverOnly) Screen(h *buslink.Head) bool {
 }
 
 // Deliver implements [buslink.Gate].
-func (driverOnly) Deliver(m *buslink.Message) {
-	if m.Broken != nil {
-		m.Close()
-		return
-	}
-	m.Forward()
-}
+func (driverOnly) Deliver(m *buslink.Message) { m.Forward() }
 
 // askUser asks the bus for the user of a client. A unique name is one connection of one user for ever.
 func askUser(ctx context.Context, conn *godbus.Conn, sender string) (uid uint32, err error) {
@@ -59,11 +55,17 @@ func askUser(ctx context.Context, conn *godbus.Conn, sender string) (uid uint32,
 }
 
 // knownUser is the user of a client whose call was let in.
-func (s *Server) knownUser(ctx context.Context, sender string) (uint32, error) {
+func (s *Server) knownUser(ctx context.Context, sender string) (*user, error) {
 	if u := s.gate.userOf(sender); u != nil {
-		return u.id, nil
+		return u, nil
 	}
-	return askUser(ctx, s.oracle, sender)
+	id, err := askUser(ctx, s.oracle, sender)
+	if err != nil {
+		return nil, err
+	}
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	return s.gate.user(id), nil
 }
 
 // acceptable says why a call cannot be answered, by its head alone: what it calls is not there, or takes other or shorter arguments.
@@ -94,32 +96,36 @@ func (s *Server) answerPeer(h *buslink.Head) {
 	}
 	switch h.Member {
 	case "Ping":
-		s.send(h, godbus.TypeMethodReply, nil)
+		_ = s.send(h.Sender, h.Serial, "")
 	case "GetMachineId":
 		id, err := os.ReadFile("/etc/machine-id")
 		if err != nil {
 			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot tell the machine's ID: %w", err))
 			return
 		}
-		s.send(h, godbus.TypeMethodReply, nil, strings.TrimSpace(string(id)))
+		_ = s.send(h.Sender, h.Serial, "", strings.TrimSpace(string(id)))
 	default:
 		s.gate.refuse(h, godbus.MakeUnknownMethodError(h.Member))
 	}
 }
 
-// send answers a call that godbus never sees.
-func (s *Server) send(h *buslink.Head, kind godbus.Type, headers map[godbus.HeaderField]godbus.Variant, body ...any) {
-	conn := s.out.Load()
-	if conn == nil {
-		return // nobody knows us yet
+// send answers a call that godbus does not answer. errorName is empty for what was asked for.
+func (s *Server) send(to string, serial uint32, errorName string, body ...any) error {
+	m := &godbus.Message{
+		Type:  godbus.TypeMethodReply,
+		Flags: godbus.FlagNoReplyExpected,
+		Headers: map[godbus.HeaderField]godbus.Variant{
+			godbus.FieldDestination: godbus.MakeVariant(to),
+			godbus.FieldReplySerial: godbus.MakeVariant(serial),
+		},
+		Body: fit(body),
 	}
-	if headers == nil {
-		headers = make(map[godbus.HeaderField]godbus.Variant)
+	if errorName != "" {
+		m.Type = godbus.TypeError
+		m.Headers[godbus.FieldErrorName] = godbus.MakeVariant(errorName)
 	}
-	headers[godbus.FieldDestination] = godbus.MakeVariant(h.Sender)
-	headers[godbus.FieldReplySerial] = godbus.MakeVariant(h.Serial)
 	if len(body) > 0 {
-		headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
+		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
 	}
-	_ = conn.Send(&godbus.Message{Type: kind, Flags: godbus.FlagNoReplyExpected, Headers: headers, Body: body}, nil)
+	return s.conn.Send(m, nil).Err
 }

@@ -41,17 +41,16 @@ type Server struct {
 	wg      sync.WaitGroup
 	pump    *pump
 	gate    *gate
-	out     atomic.Pointer[godbus.Conn] // conn, for the gate, which is there earlier
+	serving atomic.Bool // all of the above is there; earlier calls are dropped
 
 	unsubscribe func()
 
-	mu            sync.Mutex
-	closed        bool
-	idleSince     time.Time           // when execs and subscribers last became empty
-	watches       map[string]*watch   // by sender
-	subscriptions map[uint32]int      // clients that are subscribed, by user
-	execs         map[uint32]*execJob // running, and the latest ended ones
-	lastExec      uint32
+	mu        sync.Mutex
+	closed    bool
+	idleSince time.Time           // when execs and subscribers last became empty
+	watches   map[string]*watch   // by sender
+	execs     map[uint32]*execJob // running, and the latest ended ones
+	lastExec  uint32
 }
 
 // Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns once the name is owned.
@@ -62,7 +61,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s := &Server{
 		backend: backend, auth: o.Authorizer, log: o.Log,
-		watches: make(map[string]*watch), subscriptions: make(map[uint32]int), execs: make(map[uint32]*execJob),
+		watches: make(map[string]*watch), execs: make(map[uint32]*execJob),
 		lastExec: firstExecID - 1, idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -72,14 +71,13 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 		return nil, noBus(err)
 	}
 	if s.auth == nil {
-		polkit := NewPolkit(s.conn)
-		polkit.userOf = s.knownUser
-		s.auth = polkit
+		s.auth = newPolkit(s.conn, s.knownUser)
 	}
 	s.pump = newPump(s)
 	err := s.watchNames()
 	s.wg.Go(s.pump.run)
 	s.unsubscribe = backend.Subscribe(s.pump.notify)
+	s.serving.Store(true)
 	if err == nil {
 		err = s.own()
 	}
@@ -159,7 +157,7 @@ func (s *Server) Leave() bool {
 		return false
 	}
 	// The reply to this second call comes behind every call that the bus had routed to us before.
-	if err := s.conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
+	if err := s.conn.BusObject().Call(busDriver+".GetId", 0).Err; err != nil {
 		return true // no bus: nobody can call
 	}
 	if since, ok := s.Idle(); ok && since.Equal(before) {
@@ -176,10 +174,7 @@ type objects struct{ server *Server }
 
 // LookupObject implements [godbus.Handler].
 func (o objects) LookupObject(path godbus.ObjectPath) (godbus.ServerObject, bool) {
-	if set := o.server.interfaces(path); set != nil {
-		return object{o.server, path, set}, true
-	}
-	return object{o.server, path, nil}, true // every path can be introspected, and answers with our own words
+	return object{o.server, path, o.server.interfaces(path)}, true // every path can be introspected, and answers with our own words
 }
 
 type object struct {

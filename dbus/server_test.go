@@ -474,3 +474,10 @@ func TestForgedSignals(t *testing.T) {
 		t.Errorf("%+v, %v", info, err)
 	}
 }
+
+func TestServeWithoutABus(t *testing.T) {
+	_, err := Serve(t.Context(), fakepods.New(), ServerOptions{Address: "unix:path=" + t.TempDir() + "/bus"})
+	if pod.KindOf(err) != pod.Unavailable || strings.Count(err.Error(), "cannot connect to the system bus") != 1 {
+		t.Errorf("got %v", err)
+	}
+}

@@ -21,25 +21,57 @@ const maxPipe = 1 << 20
 // stdio stands between a client's files and a process in a container. The process gets pipes of ours and nothing of the client's: through a file in /proc/self/fd
 // it could read what others write to a pipe, rewrite a file, read what is typed at a terminal, and go on with that when the client has long gone.
 type stdio struct {
-	process       [3]*os.File // what the process gets
-	in, toProcess *os.File
-	outputs       []output
-	copying       sync.WaitGroup
+	pipes
+	in      *os.File   // the client's
+	outs    []*os.File // the client's, one for each of pipes.from
+	copying sync.WaitGroup
 }
 
-// output is one of the ways out.
-type output struct{ fromProcess, out *os.File }
+// pipes are made for one process.
+type pipes struct {
+	process [3]*os.File // what it gets
+	to      *os.File    // its input
+	from    []*os.File  // its output and error, or both in one
+}
+
+// newPipes makes them; joined: the lines of output and error stay in their order.
+func newPipes(joined bool) (p pipes, err error) {
+	defer func() {
+		if err != nil {
+			p.close()
+			err = noPipe(err)
+		}
+	}()
+	if p.process[0], p.to, err = os.Pipe(); err != nil {
+		return p, err
+	}
+	for i := 1; i <= 2; i++ {
+		if i == 2 && joined {
+			p.process[2] = p.process[1]
+			break
+		}
+		read, write, err := os.Pipe()
+		if err != nil {
+			return p, err
+		}
+		p.process[i], p.from = write, append(p.from, read)
+	}
+	return p, nil
+}
+
+func (p *pipes) close() {
+	closeAll(p.process[:])
+	_ = p.to.Close()
+	closeAll(p.from)
+}
 
 // newStdio takes over files, a client's standard input, output and error, and begins to copy. Invalid: one of them is no pipe.
 func newStdio(files []*os.File) (*stdio, error) {
 	defer closeAll(files)
 	s := &stdio{}
 	if err := s.open(files); err != nil {
-		closeAll(s.process[:])
-		closeAll([]*os.File{s.in, s.toProcess})
-		for _, o := range s.outputs {
-			closeAll([]*os.File{o.fromProcess, o.out})
-		}
+		_ = s.in.Close()
+		closeAll(s.outs)
 		return nil, err
 	}
 	s.start()
@@ -50,34 +82,19 @@ func (s *stdio) open(files []*os.File) (err error) {
 	if s.in, err = ownEnd(files[0], os.O_RDONLY, "standard input"); err != nil {
 		return err
 	}
-	if s.process[0], s.toProcess, err = os.Pipe(); err != nil {
-		return noPipe(err)
-	}
+	joined := samePipe(files[1], files[2])
 	for i, what := range []string{"standard output", "standard error"} {
-		if i == 1 && samePipe(files[1], files[2]) { // lines of both stay in their order
-			s.process[2] = s.process[1]
+		if i == 1 && joined {
 			break
 		}
-		if s.process[1+i], err = s.addOutput(files[1+i], what); err != nil {
+		out, err := ownEnd(files[1+i], os.O_WRONLY, what)
+		if err != nil {
 			return err
 		}
+		s.outs = append(s.outs, out)
 	}
-	return nil
-}
-
-// addOutput makes a way out to a client's file, and returns the process's end.
-func (s *stdio) addOutput(f *os.File, what string) (*os.File, error) {
-	out, err := ownEnd(f, os.O_WRONLY, what)
-	if err != nil {
-		return nil, err
-	}
-	from, to, err := os.Pipe()
-	if err != nil {
-		_ = out.Close()
-		return nil, noPipe(err)
-	}
-	s.outputs = append(s.outputs, output{from, out})
-	return to, nil
+	s.pipes, err = newPipes(joined)
+	return err
 }
 
 func noPipe(err error) error {
@@ -86,16 +103,16 @@ func noPipe(err error) error {
 
 func (s *stdio) start() {
 	s.copying.Go(func() {
-		_, _ = io.Copy(s.toProcess, s.in) // the process sees the end of its input either way
-		_ = s.toProcess.Close()
+		_, _ = io.Copy(s.to, s.in) // the process sees the end of its input either way
+		_ = s.to.Close()
 	})
-	for _, o := range s.outputs {
+	for i, from := range s.from {
 		s.copying.Go(func() {
-			_, err := io.Copy(o.out, o.fromProcess)
+			_, err := io.Copy(s.outs[i], from)
 			if errors.Is(err, os.ErrDeadlineExceeded) { // finish
-				drain(o.out, o.fromProcess)
+				drain(s.outs[i], from)
 			}
-			_ = o.fromProcess.Close() // nobody reads any more: the process is told by SIGPIPE
+			_ = from.Close() // nobody reads any more: the process is told by SIGPIPE
 		})
 	}
 }
@@ -106,19 +123,17 @@ func (s *stdio) finish(ctx context.Context) {
 	closeAll(s.process[:])
 	past := time.Unix(1, 0)
 	stop := context.AfterFunc(ctx, func() {
-		for _, o := range s.outputs {
-			_ = o.out.SetWriteDeadline(past)
+		for _, out := range s.outs {
+			_ = out.SetWriteDeadline(past)
 		}
 	})
-	closeAll([]*os.File{s.in, s.toProcess})
-	for _, o := range s.outputs {
-		_ = o.fromProcess.SetReadDeadline(past)
+	closeAll([]*os.File{s.in, s.to})
+	for _, from := range s.from {
+		_ = from.SetReadDeadline(past)
 	}
 	s.copying.Wait()
 	stop()
-	for _, o := range s.outputs {
-		_ = o.out.Close()
-	}
+	closeAll(s.outs)
 }
 
 // drain copies what is in a pipe now. It does not wait for more: another process may still have the pipe open, and may even take out of it what is there.

@@ -16,17 +16,8 @@ func fitText(s string) string {
 // fit makes all text within values fit for the bus. Much of it was written by containers, guests and registries; a message that has one wrong byte is
 // not sent at all. Everything that leaves the server goes through here.
 func fit(values []any) []any {
-	var out []any
-	for i, v := range values {
-		if r := reflect.ValueOf(v); !fits(r) {
-			if out == nil {
-				out = append([]any(nil), values...)
-			}
-			out[i] = fitted(r).Interface()
-		}
-	}
-	if out != nil {
-		return out
+	if v := reflect.ValueOf(values); !fits(v) {
+		return fitted(v).Interface().([]any)
 	}
 	return values
 }
@@ -36,6 +27,8 @@ var variantType = reflect.TypeFor[godbus.Variant]()
 // fits says whether all text within v is fit for the bus.
 func fits(v reflect.Value) bool {
 	switch v.Kind() {
+	case reflect.Interface:
+		return fits(v.Elem())
 	case reflect.String:
 		s := v.String()
 		return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
@@ -72,6 +65,8 @@ func fitted(v reflect.Value) reflect.Value {
 	out := reflect.New(v.Type()).Elem()
 	out.Set(v)
 	switch v.Kind() {
+	case reflect.Interface:
+		out.Set(fitted(v.Elem()))
 	case reflect.String:
 		out.SetString(fitText(v.String()))
 	case reflect.Slice:

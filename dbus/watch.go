@@ -65,21 +65,8 @@ func (s *Server) clientGone(name string) {
 		return
 	}
 	delete(s.watches, name)
-	s.unsubscribed(w)
 	close(w.gone)
 	s.idleSince = time.Now()
-}
-
-// unsubscribed counts a subscription out; s.mu is held.
-func (s *Server) unsubscribed(w *watch) {
-	if w.subscriber == nil {
-		return
-	}
-	id := w.subscriber.id
-	if s.subscriptions[id]--; s.subscriptions[id] == 0 {
-		delete(s.subscriptions, id)
-	}
-	w.subscriber = nil
 }
 
 // maySubscribe says whether the user may have another subscribed client; s.mu is held.
@@ -87,13 +74,17 @@ func (s *Server) maySubscribe(u *user) bool {
 	if u.root() {
 		return true
 	}
-	all := 0
-	for id, n := range s.subscriptions {
-		if !(&user{id: id}).root() {
-			all += n
+	own, others := 0, 0
+	for _, w := range s.watches {
+		if w.subscriber == nil || w.subscriber.root() {
+			continue
+		}
+		others++
+		if w.subscriber.id == u.id {
+			own++
 		}
 	}
-	return s.subscriptions[u.id] < maxSubscriptions && all < maxOtherSubscriptions
+	return own < maxSubscriptions && others < maxOtherSubscriptions
 }
 
 // subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too many such clients.
@@ -112,7 +103,6 @@ func (s *Server) subscribeClient(sender string, u *user) error {
 	default:
 		w.users++
 		w.subscriber = u
-		s.subscriptions[u.id]++
 	}
 	return nil
 }
@@ -123,7 +113,7 @@ func (s *Server) unsubscribeClient(sender string) {
 	w := s.watches[sender]
 	subscribed := w != nil && w.subscriber != nil
 	if subscribed {
-		s.unsubscribed(w)
+		w.subscriber = nil
 	}
 	s.mu.Unlock()
 	if subscribed {

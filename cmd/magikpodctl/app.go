@@ -194,7 +194,7 @@ func (a *app) progress() func(pod.JobInfo) {
 		}
 		if j.State == "running" && j.Err != nil && j.Err.Error() != problem {
 			problem = j.Err.Error()
-			_, _ = fmt.Fprintf(a.errOut, "magikpodctl: still waiting: %s\n", problem)
+			a.complain(fmt.Errorf("still waiting: %w", j.Err))
 		}
 	}
 }

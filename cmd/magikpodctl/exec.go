@@ -29,7 +29,7 @@ func execCommand(a *app) *cobra.Command {
 				return usagef("-t needs a terminal, and standard input is none")
 			}
 			words := 1
-			if cmd.ArgsLenAtDash() == 2 && (isType(args[0], podTypes) || isOtherType(args[0])) {
+			if cmd.ArgsLenAtDash() == 2 && isType(args[0]) {
 				words = 2 // pod POD -- COMMAND
 			}
 			c, path, err := a.podOf(cmd.Context(), args[:words])

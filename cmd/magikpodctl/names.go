@@ -22,27 +22,23 @@ var otherTypes = strings.Fields(`all bindings binding clusterrolebindings cluste
 	resourcequotas resourcequota quota rolebindings rolebinding roles role secrets secret serviceaccounts serviceaccount sa services service svc
 	statefulsets statefulset sts storageclasses storageclass sc volumeattachments volumeattachment`)
 
-func isType(word string, of []string) bool { return slices.Contains(of, strings.ToLower(word)) }
+func isPodType(word string) bool { return slices.Contains(podTypes, strings.ToLower(word)) }
 
-// isOtherType also knows TYPE.GROUP and TYPE,TYPE.
-func isOtherType(word string) bool {
-	if isType(word, podTypes) {
-		return false
-	}
-	first, _, _ := strings.Cut(word, ",")
-	name, _, _ := strings.Cut(first, ".")
-	return isType(name, otherTypes) || strings.Contains(word, ",")
+// isType knows TYPE, TYPE.GROUP and TYPE,TYPE.
+func isType(word string) bool {
+	name, _, _ := strings.Cut(word, ".")
+	return isPodType(word) || slices.Contains(otherTypes, strings.ToLower(name)) || strings.Contains(word, ",")
 }
 
 // names reads what a verb is to be done to, before it is done to any: POD..., NAMESPACE/POD..., TYPE POD... and TYPE/POD..., as kubectl does. What comes out is POD
 // or NAMESPACE/POD. A single word is a name, be it "pod".
 func (a *app) names(ctx context.Context, args []string) ([]string, error) {
-	if len(args) > 1 && isOtherType(args[0]) {
-		return nil, unknownType(args[0])
-	}
-	if len(args) > 1 && isType(args[0], podTypes) {
+	if len(args) > 1 && isType(args[0]) {
+		if !isPodType(args[0]) {
+			return nil, unknownType(args[0])
+		}
 		for _, arg := range args[1:] {
-			if word, _, ok := strings.Cut(arg, "/"); ok && (isType(word, podTypes) || isOtherType(word)) && word != a.namespace {
+			if word, _, ok := strings.Cut(arg, "/"); ok && isType(word) && word != a.namespace {
 				return nil, usagef("%s names a type, and so does %q before it", arg, args[0])
 			}
 		}
@@ -65,10 +61,10 @@ func unknownType(word string) error {
 // withoutType reads TYPE/POD. A namespace may have the name of a type: a pod that is there is never taken for another one.
 func (a *app) withoutType(ctx context.Context, arg string) (string, error) {
 	word, name, ok := strings.Cut(arg, "/")
-	isPod := isType(word, podTypes)
-	if !ok || !isPod && !isOtherType(word) || word == a.namespace {
+	if !ok || !isType(word) || word == a.namespace {
 		return arg, nil
 	}
+	isPod := isPodType(word)
 	there, err := a.exists(ctx, word, name)
 	switch {
 	case err != nil:

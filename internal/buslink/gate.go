@@ -32,7 +32,6 @@ type Head struct {
 	Path              godbus.ObjectPath
 	Interface, Member string
 	Signature         string
-	Files             uint32 // how many descriptors come along
 	BodyBytes         uint32
 }
 
@@ -42,15 +41,19 @@ func (h *Head) NoReply() bool { return h.Flags&godbus.FlagNoReplyExpected != 0 }
 // Message is a whole message that godbus has not seen.
 type Message struct {
 	Head
-	Broken error // why godbus cannot decode it; such a message must not be forwarded
+	Broken error // why godbus cannot decode it; such a message is not forwarded
 
 	link *link
 	data []byte
 	fds  []int
 }
 
-// Forward hands a message to godbus. It may be called from any goroutine; messages are handed over in the order of the calls.
+// Forward hands a message to godbus, or closes one that is broken. It may be called from any goroutine; messages are handed over in the order of the calls.
 func (m *Message) Forward() {
+	if m.Broken != nil {
+		m.Close()
+		return
+	}
 	select {
 	case m.link.ready <- m:
 	case <-m.link.done:
@@ -84,13 +87,7 @@ func (small) Screen(h *Head) bool {
 }
 
 // Deliver implements [Gate].
-func (small) Deliver(m *Message) {
-	if m.Broken != nil {
-		m.Close()
-		return
-	}
-	m.Forward()
-}
+func (small) Deliver(m *Message) { m.Forward() }
 
 var errHead = errors.New("the head of the message is broken")
 
@@ -123,7 +120,7 @@ func (h *Head) parseFields(b []byte, order binary.ByteOrder, length int) error {
 		}
 		field, kind := godbus.HeaderField(b[at]), b[at+2]
 		at += 4
-		text, number, next := value(b[:length], at, kind, order)
+		text, next := value(b[:length], at, kind, order)
 		if next < 0 {
 			return errHead
 		}
@@ -139,9 +136,7 @@ func (h *Head) parseFields(b []byte, order binary.ByteOrder, length int) error {
 			h.Sender = text
 		case godbus.FieldSignature:
 			h.Signature = text
-		case godbus.FieldUnixFDs:
-			h.Files = number
-		case godbus.FieldErrorName, godbus.FieldReplySerial, godbus.FieldDestination:
+		case godbus.FieldErrorName, godbus.FieldReplySerial, godbus.FieldDestination, godbus.FieldUnixFDs:
 		default:
 			return errHead // godbus drops it; the bus removes unknown fields
 		}
@@ -149,31 +144,30 @@ func (h *Head) parseFields(b []byte, order binary.ByteOrder, length int) error {
 	return nil
 }
 
-// value reads a value of the types that header fields have: s, o, g and u. next is where it ends, -1 when it is none.
-func value(b []byte, at int, kind byte, order binary.ByteOrder) (text string, number uint32, next int) {
+// value reads a value of the types that header fields have: s, o and g, and u, which is passed over. next is where it ends, -1 when it is none.
+func value(b []byte, at int, kind byte, order binary.ByteOrder) (text string, next int) {
 	size := 0
 	switch kind {
 	case 'u', 's', 'o':
 		at = (at + 3) &^ 3
 		if at+4 > len(b) {
-			return "", 0, -1
+			return "", -1
 		}
-		number = order.Uint32(b[at:])
+		size = int(order.Uint32(b[at:]))
 		if at += 4; kind == 'u' {
-			return "", number, at
+			return "", at
 		}
-		size = int(number)
 	case 'g':
 		if at >= len(b) {
-			return "", 0, -1
+			return "", -1
 		}
 		size = int(b[at])
 		at++
 	default:
-		return "", 0, -1
+		return "", -1
 	}
 	if size < 0 || at+size+1 > len(b) {
-		return "", 0, -1
+		return "", -1
 	}
-	return string(b[at : at+size]), 0, at + size + 1
+	return string(b[at : at+size]), at + size + 1
 }
