@@ -312,8 +312,6 @@ func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
 	switch {
 	case err != nil:
 		return notYet(w, snap, r.options.Wait, err)
-	case snap.gone || snap.seen.Wish != pod.WishRun:
-		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has stopped or deleted it meanwhile", w.ref)
 	case failure != nil:
 		return failure
 	case r.options.Wait == pod.WaitReady && !pod.IsReady(snap.detail.Pod, snap.seen):
@@ -420,7 +418,7 @@ func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := d.newWorker(&record{Version: recordVersion, Pod: p, Wish: wish, WishedAt: time.Now(), BootID: d.host.BootID}, manager)
+	w := d.newWorker(&record{Version: recordVersion, Pod: p, Wish: wish, WishedAt: time.Now()}, manager)
 	w.adopted = true
 	// Before anything of the pod exists: a daemon that comes after a crash must know of it.
 	r := *w.record

@@ -12,9 +12,6 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// controllerOf is the cgroup controller that acts for a resource of a manifest.
-var controllerOf = map[corev1.ResourceName]string{corev1.ResourceCPU: "cpu", corev1.ResourceMemory: "memory"}
-
 // limiters are the controllers that the limits of pods need, and what they limit.
 var limiters = []struct{ controller, what string }{{"cpu", "CPU time"}, {"memory", "memory"}, {"pids", "processes"}}
 
@@ -61,7 +58,8 @@ func enforcedByClass(class, controller string) bool {
 	return class == pod.ClassMicroVM || class == pod.ClassWasm && controller == "memory"
 }
 
-// ignoredLimits warns of the requests and limits of a pod that will have no effect on this host.
+// ignoredLimits warns of the requests and limits of a pod that will have no effect on this host. Of a resource that has a limit, the limit is named alone: the request
+// may come from it.
 func (d *Daemon) ignoredLimits(p *corev1.Pod) field.ErrorList {
 	class := pod.ClassOf(p)
 	if len(d.host.MissingControllers) == 0 || class == pod.ClassMicroVM {
@@ -69,25 +67,21 @@ func (d *Daemon) ignoredLimits(p *corev1.Pod) field.ErrorList {
 	}
 	var warnings field.ErrorList
 	check := func(r corev1.ResourceRequirements, at *field.Path, ofContainer bool) {
-		for _, part := range []struct {
-			name string
-			list corev1.ResourceList
-		}{{"limits", r.Limits}, {"requests", r.Requests}} {
-			for _, resource := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-				controller := controllerOf[resource]
-				_, ok := part.list[resource]
-				_, limited := r.Limits[resource]
-				switch {
-				case part.name == "requests" && limited: // said of the limit, which may be where the request comes from
-					ok = false
-				case part.name == "limits" && ofContainer && enforcedByClass(class, controller):
-					ok = false
-				}
-				if ok && slices.Contains(d.host.MissingControllers, controller) {
-					warnings = append(warnings, field.Forbidden(at.Child(part.name).Key(string(resource)),
-						"has no effect on this host, which does not have the cgroup controller "+controller))
-				}
+		for _, resource := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			controller := string(resource) // they have the same names
+			if !slices.Contains(d.host.MissingControllers, controller) {
+				continue
 			}
+			_, limited := r.Limits[resource]
+			_, requested := r.Requests[resource]
+			part := "limits"
+			switch {
+			case limited && ofContainer && enforcedByClass(class, controller), !limited && !requested:
+				continue
+			case !limited:
+				part = "requests"
+			}
+			warnings = append(warnings, field.Forbidden(at.Child(part).Key(controller), "has no effect on this host, which does not have the cgroup controller "+controller))
 		}
 	}
 	if p.Spec.Resources != nil {

@@ -130,9 +130,11 @@ func (d *Daemon) containerImage(ctx context.Context, p *corev1.Pod, c *corev1.Co
 	}
 	img, err = d.images.ResolveFor(name, platformFor(p))
 	other := ""
-	if any, anyErr := d.images.Resolve(name); err != nil && anyErr == nil { // it is there for another platform
-		if other = ": " + err.Error(); isLocal(name) {
-			img, err = any, nil // and comes from nowhere else
+	if err != nil {
+		if elsewhere, e := d.images.Resolve(name); e == nil { // it is there for another platform
+			if other = ": " + err.Error(); isLocal(name) {
+				img, err = elsewhere, nil // and comes from nowhere else
+			}
 		}
 	}
 	present := err == nil

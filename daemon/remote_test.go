@@ -56,6 +56,8 @@ func TestProbeRemote(t *testing.T) {
 			&probe.Probe{HTTP: &probe.HTTP{Scheme: "https", Host: "127.0.0.1", Port: 443}, Timeout: time.Second}, "said by web"},
 		{"tcp", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(5432)}}, 0, []string{"10.0.0.9", "fd00::9"},
 			&probe.Probe{TCP: &probe.TCP{Host: "10.0.0.9", Port: 5432}, Timeout: time.Second}, "said by web"},
+		{"tcp of another host, with a named port", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("http"), Host: "127.0.0.1"}}, 0, nil,
+			&probe.Probe{TCP: &probe.TCP{Host: "127.0.0.1", Port: 8080}, Timeout: time.Second}, "said by web"},
 		{"no such port", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("none")}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: none"},
 		{"port 0", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: 0"},
 		{"port 65536", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(65536)}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: 65536"},

@@ -90,7 +90,7 @@ func TestStatsKernel(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	got, err := statsOf(root, group, map[string]string{"a": group})
-	if err != nil || *got.Pod.CPUNanos == 0 || *got.Containers["a"].CPUNanos != *got.Pod.CPUNanos {
+	if err != nil || *got.Pod.CPUNanos == 0 || !cmp.Equal(got.Containers["a"], got.Pod) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

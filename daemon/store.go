@@ -34,8 +34,7 @@ type record struct {
 	Serial  int64 `json:"serial"`
 	// Committed is false until the pod's RunPod has succeeded: an uncommitted pod that a new daemon finds is removed.
 	Committed bool        `json:"committed"`
-	BootID    string      `json:"bootID"` // of the boot that the runtime's facts belong to
-	Pod       *corev1.Pod `json:"pod"`    // spec with defaults, and status
+	Pod       *corev1.Pod `json:"pod"` // spec with defaults, and status
 
 	Wish     pod.Wish       `json:"wish"`
 	WishedAt time.Time      `json:"wishedAt"`

@@ -400,7 +400,7 @@ func (w *worker) fold(state pod.RuntimeState) {
 		}
 		w.event(corev1.EventTypeWarning, "SandboxChanged", "", "The pod's sandbox is dead: "+why)
 	}
-	r.Containers, r.Sandbox, r.BootID = next, state.Sandbox, w.d.host.BootID
+	r.Containers, r.Sandbox = next, state.Sandbox
 }
 
 // seen is the observation that decisions and status are made from.

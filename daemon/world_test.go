@@ -34,7 +34,6 @@ type world struct {
 	net    *fakeNetworks
 	images *fakeImages
 	config Config
-	boot   string
 	d      *Daemon
 
 	mu      sync.Mutex
@@ -47,7 +46,7 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, fake: runtimetest.New(), net: newFakeNetworks(), images: newFakeImages("localhost/app:1"), config: DefaultConfig(), boot: "boot-1"}
+		w := &world{t: t, fake: runtimetest.New(), net: newFakeNetworks(), images: newFakeImages("localhost/app:1"), config: DefaultConfig()}
 		w.config.StateDir, w.config.RunDir, w.config.LogDir = filepath.Join(dir, "state"), filepath.Join(dir, "run"), filepath.Join(dir, "log")
 		w.start()
 		defer func() {
@@ -89,7 +88,7 @@ func (w *world) tryStart(ctx context.Context) error {
 	}
 	d, err := New(ctx, Options{
 		Config: w.config, Registry: &registry, Images: w.images, Networks: w.net, Volumes: volumes,
-		Host: Host{Hostname: "host", BootID: w.boot, IPv4: netip.MustParseAddr("192.0.2.10"), CgroupRoot: "/nonexistent"},
+		Host: Host{Hostname: "host", IPv4: netip.MustParseAddr("192.0.2.10"), CgroupRoot: "/nonexistent"},
 	})
 	if err != nil {
 		w.d = nil
@@ -135,7 +134,6 @@ func (w *world) reboot() {
 	if err := os.RemoveAll(w.config.RunDir); err != nil {
 		w.t.Fatal(err)
 	}
-	w.boot += "'"
 	w.start()
 }
 

@@ -86,9 +86,6 @@ func (n *normaliser) fail(path *treePath, format string, args ...any) any {
 
 func (n *normaliser) value(v any, path *treePath, depth int) any {
 	*n.nodes++
-	if n.problem != "" {
-		return nil
-	}
 	if *n.nodes > maxTreeNodes {
 		return n.fail(nil, "has too many values, or those before it: the limit is %d in one manifest", maxTreeNodes)
 	}

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 
@@ -75,17 +76,16 @@ func (v *manifestValidator) hostPort(c *checker, at *field.Path, port corev1.Con
 	key := hostPort{port.Protocol, port.HostPort}
 	uses := v.ports[key]
 	if uses == nil {
-		uses = &portUses{first: by, by: make(map[netip.Addr]string)}
+		uses = &portUses{by: make(map[netip.Addr]string)}
 		v.ports[key] = uses
-	} else if all, ok := uses.by[netip.Addr{}]; ok {
-		c.invalid(at, port.HostPort, "is taken by "+all)
-		return
-	} else if !address.IsValid() {
-		c.invalid(at, port.HostPort, "is taken by "+uses.first)
-		return
-	} else if other, ok := uses.by[address]; ok {
+	}
+	other := cmp.Or(uses.by[netip.Addr{}], uses.by[address])
+	if !address.IsValid() {
+		other = cmp.Or(other, uses.first)
+	}
+	if other != "" {
 		c.invalid(at, port.HostPort, "is taken by "+other)
 		return
 	}
-	uses.by[address] = by
+	uses.first, uses.by[address] = cmp.Or(uses.first, by), by
 }
