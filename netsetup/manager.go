@@ -38,8 +38,8 @@ type Manager struct {
 	mu       sync.Mutex // guards what follows
 	loaded   bool
 	known    func(uid types.UID) (PodNetwork, bool) // Restore's
-	warnings []string
-	mendErr  string // what could not be repaired, as it was told last
+	warned   []string                               // by warn
+	mendErr  string                                 // what could not be repaired, as it was told last
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
@@ -128,13 +128,6 @@ func (m *Manager) Lookup(uid types.UID) (Result, bool) {
 
 func (m *Manager) result(r *record) Result {
 	return Result{IPs: m.addrs(r.index), Gateways: m.addrs(1)}
-}
-
-// Warnings are what a person should know about the state that was found, one line each.
-func (m *Manager) Warnings() []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.warnings)
 }
 
 // ensureHost makes what pods share: bridge and table. A removal that runs is waited for, and one that comes later finds the pod and does nothing.
