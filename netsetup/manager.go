@@ -52,12 +52,13 @@ type Manager struct {
 	closing  chan struct{} // closed when closed is true
 }
 
-// record is what the Manager knows about a pod. uid, name and index never change; mu guards the rest.
+// record is what the Manager knows about a pod. uid, name, index and old never change; mu guards the rest.
 type record struct {
 	busy  sync.Mutex // held by the Setup or Teardown of the pod
 	uid   types.UID
 	name  string
 	index int
+	old   bool // it was in the state file
 	ports []Port
 	held  sockets
 	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the

@@ -49,9 +49,10 @@ func (m *Manager) restore(ctx context.Context, known func(uid types.UID) (PodNet
 	err := m.load(keep)
 	var drop, kept []*record
 	for _, r := range m.pods {
-		if keep(r.uid) {
+		switch {
+		case keep(r.uid):
 			kept = append(kept, r)
-		} else {
+		case r.old: // others have come since an attempt that failed
 			drop = append(drop, r)
 		}
 	}
@@ -108,7 +109,7 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 			m.tell(fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
 			continue
 		}
-		m.pods[p.UID] = &record{uid: p.UID, name: p.Name, index: p.Index, ports: ports}
+		m.pods[p.UID] = &record{uid: p.UID, name: p.Name, index: p.Index, ports: ports, old: true}
 	}
 	m.loaded = true
 	return nil

@@ -2,11 +2,13 @@ package netsetup
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -176,6 +178,45 @@ func TestRestoreConflict(t *testing.T) {
 	if said.count("cannot publish port *:8080/TCP: pod default/") != 1 {
 		t.Errorf("told %q", said.lines)
 	}
+}
+
+// TestRestoreLater: while Restore cannot go on new pods get networks, and keep them when it does.
+func TestRestoreLater(t *testing.T) {
+	var said told
+	var failing atomic.Bool
+	failing.Store(true)
+	m := newManager(t, func(c *Config) {
+		c.Tell = said.add
+		c.Fault = func(at string) error {
+			if at == "restore-links" && failing.Load() {
+				return errors.New("not now")
+			}
+			return nil
+		}
+	})
+	old := state{Version: stateVersion, IPv4: m.cfg.IPv4, IPv6: m.cfg.IPv6, Pods: []saved{{UID: "gone", Name: "default/gone", Index: 2}}}
+	if err := old.write(m.cfg.StateFile); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Restore(t.Context(), only()); err == nil {
+		t.Fatal("it was restored")
+	}
+	ns, r := newPod(t, m, "new", Port{HostPort: 8080, Port: 80})
+	serve(t, ns, "tcp", ":80")
+	failing.Store(false)
+	within(t, "it is not restored", func() error {
+		if said.count("restored after all") == 0 {
+			return errors.New("silence")
+		}
+		return nil
+	})
+	if _, ok := m.Lookup("gone"); ok {
+		t.Error("gone is still there")
+	}
+	if got, ok := m.Lookup("new"); !ok || got.IPs[0] != r.IPs[0] {
+		t.Fatalf("the new pod has %v, had %v", got.IPs, r.IPs)
+	}
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
 }
 
 // TestStateNoFile checks what the start of a daemon must not wait for.
