@@ -63,8 +63,7 @@ type record struct {
 	held  sockets
 	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the
 	// daemon. busy guards it.
-	ns   *os.File
-	lost bool // that the link is gone was told; busy guards it
+	ns *os.File
 }
 
 // keep makes ns the record's namespace. The caller goes on owning ns.
@@ -82,7 +81,7 @@ func (r *record) keep(ns *os.File) error {
 	if derr != nil {
 		return pod.Errorf(kindOf(derr), "cannot keep the network namespace: %w", derr)
 	}
-	r.ns, r.lost = os.NewFile(uintptr(fd), "netns"), false
+	r.ns = os.NewFile(uintptr(fd), "netns")
 	return nil
 }
 

@@ -152,10 +152,7 @@ func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []str
 func (m *Manager) mendLink(ctx context.Context, r *record, link netlink.Link, br *netlink.Bridge) (said string, err error) {
 	switch {
 	case link == nil && r.ns == nil:
-		if !r.lost {
-			r.lost = true // said once
-			return "pod " + r.name + " has lost its link " + linkName(r.index) + ", and is without network until it is restarted", nil
-		}
+		m.warn("pod %s has lost its link %s, and is without network until it is restarted", r.name, linkName(r.index))
 		return "", nil
 	case link == nil:
 		if err := m.connect(ctx, r, br, r.ns, false); err != nil {

@@ -219,6 +219,21 @@ func TestRestoreLater(t *testing.T) {
 	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
 }
 
+// TestLinkLost: a pod whose link was removed while no daemon ran is told of, once; nobody has its namespace any more to make another one.
+func TestLinkLost(t *testing.T) {
+	var said told
+	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	newPod(t, m, "a")
+	m.watch.close()
+	m.watches.Wait()
+	run(t, "ip link del "+linkName(2))
+	n := reopen(t, m, "a")
+	n.mend(true, n.watch)
+	if said.count("default/a has lost its link") != 1 || said.count("") != 1 {
+		t.Errorf("told %q", said.lines)
+	}
+}
+
 // TestStateNoFile checks what the start of a daemon must not wait for.
 func TestStateNoFile(t *testing.T) {
 	for name, make := range map[string]func(path string) error{
