@@ -31,6 +31,8 @@ type Manager struct {
 	watch   *watch // nil when the table is not there
 	watches sync.WaitGroup
 
+	restores sync.WaitGroup // of retryRestore
+
 	saveMu  sync.Mutex // held while the state file is written
 	written uint64     // the change that the file has
 	stored  int        // the pods that the file has
@@ -287,7 +289,13 @@ func (m *Manager) Close() error {
 		m.idle.Stop()
 	}
 	m.mu.Unlock()
+	m.restores.Wait()
 	err := m.Sweep(context.Background())
+	m.hostMu.Lock() // an idle timer that has fired may still be at work
+	m.up, m.present = false, false
+	m.watch.close()
+	m.hostMu.Unlock()
+	m.watches.Wait()
 	m.mu.Lock()
 	for _, r := range m.pods {
 		r.held.close()
@@ -295,12 +303,7 @@ func (m *Manager) Close() error {
 		r.release()
 	}
 	m.mu.Unlock()
-	m.hostMu.Lock() // an idle timer that has fired may still be at work
-	m.up, m.present = false, false
-	m.watch.close()
 	m.nl.Close()
-	m.hostMu.Unlock()
-	m.watches.Wait()
 	return err
 }
 

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -74,14 +72,14 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 		links = true
 		err = m.restoreBridge(ctx)
 	}
-	br := m.bridge.link
-	m.hostMu.Unlock()
 	if err == nil && w.tableLost() {
 		said = append(said, "the table "+m.cfg.Table+" of nftables was changed")
 		if err = m.fw.rebuild(ctx, m.elements); err != nil {
 			w.loseTable()
 		}
 	}
+	br := m.bridge.link
+	m.hostMu.Unlock()
 	if links && br != nil {
 		more, lerr := m.mendLinks(ctx, br)
 		said, err = append(said, more...), join(err, lerr)
@@ -202,5 +200,10 @@ func (m *Manager) mendState() (said []string, err error) {
 func (m *Manager) isOpen() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.ContainsFunc(slices.Collect(maps.Values(m.pods)), func(r *record) bool { return len(r.ports) > 0 })
+	for _, r := range m.pods {
+		if len(r.ports) > 0 {
+			return true
+		}
+	}
+	return false
 }

@@ -24,7 +24,7 @@ func (m *Manager) Restore(ctx context.Context, known func(uid types.UID) (PodNet
 	m.mu.Unlock()
 	err := m.restore(ctx, known)
 	if err != nil {
-		m.watches.Go(func() { m.retryRestore(known, err) })
+		m.restores.Go(func() { m.retryRestore(known, err) })
 	}
 	return err
 }
