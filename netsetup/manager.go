@@ -167,7 +167,7 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 // startWatch is called with hostMu held. Without the watch all but repairs works.
 func (m *Manager) startWatch() {
 	m.watch.close()
-	w, err := newWatch(&m.cfg, m.bridge.link.Attrs().Index, m.fw.own, &m.watches)
+	w, err := m.newWatch(m.bridge.link.Attrs().Index, &m.watches)
 	if m.watch = w; err != nil {
 		m.warn("cannot watch the host's network: %v", err)
 		return

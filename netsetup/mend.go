@@ -157,13 +157,13 @@ func (m *Manager) mendLink(ctx context.Context, r *record, link netlink.Link, br
 			return "", err
 		}
 		return "pod " + r.name + ": its link was removed", redirectAgain(r.ns)
-	case link.Attrs().MasterIndex == br.Index && link.Attrs().RawFlags&unix.IFF_UP != 0:
+	case link.Attrs().MasterIndex == br.Index && link.Attrs().RawFlags&unix.IFF_UP != 0 && !m.bridge.isOdd(r, link.Attrs().HardwareAddr):
 		return "", nil
 	}
 	if err := m.reattach(r, link, br); err != nil {
 		return "", err
 	}
-	return "pod " + r.name + ": its link was down or not on the bridge", nil
+	return "pod " + r.name + ": its link was down, not on the bridge, or had another hardware address", nil
 }
 
 // reattach puts the host's end of a pod's link on the bridge.
