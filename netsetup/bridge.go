@@ -145,6 +145,12 @@ func (b *bridge) configure() error {
 }
 
 func (b *bridge) address() error {
+	if own := hardwareAddr(b.gateway4()); !bytes.Equal(b.link.HardwareAddr, own) {
+		if err := b.nl.LinkSetHardwareAddr(b.link, own); err != nil {
+			return err
+		}
+		b.link.HardwareAddr = own
+	}
 	if err := b.nl.LinkSetUp(b.link); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,7 +27,7 @@ func (b *bridge) settings(open bool) []setting {
 	return all
 }
 
-// isThere says whether the bridge that is known is the one that the kernel has, and up. It is quick enough for each Setup.
+// isThere says whether the bridge that is known is the one that the kernel has, by index and hardware address, and up. It is quick enough for each Setup.
 func (b *bridge) isThere() (bool, error) {
 	if b.link == nil {
 		return false, nil
@@ -35,7 +36,11 @@ func (b *bridge) isThere() (bool, error) {
 	if isNoLink(err) {
 		return false, nil
 	}
-	return err == nil && link.Attrs().Index == b.link.Index && link.Attrs().RawFlags&unix.IFF_UP != 0, err
+	if err != nil {
+		return false, err
+	}
+	a := link.Attrs()
+	return a.Index == b.link.Index && a.RawFlags&unix.IFF_UP != 0 && bytes.Equal(a.HardwareAddr, b.link.HardwareAddr), nil
 }
 
 // faults are what somebody has changed about the bridge, for people; none when it is as it should be. With an error nothing is known.
@@ -45,7 +50,7 @@ func (b *bridge) faults(open bool) (faults []string, err error) {
 		return nil, err
 	}
 	if !there {
-		return []string{"it was removed, replaced, renamed or set down"}, nil
+		return []string{"it was removed, replaced, renamed or set down, or its hardware address was changed"}, nil
 	}
 	for _, s := range b.settings(open) {
 		value, err := readSysctl(s.path)

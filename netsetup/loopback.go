@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -75,6 +76,23 @@ func (m *Manager) openLink(r *record, link netlink.Link, br *netlink.Bridge) err
 		m.warn("[::1] does not reach the ports of pod %s where bridged packets pass the firewall: %v", r.name, err)
 	}
 	return nil
+}
+
+// isOdd says whether the host's end of a pod's link should have another hardware address: that of [Manager.openLink].
+func (b *bridge) isOdd(r *record, addr net.HardwareAddr) bool {
+	return b.ipv6 && len(r.ports) > 0 && !bytes.Equal(addr, hardwareAddr(b.gateway4()))
+}
+
+// isOdd is that by the name of the link.
+func (m *Manager) isOdd(link string, addr []byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.pods {
+		if linkName(r.index) == link {
+			return m.bridge.isOdd(r, addr)
+		}
+	}
+	return false
 }
 
 // toAddr6 matches IPv6 packets to an address.

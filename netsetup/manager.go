@@ -31,6 +31,8 @@ type Manager struct {
 	watch   *watch // nil when the table is not there
 	watches sync.WaitGroup
 
+	restores sync.WaitGroup // of retryRestore
+
 	saveMu  sync.Mutex // held while the state file is written
 	written uint64     // the change that the file has
 	stored  int        // the pods that the file has
@@ -38,8 +40,8 @@ type Manager struct {
 	mu       sync.Mutex // guards what follows
 	loaded   bool
 	known    func(uid types.UID) (PodNetwork, bool) // Restore's
-	warnings []string
-	mendErr  string // what could not be repaired, as it was told last
+	warned   []string                               // by warn
+	mendErr  string                                 // what could not be repaired, as it was told last
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
@@ -52,18 +54,18 @@ type Manager struct {
 	closing  chan struct{} // closed when closed is true
 }
 
-// record is what the Manager knows about a pod. uid, name and index never change; mu guards the rest.
+// record is what the Manager knows about a pod. uid, name, index and old never change; mu guards the rest.
 type record struct {
 	busy  sync.Mutex // held by the Setup or Teardown of the pod
 	uid   types.UID
 	name  string
 	index int
+	old   bool // it was in the state file
 	ports []Port
 	held  sockets
 	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the
 	// daemon. busy guards it.
-	ns   *os.File
-	lost bool // that the link is gone was told; busy guards it
+	ns *os.File
 }
 
 // keep makes ns the record's namespace. The caller goes on owning ns.
@@ -81,7 +83,7 @@ func (r *record) keep(ns *os.File) error {
 	if derr != nil {
 		return pod.Errorf(kindOf(derr), "cannot keep the network namespace: %w", derr)
 	}
-	r.ns, r.lost = os.NewFile(uintptr(fd), "netns"), false
+	r.ns = os.NewFile(uintptr(fd), "netns")
 	return nil
 }
 
@@ -130,13 +132,6 @@ func (m *Manager) result(r *record) Result {
 	return Result{IPs: m.addrs(r.index), Gateways: m.addrs(1)}
 }
 
-// Warnings are what a person should know about the state that was found, one line each.
-func (m *Manager) Warnings() []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.warnings)
-}
-
 // ensureHost makes what pods share: bridge and table. A removal that runs is waited for, and one that comes later finds the pod and does nothing.
 func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	m.hostMu.Lock()
@@ -172,7 +167,7 @@ func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 // startWatch is called with hostMu held. Without the watch all but repairs works.
 func (m *Manager) startWatch() {
 	m.watch.close()
-	w, err := newWatch(&m.cfg, m.bridge.link.Attrs().Index, m.fw.own, &m.watches)
+	w, err := m.newWatch(m.bridge.link.Attrs().Index, &m.watches)
 	if m.watch = w; err != nil {
 		m.warn("cannot watch the host's network: %v", err)
 		return
@@ -294,7 +289,13 @@ func (m *Manager) Close() error {
 		m.idle.Stop()
 	}
 	m.mu.Unlock()
+	m.restores.Wait()
 	err := m.Sweep(context.Background())
+	m.hostMu.Lock() // an idle timer that has fired may still be at work
+	m.up, m.present = false, false
+	m.watch.close()
+	m.hostMu.Unlock()
+	m.watches.Wait()
 	m.mu.Lock()
 	for _, r := range m.pods {
 		r.held.close()
@@ -302,12 +303,7 @@ func (m *Manager) Close() error {
 		r.release()
 	}
 	m.mu.Unlock()
-	m.hostMu.Lock() // an idle timer that has fired may still be at work
-	m.up, m.present = false, false
-	m.watch.close()
 	m.nl.Close()
-	m.hostMu.Unlock()
-	m.watches.Wait()
 	return err
 }
 

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -74,14 +72,14 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 		links = true
 		err = m.restoreBridge(ctx)
 	}
-	br := m.bridge.link
-	m.hostMu.Unlock()
 	if err == nil && w.tableLost() {
 		said = append(said, "the table "+m.cfg.Table+" of nftables was changed")
 		if err = m.fw.rebuild(ctx, m.elements); err != nil {
 			w.loseTable()
 		}
 	}
+	br := m.bridge.link
+	m.hostMu.Unlock()
 	if links && br != nil {
 		more, lerr := m.mendLinks(ctx, br)
 		said, err = append(said, more...), join(err, lerr)
@@ -152,23 +150,20 @@ func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []str
 func (m *Manager) mendLink(ctx context.Context, r *record, link netlink.Link, br *netlink.Bridge) (said string, err error) {
 	switch {
 	case link == nil && r.ns == nil:
-		if !r.lost {
-			r.lost = true // said once
-			return "pod " + r.name + " has lost its link " + linkName(r.index) + ", and is without network until it is restarted", nil
-		}
+		m.warn("pod %s has lost its link %s, and is without network until it is restarted", r.name, linkName(r.index))
 		return "", nil
 	case link == nil:
 		if err := m.connect(ctx, r, br, r.ns, false); err != nil {
 			return "", err
 		}
 		return "pod " + r.name + ": its link was removed", redirectAgain(r.ns)
-	case link.Attrs().MasterIndex == br.Index && link.Attrs().RawFlags&unix.IFF_UP != 0:
+	case link.Attrs().MasterIndex == br.Index && link.Attrs().RawFlags&unix.IFF_UP != 0 && !m.bridge.isOdd(r, link.Attrs().HardwareAddr):
 		return "", nil
 	}
 	if err := m.reattach(r, link, br); err != nil {
 		return "", err
 	}
-	return "pod " + r.name + ": its link was down or not on the bridge", nil
+	return "pod " + r.name + ": its link was down, not on the bridge, or had another hardware address", nil
 }
 
 // reattach puts the host's end of a pod's link on the bridge.
@@ -205,5 +200,10 @@ func (m *Manager) mendState() (said []string, err error) {
 func (m *Manager) isOpen() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.ContainsFunc(slices.Collect(maps.Values(m.pods)), func(r *record) bool { return len(r.ports) > 0 })
+	for _, r := range m.pods {
+		if len(r.ports) > 0 {
+			return true
+		}
+	}
+	return false
 }

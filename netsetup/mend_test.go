@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -102,6 +103,8 @@ func TestMended(t *testing.T) {
 		{break_: "ip link set " + link + " nomaster"},
 		{break_: "ip link set " + link + " down"},
 		{break_: "ip link del " + link},
+		{break_: "ip link set " + link + " address 02:00:00:00:00:01"},
+		{break_: "ip link set magikpod0 address 02:00:00:00:00:01"},
 		{break_: "nft flush ruleset"},
 		{break_: "nft delete table inet magikpod"},
 		{break_: "nft flush map inet magikpod ports4; nft flush map inet magikpod ports6"},
@@ -124,6 +127,17 @@ func TestMended(t *testing.T) {
 					return errors.New("silence")
 				}
 				return nil
+			})
+			within(t, "hardware addresses", func() error {
+				var errs []error
+				for _, name := range []string{"magikpod0", link} {
+					l, err := netlink.LinkByName(name)
+					if err == nil && !bytes.Equal(l.Attrs().HardwareAddr, hardwareAddr(rs.Gateways[0])) {
+						err = fmt.Errorf("%s has %s", name, l.Attrs().HardwareAddr)
+					}
+					errs = append(errs, err)
+				}
+				return errors.Join(errs...)
 			})
 			for network, port := range map[string]int{"tcp": 8080, "udp": 5353} {
 				within(t, "published ports", func() error {

@@ -24,7 +24,7 @@ func (m *Manager) Restore(ctx context.Context, known func(uid types.UID) (PodNet
 	m.mu.Unlock()
 	err := m.restore(ctx, known)
 	if err != nil {
-		m.watches.Go(func() { m.retryRestore(known, err) })
+		m.restores.Go(func() { m.retryRestore(known, err) })
 	}
 	return err
 }
@@ -49,9 +49,10 @@ func (m *Manager) restore(ctx context.Context, known func(uid types.UID) (PodNet
 	err := m.load(keep)
 	var drop, kept []*record
 	for _, r := range m.pods {
-		if keep(r.uid) {
+		switch {
+		case keep(r.uid):
 			kept = append(kept, r)
-		} else {
+		case r.old: // others have come since an attempt that failed
 			drop = append(drop, r)
 		}
 	}
@@ -93,9 +94,8 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 	if err != nil {
 		return err
 	}
-	say := func(text string) { m.warnings = append(m.warnings, text); m.tell(text) }
 	if warning != "" {
-		say(warning)
+		m.tell(warning)
 	}
 	if len(s.Pods) > 0 && (s.IPv4 != m.cfg.IPv4 || s.IPv6 != m.cfg.IPv6) {
 		if keep == nil || slices.ContainsFunc(s.Pods, func(p saved) bool { return keep(p.UID) }) {
@@ -106,10 +106,10 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 	for _, p := range s.Pods {
 		ports, err := normal(p.Ports)
 		if err != nil || p.UID == "" || m.pods[p.UID] != nil || !m.ipam.claim(p.Index, byPod) {
-			say(fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
+			m.tell(fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
 			continue
 		}
-		m.pods[p.UID] = &record{uid: p.UID, name: p.Name, index: p.Index, ports: ports}
+		m.pods[p.UID] = &record{uid: p.UID, name: p.Name, index: p.Index, ports: ports, old: true}
 	}
 	m.loaded = true
 	return nil
@@ -139,7 +139,7 @@ func (m *Manager) adopt(ctx context.Context, known func(uid types.UID) (PodNetwo
 			}
 			if err != nil {
 				r.ports = nil
-				m.warnings = append(m.warnings, "pod "+p.Name+": "+err.Error())
+				m.tell("pod " + p.Name + ": " + err.Error())
 			}
 			m.pods[uid] = r
 			m.change++
@@ -184,13 +184,13 @@ func (m *Manager) records() []*record {
 // maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
 const maxWarnings = 100
 
-// warn tells once, and remembers.
+// warn tells once.
 func (m *Manager) warn(format string, args ...any) {
 	w := fmt.Sprintf(format, args...)
 	m.mu.Lock()
-	known := len(m.warnings) >= maxWarnings || slices.Contains(m.warnings, w)
+	known := len(m.warned) >= maxWarnings || slices.Contains(m.warned, w)
 	if !known {
-		m.warnings = append(m.warnings, w)
+		m.warned = append(m.warned, w)
 	}
 	m.mu.Unlock()
 	if !known {

@@ -2,11 +2,13 @@ package netsetup
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,6 +25,7 @@ func reopen(t *testing.T, m *Manager, keep ...string) *Manager {
 	m.up, m.present = false, false
 	m.watch.close()
 	m.hostMu.Unlock()
+	m.watches.Wait()
 	for _, r := range m.records() {
 		r.held.close()
 		r.held = nil
@@ -72,10 +75,13 @@ func TestRestore(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m := newManager(t)
+			var said told
+			m := newManager(t, func(c *Config) { c.Tell = said.add })
 			keep, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
 			_, rg := newPod(t, m, "gone", Port{HostPort: 8081, Port: 80})
 			serve(t, keep, "tcp", ":80")
+			m.watch.close() // it would mend the damage itself
+			m.watches.Wait()
 			tt.damage(t, m)
 			n := reopen(t, m, "keep")
 			if got, ok := n.Lookup("keep"); !ok || got.IPs[0] != rk.IPs[0] {
@@ -97,8 +103,8 @@ func TestRestore(t *testing.T) {
 			}
 			_, err := n.Setup(t.Context(), PodNetwork{UID: "x", Ports: []Port{{HostPort: 8080, Port: 1}}}, newNS(t))
 			wantKind(t, err, pod.Conflict, "default/keep")
-			if w := n.Warnings(); len(w) > 0 {
-				t.Errorf("warnings %q", w)
+			if said.count("") > 0 {
+				t.Errorf("told %q", said.lines)
 			}
 			newPod(t, n, "new", Port{HostPort: 8081, Port: 80})
 		})
@@ -122,7 +128,8 @@ func TestRestoreNothing(t *testing.T) {
 func TestRestoreCorrupt(t *testing.T) {
 	for _, content := range []string{"", "{", `{"Version": 2}`, `[]`, "\x00\x00"} {
 		t.Run(content, func(t *testing.T) {
-			m := newManager(t)
+			var said told
+			m := newManager(t, func(c *Config) { c.Tell = said.add })
 			ns, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
 			newPod(t, m, "gone")
 			if err := os.WriteFile(m.cfg.StateFile, []byte(content), 0o600); err != nil {
@@ -130,8 +137,8 @@ func TestRestoreCorrupt(t *testing.T) {
 			}
 			n := reopen(t, m, "keep")
 			aside := m.cfg.StateFile + ".corrupt"
-			if w := n.Warnings(); len(w) != 1 || !strings.Contains(w[0], aside) {
-				t.Errorf("warnings %q, want one about %s", w, aside)
+			if said.count(" and is now "+aside) != 1 || said.count("") != 2 { // and about the pod that it did not have
+				t.Errorf("told %q, want one line about %s", said.lines, aside)
 			}
 			if got, err := os.ReadFile(aside); err != nil || string(got) != content {
 				t.Errorf("set aside %q, %v", got, err)
@@ -153,6 +160,77 @@ func TestRestoreCorrupt(t *testing.T) {
 				t.Errorf("%d links of pods, want 1", got)
 			}
 		})
+	}
+}
+
+// TestRestoreConflict: of two pods that want a port, when nobody knows any more who had it, one gets it, and the other's lack is told.
+func TestRestoreConflict(t *testing.T) {
+	var said told
+	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	newPod(t, m, "a", Port{HostPort: 8080, Port: 80})
+	newPod(t, m, "b")
+	m.watch.close()
+	m.watches.Wait()
+	if err := os.Remove(m.cfg.StateFile); err != nil {
+		t.Fatal(err)
+	}
+	reopen(t, m, "a", "b")
+	if said.count("cannot publish port *:8080/TCP: pod default/") != 1 {
+		t.Errorf("told %q", said.lines)
+	}
+}
+
+// TestRestoreLater: while Restore cannot go on new pods get networks, and keep them when it does.
+func TestRestoreLater(t *testing.T) {
+	var said told
+	var failing atomic.Bool
+	failing.Store(true)
+	m := newManager(t, func(c *Config) {
+		c.Tell = said.add
+		c.Fault = func(at string) error {
+			if at == "restore-links" && failing.Load() {
+				return errors.New("not now")
+			}
+			return nil
+		}
+	})
+	old := state{Version: stateVersion, IPv4: m.cfg.IPv4, IPv6: m.cfg.IPv6, Pods: []saved{{UID: "gone", Name: "default/gone", Index: 2}}}
+	if err := old.write(m.cfg.StateFile); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Restore(t.Context(), only()); err == nil {
+		t.Fatal("it was restored")
+	}
+	ns, r := newPod(t, m, "new", Port{HostPort: 8080, Port: 80})
+	serve(t, ns, "tcp", ":80")
+	failing.Store(false)
+	within(t, "it is not restored", func() error {
+		if said.count("restored after all") == 0 {
+			return errors.New("silence")
+		}
+		return nil
+	})
+	if _, ok := m.Lookup("gone"); ok {
+		t.Error("gone is still there")
+	}
+	if got, ok := m.Lookup("new"); !ok || got.IPs[0] != r.IPs[0] {
+		t.Fatalf("the new pod has %v, had %v", got.IPs, r.IPs)
+	}
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
+}
+
+// TestLinkLost: a pod whose link was removed while no daemon ran is told of, once; nobody has its namespace any more to make another one.
+func TestLinkLost(t *testing.T) {
+	var said told
+	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	newPod(t, m, "a")
+	m.watch.close()
+	m.watches.Wait()
+	run(t, "ip link del "+linkName(2))
+	n := reopen(t, m, "a")
+	n.mend(true, n.watch)
+	if said.count("default/a has lost its link") != 1 || said.count("") != 1 {
+		t.Errorf("told %q", said.lines)
 	}
 }
 

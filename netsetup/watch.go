@@ -19,9 +19,10 @@ const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 // nftables.service, or whoever else runs "nft flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
 	bridge, table string
-	index         atomic.Int64           // of the bridge
-	own           func(port uint32) bool // says whether a transaction is one of ours
-	host, links   chan struct{}          // of size 1: there is something to look at
+	index         atomic.Int64                        // of the bridge
+	own           func(port uint32) bool              // says whether a transaction is one of ours
+	odd           func(link string, addr []byte) bool // says whether a pod's link should have another hardware address
+	host, links   chan struct{}                       // of size 1: there is something to look at
 	done          chan struct{}
 	once          sync.Once // to close it
 	files         []*os.File
@@ -34,9 +35,9 @@ type watch struct {
 const unknownPort = 0
 
 // newWatch watches until it is closed, in goroutines that wg counts.
-func newWatch(cfg *Config, index int, own func(port uint32) bool, wg *sync.WaitGroup) (*watch, error) {
+func (m *Manager) newWatch(index int, wg *sync.WaitGroup) (*watch, error) {
 	w := &watch{
-		bridge: cfg.Bridge, table: cfg.Table, own: own,
+		bridge: m.cfg.Bridge, table: m.cfg.Table, own: m.fw.own, odd: m.isOdd,
 		host: make(chan struct{}, 1), links: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	w.follow(index)
@@ -202,13 +203,15 @@ func (w *watch) readLink(m syscall.NetlinkMessage) {
 		signal(w.links)
 		return
 	}
-	name, attached := "", false
+	name, attached, addr := "", false, []byte(nil)
 	for _, a := range attrs {
 		switch a.Attr.Type {
 		case unix.IFLA_IFNAME:
 			name = strings.TrimRight(string(a.Value), "\x00")
 		case unix.IFLA_MASTER:
 			attached = true
+		case unix.IFLA_ADDRESS:
+			addr = a.Value
 		}
 	}
 	const allNew = ^uint32(0) // the link was just made, and is not up yet
@@ -217,7 +220,7 @@ func (w *watch) readLink(m syscall.NetlinkMessage) {
 	case int64(info.Index) == w.index.Load() || name == w.bridge:
 		signal(w.host)
 	case !strings.HasPrefix(name, linkPrefix):
-	case m.Header.Type == unix.RTM_DELLINK, up && !attached, !up && info.Change&unix.IFF_UP != 0 && info.Change != allNew:
+	case m.Header.Type == unix.RTM_DELLINK, up && (!attached || w.odd(name, addr)), !up && info.Change&unix.IFF_UP != 0 && info.Change != allNew:
 		signal(w.links)
 	}
 }

@@ -36,7 +36,7 @@ func TestWatchOwn(t *testing.T) {
 	m := newManager(t)
 	newPod(t, m, "a")
 	var wg sync.WaitGroup
-	w, err := newWatch(&m.cfg, m.bridge.link.Attrs().Index, m.fw.own, &wg)
+	w, err := m.newWatch(m.bridge.link.Attrs().Index, &wg)
 	if err != nil {
 		t.Fatal(err)
 	}
