@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
@@ -250,7 +251,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		select {
 		case <-changed:
 		case <-check.C:
-			if !launching(units.CgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
+			if !launching(cgroup.Root()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
 				return pod.Errorf(pod.Internal, "magikshim was killed")
 			}
 		case <-ctx.Done():
@@ -287,9 +288,7 @@ func launching(cgroup, config string) bool {
 }
 
 // unseen says whether an error of reading a process's or a cgroup's file is another one than that it is gone.
-func unseen(err error) bool {
-	return err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV)
-}
+func unseen(err error) bool { return err != nil && !cgroup.Gone(err) }
 
 // errNeverStarted is a start that failed because the namespaces' holder was gone.
 var errNeverStarted = errors.New("the pod's namespaces are gone")

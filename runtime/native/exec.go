@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/units"
 )
 
 // execution is one process that is run in a container.
@@ -80,9 +80,9 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	bundle := filepath.Join(x.s.dir, containersName, x.record.Container)
 	id := "exec-" + newID()[:16]
 	x.dir = filepath.Join(bundle, id)
-	x.cgroup = filepath.Join(units.CgroupRoot(), state.ControlGroup, id)
+	x.cgroup = filepath.Join(cgroup.Root(), state.ControlGroup, id)
 	if x.kind.subCgroup != "" {
-		x.cgroup = filepath.Join(units.CgroupRoot(), state.ControlGroup, containerCgroup, id)
+		x.cgroup = filepath.Join(cgroup.Root(), state.ControlGroup, containerCgroup, id)
 	}
 	process, err := x.process(bundle, state.MainPID)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
 )
@@ -95,9 +96,9 @@ func (m *Manager) onlookers(s *sandbox, container, own string) []string {
 	s.mu.Unlock()
 	var cgroups []string
 	for _, name := range traced {
-		cgroup := m.units.CgroupDir(s.unit(name))
-		files, _ := filepath.Glob(cgroup + "/*/cgroup.freeze") // the pattern is fine
-		inner, _ := filepath.Glob(cgroup + "/" + containerCgroup + "/*/cgroup.freeze")
+		dir := m.units.CgroupDir(s.unit(name))
+		files, _ := filepath.Glob(dir + "/*/cgroup.freeze") // the pattern is fine
+		inner, _ := filepath.Glob(dir + "/" + containerCgroup + "/*/cgroup.freeze")
 		for _, file := range append(files, inner...) {
 			if dir := filepath.Dir(file); own == "" || dir != own && !strings.HasPrefix(own, dir+"/") {
 				cgroups = append(cgroups, dir)
@@ -140,8 +141,8 @@ func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
 		_, _ = stdin.Write([]byte("\n"))
 		_ = stdin.Close()
 		if err := cmd.Wait(); err != nil { // it was killed
-			for _, cgroup := range cgroups {
-				_ = os.WriteFile(filepath.Join(cgroup, "cgroup.freeze"), []byte("0"), 0)
+			for _, dir := range cgroups {
+				_ = cgroup.SetFrozen(dir, false)
 			}
 		}
 	}

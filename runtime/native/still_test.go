@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
@@ -29,7 +30,7 @@ func (w *world) frozen(p *corev1.Pod) string {
 	s := w.find(pod.RefOf(p))
 	var names []string
 	for _, name := range s.containerNames() {
-		files, err := filepath.Glob(filepath.Join(units.CgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
+		files, err := filepath.Glob(filepath.Join(cgroup.Root(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
 		if err != nil {
 			w.t.Fatal(err)
 		}
