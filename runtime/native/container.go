@@ -181,20 +181,17 @@ func (m *Manager) startUnseen(ctx context.Context, s *sandbox, a *attempt, stdou
 	if err != nil {
 		return err
 	}
-	if letGo != nil {
-		defer func() {
-			if !m.lost() { // else it goes on, and this daemon's end lets go of them when it is through
-				letGo()
-			}
-		}()
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, holdLimit)
-		defer cancel()
-	}
-	err = m.startUnit(ctx, s, a, stdout, stderr)
 	if letGo == nil {
-		return err
+		return m.startUnit(ctx, s, a, stdout, stderr)
 	}
+	defer func() {
+		if !m.lost() { // else it goes on, and this daemon's end lets go of them when it is through
+			letGo()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, holdLimit)
+	defer cancel()
+	err = m.startUnit(ctx, s, a, stdout, stderr)
 	if state, _ := m.units.State(s.unit(a.record.Container)); err == nil && m.oci != nil && !m.oci.awaitCommand(state.MainPID) {
 		err = errors.New("its command is not executed")
 	}
@@ -319,7 +316,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		}
 		return errors.Join(err, stopErr)
 	}
-	cleanErr := m.removeAttempt(cleanup, s, a.record)
+	cleanErr := m.removeStopped(cleanup, s, a.record)
 	var failed *pod.ContainerState
 	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && !errors.Is(err, errMachineEnded) && (known || a.refused != nil) {
 		now := time.Now()

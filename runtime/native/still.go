@@ -17,6 +17,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
 )
 
@@ -64,24 +65,22 @@ func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own stri
 	if !wanted {
 		return nil, nil
 	}
-	select {
-	case s.entering <- struct{}{}:
-	case <-ctx.Done():
-		return nil, pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	turn := runtime.NewSlot(s.entering)
+	if err := turn.Take(ctx); err != nil {
+		return nil, pod.WithKind(pod.Unavailable, err)
 	}
-	unlock := func() { <-s.entering }
 	cgroups := m.onlookers(s, container, own)
 	if len(cgroups) == 0 {
-		return sync.OnceFunc(unlock), nil
+		return turn.Release, nil
 	}
 	release := m.units.KeepFrozen(cgroups) // a stop in the middle kills them as they are, or has them wait
 	thaw, err := m.hold(s.dir, cgroups)
 	if err != nil {
 		release()
-		unlock()
+		turn.Release()
 		return nil, pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
 	}
-	return sync.OnceFunc(func() { thaw(); release(); unlock() }), nil
+	return sync.OnceFunc(func() { thaw(); release(); turn.Release() }), nil
 }
 
 // onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes.
@@ -208,10 +207,8 @@ func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
 
 // awaitCommands is awaitCommand for all processes of an exec: what was killed with the OCI runtime may take longer than that to go.
 func (x *execution) awaitCommands() {
-	data, _ := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
-	for field := range strings.FieldsSeq(string(data)) {
-		if pid, err := strconv.Atoi(field); err == nil {
-			x.kind.awaitCommand(pid)
-		}
+	pids, _ := x.processes()
+	for _, pid := range pids {
+		x.kind.awaitCommand(pid)
 	}
 }
