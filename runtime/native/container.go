@@ -1,6 +1,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -322,7 +323,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		now := time.Now()
 		failed = &pod.ContainerState{
 			Stage: pod.ContainerExited, Attempt: a.record.Attempt, ID: a.record.ID, FinishedAt: now, ExitCode: startErrorCode,
-			Reason: pod.ReasonStartError, Message: firstNonEmpty(reason, err.Error()),
+			Reason: pod.ReasonStartError, Message: cmp.Or(reason, err.Error()),
 		}
 	}
 	return errors.Join(err, cleanErr, m.settleFailed(s, a, failed))
@@ -374,11 +375,4 @@ func stopSignal(c *corev1.Container, image runtime.ImageConfig) syscall.Signal {
 		return sig
 	}
 	return unix.SIGTERM
-}
-
-func firstNonEmpty(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }

@@ -45,6 +45,24 @@ func (w *world) frozen(p *corev1.Pod) string {
 	return strings.Join(names, " ")
 }
 
+// starve runs do in a process that cannot open a file.
+func starve(t *testing.T, do func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	do()
+}
+
 // TestHoldStill: containers with SYS_PTRACE stand still while a process enters their PID namespace, and only they; one enters at a time; and no killed process leaves them so.
 func TestHoldStill(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
@@ -77,6 +95,12 @@ func TestHoldStill(t *testing.T) {
 				t.Errorf("%q still stand still", got)
 			}
 		}
+		// Who cannot be seen may look on: nobody enters.
+		starve(t, func() {
+			if letGo, err := w.holdStill(t.Context(), s, "c", ""); letGo != nil || pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "from looking") {
+				t.Errorf("entered unseen: %v", err)
+			}
+		})
 		// A later daemon knows whom to hold.
 		w.nextDaemon(pod.RefOf(p))
 		letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(p)), "c", "")
@@ -201,7 +225,11 @@ func TestHoldLeft(t *testing.T) {
 	p := w.pod("heldleft", "sleep 1000")
 	tracing(p, 0)
 	w.up(p)
-	for _, cgroup := range w.onlookers(w.find(pod.RefOf(p)), "a", "") {
+	cgroups, err := w.onlookers(w.find(pod.RefOf(p)), "a", "")
+	if err != nil || len(cgroups) == 0 {
+		t.Fatalf("%q, %v", cgroups, err)
+	}
+	for _, cgroup := range cgroups {
 		if err := os.WriteFile(cgroup+"/cgroup.freeze", []byte("1"), 0); err != nil {
 			t.Fatal(err)
 		}
