@@ -23,6 +23,16 @@ func (s *Slot) Take(ctx context.Context) error {
 	}
 }
 
+// TryTake takes a place if one is free now.
+func (s *Slot) TryTake() bool {
+	select {
+	case s.places <- struct{}{}:
+		s.held = true
+	default:
+	}
+	return s.held
+}
+
 // Release frees the place, if it is taken.
 func (s *Slot) Release() {
 	if s.held {

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/cgroup"
 )
 
 // HoldCommand is the argument with which magikshim is [Hold]; those after it are its own.
@@ -36,8 +37,8 @@ func Hold(dir string, cgroups []string) int {
 	}
 	defer lock.Close()
 	defer func() {
-		for _, cgroup := range cgroups {
-			_ = freeze(cgroup, "0") // gone, then
+		for _, dir := range cgroups {
+			_ = cgroup.SetFrozen(dir, false)
 		}
 	}()
 	if err := hold(cgroups, deadline); err != nil {
@@ -71,36 +72,25 @@ func lockDir(dir string, deadline time.Time) (*os.File, error) {
 }
 
 func hold(cgroups []string, deadline time.Time) error {
-	for _, cgroup := range cgroups {
-		if err := freeze(cgroup, "1"); err != nil {
+	for _, dir := range cgroups {
+		if err := cgroup.SetFrozen(dir, true); err != nil {
 			return fmt.Errorf("cannot freeze: %w", err)
 		}
 	}
-	for _, cgroup := range cgroups {
+	for _, dir := range cgroups {
 		for pause := 50 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
-			events, err := os.ReadFile(cgroup + "/cgroup.events")
-			if gone(err) || strings.Contains(string(events), "frozen 1\n") {
-				break
-			}
+			frozen, err := cgroup.Event(dir, "frozen")
 			if err != nil {
 				return fmt.Errorf("cannot freeze: %w", err)
 			}
+			if frozen != "0" {
+				break
+			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("cannot freeze %s: it has processes that do not stand still", cgroup)
+				return fmt.Errorf("cannot freeze %s: it has processes that do not stand still", dir)
 			}
 			time.Sleep(pause)
 		}
 	}
 	return nil
 }
-
-// freeze writes to cgroup.freeze ("Core Interface Files" in the kernel's cgroup-v2). A cgroup that is gone is fine.
-func freeze(cgroup, value string) error {
-	err := os.WriteFile(cgroup+"/cgroup.freeze", []byte(value), 0)
-	if gone(err) {
-		return nil
-	}
-	return err
-}
-
-func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/magikrun/magikpod/internal/cgroup"
 )
 
 // newCgroup makes a cgroup of version 2, below this process's own, with a process in it.
@@ -26,11 +28,7 @@ func newCgroup(t *testing.T) string {
 			own = path
 		}
 	}
-	root := "/sys/fs/cgroup"
-	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		root += "/unified"
-	}
-	dir, err := os.MkdirTemp(filepath.Join(root, own), "magikpod-test-")
+	dir, err := os.MkdirTemp(filepath.Join(cgroup.Root(), own), "magikpod-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +38,7 @@ func newCgroup(t *testing.T) string {
 		err = os.WriteFile(dir+"/cgroup.procs", fmt.Append(nil, sleep.Process.Pid), 0)
 	}
 	t.Cleanup(func() {
-		_ = freeze(dir, "0")
+		_ = cgroup.SetFrozen(dir, false)
 		_ = sleep.Process.Kill()
 		_ = sleep.Wait()
 		if err := os.Remove(dir); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
@@ -159,11 +160,7 @@ func enterSubCgroup(pid int, name string) error {
 		if !ok {
 			continue
 		}
-		root := "/sys/fs/cgroup"
-		if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-			root += "/unified" // a hybrid host
-		}
-		dir := filepath.Join(root, own, name)
+		dir := filepath.Join(cgroup.Root(), own, name)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("cannot make cgroup: %w", err)
 		}

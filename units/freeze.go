@@ -2,7 +2,6 @@ package units
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"os"
 	"path"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -26,19 +26,15 @@ const (
 	maxNamed = 5
 )
 
-// CgroupRoot is where the cgroups of version 2 are mounted.
-func CgroupRoot() string {
-	const root = "/sys/fs/cgroup"
-	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		return root + "/unified" // a hybrid host
-	}
-	return root
-}
-
 // Frozen tells whether the kernel holds all processes of a unit, because somebody has frozen it or a slice that it is in (systemctl freeze). A unit that
 // has no cgroup is not frozen.
 func (m *Manager) Frozen(unit string) bool {
-	return eventOf(m.CgroupDir(unit), "frozen") == "1"
+	dir := m.CgroupDir(unit)
+	if dir == "" {
+		return false
+	}
+	frozen, err := cgroup.Event(dir, "frozen")
+	return err == nil && frozen == "1"
 }
 
 // frozenSlice is the innermost slice that a unit would be frozen by; "" when there is none.
@@ -73,21 +69,27 @@ func (m *Manager) Thaw(ctx context.Context, unit string) error {
 		}
 	}
 	for _, dir := range m.frozenGroups(group) {
-		if err := m.thawGroup(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := m.thawGroup(dir); err != nil {
 			failed = pod.Errorf(pod.Unavailable, "cannot thaw unit %s: %w", unit, err)
 		}
 	}
-	for eventOf(group, "frozen") == "1" {
+	for {
+		frozen, err := cgroup.Event(group, "frozen")
+		if err == nil && frozen != "1" {
+			return nil
+		}
 		select {
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
-			if failed == nil {
-				failed = pod.Errorf(pod.Unavailable, "cannot thaw unit %s: its processes are still frozen after %s", unit, thawTimeout)
+			switch {
+			case failed != nil:
+				return failed
+			case err != nil:
+				return pod.Errorf(pod.Unavailable, "cannot thaw unit %s: %w", unit, err)
 			}
-			return failed
+			return pod.Errorf(pod.Unavailable, "cannot thaw unit %s: its processes are still frozen after %s", unit, thawTimeout)
 		}
 	}
-	return nil
 }
 
 // KeepFrozen has Thaw leave cgroups alone, directories below [CgroupDir] of a unit, which the caller freezes before it calls release. Their processes get
@@ -116,7 +118,7 @@ func (m *Manager) thawGroup(dir string) error {
 	if m.kept[dir] > 0 {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
+	return cgroup.SetFrozen(dir, false)
 }
 
 // heldBySystemd tells whether systemd has said of the unit, or of one that stops with it, that it is frozen.
@@ -166,16 +168,21 @@ func (m *Manager) Emptied(ctx context.Context, unit string) error {
 		return pod.Errorf(pod.Unavailable, "cannot stop unit %s: %s", unit, strings.Join(left, ", "))
 	}
 	group := m.CgroupDir(unit)
-	if group == "" || eventOf(group, "populated") != "1" {
+	if group == "" {
 		return nil
 	}
-	if err := os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return pod.Errorf(pod.Unavailable, "cannot kill what is left of unit %s: %w", unit, err)
+	populated, err := cgroup.Event(group, "populated")
+	if err == nil && populated == "1" {
+		err = cgroup.Kill(group)
 	}
-	for end := time.Now().Add(emptyTimeout); eventOf(group, "populated") == "1"; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(emptyTimeout); err == nil && populated == "1"; populated, err = cgroup.Event(group, "populated") {
 		if ctx.Err() != nil || time.Now().After(end) {
 			return pod.Errorf(pod.Unavailable, "cannot stop unit %s: after SIGKILL there are still %s", unit, processesOf(group))
 		}
+		time.Sleep(time.Millisecond)
+	}
+	if err != nil {
+		return pod.Errorf(pod.Unavailable, "cannot kill what is left of unit %s: %w", unit, err)
 	}
 	return nil
 }
@@ -203,7 +210,7 @@ func (m *Manager) CgroupDir(unit string) string {
 	if group == "" {
 		return ""
 	}
-	return filepath.Join(CgroupRoot(), path.Clean("/"+group))
+	return filepath.Join(cgroup.Root(), path.Clean("/"+group))
 }
 
 // frozenGroups are the cgroups that somebody has frozen by name, of dir, those that it is in and those below, but for those to keep frozen: the outermost first.
@@ -221,7 +228,7 @@ func (m *Manager) frozenGroups(dir string) []string {
 			frozen = append(frozen, dir)
 		}
 	}
-	for up, root := dir, CgroupRoot(); len(up) > len(root); up = filepath.Dir(up) {
+	for up, root := dir, cgroup.Root(); len(up) > len(root); up = filepath.Dir(up) {
 		add(up)
 	}
 	slices.Reverse(frozen)
@@ -237,23 +244,6 @@ func (m *Manager) frozenGroups(dir string) []string {
 		return nil
 	})
 	return frozen
-}
-
-// eventOf is a value of a cgroup's cgroup.events (cgroup-v2.rst, Core Interface Files); "" when there is none.
-func eventOf(dir, name string) string {
-	if dir == "" {
-		return ""
-	}
-	data, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(data)) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
-			return value
-		}
-	}
-	return ""
 }
 
 // processesOf describes the processes in a cgroup and below.

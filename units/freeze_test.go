@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/testhang"
 	"github.com/magikrun/magikpod/pod"
 )
@@ -121,7 +122,7 @@ func TestFreezingIsTold(t *testing.T) {
 		frozen := make(chan bool, 100)
 		remove := manager.OnChange(func(u string) {
 			if u == unit {
-				frozen <- eventOf(manager.CgroupDir(unit), "frozen") == "1"
+				frozen <- manager.Frozen(unit)
 			}
 		})
 		heard := func(want bool, how string) {
@@ -210,8 +211,8 @@ func TestEmptied(t *testing.T) {
 	if err := m.Emptied(t.Context(), s.names.Slice); err != nil {
 		t.Error(err)
 	}
-	if err := unix.Kill(state.MainPID, 0); err == nil && eventOf(stray, "populated") == "1" {
-		t.Error("a process of the pod that is in none of its units is left")
+	if populated, err := cgroup.Event(stray, "populated"); err != nil || populated == "1" && unix.Kill(state.MainPID, 0) == nil {
+		t.Errorf("a process of the pod that is in none of its units is left (%v)", err)
 	}
 	_ = os.Remove(stray)
 }
@@ -246,5 +247,28 @@ func TestProcessThatHangsInTheKernel(t *testing.T) {
 	release()
 	if err := m.Emptied(t.Context(), s.names.Slice); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEmptiedCannotTell: what cannot be looked at may have processes.
+func TestEmptiedCannotTell(t *testing.T) {
+	m := &Manager{units: map[string]*record{}}
+	slice := Names("unitstest", "emptied").Slice
+	if err := m.Emptied(t.Context(), slice); err != nil {
+		t.Fatalf("a slice that does not exist: %v", err)
+	}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err := m.Emptied(t.Context(), slice)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if pod.KindOf(err) != pod.Unavailable {
+		t.Errorf("without a descriptor to look with: %v", err)
 	}
 }

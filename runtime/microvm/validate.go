@@ -12,12 +12,11 @@ import (
 // Validate returns what a pod cannot have in a machine of this host. What it cannot have in any, [pod.Validate] refuses.
 func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
 	var errs field.ErrorList
-	spec := field.NewPath("spec")
-	if l.manyImages(p) && l.share == "" {
+	spec, why := field.NewPath("spec"), l.noShare()
+	if l.manyImages(p) && why != "" {
 		errs = append(errs, field.Forbidden(spec.Child("containers"),
-			fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", l.countImages(p), l.driver.Name(), l.maxImages(), l.noShare())))
+			fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", l.countImages(p), l.driver.Name(), l.maxImages(), why)))
 	}
-	why := l.noShare()
 	for i, v := range p.Spec.Volumes {
 		if why != "" && v.HostPath != nil && mountedWritable(p, v.Name) {
 			errs = append(errs, field.Forbidden(spec.Child("volumes").Index(i).Child("hostPath"),

@@ -2,6 +2,7 @@ package native
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"os"
@@ -203,7 +204,7 @@ func lastLogError(path string) string {
 		if json.Unmarshal(lines[i], &entry) != nil || !strings.EqualFold(entry.Level, "error") {
 			continue
 		}
-		if text := strings.TrimSpace(firstNonEmpty(entry.Msg, entry.Fields.Message)); text != "" {
+		if text := strings.TrimSpace(cmp.Or(entry.Msg, entry.Fields.Message)); text != "" {
 			return text
 		}
 	}

@@ -33,6 +33,11 @@ func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptR
 	if err := m.stopAttempt(ctx, s, record); err != nil {
 		return err // what may run keeps its files
 	}
+	return m.removeStopped(ctx, s, record)
+}
+
+// removeStopped is removeAttempt once the unit is stopped.
+func (m *Manager) removeStopped(ctx context.Context, s *sandbox, record attemptRecord) error {
 	m.noteEndOf(s, record)
 	return errors.Join(m.units.Release(ctx, s.unit(record.Container)), m.removeFiles(s, record))
 }

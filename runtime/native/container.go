@@ -1,6 +1,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
@@ -180,20 +182,17 @@ func (m *Manager) startUnseen(ctx context.Context, s *sandbox, a *attempt, stdou
 	if err != nil {
 		return err
 	}
-	if letGo != nil {
-		defer func() {
-			if !m.lost() { // else it goes on, and this daemon's end lets go of them when it is through
-				letGo()
-			}
-		}()
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, holdLimit)
-		defer cancel()
-	}
-	err = m.startUnit(ctx, s, a, stdout, stderr)
 	if letGo == nil {
-		return err
+		return m.startUnit(ctx, s, a, stdout, stderr)
 	}
+	defer func() {
+		if !m.lost() { // else it goes on, and this daemon's end lets go of them when it is through
+			letGo()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, holdLimit)
+	defer cancel()
+	err = m.startUnit(ctx, s, a, stdout, stderr)
 	if state, _ := m.units.State(s.unit(a.record.Container)); err == nil && m.oci != nil && !m.oci.awaitCommand(state.MainPID) {
 		err = errors.New("its command is not executed")
 	}
@@ -250,7 +249,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		select {
 		case <-changed:
 		case <-check.C:
-			if !launching(units.CgroupRoot()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
+			if !launching(cgroup.Root()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
 				return pod.Errorf(pod.Internal, "magikshim was killed")
 			}
 		case <-ctx.Done():
@@ -287,9 +286,7 @@ func launching(cgroup, config string) bool {
 }
 
 // unseen says whether an error of reading a process's or a cgroup's file is another one than that it is gone.
-func unseen(err error) bool {
-	return err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV)
-}
+func unseen(err error) bool { return err != nil && !cgroup.Gone(err) }
 
 // errNeverStarted is a start that failed because the namespaces' holder was gone.
 var errNeverStarted = errors.New("the pod's namespaces are gone")
@@ -320,13 +317,13 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		}
 		return errors.Join(err, stopErr)
 	}
-	cleanErr := m.removeAttempt(cleanup, s, a.record)
+	cleanErr := m.removeStopped(cleanup, s, a.record)
 	var failed *pod.ContainerState
 	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && !errors.Is(err, errMachineEnded) && (known || a.refused != nil) {
 		now := time.Now()
 		failed = &pod.ContainerState{
 			Stage: pod.ContainerExited, Attempt: a.record.Attempt, ID: a.record.ID, FinishedAt: now, ExitCode: startErrorCode,
-			Reason: pod.ReasonStartError, Message: firstNonEmpty(reason, err.Error()),
+			Reason: pod.ReasonStartError, Message: cmp.Or(reason, err.Error()),
 		}
 	}
 	return errors.Join(err, cleanErr, m.settleFailed(s, a, failed))
@@ -378,11 +375,4 @@ func stopSignal(c *corev1.Container, image runtime.ImageConfig) syscall.Signal {
 		return sig
 	}
 	return unix.SIGTERM
-}
-
-func firstNonEmpty(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/units"
 )
 
 // execution is one process that is run in a container.
@@ -80,9 +80,9 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	bundle := filepath.Join(x.s.dir, containersName, x.record.Container)
 	id := "exec-" + newID()[:16]
 	x.dir = filepath.Join(bundle, id)
-	x.cgroup = filepath.Join(units.CgroupRoot(), state.ControlGroup, id)
+	x.cgroup = filepath.Join(cgroup.Root(), state.ControlGroup, id)
 	if x.kind.subCgroup != "" {
-		x.cgroup = filepath.Join(units.CgroupRoot(), state.ControlGroup, containerCgroup, id)
+		x.cgroup = filepath.Join(cgroup.Root(), state.ControlGroup, containerCgroup, id)
 	}
 	process, err := x.process(bundle, state.MainPID)
 	if err != nil {
@@ -155,11 +155,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 		}
 		defer t.close()
 	} else {
-		done, err := handOver(cmd, x.p)
-		if err != nil {
-			return runtime.ExitStatus{}, err
-		}
-		defer done()
+		handOver(cmd, x.p)
 	}
 	letGo, err := x.m.holdStill(ctx, x.s, x.record.Container, x.cgroup)
 	if err != nil {
@@ -181,26 +177,19 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 }
 
 // handOver gives cmd the process's files. For those that are nil it gets pipes, too: through the host's /dev/null, which os/exec would take, root in a container could
-// change its mode for the whole host. done closes what is ours.
-func handOver(cmd *exec.Cmd, p runtime.Process) (done func(), err error) {
-	done = func() {}
-	if cmd.Stdin = p.Stdin; p.Stdin == nil {
-		empty, end, err := os.Pipe()
-		if err != nil {
-			return nil, pod.Errorf(pod.Exhausted, "cannot make a pipe: %w", err)
-		}
-		end.Close()
-		cmd.Stdin, done = empty, func() { empty.Close() }
+// change its mode for the whole host.
+func handOver(cmd *exec.Cmd, p runtime.Process) {
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(""), io.Discard, io.Discard
+	cmd.WaitDelay = drainTime // what is left behind may keep those pipes open
+	if p.Stdin != nil {
+		cmd.Stdin = p.Stdin
 	}
-	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
-	cmd.WaitDelay = drainTime // for those two: what is left behind may keep their pipes open
 	if p.Stdout != nil {
 		cmd.Stdout = p.Stdout
 	}
 	if p.Stderr != nil {
 		cmd.Stderr = p.Stderr
 	}
-	return done, nil
 }
 
 // withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the
@@ -236,12 +225,8 @@ func (x *execution) kill() {
 		}
 	}
 	for range 100 {
-		data, err := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
-		for field := range strings.FieldsSeq(string(data)) {
-			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
-				pids = append(pids, pid)
-			}
-		}
+		more, err := x.processes()
+		pids = append(pids, more...)
 		for _, pid := range pids {
 			_ = unix.Kill(pid, unix.SIGKILL) // it may have just ended
 		}
@@ -251,6 +236,17 @@ func (x *execution) kill() {
 		pids = pids[:0]
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// processes are those in the cgroup of this exec.
+func (x *execution) processes() (pids []int, err error) {
+	data, err := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
+	for field := range strings.FieldsSeq(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
 }
 
 // status translates how the OCI runtime has ended: with the status of the process, or with an error of its own.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/units"
@@ -256,7 +257,7 @@ func TestExecEnd(t *testing.T) {
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			var left []string
 			for _, pattern := range []string{"/exec-*", "/*/exec-*"} {
-				found, err := filepath.Glob(units.CgroupRoot() + state.ControlGroup + pattern)
+				found, err := filepath.Glob(cgroup.Root() + state.ControlGroup + pattern)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/testhang"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -138,7 +139,7 @@ func TestProcessThatStays(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	stray := filepath.Join(units.CgroupRoot(), units.SlicePath(units.Names(p.Namespace, p.Name).Slice), "stray")
+	stray := filepath.Join(cgroup.Root(), units.SlicePath(units.Names(p.Namespace, p.Name).Slice), "stray")
 	if err := os.Mkdir(stray, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -285,8 +285,11 @@ func (m *Manager) Named(uid types.UID) (pod.Ref, error) {
 	if err == nil {
 		err = errors.Join(pod.ValidateNamespace(c.Namespace), pod.ValidateName(c.Pod))
 	}
-	if err != nil || c.UID != string(uid) {
-		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s: %v", uid, err)
+	if err == nil && c.UID != string(uid) {
+		err = errors.New("what is noted is another pod's")
+	}
+	if err != nil {
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s: %w", uid, err)
 	}
 	return pod.Ref{Namespace: c.Namespace, Name: c.Pod, UID: uid}, nil
 }

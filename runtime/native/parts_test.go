@@ -9,11 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
@@ -45,37 +43,6 @@ func TestStopSignal(t *testing.T) {
 		if got := stopSignal(c, runtime.ImageConfig{StopSignal: tc.image}); got != tc.want {
 			t.Errorf("%+v: %d", tc, got)
 		}
-	}
-}
-
-func TestMergeEnv(t *testing.T) {
-	base := []string{"PATH=/bin", "HOME=/root", "A=1"}
-	for _, tc := range []struct {
-		name string
-		more []string
-		home string
-		tty  bool
-		want string
-	}{
-		{"nothing", nil, "", false, "PATH=/bin HOME=/root A=1"},
-		{"replace and add", []string{"A=2", "B=3", "B=4", "C="}, "", false, "PATH=/bin HOME=/root A=2 B=4 C="},
-		{"home", nil, "/home/app", false, "PATH=/bin HOME=/home/app A=1"},
-		{"home given", []string{"HOME=/x"}, "/home/app", false, "PATH=/bin HOME=/x A=1"},
-		{"terminal", nil, "", true, "PATH=/bin HOME=/root A=1 TERM=xterm"},
-		{"terminal given", []string{"TERM=vt100"}, "", true, "PATH=/bin HOME=/root A=1 TERM=vt100"},
-	} {
-		got, err := mergeEnv(base, tc.more, tc.home, tc.tty)
-		if err != nil || strings.Join(got, " ") != tc.want {
-			t.Errorf("%s: %q, %v", tc.name, got, err)
-		}
-	}
-	for _, bad := range []string{"A", "=x", "A=\x00", ""} {
-		if _, err := mergeEnv(base, []string{bad}, "", false); pod.KindOf(err) != pod.Invalid {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-	if base[2] != "A=1" {
-		t.Error("the base was changed")
 	}
 }
 
@@ -177,39 +144,6 @@ func TestStateOf(t *testing.T) {
 		}
 		if got := stateOf(c, tc.unit, !tc.unknown); got != tc.want {
 			t.Errorf("%s: %+v\nwant %+v", tc.name, got, tc.want)
-		}
-	}
-}
-
-// TestReadBelow checks that a container cannot make us read or wait for something else than its own files.
-func TestReadBelow(t *testing.T) {
-	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "secret")
-	for path, text := range map[string]string{outside: "outside", dir + "/plain": "inside", dir + "/big": strings.Repeat("x", maxUserFile+1)} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for link, target := range map[string]string{"absolute": outside, "relative": "../../../../../../../.." + outside, "fine": "/plain", "magic": "/proc/self/fd/0", "loop": "loop"} {
-		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
-		t.Fatal(err)
-	}
-	root, err := safepath.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	for name, want := range map[string]string{"plain": "inside", "fine": "inside", "missing": "", "absolute": "", "relative": "", "magic": ""} {
-		if got, err := readBelow(root, name); err != nil || string(got) != want {
-			t.Errorf("%s: %q, %v", name, got, err)
-		}
-	}
-	for _, name := range []string{"fifo", "big", "loop", "."} {
-		if got, err := readBelow(root, name); pod.KindOf(err) != pod.Invalid {
-			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
 	}
 }

@@ -95,7 +95,7 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 	if m.find(ref) == nil {
 		// A daemon before this one may have got half way.
 		found, err := m.adopt(ctx, ref)
-		if _, statErr := os.Lstat(filepath.Join(m.runDir(ref.UID), containersName)); err == nil && !found && statErr == nil {
+		if _, statErr := os.Lstat(filepath.Join(m.runDir(ref.UID), containersName)); err == nil && !found && !errors.Is(statErr, os.ErrNotExist) {
 			err = m.checkAbsent(ctx, ref) // its record is lost, and not all of it
 		}
 		if err != nil {
@@ -118,17 +118,17 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 		defer cancel()
 		err = pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err)
 		if pod.KindOf(err) == pod.AlreadyExists { // what has the name is not ours to stop
-			return errors.Join(err, m.forgetFiles(s))
+			return errors.Join(err, m.removeSandbox(s))
 		}
 		return errors.Join(err, m.dismantle(cleanup, s))
 	}
 	return nil
 }
 
-// forgetFiles removes what createSandbox has made outside of systemd.
-func (m *Manager) forgetFiles(s *sandbox) error {
+// removeSandbox forgets a sandbox and removes its files, and those of its containers at paths.
+func (m *Manager) removeSandbox(s *sandbox, paths ...string) error {
 	m.forgetSandbox(s)
-	if err := removeAll(s.files()...); err != nil {
+	if err := removeAll(append(s.files(), paths...)...); err != nil {
 		return pod.WithKind(pod.Internal, err)
 	}
 	_ = os.Remove(s.dir) // others have files in it

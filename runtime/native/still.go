@@ -15,7 +15,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
 )
 
@@ -63,28 +65,33 @@ func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own stri
 	if !wanted {
 		return nil, nil
 	}
-	select {
-	case s.entering <- struct{}{}:
-	case <-ctx.Done():
-		return nil, pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	turn := runtime.NewSlot(s.entering)
+	if err := turn.Take(ctx); err != nil {
+		return nil, pod.WithKind(pod.Unavailable, err)
 	}
-	unlock := func() { <-s.entering }
-	cgroups := m.onlookers(s, container, own)
-	if len(cgroups) == 0 {
-		return sync.OnceFunc(unlock), nil
+	failed := func(err error) error {
+		turn.Release()
+		return pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
+	}
+	cgroups, err := m.onlookers(s, container, own)
+	switch {
+	case err != nil:
+		return nil, failed(err)
+	case len(cgroups) == 0:
+		return turn.Release, nil
 	}
 	release := m.units.KeepFrozen(cgroups) // a stop in the middle kills them as they are, or has them wait
 	thaw, err := m.hold(s.dir, cgroups)
 	if err != nil {
 		release()
-		unlock()
-		return nil, pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
+		return nil, failed(err)
 	}
-	return sync.OnceFunc(func() { thaw(); release(); unlock() }), nil
+	return sync.OnceFunc(func() { thaw(); release(); turn.Release() }), nil
 }
 
-// onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes.
-func (m *Manager) onlookers(s *sandbox, container, own string) []string {
+// onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes. With an
+// error it is not known who looks on.
+func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string, err error) {
 	s.mu.Lock()
 	var traced []string
 	for name, c := range s.containers {
@@ -93,18 +100,24 @@ func (m *Manager) onlookers(s *sandbox, container, own string) []string {
 		}
 	}
 	s.mu.Unlock()
-	var cgroups []string
 	for _, name := range traced {
-		cgroup := m.units.CgroupDir(s.unit(name))
-		files, _ := filepath.Glob(cgroup + "/*/cgroup.freeze") // the pattern is fine
-		inner, _ := filepath.Glob(cgroup + "/" + containerCgroup + "/*/cgroup.freeze")
-		for _, file := range append(files, inner...) {
-			if dir := filepath.Dir(file); own == "" || dir != own && !strings.HasPrefix(own, dir+"/") {
-				cgroups = append(cgroups, dir)
+		unit := m.units.CgroupDir(s.unit(name))
+		if unit == "" {
+			return nil, pod.Errorf(pod.Unavailable, "cannot tell the cgroup of container %s", name)
+		}
+		for _, parent := range []string{unit, filepath.Join(unit, containerCgroup)} {
+			entries, err := os.ReadDir(parent)
+			if unseen(err) {
+				return nil, pod.WithKind(pod.Unavailable, err)
+			}
+			for _, entry := range entries {
+				if dir := filepath.Join(parent, entry.Name()); entry.IsDir() && (own == "" || dir != own && !strings.HasPrefix(own, dir+"/")) {
+					cgroups = append(cgroups, dir)
+				}
 			}
 		}
 	}
-	return cgroups
+	return cgroups, nil
 }
 
 // letGoOfLeft lets go of whom an earlier daemon holds, or has left frozen because its holder was killed with it.
@@ -140,8 +153,8 @@ func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
 		_, _ = stdin.Write([]byte("\n"))
 		_ = stdin.Close()
 		if err := cmd.Wait(); err != nil { // it was killed
-			for _, cgroup := range cgroups {
-				_ = os.WriteFile(filepath.Join(cgroup, "cgroup.freeze"), []byte("0"), 0)
+			for _, dir := range cgroups {
+				_ = cgroup.SetFrozen(dir, false)
 			}
 		}
 	}
@@ -207,10 +220,11 @@ func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
 
 // awaitCommands is awaitCommand for all processes of an exec: what was killed with the OCI runtime may take longer than that to go.
 func (x *execution) awaitCommands() {
-	data, _ := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
-	for field := range strings.FieldsSeq(string(data)) {
-		if pid, err := strconv.Atoi(field); err == nil {
-			x.kind.awaitCommand(pid)
-		}
+	pids, err := x.processes()
+	for begin := time.Now(); unseen(err) && time.Since(begin) < commandTime; time.Sleep(time.Millisecond) {
+		pids, err = x.processes()
+	}
+	for _, pid := range pids {
+		x.kind.awaitCommand(pid)
 	}
 }

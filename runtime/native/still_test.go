@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
@@ -29,7 +30,7 @@ func (w *world) frozen(p *corev1.Pod) string {
 	s := w.find(pod.RefOf(p))
 	var names []string
 	for _, name := range s.containerNames() {
-		files, err := filepath.Glob(filepath.Join(units.CgroupRoot(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
+		files, err := filepath.Glob(filepath.Join(cgroup.Root(), units.SlicePath(s.names.Slice), s.unit(name), "*/cgroup.events"))
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -42,6 +43,24 @@ func (w *world) frozen(p *corev1.Pod) string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, " ")
+}
+
+// starve runs do in a process that cannot open a file.
+func starve(t *testing.T, do func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	do()
 }
 
 // TestHoldStill: containers with SYS_PTRACE stand still while a process enters their PID namespace, and only they; one enters at a time; and no killed process leaves them so.
@@ -76,6 +95,12 @@ func TestHoldStill(t *testing.T) {
 				t.Errorf("%q still stand still", got)
 			}
 		}
+		// Who cannot be seen may look on: nobody enters.
+		starve(t, func() {
+			if letGo, err := w.holdStill(t.Context(), s, "c", ""); letGo != nil || pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "from looking") {
+				t.Errorf("entered unseen: %v", err)
+			}
+		})
 		// A later daemon knows whom to hold.
 		w.nextDaemon(pod.RefOf(p))
 		letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(p)), "c", "")
@@ -200,7 +225,11 @@ func TestHoldLeft(t *testing.T) {
 	p := w.pod("heldleft", "sleep 1000")
 	tracing(p, 0)
 	w.up(p)
-	for _, cgroup := range w.onlookers(w.find(pod.RefOf(p)), "a", "") {
+	cgroups, err := w.onlookers(w.find(pod.RefOf(p)), "a", "")
+	if err != nil || len(cgroups) == 0 {
+		t.Fatalf("%q, %v", cgroups, err)
+	}
+	for _, cgroup := range cgroups {
 		if err := os.WriteFile(cgroup+"/cgroup.freeze", []byte("1"), 0); err != nil {
 			t.Fatal(err)
 		}

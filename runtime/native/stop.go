@@ -307,7 +307,7 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 		return err
 	}
 	var errs []error
-	paths := s.files()
+	var paths []string
 	for _, name := range s.containerNames() {
 		errs = append(errs, m.units.Release(ctx, s.unit(name)))
 		if record := s.recordOf(name); record.ID != "" {
@@ -324,12 +324,7 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 	if err := m.fault("remove sandbox files"); err != nil {
 		return err
 	}
-	m.forgetSandbox(s)
-	if err := removeAll(paths...); err != nil {
-		return pod.WithKind(pod.Internal, err)
-	}
-	_ = os.Remove(s.dir) // others have files in it
-	return nil
+	return m.removeSandbox(s, paths...)
 }
 
 // Forget implements [runtime.PodManager].

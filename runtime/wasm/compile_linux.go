@@ -154,7 +154,10 @@ func (l *Launcher) endRemoved() {
 
 // runCompiler compiles as soon as others let it.
 func (l *Launcher) runCompiler(ctx context.Context, file string) error {
-	if err := enter(ctx, l.quick); err != nil {
+	quick, slow := runtime.NewSlot(l.quick), runtime.NewSlot(l.slow)
+	defer quick.Release()
+	defer slow.Release()
+	if err := quick.Take(ctx); err != nil {
 		return err
 	}
 	running, kill := context.WithCancelCause(ctx)
@@ -163,37 +166,23 @@ func (l *Launcher) runCompiler(ctx context.Context, file string) error {
 	go func() { done <- l.runProcess(running, file) }()
 	select {
 	case err := <-done:
-		<-l.quick
 		return err
 	case <-time.After(quickTime):
 	}
-	select {
-	case l.slow <- struct{}{}: // it goes on
-		<-l.quick
-		defer func() { <-l.slow }()
+	if slow.TryTake() { // it goes on
+		quick.Release()
 		return <-done
-	default:
 	}
 	kill(errSlow) // it makes way, and begins anew later
 	err := <-done
-	<-l.quick
+	quick.Release()
 	if !errors.Is(err, errSlow) {
 		return err
 	}
-	if err := enter(ctx, l.slow); err != nil {
+	if err := slow.Take(ctx); err != nil {
 		return err
 	}
-	defer func() { <-l.slow }()
 	return l.runProcess(ctx, file)
-}
-
-func enter(ctx context.Context, lane chan<- struct{}) error {
-	select {
-	case lane <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // runProcess compiles in a process of its own, which a hostile module may crash.

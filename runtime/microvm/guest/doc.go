@@ -12,5 +12,5 @@
 //
 // What does not belong here: deciding what runs (pod, on the host).
 //
-// Layer L2: it may import shim and runtime/microvm/wire. magikagent is a program of its own because every pod pays for what magikshim is made of.
+// Layer L2: it may import shim, probe and runtime/microvm/wire. magikagent is a program of its own because every pod pays for what magikshim is made of.
 package guest

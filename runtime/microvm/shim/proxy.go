@@ -41,7 +41,7 @@ type Copy struct {
 // defaultTimeout is how long a start may take when the configuration does not say.
 const defaultTimeout = time.Minute
 
-// Run is magikshim proxy. It returns the exit status of the container, or one of the Exit constants of package agent when it could not be started
+// Run is magikshim proxy. It returns the exit status of the container, or one of the Exit constants of [shim] when it could not be started
 // ([shim.ExitTempFail]: the machine is gone or did not answer, and the container is not to blame); when a signal has killed the container, it does not return.
 func Run(configPath string) int {
 	// Next to no garbage is made, and nothing in parallel.
