@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"os"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // alias marks the bridge and, followed by a UID, the links as ours.
@@ -106,7 +108,7 @@ func (b *bridge) find() (bool, error) {
 
 // findRenamed gives our bridge its name back if it has another one.
 func (b *bridge) findRenamed() (bool, error) {
-	links, err := dump(b.nl.LinkList)
+	links, err := netlist.Whole(b.nl.LinkList)
 	if err != nil {
 		return false, err
 	}
@@ -190,7 +192,7 @@ func (b *bridge) down() error {
 // checkRoutes refuses subnets that the host already has a route to: the bridge would hide a part of the host's network.
 func (b *bridge) checkRoutes() error {
 	for _, p := range b.subnets() {
-		routes, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, familyOf(p)) })
+		routes, err := netlist.Whole(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, familyOf(p)) })
 		if err != nil {
 			return err
 		}
@@ -213,7 +215,7 @@ func (b *bridge) linkName(index int) string {
 
 // uplinkMTU is the MTU of the link that the host's default route uses; 0, the kernel's default, when there is none.
 func (b *bridge) uplinkMTU() int {
-	routes, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, netlink.FAMILY_V4) })
+	routes, err := netlist.Whole(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return 0
 	}
@@ -268,17 +270,6 @@ func addrFlags(p netip.Prefix) int {
 		return unix.IFA_F_NODAD
 	}
 	return 0
-}
-
-// dump repeats a listing that a change of the listed things has interrupted.
-func dump[T any](list func() ([]T, error)) ([]T, error) {
-	const tries = 10
-	for i := 1; ; i++ {
-		items, err := list()
-		if i == tries || !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return items, err
-		}
-	}
 }
 
 func isNoLink(err error) bool {

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/magikrun/magikpod/internal/netlist"
 )
 
 // TestWithoutIPv6 is a host with ipv6.disable=1.
@@ -71,7 +73,9 @@ func TestPodLink(t *testing.T) {
 			}
 		}
 		for i, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			routes, err := netlink.RouteListFiltered(family, &netlink.Route{Gw: r.Gateways[i].AsSlice()}, netlink.RT_FILTER_GW)
+			routes, err := netlist.Whole(func() ([]netlink.Route, error) {
+				return netlink.RouteListFiltered(family, &netlink.Route{Gw: r.Gateways[i].AsSlice()}, netlink.RT_FILTER_GW)
+			})
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/netlist"
 )
 
 // setting is a sysctl and the value that it must have.
@@ -84,7 +86,7 @@ func (b *bridge) faults(open bool) (faults []string, err error) {
 
 // isAddressed says whether the bridge has its address in the subnet, and the host the route that comes with it.
 func (b *bridge) isAddressed(p netip.Prefix) (bool, error) {
-	addrs, err := dump(func() ([]netlink.Addr, error) { return b.nl.AddrList(b.link, familyOf(p)) })
+	addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return b.nl.AddrList(b.link, familyOf(p)) })
 	if err != nil {
 		return false, err
 	}
@@ -96,7 +98,7 @@ func (b *bridge) isAddressed(p netip.Prefix) (bool, error) {
 	if err == nil && len(routes) > 0 && routes[0].LinkIndex == b.link.Index {
 		return true, nil
 	}
-	all, err := dump(func() ([]netlink.Route, error) { return b.nl.RouteList(b.link, familyOf(p)) })
+	all, err := netlist.Whole(func() ([]netlink.Route, error) { return b.nl.RouteList(b.link, familyOf(p)) })
 	return slices.ContainsFunc(all, func(r netlink.Route) bool { dst, ok := prefixOf(r.Dst); return ok && dst == p }), err
 }
 

@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // stale matches the tracked flows that a change of ports has made wrong. A client that goes on sending from one port, as those of UDP do, would
@@ -54,7 +56,7 @@ func dropFlows(ports []Port, pods []netip.Addr) error {
 		return pod.Errorf(kindOf(err), "cannot read the tracked flows: %w", err)
 	}
 	defer h.Close()
-	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return pod.Errorf(kindOf(err), "cannot read the host's addresses: %w", err)
 	}

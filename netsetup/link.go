@@ -8,11 +8,13 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // podLink is the name of a pod's link in its own namespace, linkPrefix begins that of the host's end.
@@ -85,7 +87,7 @@ func (m *Manager) isWhole(r *record, index int) (bool, error) {
 	if err != nil || link.Attrs().Index != index || link.Attrs().RawFlags&unix.IFF_UP == 0 {
 		return false, err
 	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_V4) })
+	addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return false, err
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/internal/netlist"
 )
 
 // inside is set in the process that has a network of its own.
@@ -93,13 +95,13 @@ func newManager(t testing.TB, change ...func(*Config)) *Manager {
 func snapshot(t testing.TB) string {
 	t.Helper()
 	var lines []string
-	links, err := netlink.LinkList()
+	links, err := netlist.Whole(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, l := range links {
 		lines = append(lines, "link "+l.Attrs().Name)
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +113,7 @@ func snapshot(t testing.TB) string {
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, family)
+		routes, err := netlist.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/pod"
 )
 
 const (
@@ -122,7 +124,7 @@ func (m *Manager) tellMended(said []string, err error) {
 
 // mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed.
 func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []string, err error) {
-	list, err := dump(m.nl.LinkList)
+	list, err := netlist.Whole(m.nl.LinkList)
 	if err != nil {
 		return nil, pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
 	}

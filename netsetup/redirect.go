@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/netlist"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -81,7 +82,7 @@ func redirect(h *netlink.Handle, tap string) (PodLink, error) {
 func podLinkOf(h *netlink.Handle, eth netlink.Link) (PodLink, error) {
 	found := PodLink{MAC: eth.Attrs().HardwareAddr, MTU: eth.Attrs().MTU}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(eth, family) })
+		addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return h.AddrList(eth, family) })
 		if err != nil {
 			return found, err
 		}
@@ -92,7 +93,7 @@ func podLinkOf(h *netlink.Handle, eth netlink.Link) (PodLink, error) {
 			ones, _ := a.Mask.Size()
 			found.Addresses = append(found.Addresses, netip.PrefixFrom(addrOf(a.IP), ones))
 		}
-		routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(eth, family) })
+		routes, err := netlist.Whole(func() ([]netlink.Route, error) { return h.RouteList(eth, family) })
 		if err != nil {
 			return found, err
 		}
@@ -113,7 +114,7 @@ var ingress = netlink.MakeHandle(0xffff, 0)
 // The filter is one of u32, which matches everything when sel is nil: matchall is the same thing in fewer words, but kernels exist that have
 // only u32.
 func send(h *netlink.Handle, from, to netlink.Link, protocol uint16, sel *netlink.TcU32Sel, act netlink.MirredAct) error {
-	filters, err := dump(func() ([]netlink.Filter, error) { return h.FilterList(from, ingress) })
+	filters, err := netlist.Whole(func() ([]netlink.Filter, error) { return h.FilterList(from, ingress) })
 	if err != nil && kindOf(err) != pod.Internal {
 		return err
 	}
@@ -155,7 +156,7 @@ func redirectAgain(ns *os.File) error {
 			return err
 		}
 		defer h.Close()
-		links, err := dump(h.LinkList)
+		links, err := netlist.Whole(h.LinkList)
 		for _, link := range links {
 			if err == nil && link.Type() == "tuntap" {
 				_, err = redirect(h, link.Attrs().Name)

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/magikrun/magikpod/pod"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // Restore is called once, when the daemon starts: it reads the state file and compares it with the kernel. Pods that known knows stay connected, and
@@ -120,7 +122,7 @@ func (m *Manager) adopt(ctx context.Context, known func(uid types.UID) (PodNetwo
 	if err := m.cfg.step(ctx, "restore-links"); err != nil {
 		return nil, err
 	}
-	links, err := dump(m.nl.LinkList)
+	links, err := netlist.Whole(m.nl.LinkList)
 	if err != nil {
 		return nil, pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
 	}

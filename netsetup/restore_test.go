@@ -12,10 +12,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/pod"
 )
 
 // reopen is what a daemon's restart does. The old Manager is left as by a crash, without its hold on the ports and the firewall.
@@ -266,7 +268,7 @@ func TestStateNoFile(t *testing.T) {
 
 func linksOfPods(t *testing.T) (names []string) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := netlist.Whole(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}

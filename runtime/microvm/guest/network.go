@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/netlist"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -73,7 +74,7 @@ func setNetwork(n *wire.Network) error {
 // awaitLink waits for the interface with a hardware address.
 func awaitLink(mac net.HardwareAddr) (netlink.Link, error) {
 	for deadline := time.Now().Add(linkTimeout); ; time.Sleep(10 * time.Millisecond) {
-		links, err := whole(netlink.LinkList)
+		links, err := netlist.Whole(netlink.LinkList)
 		if err != nil {
 			return nil, fmt.Errorf("cannot list network interfaces: %w", err)
 		}
@@ -116,7 +117,7 @@ func setAddresses(link netlink.Link, wanted []string) error {
 			return fmt.Errorf("cannot set the address %s: %w", text, err)
 		}
 	}
-	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := netlist.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("cannot list addresses: %w", err)
 	}
@@ -195,7 +196,7 @@ func keyOf(r *netlink.Route) routeKey {
 // pruneRoutes removes the routes of the interface but those to keep and the kernel's own, which come and go with the addresses.
 func pruneRoutes(link netlink.Link, keep map[routeKey]bool) error {
 	filter := &netlink.Route{LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_MAIN}
-	list, err := whole(func() ([]netlink.Route, error) {
+	list, err := netlist.Whole(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
@@ -210,14 +211,4 @@ func pruneRoutes(link netlink.Link, keep map[routeKey]bool) error {
 		}
 	}
 	return nil
-}
-
-// whole lists again what has changed while it was listed: some of it may be missing.
-func whole[T any](list func() (T, error)) (all T, err error) {
-	for range 10 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/internal/netlist"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -74,11 +75,11 @@ func network(t *testing.T, h *netlink.Handle, name string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addresses, err := h.AddrList(link, netlink.FAMILY_ALL)
+	addresses, err := netlist.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	routes, err := h.RouteList(link, netlink.FAMILY_ALL)
+	routes, err := netlist.Whole(func() ([]netlink.Route, error) { return h.RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}
