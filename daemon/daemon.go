@@ -42,6 +42,7 @@ type Images interface {
 	Inspect(reference string) (image.Info, []byte, error)
 	Tag(reference, newReference string) error
 	Remove(ctx context.Context, reference string, inUse func(id string) []string) error
+	Prune(ctx context.Context, inUse func(id string) []string) (ids []string, err error)
 }
 
 // Networks is what the daemon needs of package netsetup.

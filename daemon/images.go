@@ -304,6 +304,16 @@ func (d *Daemon) RemoveImage(ctx context.Context, reference string, force bool) 
 	return nil
 }
 
+// PruneImages removes the images that have no name any more and that no pod uses, and returns their IDs.
+func (d *Daemon) PruneImages(ctx context.Context) ([]string, error) {
+	users := d.imageUsers()
+	ids, err := d.images.Prune(ctx, func(id string) []string { return users[id] })
+	if len(ids) > 0 {
+		d.forgetImages(ctx)
+	}
+	return ids, err
+}
+
 // forgetImages has the runtime classes remove what they have made for images that are gone. What is left by an error, the next time removes.
 func (d *Daemon) forgetImages(ctx context.Context) {
 	if err := d.registry.ForgetImages(ctx); err != nil {

@@ -398,4 +398,17 @@ func (f *fakeImages) Remove(_ context.Context, reference string, inUse func(id s
 	return nil
 }
 
+// Prune removes the images whose names begin with localhost/old/: they stand for those that have lost their names.
+func (f *fakeImages) Prune(_ context.Context, inUse func(id string) []string) (ids []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(f.present)) {
+		if id := f.image(name).ID; strings.HasPrefix(name, "localhost/old/") && len(inUse(id)) == 0 {
+			delete(f.present, name)
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
 func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
