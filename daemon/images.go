@@ -227,10 +227,9 @@ func (d *Daemon) SaveImage(ctx context.Context, references []string, archive *os
 // ListImages lists what is stored.
 func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	users := d.imageUsers()
-	infos := d.images.List()
-	list := make([]pod.ImageSummary, 0, len(infos))
-	for _, i := range infos {
-		list = append(list, pod.ImageSummary{ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Platform: i.Platform, Pods: len(users[i.ID])})
+	list := d.images.List()
+	for i := range list {
+		list[i].Pods = len(users[list[i].ID])
 	}
 	return list, nil
 }
@@ -332,10 +331,11 @@ func (d *Daemon) InspectImage(_ context.Context, reference string) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
+	info.Pods = len(d.imageUsers()[info.ID])
 	data, err := json.Marshal(struct {
 		pod.ImageSummary
 		Config json.RawMessage `json:"config"`
-	}{pod.ImageSummary{ID: info.ID, References: info.References, Digest: info.Digest, Size: info.Size, Created: info.Created, Platform: info.Platform, Pods: len(d.imageUsers()[info.ID])}, config})
+	}{info, config})
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot inspect image %s: %w", reference, err)
 	}

@@ -366,19 +366,19 @@ func (f *fakeImages) Load(_ context.Context, _ io.Reader, o image.LoadOptions) (
 
 func (f *fakeImages) Save(context.Context, []string, io.Writer) error { return nil }
 
-func (f *fakeImages) List() []image.Info {
+func (f *fakeImages) List() []pod.ImageSummary {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var list []image.Info
+	var list []pod.ImageSummary
 	for _, name := range slices.Sorted(maps.Keys(f.present)) {
-		list = append(list, image.Info{ID: f.image(name).ID, References: []string{name}})
+		list = append(list, pod.ImageSummary{ID: f.image(name).ID, References: []string{name}})
 	}
 	return list
 }
 
-func (f *fakeImages) Inspect(reference string) (image.Info, []byte, error) {
+func (f *fakeImages) Inspect(reference string) (pod.ImageSummary, []byte, error) {
 	img, err := f.Resolve(reference)
-	return image.Info{ID: img.ID, References: []string{reference}}, []byte(`{}`), err
+	return pod.ImageSummary{ID: img.ID, References: []string{reference}}, []byte(`{}`), err
 }
 
 func (f *fakeImages) Tag(reference, newReference string) error {
