@@ -79,7 +79,7 @@ func (g *groupEvents) close() { _ = g.file.Close() }
 
 // follow watches the cgroup of a container or a machine that runs.
 func (m *Manager) follow(unit string) {
-	if p, _ := ParseName(unit); p.Kind == KindContainer || p.Kind == KindVM {
+	if kind := kindOf(unit); kind == kindContainer || kind == kindVM {
 		m.events.add(unit, m.CgroupDir(unit))
 	}
 }

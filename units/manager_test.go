@@ -193,7 +193,7 @@ func TestStoppedByAdmin(t *testing.T) {
 		{"container", func(_ *sandbox, unit string) []string { return []string{"stop", unit} }, false},
 		{"pause", func(s *sandbox, _ string) []string { return []string{"stop", s.names.Pause} }, true},
 		{"slice", func(s *sandbox, _ string) []string { return []string{"stop", s.names.Slice} }, true},
-		{"namespace", func(s *sandbox, _ string) []string { return []string{"stop", s.names.NamespaceSlice} }, true},
+		{"namespace", func(s *sandbox, _ string) []string { return []string{"stop", sliceOf(s.names.Slice)} }, true},
 		{"everything", func(*sandbox, string) []string { return []string{"stop", "magikpod.slice"} }, true},
 	} {
 		for _, script := range []string{"exec sleep 1000", "exit 0"} {

@@ -312,47 +312,44 @@ var jailCapabilities = []uint{
 
 // jailProps confine a unit (systemd.exec(5)). What systemd would do by mounts is left out: launch enters another mount namespace.
 func jailProps(filtersCalls bool) []Property {
-	var bounding uint64
-	for _, c := range jailCapabilities {
-		bounding |= 1 << c
-	}
-	type list struct {
-		Allow bool
-		Names []string
-	}
 	calls := list{true, []string{"@system-service", "@mount"}}
 	if filtersCalls {
 		calls = list{false, []string{"@clock", "@cpu-emulation", "@debug", "@keyring", "@module", "@obsolete", "@raw-io", "@reboot", "@swap"}}
 	}
+	namespaces := uint64(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS)
+	return confinement(capabilities(jailCapabilities), namespaces, calls, "AF_UNIX", "AF_INET", "AF_INET6")
+}
+
+// proxyProps confine a command that reads its configuration, talks to a VM, and writes what a container in it says. The sockets of the VM and the
+// files of the pod are other users'.
+func proxyProps() []Property {
+	return confinement(1<<unix.CAP_DAC_OVERRIDE, 0, list{true, []string{"@system-service"}}, "AF_UNIX", "AF_VSOCK")
+}
+
+// list is a list of what is allowed, or of what is not.
+type list struct {
+	Allow bool
+	Names []string
+}
+
+// capabilities is a set of them as bits.
+func capabilities(set []uint) (bits uint64) {
+	for _, c := range set {
+		bits |= 1 << c
+	}
+	return bits
+}
+
+// confinement takes all but these capabilities, kinds of namespaces (CLONE_NEW*), system calls and families of sockets from a unit.
+func confinement(bounding, namespaces uint64, calls list, families ...string) []Property {
 	return []Property{
 		prop("NoNewPrivileges", true),
 		prop("CapabilityBoundingSet", bounding),
 		prop("AmbientCapabilities", uint64(0)),
-		prop("RestrictNamespaces", uint64(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS)),
+		prop("RestrictNamespaces", namespaces),
 		prop("SystemCallFilter", calls),
 		prop("SystemCallArchitectures", []string{"native"}),
-		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_INET", "AF_INET6"}}),
-		prop("RestrictRealtime", true),
-		prop("LockPersonality", true),
-		prop("KeyringMode", "private"),
-	}
-}
-
-// proxyProps confine a command that reads its configuration, talks to a machine, and writes what a container in it says.
-func proxyProps() []Property {
-	type list struct {
-		Allow bool
-		Names []string
-	}
-	return []Property{
-		prop("NoNewPrivileges", true),
-		// The sockets of the machine and the files of the pod are other users'.
-		prop("CapabilityBoundingSet", uint64(1<<unix.CAP_DAC_OVERRIDE)),
-		prop("AmbientCapabilities", uint64(0)),
-		prop("RestrictNamespaces", uint64(0)),
-		prop("SystemCallFilter", list{true, []string{"@system-service"}}),
-		prop("SystemCallArchitectures", []string{"native"}),
-		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_VSOCK"}}),
+		prop("RestrictAddressFamilies", list{true, families}),
 		prop("RestrictRealtime", true),
 		prop("LockPersonality", true),
 		prop("KeyringMode", "private"),

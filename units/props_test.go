@@ -47,7 +47,7 @@ func TestProps(t *testing.T) {
 			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second, Jail: true, FiltersCalls: true,
 		})),
 		"vm": show(VMProps(VMUnit{
-			Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikvmm", "--config", "/run/x.json"}, PowerOff: 10 * time.Second, Limits: Limits{MemoryMax: 1 << 29},
+			Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikvmm", "--config", "/run/x.json"}, PowerOff: 10 * time.Second,
 		})),
 		"update":         show(Limits{MemoryMax: 1 << 20, CPUQuota: time.Second}.UpdateProps()),
 		"update-nothing": show(Limits{}.UpdateProps()),

@@ -260,10 +260,9 @@ func stopsWith(name, cause string) bool {
 	if slice, ok := strings.CutSuffix(cause, ".slice"); ok {
 		return strings.HasPrefix(name, slice+"-")
 	}
-	p, ok := ParseName(cause)
-	if !ok || sliceOf(name) != sliceOf(cause) {
+	if sliceOf(name) != sliceOf(cause) {
 		return false
 	}
-	of, _ := ParseName(name)
-	return p.Kind == KindPause || p.Kind == KindVM && of.Kind == KindContainer
+	kind := kindOf(cause)
+	return kind == kindPause || kind == kindVM && kindOf(name) == kindContainer
 }

@@ -1,6 +1,7 @@
 package units
 
 import (
+	"encoding/hex"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -94,17 +95,8 @@ func (s *State) apply(props map[string]dbus.Variant) {
 	}
 	var id []byte
 	if store(props, "InvocationID", &id); len(id) == 16 {
-		s.InvocationID = hexOf(id)
+		s.InvocationID = hex.EncodeToString(id)
 	}
-}
-
-func hexOf(b []byte) string {
-	const digits = "0123456789abcdef"
-	out := make([]byte, 0, 2*len(b))
-	for _, c := range b {
-		out = append(out, digits[c>>4], digits[c&15])
-	}
-	return string(out)
 }
 
 // jobOf returns the number of the job that systemd has for the unit, 0 for none.
