@@ -36,14 +36,11 @@ type Config struct {
 	StateFile string
 	// NftPath is the nft program; looked for when empty.
 	NftPath string
-	// Routed lets other machines that have a route to the subnets reach every port of every pod. Otherwise only published ports are reachable
-	// from outside.
-	Routed bool
 	// Idle is how long the bridge and the table outlive the last pod; 10 s when zero.
 	Idle time.Duration
-	// Tell, when not nil, is called with what a person should know: what was found wrong at the start, what others have changed meanwhile, what
+	// Report, when not nil, is called with what a person should know: what was found wrong at the start, what others have changed meanwhile, what
 	// cannot be repaired. It must not call the Manager.
-	Tell func(text string)
+	Report func(text string)
 	// Fault, when not nil, is called before each step with its name; the error it returns is the step's. For tests.
 	Fault func(step string) error
 }

@@ -1,7 +1,6 @@
 package netsetup
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/firstbytes"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -86,15 +86,10 @@ func (f *firewall) sync(ctx context.Context, want func() elements) error {
 
 // rebuild lays the whole table, whatever there is.
 func (f *firewall) rebuild(ctx context.Context, want func() elements) error {
-	f.forget()
-	return f.sync(ctx, want)
-}
-
-// forget says that the table may be gone.
-func (f *firewall) forget() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.applied = nil
+	f.mu.Unlock()
+	return f.sync(ctx, want)
 }
 
 // remove deletes the table. It may be gone.
@@ -135,9 +130,6 @@ func (f *firewall) table(e elements) string {
 	var b strings.Builder
 	t := strings.NewReplacer("TABLE", f.cfg.Table, "BRIDGE", f.cfg.Bridge, "SUBNET4", f.cfg.IPv4.String(), "SUBNET6", f.cfg.IPv6.String())
 	t.WriteString(&b, ruleset)
-	if !f.cfg.Routed {
-		t.WriteString(&b, rulesetClosed)
-	}
 	b.WriteString(f.changes(nil, e))
 	return b.String()
 }
@@ -147,7 +139,8 @@ func (f *firewall) table(e elements) string {
 // The ports of an address come before those of all addresses.
 // What reaches a pod by its published port from the pod's own subnet has to come back the same way, and what comes from the host's loopback has
 // to be able to come back at all: both get the bridge's address. Others keep theirs, so that pods see who calls. The guard keeps pods from the
-// host's 127.0.0.1, which route_localnet on the bridge would open to them, and from ::1, to which a packet in the bridge might still go.
+// host's 127.0.0.1, which route_localnet on the bridge would open to them, and from ::1, to which a packet in the bridge might still go. The last
+// chain keeps other hosts from the ports of pods that are not published; the host itself and pods do not pass there.
 const ruleset = `table inet TABLE
 delete table inet TABLE
 table inet TABLE {
@@ -184,11 +177,6 @@ table inet TABLE {
 		iifname "BRIDGE" ip6 daddr ::1 drop
 		iifname "BRIDGE" ip6 saddr ::1 drop
 	}
-}
-`
-
-// rulesetClosed keeps other machines from the ports of pods that are not published. The host itself and pods do not pass here.
-const rulesetClosed = `table inet TABLE {
 	chain forward {
 		type filter hook forward priority 0; policy accept;
 		oifname "BRIDGE" iifname != "BRIDGE" ct status dnat accept
@@ -204,8 +192,8 @@ func (f *firewall) run(ctx context.Context, script string) error {
 	cmd := exec.CommandContext(ctx, f.cfg.NftPath, "-f", "-")
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdin = strings.NewReader(script)
-	var stderr bytes.Buffer
-	cmd.Stderr = &bounded{buf: &stderr, room: nftErrorMax}
+	stderr := &firstbytes.Writer{Max: nftErrorMax}
+	cmd.Stderr = stderr
 	cmd.WaitDelay = nftWaitDelay
 	err := cmd.Start()
 	if err == nil {
@@ -223,17 +211,4 @@ func (f *firewall) run(ctx context.Context, script string) error {
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
 	return pod.Errorf(pod.Internal, "nft: %w: %s", err, line)
-}
-
-// bounded keeps the beginning of what is written to it.
-type bounded struct {
-	buf  *bytes.Buffer
-	room int
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	n := min(len(p), b.room)
-	b.buf.Write(p[:n])
-	b.room -= n
-	return len(p), nil
 }

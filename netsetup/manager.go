@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -56,13 +57,13 @@ type Manager struct {
 
 // record is what the Manager knows about a pod. uid, name, index and old never change; mu guards the rest.
 type record struct {
-	busy  sync.Mutex // held by the Setup or Teardown of the pod
-	uid   types.UID
-	name  string
-	index int
-	old   bool // it was in the state file
-	ports []Port
-	held  sockets
+	busy    sync.Mutex // held by the Setup or Teardown of the pod
+	uid     types.UID
+	name    string
+	index   int
+	old     bool // it was in the state file
+	ports   []Port
+	sockets sockets
 	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the
 	// daemon. busy guards it.
 	ns *os.File
@@ -71,19 +72,16 @@ type record struct {
 // keep makes ns the record's namespace. The caller goes on owning ns.
 func (r *record) keep(ns *os.File) error {
 	r.release()
-	conn, err := ns.SyscallConn()
+	err := rawfd.Use(ns, func(fd int) error {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			r.ns = os.NewFile(uintptr(dup), "netns")
+		}
+		return err
+	})
 	if err != nil {
-		return err
+		return pod.Errorf(kindOf(err), "cannot keep the network namespace: %w", err)
 	}
-	var fd int
-	var derr error
-	if err := conn.Control(func(old uintptr) { fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return err
-	}
-	if derr != nil {
-		return pod.Errorf(kindOf(derr), "cannot keep the network namespace: %w", derr)
-	}
-	r.ns = os.NewFile(uintptr(fd), "netns")
 	return nil
 }
 
@@ -298,8 +296,8 @@ func (m *Manager) Close() error {
 	m.watches.Wait()
 	m.mu.Lock()
 	for _, r := range m.pods {
-		r.held.close()
-		r.held = nil
+		r.sockets.close()
+		r.sockets = nil
 		r.release()
 	}
 	m.mu.Unlock()

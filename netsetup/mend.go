@@ -88,7 +88,7 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 	}
 	more, serr := m.mendState()
 	said, err = append(said, more...), join(err, serr)
-	m.tellMended(said, err)
+	m.reportMended(said, err)
 	return len(said) > 0 || err != nil
 }
 
@@ -104,8 +104,8 @@ func (m *Manager) restoreBridge(ctx context.Context) error {
 	return m.bridge.openLoopback()
 }
 
-// tellMended tells what was repaired, and once what could not be.
-func (m *Manager) tellMended(said []string, err error) {
+// reportMended reports what was repaired, and once what could not be.
+func (m *Manager) reportMended(said []string, err error) {
 	text := ""
 	if err != nil {
 		text = "cannot repair the pods' network: " + err.Error()
@@ -116,9 +116,9 @@ func (m *Manager) tellMended(said []string, err error) {
 	m.mu.Unlock()
 	switch {
 	case err == nil && len(said) > 0:
-		m.tell("the pods' network was changed by another program and is repaired: " + strings.Join(said, "; "))
+		m.report("the pods' network was changed by another program and is repaired: " + strings.Join(said, "; "))
 	case err != nil && news:
-		m.tell(strings.Join(append(said, text), "; "))
+		m.report(strings.Join(append(said, text), "; "))
 	}
 }
 

@@ -73,7 +73,7 @@ func within(t testing.TB, what string, check func() error) {
 // new pod with a published port starts at once.
 func TestMended(t *testing.T) {
 	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	lan := newLAN(t)
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80}, Port{HostPort: 5353, Port: 53, Protocol: corev1.ProtocolUDP})
 	client, _ := newPod(t, m, "client")
@@ -194,7 +194,7 @@ func mustLookup(t testing.TB, m *Manager, uid types.UID) Result {
 // TestForeignTakesName: another's link in the bridge's place is left alone, told once, and pods are back when it has gone.
 func TestForeignTakesName(t *testing.T) {
 	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
 	serve(t, server, "tcp", ":80")
 	within(t, "it is mended in between", func() error {
@@ -221,7 +221,7 @@ func TestForeignTakesName(t *testing.T) {
 // TestStateLost: the state file is written again when somebody removes it, and found without it by the next daemon, ports and all.
 func TestStateLost(t *testing.T) {
 	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
 	serve(t, server, "tcp", ":80")
 	want, err := os.ReadFile(m.cfg.StateFile)
@@ -269,7 +269,7 @@ func TestStateLost(t *testing.T) {
 // as before.
 func TestStateUnreadable(t *testing.T) {
 	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
 	serve(t, server, "tcp", ":80")
 	m.watch.close()
@@ -277,8 +277,8 @@ func TestStateUnreadable(t *testing.T) {
 	dir := filepath.Dir(m.cfg.StateFile)
 	run(t, "mv "+dir+" "+dir+".real; touch "+dir) // ENOTDIR: nobody knows what was in it
 	for _, r := range m.records() {
-		r.held.close()
-		r.held = nil
+		r.sockets.close()
+		r.sockets = nil
 		r.release()
 	}
 	n, err := New(m.cfg)

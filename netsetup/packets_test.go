@@ -138,12 +138,7 @@ func newLAN(t testing.TB) *os.File {
 			t.Error(err)
 		}
 	})
-	setUp := func(a4, a6 netip.Addr) error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	setUp := func(h *netlink.Handle, a4, a6 netip.Addr) error {
 		l, err := h.LinkByName("lan0")
 		if err != nil {
 			return err
@@ -156,10 +151,10 @@ func newLAN(t testing.TB) *os.File {
 		}
 		return h.LinkSetUp(l)
 	}
-	if err := setUp(hostLAN4, hostLAN6); err != nil {
+	if err := withHandle(func(h *netlink.Handle) error { return setUp(h, hostLAN4, hostLAN6) }); err != nil {
 		t.Fatal(err)
 	}
-	if err := inNetns(ns, func() error { return setUp(otherLAN4, otherLAN6) }); err != nil {
+	if err := handleIn(ns, func(h *netlink.Handle) error { return setUp(h, otherLAN4, otherLAN6) }); err != nil {
 		t.Fatal(err)
 	}
 	return ns

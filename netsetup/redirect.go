@@ -31,12 +31,7 @@ func Redirect(ns *os.File, tap string) (PodLink, error) {
 	if err := fileOK(ns); err != nil {
 		return found, err
 	}
-	err := inNetns(ns, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	err := handleIn(ns, func(h *netlink.Handle) (err error) {
 		found, err = redirect(h, tap)
 		return err
 	})
@@ -150,12 +145,7 @@ func leadsTo(f netlink.Filter, to netlink.Link, act netlink.MirredAct) bool {
 
 // redirectAgain is Redirect for the tap device that the namespace has, if it has one: eth0 is another now.
 func redirectAgain(ns *os.File) error {
-	err := inNetns(ns, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	err := handleIn(ns, func(h *netlink.Handle) error {
 		links, err := netlist.Whole(h.LinkList)
 		for _, link := range links {
 			if err == nil && link.Type() == "tuntap" {

@@ -73,12 +73,7 @@ func newMachine(t *testing.T, pod *os.File) (machine *os.File) {
 // connectMachine gives the machine what its place in the network needs.
 func connectMachine(t *testing.T, machine *os.File, link PodLink) {
 	t.Helper()
-	err := inNetns(machine, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	err := handleIn(machine, func(h *netlink.Handle) error {
 		dev, err := h.LinkByName(testTap)
 		if err != nil {
 			return err

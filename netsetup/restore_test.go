@@ -29,8 +29,8 @@ func reopen(t *testing.T, m *Manager, keep ...string) *Manager {
 	m.hostMu.Unlock()
 	m.watches.Wait()
 	for _, r := range m.records() {
-		r.held.close()
-		r.held = nil
+		r.sockets.close()
+		r.sockets = nil
 	}
 	n, err := New(m.cfg)
 	if err != nil {
@@ -78,7 +78,7 @@ func TestRestore(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var said told
-			m := newManager(t, func(c *Config) { c.Tell = said.add })
+			m := newManager(t, func(c *Config) { c.Report = said.add })
 			keep, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
 			_, rg := newPod(t, m, "gone", Port{HostPort: 8081, Port: 80})
 			serve(t, keep, "tcp", ":80")
@@ -131,7 +131,7 @@ func TestRestoreCorrupt(t *testing.T) {
 	for _, content := range []string{"", "{", `{"Version": 2}`, `[]`, "\x00\x00"} {
 		t.Run(content, func(t *testing.T) {
 			var said told
-			m := newManager(t, func(c *Config) { c.Tell = said.add })
+			m := newManager(t, func(c *Config) { c.Report = said.add })
 			ns, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
 			newPod(t, m, "gone")
 			if err := os.WriteFile(m.cfg.StateFile, []byte(content), 0o600); err != nil {
@@ -168,7 +168,7 @@ func TestRestoreCorrupt(t *testing.T) {
 // TestRestoreConflict: of two pods that want a port, when nobody knows any more who had it, one gets it, and the other's lack is told.
 func TestRestoreConflict(t *testing.T) {
 	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	newPod(t, m, "a", Port{HostPort: 8080, Port: 80})
 	newPod(t, m, "b")
 	m.watch.close()
@@ -188,7 +188,7 @@ func TestRestoreLater(t *testing.T) {
 	var failing atomic.Bool
 	failing.Store(true)
 	m := newManager(t, func(c *Config) {
-		c.Tell = said.add
+		c.Report = said.add
 		c.Fault = func(at string) error {
 			if at == "restore-links" && failing.Load() {
 				return errors.New("not now")
@@ -224,7 +224,7 @@ func TestRestoreLater(t *testing.T) {
 // TestLinkLost: a pod whose link was removed while no daemon ran is told of, once; nobody has its namespace any more to make another one.
 func TestLinkLost(t *testing.T) {
 	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	newPod(t, m, "a")
 	m.watch.close()
 	m.watches.Wait()

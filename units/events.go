@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/rawfd"
 )
 
 // groupEvents tells of changes in the cgroup.events of units: they are frozen or thawed, which systemd 252 does not tell, nor anybody when it is done by a
@@ -30,14 +32,12 @@ func newGroupEvents() (*groupEvents, error) {
 func (g *groupEvents) add(unit, dir string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	conn, err := g.file.SyscallConn()
-	if err != nil {
-		return // it was closed
-	}
-	_ = conn.Control(func(fd uintptr) {
-		if wd, err := unix.InotifyAddWatch(int(fd), filepath.Join(dir, "cgroup.events"), unix.IN_MODIFY); err == nil {
+	_ = rawfd.Use(g.file, func(fd int) error {
+		wd, err := unix.InotifyAddWatch(fd, filepath.Join(dir, "cgroup.events"), unix.IN_MODIFY)
+		if err == nil {
 			g.units[uint32(wd)] = unit
 		}
+		return err
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -390,15 +391,14 @@ func processProps(u ContainerUnit) []Property {
 
 // stdProp passes f as it is. Its descriptor is read without File.Fd, which would make it blocking.
 func stdProp(name string, f *os.File) Property {
+	p := prop(name, "null")
 	if f != nil {
-		if conn, err := f.SyscallConn(); err == nil {
-			fd := -1
-			if err := conn.Control(func(n uintptr) { fd = int(n) }); err == nil {
-				return prop(name+"FileDescriptor", dbus.UnixFD(fd))
-			}
-		}
+		_ = rawfd.Use(f, func(fd int) error { // a closed file is none
+			p = prop(name+"FileDescriptor", dbus.UnixFD(fd))
+			return nil
+		})
 	}
-	return prop(name, "null")
+	return p
 }
 
 func deviceProps(u ContainerUnit) []Property {
