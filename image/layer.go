@@ -175,12 +175,8 @@ func (s *Store) adoptLayer(dir string, l *layer) error {
 
 // readLayer reads the record of an unpacked layer.
 func (s *Store) readLayer(name string) (*layer, error) {
-	data, err := atomicfile.Read(s.path(layersDir, name+".json"), maxLayerRecord)
-	if err != nil {
-		return nil, err
-	}
 	l := &layer{name: name}
-	if err := json.Unmarshal(data, l); err != nil {
+	if err := atomicfile.ReadJSON(s.path(layersDir, name+".json"), maxLayerRecord, l); err != nil {
 		return nil, err
 	}
 	if _, err := v1.NewHash(l.ChainID); err != nil || !strings.HasPrefix(l.ChainID, "sha256:") || !strings.HasPrefix(name, shortName(l.ChainID)) {
