@@ -136,7 +136,7 @@ func (a *archiveFile) scan(ctx context.Context, limits Limits) error {
 	section := io.NewSectionReader(a.r, 0, a.size)
 	t := tar.NewReader(section)
 	a.members = map[string]member{}
-	var held, last int64
+	var kept, last int64
 	for n := 0; ; n++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -152,7 +152,7 @@ func (a *archiveFile) scan(ctx context.Context, limits Limits) error {
 		if err != nil {
 			return err
 		}
-		if held += int64(len(h.Name) + len(h.Linkname) + 128); n >= limits.MaxFiles || held > limits.MaxHeaderBytes {
+		if kept += int64(len(h.Name) + len(h.Linkname) + 128); n >= limits.MaxFiles || kept > limits.MaxHeaderBytes {
 			return pod.Errorf(pod.Exhausted, "the archive has more than %d files or %d bytes of names, the limits", limits.MaxFiles, limits.MaxHeaderBytes)
 		}
 		a.add(h, off)

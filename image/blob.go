@@ -25,7 +25,7 @@ type blobSource struct {
 	open   func(ctx context.Context) (io.ReadCloser, error)
 	// retry says whether to try again after an error of reading, and waits; nil: never.
 	retry func(ctx context.Context, attempt int, err error) bool
-	// progress is told of bytes as they come, and takes them back (negative) before another attempt.
+	// progress gets the number of bytes as they come, and takes them back (negative) before another attempt.
 	progress func(n int64)
 }
 

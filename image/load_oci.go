@@ -99,7 +99,7 @@ func groupByName(manifests []v1.Descriptor) (groups map[string][]v1.Descriptor, 
 	return groups, order
 }
 
-// splitGroup tells the platforms of one image from several images without a name.
+// splitGroup separates several images without a name, and leaves the platforms of one image together.
 func splitGroup(descs []v1.Descriptor) [][]v1.Descriptor {
 	each := slices.Collect(slices.Chunk(descs, 1))
 	if slices.ContainsFunc(descs, func(d v1.Descriptor) bool { return d.Platform == nil }) {

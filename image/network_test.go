@@ -290,7 +290,7 @@ func TestKeychainOf(t *testing.T) {
 		_, err := KeychainOf([]byte(text))
 		wantKind(t, err, pod.Invalid, "")
 		if err != nil && strings.Contains(err.Error(), "secret") {
-			t.Errorf("the error tells the secret: %v", err)
+			t.Errorf("the error has the secret in it: %v", err)
 		}
 	}
 }

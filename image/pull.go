@@ -20,7 +20,7 @@ import (
 
 // PullOptions are how an image is pulled. The zero value is fine.
 type PullOptions struct {
-	// Progress is told how much has come, from one goroutine at a time, and not more often than every 100 ms but for the end.
+	// Progress gets how much has come, from one goroutine at a time, and not more often than every 100 ms but for the end.
 	Progress func(Progress)
 	// Keychain has the credentials; nil: those of docker's and podman's auth files.
 	Keychain authn.Keychain

@@ -47,7 +47,7 @@ func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) error {
 	return err
 }
 
-// sink remembers the error of the archive's writer, to tell it from those of the store.
+// sink remembers the error of the archive's writer, to know it from those of the store.
 type sink struct {
 	w   io.Writer
 	err error
@@ -92,7 +92,7 @@ func (s *Store) toSave(l *lease, refs []string) ([]saved, error) {
 	for _, o := range list {
 		for _, name := range o.entry.pins() {
 			s.pins[name]++
-			l.held = append(l.held, name)
+			l.pinned = append(l.pinned, name)
 		}
 	}
 	s.change.Unlock()

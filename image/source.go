@@ -11,7 +11,7 @@ type readCloser struct {
 	io.Closer
 }
 
-// sourceReader remembers the error of what it reads from, to tell it from those of what reads it.
+// sourceReader remembers the error of what it reads from, to know it from those of what reads it.
 type sourceReader struct {
 	r   io.Reader
 	err error

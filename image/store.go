@@ -59,7 +59,7 @@ const (
 	badPrefix = ".bad-"
 )
 
-// Open opens the store in dir, which it makes if need be, and puts in order what a crash has left. What is damaged is set aside and told by
+// Open opens the store in dir, which it makes if need be, and puts in order what a crash has left. What is damaged is set aside and reported by
 // Warnings. Conflict: another process has the store open.
 func Open(dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)

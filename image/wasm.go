@@ -149,7 +149,7 @@ func startsAsModule(ctx context.Context, r io.Reader) (io.Reader, bool, error) {
 				return r, false, err
 			}
 			header := make([]byte, wasmform.HeaderBytes)
-			n, _ := f.ReadAt(header, at) // the reader of all of it tells what is wrong
+			n, _ := f.ReadAt(header, at) // the reader of all of it says what is wrong
 			return r, wasmform.FormOf(header[:n]) != wasmform.NotWasm, nil
 		}
 	}

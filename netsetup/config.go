@@ -24,7 +24,7 @@ const (
 
 // Config says what the pod network looks like. Its zero value is complete.
 type Config struct {
-	// Bridge is the name of the bridge that the pods hang on; [DefaultBridge] when empty.
+	// Bridge is the name of the bridge that the pods are attached to; [DefaultBridge] when empty.
 	Bridge string
 	// Table is the name of the nftables table, of family inet, that is wholly ours; [DefaultTable] when empty.
 	Table string

@@ -42,7 +42,7 @@ type Manager struct {
 	loaded   bool
 	known    func(uid types.UID) (PodNetwork, bool) // Restore's
 	warned   []string                               // by warn
-	mendErr  string                                 // what could not be repaired, as it was told last
+	mendErr  string                                 // what could not be repaired, as it was reported last
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
@@ -273,7 +273,7 @@ func (m *Manager) waitDrained(ctx context.Context) error {
 	}
 }
 
-// Close waits for what runs in the background, removes bridge and table if there is no pod, and lets go of the ports. The networks of pods that
+// Close waits for what runs in the background, removes bridge and table if there is no pod, and frees the ports. The networks of pods that
 // are there stay. No Setup may run, and none may follow.
 func (m *Manager) Close() error {
 	m.mu.Lock()

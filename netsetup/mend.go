@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	mendEvery  = time.Second           // how often is looked for what the kernel does not tell
+	mendEvery  = time.Second           // how often is looked for what the kernel does not report
 	mendSettle = 50 * time.Millisecond // what belongs together comes together
 	mendWindow = 30 * time.Second      // where somebody undoes each repair,
 	mendMax    = 40                    // so many are made in that time
 )
 
-// keepUp mends what others change about the pods' network: at once when the watch tells, and each second what the kernel tells nobody, such as
+// keepUp mends what others change about the pods' network: at once when the watch reports it, and each second what the kernel reports to nobody, such as
 // sysctls. The number of repairs has a limit, lest we fight with another program for the whole of a CPU.
 func (m *Manager) keepUp(w *watch) {
 	tick := time.NewTicker(mendEvery)

@@ -117,13 +117,13 @@ func wantNone(t testing.TB, ns *os.File, network, addr string) {
 	}
 }
 
-// The addresses of the host and of the other machine on the network between them.
+// The addresses of the host and of the other host on the network between them.
 var (
 	hostLAN4, hostLAN6   = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	otherLAN4, otherLAN6 = netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")
 )
 
-// newLAN makes another machine: a namespace behind a link of the host.
+// newLAN makes another host: a namespace behind a link of the host.
 func newLAN(t testing.TB) *os.File {
 	t.Helper()
 	ns := newNS(t)

@@ -21,9 +21,9 @@ type PodLink struct {
 	Gateways  []netip.Addr // of the default routes
 }
 
-// Redirect puts the machine at the end of the tap device in the place of the pod: each frame that comes to eth0 goes out by the tap, and each that comes
+// Redirect puts the VM at the end of the tap device in the place of the pod: each frame that comes to eth0 goes out by the tap, and each that comes
 // from the tap goes out by eth0. The namespace's own network stack sees none of them any more; its eth0 keeps the addresses, which are returned. The
-// machine is to have the same hardware address.
+// VM is to have the same hardware address.
 //
 // It may be called again, for another tap of the same name too. There is nothing to undo: it goes with the links.
 func Redirect(ns *os.File, tap string) (PodLink, error) {
@@ -55,7 +55,7 @@ func redirect(h *netlink.Handle, tap string) (PodLink, error) {
 	if err != nil {
 		return found, err
 	}
-	// The namespace has nothing to say to the machine by itself.
+	// The namespace has nothing to say to the guest by itself.
 	if err := writeSysctl(ipv6Conf+"/"+tap+"/disable_ipv6", "1"); err != nil && !isNotExist(err) {
 		return found, err
 	}
@@ -155,7 +155,7 @@ func redirectAgain(ns *os.File) error {
 		return err
 	})
 	if err != nil {
-		return pod.Errorf(kindOf(err), "cannot connect a pod's machine again: %w", err)
+		return pod.Errorf(kindOf(err), "cannot connect a pod's VM again: %w", err)
 	}
 	return nil
 }

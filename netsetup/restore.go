@@ -186,7 +186,7 @@ func (m *Manager) records() []*record {
 // maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
 const maxWarnings = 100
 
-// warn tells once.
+// warn reports once.
 func (m *Manager) warn(format string, args ...any) {
 	w := fmt.Sprintf(format, args...)
 	m.mu.Lock()

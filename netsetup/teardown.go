@@ -149,7 +149,7 @@ func (m *Manager) armIdle() {
 		return
 	}
 	if m.idle == nil {
-		// What cannot be removed is tried again by Sweep and Close, which tell.
+		// What cannot be removed is tried again by Sweep and Close, which return why.
 		m.idle = time.AfterFunc(m.cfg.Idle, func() { _ = m.removeHost(context.Background()) })
 		return
 	}

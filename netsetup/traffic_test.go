@@ -43,7 +43,7 @@ func TestOutwards(t *testing.T) {
 	wantFrom(t, pod, "tcp", at(otherLAN4, 80), hostLAN4)
 	wantFrom(t, pod, "udp", at(otherLAN4, 53), hostLAN4)
 	wantFrom(t, pod, "tcp", at(otherLAN6, 80), hostLAN6)
-	// The other machine has no business in the pod, even if it knows the way.
+	// The other host has no business in the pod, even if it knows the way.
 	routeBack(t, lan, m)
 	for _, ip := range r.IPs {
 		wantNone(t, lan, "tcp", at(ip, 80))
@@ -159,7 +159,7 @@ func TestGuard(t *testing.T) {
 	wantFrom(t, pod, "tcp", "127.0.0.1:7071", r.IPs[0])
 }
 
-// routeBack gives the other machine routes to the pods.
+// routeBack gives the other host routes to the pods.
 func routeBack(t *testing.T, lan *os.File, m *Manager) {
 	t.Helper()
 	err := handleIn(lan, func(h *netlink.Handle) error {

@@ -15,7 +15,7 @@ import (
 
 const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 
-// watch is told by the kernel what others do to the host's links, addresses, routes and nftables, and tells when that may concern us. A restart of
+// watch learns from the kernel what others do to the host's links, addresses, routes and nftables, and signals when that may concern us. A restart of
 // nftables.service, or whoever else runs "nft flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
 	bridge, table string

@@ -40,14 +40,14 @@ func TestWatchOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := func() bool {
+	reported := func() bool {
 		t.Helper()
 		select {
 		case <-w.host:
 			time.Sleep(100 * time.Millisecond)
 			return w.tableLost()
 		case <-time.After(patience):
-			t.Fatal("nothing is told")
+			t.Fatal("nothing is reported")
 			return false
 		}
 	}
@@ -55,11 +55,11 @@ func TestWatchOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	nft(t, "table inet other {}\ndelete table inet other\ntable ip "+DefaultTable+" {}\ndelete table ip "+DefaultTable)
-	if told() {
+	if reported() {
 		t.Error("a loss was seen that was none")
 	}
 	nft(t, "delete table inet "+DefaultTable)
-	if !told() {
+	if !reported() {
 		t.Error("the loss was not seen")
 	}
 	w.close()

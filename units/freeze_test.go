@@ -105,7 +105,7 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 // Who listens hears that a container was frozen and thawed, whoever has done it.
 func TestFreezingIsTold(t *testing.T) {
 	m := connect(t)
-	s := startSandbox(t, m, testPod("told"))
+	s := startSandbox(t, m, testPod("reported"))
 	unit, err := s.container(t, "main", nil, "sleep", "1000")
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +183,7 @@ func TestStartInFrozenSlice(t *testing.T) {
 	}
 }
 
-// What still runs is told, and what is in no unit goes.
+// What still runs is reported, and what is in no unit goes.
 func TestEmptied(t *testing.T) {
 	m := connect(t)
 	s := startSandbox(t, m, testPod("emptied"))
@@ -250,8 +250,8 @@ func TestProcessThatHangsInTheKernel(t *testing.T) {
 	}
 }
 
-// TestEmptiedCannotTell: what cannot be looked at may have processes.
-func TestEmptiedCannotTell(t *testing.T) {
+// TestEmptiedUnreadable: what cannot be looked at may have processes.
+func TestEmptiedUnreadable(t *testing.T) {
 	m := &Manager{units: map[string]*record{}}
 	slice := Names("unitstest", "emptied").Slice
 	if err := m.Emptied(t.Context(), slice); err != nil {

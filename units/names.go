@@ -49,7 +49,7 @@ const (
 type PodNames struct {
 	// Slice is the slice of the pod.
 	Slice string
-	// Pause is the service that holds the pod's namespaces.
+	// Pause is the service that keeps the pod's namespaces.
 	Pause string
 	// VM is the service of the VMM, for pods of the class pod-microvm-containers.
 	VM string
@@ -159,7 +159,7 @@ func SlicePath(slice string) string {
 	return path.String()
 }
 
-// sliceOf returns the slice that a unit with a name of this package lies in; "" when it cannot be told.
+// sliceOf returns the slice that a unit with a name of this package lies in; "" when the name does not say.
 func sliceOf(unit string) string {
 	base, isSlice := strings.CutSuffix(unit, ".slice")
 	if !isSlice {

@@ -143,7 +143,7 @@ type PauseUnit struct {
 	Names PodNames
 	// Argv is the command; Argv[0] is an absolute path.
 	Argv []string
-	// SharePID says that the command holds the pod's PID namespace, and tells when it is there (READY=1).
+	// SharePID says that the command keeps the pod's PID namespace, and reports when it is there (READY=1).
 	SharePID bool
 }
 
@@ -168,7 +168,7 @@ func PauseProps(u PauseUnit) []Property {
 		prop("StandardOutput", "journal"),
 		prop("StandardError", "journal"),
 		prop("SyslogIdentifier", "magikpod-pause"),
-		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not tell it of zeros.
+		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not pass zeros on.
 		prop("LogRateLimitIntervalUSec", uint64(1)),
 		prop("LogRateLimitBurst", uint32(1<<20)),
 		prop("TasksMax", infinity),
@@ -242,24 +242,24 @@ type ContainerUnit struct {
 	// FiltersCalls says that a command with Jail allows itself few system calls when it has made the jail. Until then the unit forbids those that it has no use for, instead of allowing
 	// what services need: of such a list systemd makes a filter at each start, which takes it longer than all else.
 	FiltersCalls bool
-	// InMachine says that the container runs in the pod's machine, and the command stands in for it: it needs the VM unit, and next to no privileges;
+	// InVM says that the container runs in the pod's VM, and the command stands in for it: it needs the VM unit, and next to no privileges;
 	// the container's limits are not its own.
-	InMachine bool
+	InVM bool
 }
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
-	holders, need := []string{u.Names.Pause}, "Requires"
-	if u.InMachine {
-		// Requires= would start what has ended once more: a machine that knows nothing of its pod. The daemon makes another one, or nobody does.
-		holders, need = append(holders, u.Names.VM), "Requisite"
+	owners, need := []string{u.Names.Pause}, "Requires"
+	if u.InVM {
+		// Requires= would start what has ended once more: a VM that knows nothing of its pod. The daemon makes another one, or nobody does.
+		owners, need = append(owners, u.Names.VM), "Requisite"
 	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
-		prop(need, holders),
+		prop(need, owners),
 		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
-		prop("After", append(append(holders[:len(holders):len(holders)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
+		prop("After", append(append(owners[:len(owners):len(owners)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
 	}
 	if len(u.StopAfter) > 0 {
 		props = append(props, prop("Before", []string{OrderSlice(u.Pod.Namespace, u.Pod.Name, u.Container.Name)}))
@@ -286,7 +286,7 @@ func ContainerProps(u ContainerUnit) []Property {
 		prop("OOMPolicy", "kill"),
 	)
 	var limits Limits
-	if !u.InMachine {
+	if !u.InVM {
 		limits = ContainerLimits(u.Container)
 	}
 	// The pod's limit counts, not systemd's default for a service.
@@ -298,13 +298,13 @@ func ContainerProps(u ContainerUnit) []Property {
 	if u.Jail {
 		props = append(props, jailProps(u.FiltersCalls)...)
 	}
-	if u.InMachine {
+	if u.InVM {
 		props = append(props, proxyProps()...)
 	}
 	return props
 }
 
-// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon holds the
+// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon keeps the
 // descriptors, hence SYS_PTRACE), files of any owner, and giving up the rest.
 var jailCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,
@@ -402,7 +402,7 @@ func stdProp(name string, f *os.File) Property {
 }
 
 func deviceProps(u ContainerUnit) []Property {
-	if s := u.Container.SecurityContext; !u.InMachine && s != nil && s.Privileged != nil && *s.Privileged {
+	if s := u.Container.SecurityContext; !u.InVM && s != nil && s.Privileged != nil && *s.Privileged {
 		return []Property{prop("DevicePolicy", "auto")}
 	}
 	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", standardDevices)}

@@ -41,7 +41,7 @@ func TestProps(t *testing.T) {
 			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT, Grace: time.Minute, Delegate: true,
 		})),
 		"container-privileged": show(ContainerProps(ContainerUnit{Pod: privileged, Container: &privileged.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second})),
-		"container-machine":    show(ContainerProps(ContainerUnit{Pod: privileged, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: time.Second, InMachine: true})),
+		"container-vm":         show(ContainerProps(ContainerUnit{Pod: privileged, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: time.Second, InVM: true})),
 		"container-jail":       show(ContainerProps(ContainerUnit{Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second, Jail: true})),
 		"container-filtering": show(ContainerProps(ContainerUnit{
 			Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, Grace: time.Second, Jail: true, FiltersCalls: true,

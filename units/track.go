@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit it is never older than what State told before. A unit
+// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit it is never older than what State returned before. A unit
 // that is not loaded has Load "not-found", and is no error.
 func (m *Manager) Refresh(ctx context.Context, unit string) (State, error) {
 	props, seq, err := m.read(ctx, unit)
@@ -190,7 +190,7 @@ func (m *Manager) sweepAll(next map[string]*time.Timer) {
 	}
 }
 
-// inUse tells whether a tracked unit lies below a slice.
+// inUse reports whether a tracked unit lies below a slice.
 func (m *Manager) inUse(slice string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -12,13 +12,13 @@ import (
 type VMUnit struct {
 	Pod   *corev1.Pod
 	Names PodNames
-	// Argv is the supervisor, which tells READY=1; Argv[0] is an absolute path.
+	// Argv is the supervisor, which reports READY=1; Argv[0] is an absolute path.
 	Argv []string
 	// PowerOff is the time that the supervisor gives the guest to power off.
 	PowerOff time.Duration
 }
 
-// vmCapabilities are what the supervisor needs (jails, the tap, namespaces that the daemon holds, another user for the monitor), and virtiofsd (files of any owner). The
+// vmCapabilities are what the supervisor needs (jails, the tap, namespaces that the daemon keeps, another user for the monitor), and virtiofsd (files of any owner). The
 // monitor gets none.
 var vmCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,

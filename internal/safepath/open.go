@@ -176,7 +176,7 @@ func ReadFile(root *os.File, path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// CheckSubPath tells whether path can be the subPath of a volume mount: relative, without .. as an element, without NUL, not too long.
+// CheckSubPath refuses a path that cannot be the subPath of a volume mount: relative, without .. as an element, without NUL, not too long.
 func CheckSubPath(path string) error {
 	switch {
 	case filepath.IsAbs(path):
