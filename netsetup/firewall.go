@@ -22,9 +22,13 @@ const (
 	nftErrorMax  = 300 // bytes of nft's message that an error carries
 )
 
+// tableName is the name of the nftables table, of family inet, that is wholly ours.
+const tableName = "magikpod"
+
 // firewall is our nftables table. The ports are elements of maps; what changes with a pod are these.
 type firewall struct {
 	cfg *Config
+	nft string // path of the program
 
 	mu sync.Mutex // held while nft runs: callers that come meanwhile find their change done with the next run
 	// applied are the elements that the kernel has; nil when the table is not known to be there.
@@ -67,7 +71,7 @@ func (f *firewall) sync(ctx context.Context, want func() elements) error {
 	defer f.mu.Unlock()
 	elems := want()
 	if f.applied != nil {
-		script := f.changes(f.applied, elems)
+		script := changes(f.applied, elems)
 		if script == "" {
 			return nil
 		}
@@ -78,7 +82,7 @@ func (f *firewall) sync(ctx context.Context, want func() elements) error {
 		f.applied = nil // somebody has changed the table: lay it anew
 	}
 	if err := f.run(ctx, f.table(elems)); err != nil {
-		return pod.Errorf(kindOf(err), "cannot set up table %s: %w", f.cfg.Table, err)
+		return pod.Errorf(kindOf(err), "cannot set up table %s: %w", tableName, err)
 	}
 	f.applied = elems
 	return nil
@@ -97,23 +101,23 @@ func (f *firewall) remove(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.applied = nil
-	if err := f.run(ctx, fmt.Sprintf("table inet %s\ndelete table inet %[1]s\n", f.cfg.Table)); err != nil {
-		return pod.Errorf(kindOf(err), "cannot remove table %s: %w", f.cfg.Table, err)
+	if err := f.run(ctx, "table inet "+tableName+"\ndelete table inet "+tableName+"\n"); err != nil {
+		return pod.Errorf(kindOf(err), "cannot remove table %s: %w", tableName, err)
 	}
 	return nil
 }
 
 // changes is the script that turns the elements old into those of want.
-func (f *firewall) changes(old, want elements) string {
+func changes(old, want elements) string {
 	var b strings.Builder
 	for _, e := range sorted(old) {
 		if want[e] != old[e] {
-			fmt.Fprintf(&b, "delete element inet %s %s { %s }\n", f.cfg.Table, e.set, e.key)
+			fmt.Fprintf(&b, "delete element inet %s %s { %s }\n", tableName, e.set, e.key)
 		}
 	}
 	for _, e := range sorted(want) {
 		if want[e] != old[e] {
-			fmt.Fprintf(&b, "add element inet %s %s { %s : %s }\n", f.cfg.Table, e.set, e.key, want[e])
+			fmt.Fprintf(&b, "add element inet %s %s { %s : %s }\n", tableName, e.set, e.key, want[e])
 		}
 	}
 	return b.String()
@@ -128,9 +132,9 @@ func sorted(e elements) []element {
 // table is the script that replaces the table by ours with the elements.
 func (f *firewall) table(e elements) string {
 	var b strings.Builder
-	t := strings.NewReplacer("TABLE", f.cfg.Table, "BRIDGE", f.cfg.Bridge, "SUBNET4", f.cfg.IPv4.String(), "SUBNET6", f.cfg.IPv6.String())
+	t := strings.NewReplacer("TABLE", tableName, "BRIDGE", f.cfg.Bridge, "SUBNET4", f.cfg.IPv4.String(), "SUBNET6", f.cfg.IPv6.String())
 	t.WriteString(&b, ruleset)
-	b.WriteString(f.changes(nil, e))
+	b.WriteString(changes(nil, e))
 	return b.String()
 }
 
@@ -189,7 +193,7 @@ table inet TABLE {
 func (f *firewall) run(ctx context.Context, script string) error {
 	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, f.cfg.NftPath, "-f", "-")
+	cmd := exec.CommandContext(ctx, f.nft, "-f", "-")
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdin = strings.NewReader(script)
 	stderr := &firstbytes.Writer{Max: nftErrorMax}
@@ -207,7 +211,7 @@ func (f *firewall) run(ctx context.Context, script string) error {
 	case ctx.Err() != nil:
 		return pod.Errorf(pod.Unavailable, "nft was stopped: %w", context.Cause(ctx))
 	case errors.Is(err, exec.ErrNotFound) || isNotExist(err):
-		return pod.Errorf(pod.Unsupported, "there is no program %s: install the package nftables", f.cfg.NftPath)
+		return pod.Errorf(pod.Unsupported, "there is no program %s: install the package nftables", f.nft)
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
 	return pod.Errorf(pod.Internal, "nft: %w: %s", err, line)

@@ -111,7 +111,7 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}, closing: make(chan struct{})}
 	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: hasIPv6()}
-	m.fw = &firewall{cfg: &m.cfg}
+	m.fw = &firewall{cfg: &m.cfg, nft: findNft()}
 	return m, nil
 }
 

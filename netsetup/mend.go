@@ -75,7 +75,7 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 		err = m.restoreBridge(ctx)
 	}
 	if err == nil && w.tableLost() {
-		said = append(said, "the table "+m.cfg.Table+" of nftables was changed")
+		said = append(said, "the table "+tableName+" of nftables was changed")
 		if err = m.fw.rebuild(ctx, m.elements); err != nil {
 			w.loseTable()
 		}

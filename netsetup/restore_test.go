@@ -69,7 +69,7 @@ func TestRestore(t *testing.T) {
 	}{
 		{"nothing lost", func(*testing.T, *Manager) {}},
 		{"rules flushed", func(t *testing.T, _ *Manager) { nft(t, "flush ruleset") }},
-		{"a map flushed", func(t *testing.T, _ *Manager) { nft(t, "flush map inet "+DefaultTable+" ports4") }},
+		{"a map flushed", func(t *testing.T, _ *Manager) { nft(t, "flush map inet "+tableName+" ports4") }},
 		{"bridge removed", func(t *testing.T, m *Manager) {
 			if err := netlink.LinkDel(m.bridge.link); err != nil {
 				t.Fatal(err)

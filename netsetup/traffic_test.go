@@ -51,7 +51,7 @@ func TestOutwards(t *testing.T) {
 	// The same packets get through without that chain: the test would see them. Nobody may mend it.
 	m.watch.close()
 	m.watches.Wait()
-	nft(t, "flush chain inet "+DefaultTable+" forward")
+	nft(t, "flush chain inet "+tableName+" forward")
 	wantFrom(t, lan, "tcp", at(r.IPs[0], 80), otherLAN4)
 	wantFrom(t, lan, "tcp", at(r.IPs[1], 80), otherLAN6)
 }
@@ -155,7 +155,7 @@ func TestGuard(t *testing.T) {
 	// The same packets get through without the guard: the test would see them. Nobody may mend it.
 	m.watch.close()
 	m.watches.Wait()
-	nft(t, "flush chain inet "+DefaultTable+" guard")
+	nft(t, "flush chain inet "+tableName+" guard")
 	wantFrom(t, pod, "tcp", "127.0.0.1:7071", r.IPs[0])
 }
 

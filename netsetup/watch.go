@@ -18,14 +18,14 @@ const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 // watch learns from the kernel what others do to the host's links, addresses, routes and nftables, and signals when that may concern us. A restart of
 // nftables.service, or whoever else runs "nft flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
-	bridge, table string
-	index         atomic.Int64                        // of the bridge
-	own           func(port uint32) bool              // says whether a transaction is one of ours
-	odd           func(link string, addr []byte) bool // says whether a pod's link should have another hardware address
-	host, links   chan struct{}                       // of size 1: there is something to look at
-	done          chan struct{}
-	once          sync.Once // to close it
-	files         []*os.File
+	bridge      string
+	index       atomic.Int64                        // of the bridge
+	own         func(port uint32) bool              // says whether a transaction is one of ours
+	odd         func(link string, addr []byte) bool // says whether a pod's link should have another hardware address
+	host, links chan struct{}                       // of size 1: there is something to look at
+	done        chan struct{}
+	once        sync.Once // to close it
+	files       []*os.File
 
 	mu       sync.Mutex
 	suspects []uint32 // who has changed our table: netlink ports
@@ -37,7 +37,7 @@ const unknownPort = 0
 // newWatch watches until it is closed, in goroutines that wg counts.
 func (m *Manager) newWatch(index int, wg *sync.WaitGroup) (*watch, error) {
 	w := &watch{
-		bridge: m.cfg.Bridge, table: m.cfg.Table, own: m.fw.own, odd: m.isOdd,
+		bridge: m.cfg.Bridge, own: m.fw.own, odd: m.isOdd,
 		host: make(chan struct{}, 1), links: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	w.follow(index)
@@ -126,7 +126,7 @@ func signal(c chan struct{}) {
 // readTables looks for changes of our table.
 func (w *watch) readTables(msgs []syscall.NetlinkMessage) {
 	for _, m := range msgs {
-		if w.isOurs(m.Data) {
+		if isOurs(m.Data) {
 			w.suspect(m.Header.Pid)
 		}
 	}
@@ -159,7 +159,7 @@ func (w *watch) tableLost() bool {
 }
 
 // isOurs reads the family and the name of the table: it is the first attribute of everything in a table, and of the table itself.
-func (w *watch) isOurs(data []byte) bool {
+func isOurs(data []byte) bool {
 	if len(data) < nl.SizeofNfgenmsg || data[0] != unix.NFPROTO_INET {
 		return false
 	}
@@ -169,7 +169,7 @@ func (w *watch) isOurs(data []byte) bool {
 	}
 	for _, a := range attrs {
 		if a.Attr.Type == unix.NFTA_TABLE_NAME {
-			return strings.TrimRight(string(a.Value), "\x00") == w.table
+			return strings.TrimRight(string(a.Value), "\x00") == tableName
 		}
 	}
 	return false
