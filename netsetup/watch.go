@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -197,30 +198,19 @@ func (w *watch) readLink(m syscall.NetlinkMessage) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
 		return
 	}
-	info := nl.DeserializeIfInfomsg(m.Data)
-	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
+	link, err := netlink.LinkDeserialize(nil, m.Data)
 	if err != nil {
 		signal(w.links)
 		return
 	}
-	name, attached, addr := "", false, []byte(nil)
-	for _, a := range attrs {
-		switch a.Attr.Type {
-		case unix.IFLA_IFNAME:
-			name = strings.TrimRight(string(a.Value), "\x00")
-		case unix.IFLA_MASTER:
-			attached = true
-		case unix.IFLA_ADDRESS:
-			addr = a.Value
-		}
-	}
 	const allNew = ^uint32(0) // the link was just made, and is not up yet
-	up := info.Flags&unix.IFF_UP != 0
+	a, change := link.Attrs(), nl.DeserializeIfInfomsg(m.Data).Change
+	up := a.RawFlags&unix.IFF_UP != 0
 	switch {
-	case int64(info.Index) == w.index.Load() || name == w.bridge:
+	case int64(a.Index) == w.index.Load() || a.Name == w.bridge:
 		signal(w.host)
-	case !strings.HasPrefix(name, linkPrefix):
-	case m.Header.Type == unix.RTM_DELLINK, up && (!attached || w.odd(name, addr)), !up && info.Change&unix.IFF_UP != 0 && info.Change != allNew:
+	case !strings.HasPrefix(a.Name, linkPrefix):
+	case m.Header.Type == unix.RTM_DELLINK, up && (a.MasterIndex == 0 || w.odd(a.Name, a.HardwareAddr)), !up && change&unix.IFF_UP != 0 && change != allNew:
 		signal(w.links)
 	}
 }
