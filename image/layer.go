@@ -176,7 +176,7 @@ func (s *Store) adoptLayer(dir string, l *layer) error {
 // readLayer reads the record of an unpacked layer.
 func (s *Store) readLayer(name string) (*layer, error) {
 	l := &layer{name: name}
-	if err := atomicfile.ReadJSON(s.path(layersDir, name+".json"), maxLayerRecord, l); err != nil {
+	if err := atomicfile.LoadJSON(s.path(layersDir, name+".json"), maxLayerRecord, l); err != nil {
 		return nil, err
 	}
 	if _, err := v1.NewHash(l.ChainID); err != nil || !strings.HasPrefix(l.ChainID, "sha256:") || !strings.HasPrefix(name, shortName(l.ChainID)) {

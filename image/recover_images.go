@@ -73,7 +73,7 @@ func isDamage(err error) bool {
 
 func (s *Store) readIndex() ([]v1.Descriptor, error) {
 	var m v1.IndexManifest
-	if err := atomicfile.ReadJSON(s.path("index.json"), maxIndexBytes, &m); err != nil {
+	if err := atomicfile.LoadJSON(s.path("index.json"), maxIndexBytes, &m); err != nil {
 		return nil, err
 	}
 	for _, d := range m.Manifests {

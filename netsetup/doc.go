@@ -5,7 +5,7 @@
 // makes what all share, a bridge and an nftables table, and some time after the last they are removed. What stays, and why, is in
 // docs/RATIONALE.md. Nothing is kept in memory alone: a state file names the pods, the kernel has the rest.
 //
-// What does not belong here: what a pod asks for (pod), and who keeps its namespaces (the runtime classes).
+// What does not belong here: what a pod asks for (pod), and who holds its namespaces (the runtime classes).
 //
 // Layer L2: it may import pod and runtime.
 package netsetup

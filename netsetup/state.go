@@ -35,7 +35,7 @@ type saved struct {
 // readState reads the file; a file that is not there is an empty state. A file that cannot be understood is renamed to NAME.corrupt, and
 // warning says so.
 func readState(path string) (s state, warning string, err error) {
-	err = atomicfile.ReadJSON(path, stateMax, &s)
+	err = atomicfile.LoadJSON(path, stateMax, &s)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return state{}, "", nil
@@ -64,7 +64,7 @@ func (s state) write(path string) error {
 	}
 	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = atomicfile.WriteJSON(path, s)
+		err = atomicfile.SaveJSON(path, s)
 	}
 	if err != nil {
 		return pod.Errorf(kindOf(err), "cannot write the network state: %w", err)

@@ -5,7 +5,7 @@
 //
 // # The life of a unit
 //
-// [Manager.StartTransient] makes a unit and refers to it: it stays loaded, with its exit code, when it has ended. [Manager.State] returns what systemd has announced,
+// [Manager.StartTransient] makes a unit and refers to it: it stays loaded, with its exit code, when it has ended. [Manager.State] tells what systemd has announced,
 // without asking. [Manager.Stop] stops it, and only [Manager.Release] forgets it: after that a unit of the same name can be started. A daemon that
 // comes later finds the units by [Manager.List] and adopts each by [Manager.Track]. References end with the daemon: what was active or has
 // failed stays, with its exit code; what was stopped is forgotten.

@@ -70,32 +70,32 @@ func TestRead(t *testing.T) {
 	}
 }
 
-func TestJSON(t *testing.T) {
+func TestSaveJSON(t *testing.T) {
 	type record struct{ Name string }
 	path := filepath.Join(t.TempDir(), "f")
 	var got record
-	if err := ReadJSON(path, 100, &got); !os.IsNotExist(err) {
+	if err := LoadJSON(path, 100, &got); !os.IsNotExist(err) {
 		t.Errorf("a missing file: %v", err)
 	}
-	if err := WriteJSON(path, record{"a"}); err != nil {
+	if err := SaveJSON(path, record{"a"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := ReadJSON(path, 100, &got); err != nil || got.Name != "a" {
+	if err := LoadJSON(path, 100, &got); err != nil || got.Name != "a" {
 		t.Errorf("read %+v, %v", got, err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
 	}
-	if err := ReadJSON(path, 5, &got); !Damaged(err) {
+	if err := LoadJSON(path, 5, &got); !Damaged(err) {
 		t.Errorf("a file over the limit: %v", err)
 	}
 	if err := os.WriteFile(path, []byte(`{"Name":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := ReadJSON(path, 100, &got); !Damaged(err) {
+	if err := LoadJSON(path, 100, &got); !Damaged(err) {
 		t.Errorf("half a record: %v", err)
 	}
-	if err := WriteJSON(path, make(chan int)); err == nil {
+	if err := SaveJSON(path, make(chan int)); err == nil {
 		t.Error("a channel was written")
 	}
 }

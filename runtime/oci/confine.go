@@ -63,10 +63,18 @@ func addSeccomp(spec *specs.Spec, in Input) error {
 func addAppArmor(spec *specs.Spec, in Input) error {
 	profile := first(security(in.Container).AppArmorProfile, podSecurity(in.Pod).AppArmorProfile)
 	if profile == nil {
+		if in.Host.AppArmor && !privileged(in) {
+			spec.Process.ApparmorProfile = in.Host.AppArmorDefault
+		}
 		return nil
 	}
 	switch profile.Type {
-	case corev1.AppArmorProfileTypeUnconfined, corev1.AppArmorProfileTypeRuntimeDefault: // no default profile is loaded
+	case corev1.AppArmorProfileTypeUnconfined:
+		return nil
+	case corev1.AppArmorProfileTypeRuntimeDefault:
+		if in.Host.AppArmor {
+			spec.Process.ApparmorProfile = in.Host.AppArmorDefault
+		}
 		return nil
 	case corev1.AppArmorProfileTypeLocalhost:
 		if !in.Host.AppArmor {

@@ -25,6 +25,7 @@ func Spec(in Input) (*specs.Spec, error) {
 			Namespaces:  namespaces(in),
 			CgroupsPath: in.CgroupsPath,
 			Sysctl:      sysctls(in),
+			MountLabel:  in.Host.SELinuxMount,
 		},
 	}
 	if in.Namespaces.UTS != "" {
@@ -78,6 +79,7 @@ func process(in Input) (*specs.Process, error) {
 		Rlimits:         in.Rlimits,
 		NoNewPrivileges: sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation,
 		OOMScoreAdj:     oomScoreAdj(in),
+		SelinuxLabel:    in.Host.SELinuxProcess,
 	}, nil
 }
 

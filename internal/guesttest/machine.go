@@ -27,8 +27,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// Guest is a running agent.
-type Guest struct {
+// Machine is a running agent.
+type Machine struct {
 	*client.Client
 	Socket string // of the agent
 	Cgroup string // that the containers' are in, as this process sees it
@@ -40,7 +40,7 @@ type Guest struct {
 var count atomic.Int32
 
 // Start starts an agent and has it configured. It is skipped without root, crun, busybox or mkfs.erofs.
-func Start(t testing.TB) *Guest {
+func Start(t testing.TB) *Machine {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: run the tests with sudo")
@@ -58,7 +58,7 @@ func Start(t testing.TB) *Guest {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("magikagent-test-%d-%d", os.Getpid(), count.Add(1))
-	m := &Guest{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
+	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), dirVariable+"="+dir, cgroupVariable+"="+name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -143,7 +143,7 @@ func removeCgroups(path string) error {
 }
 
 // Containers are the names of the cgroups of the containers that there are.
-func (m *Guest) Containers(t testing.TB) string {
+func (m *Machine) Containers(t testing.TB) string {
 	t.Helper()
 	entries, err := os.ReadDir(m.Cgroup)
 	if err != nil {
@@ -183,7 +183,7 @@ func Container(t testing.TB, name string, change func(in *oci.Input), args ...st
 }
 
 // Run creates and starts a container, whose session the test ends.
-func (m *Guest) Run(t testing.TB, request wire.Create) *client.Session {
+func (m *Machine) Run(t testing.TB, request wire.Create) *client.Session {
 	t.Helper()
 	session, err := m.Create(t.Context(), request)
 	if err != nil {
