@@ -38,10 +38,11 @@ type Images interface {
 	Pull(ctx context.Context, reference string, o image.PullOptions) (runtime.Image, error)
 	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]string, error)
 	Save(ctx context.Context, references []string, w io.Writer) error
-	List() []image.Info
-	Inspect(reference string) (image.Info, []byte, error)
+	List() []pod.ImageSummary
+	Inspect(reference string) (pod.ImageSummary, []byte, error)
 	Tag(reference, newReference string) error
 	Remove(ctx context.Context, reference string, inUse func(id string) []string) error
+	Prune(ctx context.Context, inUse func(id string) []string) (ids []string, err error)
 }
 
 // Networks is what the daemon needs of package netsetup.

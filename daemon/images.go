@@ -227,10 +227,9 @@ func (d *Daemon) SaveImage(ctx context.Context, references []string, archive *os
 // ListImages lists what is stored.
 func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	users := d.imageUsers()
-	infos := d.images.List()
-	list := make([]pod.ImageSummary, 0, len(infos))
-	for _, i := range infos {
-		list = append(list, pod.ImageSummary{ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Platform: i.Platform, Pods: len(users[i.ID])})
+	list := d.images.List()
+	for i := range list {
+		list[i].Pods = len(users[list[i].ID])
 	}
 	return list, nil
 }
@@ -304,6 +303,16 @@ func (d *Daemon) RemoveImage(ctx context.Context, reference string, force bool) 
 	return nil
 }
 
+// PruneImages removes the images that have no name any more and that no pod uses, and returns their IDs.
+func (d *Daemon) PruneImages(ctx context.Context) ([]string, error) {
+	users := d.imageUsers()
+	ids, err := d.images.Prune(ctx, func(id string) []string { return users[id] })
+	if len(ids) > 0 {
+		d.forgetImages(ctx)
+	}
+	return ids, err
+}
+
 // forgetImages has the runtime classes remove what they have made for images that are gone. What is left by an error, the next time removes.
 func (d *Daemon) forgetImages(ctx context.Context) {
 	if err := d.registry.ForgetImages(ctx); err != nil {
@@ -322,10 +331,11 @@ func (d *Daemon) InspectImage(_ context.Context, reference string) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
+	info.Pods = len(d.imageUsers()[info.ID])
 	data, err := json.Marshal(struct {
 		pod.ImageSummary
 		Config json.RawMessage `json:"config"`
-	}{pod.ImageSummary{ID: info.ID, References: info.References, Digest: info.Digest, Size: info.Size, Created: info.Created, Platform: info.Platform, Pods: len(d.imageUsers()[info.ID])}, config})
+	}{info, config})
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot inspect image %s: %w", reference, err)
 	}

@@ -61,3 +61,25 @@ func TestPullCancelled(t *testing.T) {
 		}
 	})
 }
+
+// TestPruneImages: an image without a name stays for as long as a pod uses it.
+func TestPruneImages(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.images.present["localhost/old/used:1"], w.images.present["localhost/old/unused:1"] = true, true
+		ref := w.mustRun(strings.Replace(manifest("web"), "localhost/app:1", "localhost/old/used:1", 1))
+		for _, want := range []string{"localhost/old/unused:1", "", "localhost/old/used:1"} {
+			if want == "localhost/old/used:1" {
+				if _, err := w.job(w.d.Delete(t.Context(), ref, pod.StopOptions{})); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var ids []string
+			if want != "" {
+				ids = []string{w.images.image(want).ID}
+			}
+			if got, err := w.d.PruneImages(t.Context()); err != nil || !slices.Equal(got, ids) {
+				t.Errorf("pruned %q, %v; want %q", got, err, ids)
+			}
+		}
+	})
+}

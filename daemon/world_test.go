@@ -366,19 +366,19 @@ func (f *fakeImages) Load(_ context.Context, _ io.Reader, o image.LoadOptions) (
 
 func (f *fakeImages) Save(context.Context, []string, io.Writer) error { return nil }
 
-func (f *fakeImages) List() []image.Info {
+func (f *fakeImages) List() []pod.ImageSummary {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var list []image.Info
+	var list []pod.ImageSummary
 	for _, name := range slices.Sorted(maps.Keys(f.present)) {
-		list = append(list, image.Info{ID: f.image(name).ID, References: []string{name}})
+		list = append(list, pod.ImageSummary{ID: f.image(name).ID, References: []string{name}})
 	}
 	return list
 }
 
-func (f *fakeImages) Inspect(reference string) (image.Info, []byte, error) {
+func (f *fakeImages) Inspect(reference string) (pod.ImageSummary, []byte, error) {
 	img, err := f.Resolve(reference)
-	return image.Info{ID: img.ID, References: []string{reference}}, []byte(`{}`), err
+	return pod.ImageSummary{ID: img.ID, References: []string{reference}}, []byte(`{}`), err
 }
 
 func (f *fakeImages) Tag(reference, newReference string) error {
@@ -396,6 +396,19 @@ func (f *fakeImages) Remove(_ context.Context, reference string, inUse func(id s
 	defer f.mu.Unlock()
 	delete(f.present, reference)
 	return nil
+}
+
+// Prune removes the images whose names begin with localhost/old/: they stand for those that have lost their names.
+func (f *fakeImages) Prune(_ context.Context, inUse func(id string) []string) (ids []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(f.present)) {
+		if id := f.image(name).ID; strings.HasPrefix(name, "localhost/old/") && len(inUse(id)) == 0 {
+			delete(f.present, name)
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }

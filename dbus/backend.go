@@ -53,6 +53,8 @@ type Backend interface {
 	SaveImage(ctx context.Context, references []string, archive *os.File) error
 	ListImages(ctx context.Context) ([]pod.ImageSummary, error)
 	RemoveImage(ctx context.Context, reference string, force bool) error
+	// PruneImages removes the images that have no name and that no pod uses, and returns their IDs.
+	PruneImages(ctx context.Context) (ids []string, err error)
 	TagImage(ctx context.Context, reference, newReference string) error
 	// InspectImage returns a JSON object: id, references, digest, size, config (as in the OCI image-spec).
 	InspectImage(ctx context.Context, reference string) ([]byte, error)

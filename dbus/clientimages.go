@@ -66,6 +66,12 @@ func (c *Client) RemoveImage(ctx context.Context, ref string, force bool) error 
 	return c.manager(ctx, "RemoveImage", []any{ref, force})
 }
 
+// PruneImages removes the images that have no name and that no pod uses, and returns their IDs.
+func (c *Client) PruneImages(ctx context.Context) (ids []string, err error) {
+	err = c.manager(ctx, "PruneImages", nil, &ids)
+	return ids, err
+}
+
 // TagImage gives an image one more name.
 func (c *Client) TagImage(ctx context.Context, ref, newRef string) error {
 	return c.manager(ctx, "TagImage", []any{ref, newRef})

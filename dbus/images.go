@@ -142,6 +142,14 @@ func (c *call) removeImage() ([]any, error) {
 	return nil, c.server.backend.RemoveImage(c.ctx, ref, force)
 }
 
+func (c *call) pruneImages() ([]any, error) {
+	ids, err := c.server.backend.PruneImages(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []any{notNil(ids)}, nil
+}
+
 func (c *call) tagImage() ([]any, error) {
 	ref, to := c.body[0].(string), c.body[1].(string)
 	if err := checkReference(ref); err != nil {

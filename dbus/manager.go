@@ -34,6 +34,7 @@ var managerMethods = []method{
 	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, handle: (*call).saveImage},
 	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, handle: (*call).listImages},
 	{name: "RemoveImage", in: "sb", action: ActionManageImages, handle: (*call).removeImage},
+	{name: "PruneImages", out: "as", action: ActionManageImages, handle: (*call).pruneImages},
 	{name: "TagImage", in: "ss", action: ActionManageImages, handle: (*call).tagImage},
 	{name: "InspectImage", in: "s", out: "s", action: ActionRead, handle: (*call).inspectImage},
 	{name: "ListRuntimeClasses", out: "a(sbs)", action: ActionRead, handle: (*call).listClasses},

@@ -80,7 +80,7 @@ func (s *Store) archiveInPlace(r io.Reader) (*archiveFile, error) {
 
 // spoolArchive copies r, unpacked, to a file in tmp.
 func (s *Store) spoolArchive(ctx context.Context, r io.Reader) (*archiveFile, error) {
-	source := &sourceReader{r: newAsyncReader(ctx, r)}
+	source := &sourceReader{r: asyncReader(ctx, r)}
 	f, err := os.CreateTemp(s.path(tmpDir), "archive-")
 	if err != nil {
 		return nil, err
@@ -113,10 +113,7 @@ func (s *Store) spoolArchive(ctx context.Context, r io.Reader) (*archiveFile, er
 // startsAsTar refuses what is no archive before gigabytes of it are copied.
 func startsAsTar(content io.ReadCloser) (io.ReadCloser, error) {
 	b := bufio.NewReaderSize(content, 128<<10)
-	again := struct {
-		io.Reader
-		io.Closer
-	}{b, content}
+	again := readCloser{b, content}
 	first, err := b.Peek(512)
 	if err != nil && err != io.EOF {
 		return again, err
@@ -126,9 +123,6 @@ func startsAsTar(content io.ReadCloser) (io.ReadCloser, error) {
 	}
 	return again, nil
 }
-
-// onlyWriter hides the other methods of a file, so that io.Copy makes large writes out of what a decompressor gives.
-type onlyWriter struct{ io.Writer }
 
 func (a *archiveFile) close() {
 	if a.spool != nil {
@@ -142,7 +136,7 @@ func (a *archiveFile) scan(ctx context.Context, limits Limits) error {
 	section := io.NewSectionReader(a.r, 0, a.size)
 	t := tar.NewReader(section)
 	a.members = map[string]member{}
-	var held, last int64
+	var kept, last int64
 	for n := 0; ; n++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -158,7 +152,7 @@ func (a *archiveFile) scan(ctx context.Context, limits Limits) error {
 		if err != nil {
 			return err
 		}
-		if held += int64(len(h.Name) + len(h.Linkname) + 128); n >= limits.MaxFiles || held > limits.MaxHeaderBytes {
+		if kept += int64(len(h.Name) + len(h.Linkname) + 128); n >= limits.MaxFiles || kept > limits.MaxHeaderBytes {
 			return pod.Errorf(pod.Exhausted, "the archive has more than %d files or %d bytes of names, the limits", limits.MaxFiles, limits.MaxHeaderBytes)
 		}
 		a.add(h, off)

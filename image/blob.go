@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
+	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -23,7 +25,7 @@ type blobSource struct {
 	open   func(ctx context.Context) (io.ReadCloser, error)
 	// retry says whether to try again after an error of reading, and waits; nil: never.
 	retry func(ctx context.Context, attempt int, err error) bool
-	// progress is told of bytes as they come, and takes them back (negative) before another attempt.
+	// progress gets the number of bytes as they come, and takes them back (negative) before another attempt.
 	progress func(n int64)
 }
 
@@ -61,7 +63,7 @@ func (s *Store) putBlob(ctx context.Context, l *lease, b blobSource) (v1.Hash, i
 		return b.digest, 0, err
 	}
 	l.pin(digest.String())
-	return digest, size, s.adoptBlob(f, digest)
+	return digest, size, s.adoptFile(f, s.blobPath(digest))
 }
 
 // fillBlob writes the blob to f, as often as its source asks for.
@@ -118,7 +120,7 @@ func (s *Store) tryBlob(ctx context.Context, f *os.File, b blobSource) (digest v
 			b.progress(int64(n))
 		}
 	}
-	digest = v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
+	digest = sumOf(hash)
 	switch {
 	case ctx.Err() != nil:
 		return digest, size, false, context.Cause(ctx)
@@ -127,7 +129,7 @@ func (s *Store) tryBlob(ctx context.Context, f *os.File, b blobSource) (digest v
 	case b.size > size && readErr == io.EOF:
 		return digest, size, true, invalid("the blob %s has %d bytes and should have %d: %w", b.digest, size, b.size, io.ErrUnexpectedEOF)
 	case b.size == size:
-		return digest, size, false, invalid("the blob %s is wrong: it has the digest %s", b.digest, digest)
+		return digest, size, false, wrongBlob(b.digest, digest)
 	case readErr != io.EOF:
 		return digest, size, true, readErr
 	}
@@ -141,8 +143,8 @@ func tooLong(b blobSource, limit int64) error {
 	return pod.Errorf(pod.Exhausted, "a blob is larger than %d bytes, the limit", limit)
 }
 
-// adoptBlob gives a complete file, which is in tmp, its name.
-func (s *Store) adoptBlob(f *os.File, d v1.Hash) error {
+// adoptFile gives a complete file, which is in tmp, its name.
+func (s *Store) adoptFile(f *os.File, path string) error {
 	if err := f.Chmod(0o600); err != nil {
 		return err
 	}
@@ -151,10 +153,10 @@ func (s *Store) adoptBlob(f *os.File, d v1.Hash) error {
 			return err
 		}
 	}
-	if err := os.Rename(f.Name(), s.blobPath(d)); err != nil {
+	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return s.syncDir(s.path(blobsDir))
+	return s.syncDir(filepath.Dir(path))
 }
 
 func (s *Store) syncDir(dir string) error {
@@ -185,15 +187,7 @@ func (s *Store) writeFile(path string, data []byte) error {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	if !s.noSync {
-		if err := f.Sync(); err != nil {
-			return err
-		}
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return s.syncDir(parentOf(path))
+	return s.adoptFile(f, path)
 }
 
 // readBlob reads a small blob and verifies it.
@@ -224,7 +218,7 @@ func (s *Store) checkBlob(ctx context.Context, d v1.Hash) error {
 	if _, err := io.Copy(hash, limitReader(ctx, f, s.limits.MaxImageBytes, "the blob")); err != nil {
 		return err
 	}
-	if hex.EncodeToString(hash.Sum(nil)) == d.Hex {
+	if sumOf(hash) == d {
 		return nil
 	}
 	bad, err := s.renameBad(blobsDir, d.Hex)
@@ -245,7 +239,19 @@ func (e errBadBlob) Unwrap() error { return e.err }
 
 func asBadBlob(err error) (errBadBlob, bool) { return errors.AsType[errBadBlob](err) }
 
+// digestOf is the digest of data.
 func digestOf(data []byte) v1.Hash {
-	sum := sha256.Sum256(data)
-	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+	h := sha256.New()
+	h.Write(data)
+	return sumOf(h)
+}
+
+// sumOf is the digest of what was written to a SHA-256 hash.
+func sumOf(h hash.Hash) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
+}
+
+// wrongBlob says that a blob does not have the digest that it should have.
+func wrongBlob(want, got v1.Hash) error {
+	return invalid("the blob %s is wrong: it has the digest %s", want, got)
 }

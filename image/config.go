@@ -60,7 +60,7 @@ const (
 	maxWord = 256
 )
 
-// checkWords refuses a config with which nothing could be run, or of which the kernel would be told a part only, up to a NUL.
+// checkWords refuses a config with which nothing could be run, or of which the kernel would get a part only, up to a NUL.
 func (c *configFile) checkWords() error {
 	lists := map[string][]string{
 		"Env": c.Config.Env, "Entrypoint": c.Config.Entrypoint, "Cmd": c.Config.Cmd, "Volumes": slices.Collect(maps.Keys(c.Config.Volumes)),

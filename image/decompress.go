@@ -26,7 +26,7 @@ const (
 	packedZstd
 )
 
-// packing tells by the first four bytes.
+// packing knows by the first four bytes.
 func packing(magic []byte) int {
 	switch {
 	case bytes.HasPrefix(magic, gzipMagic):

@@ -204,47 +204,39 @@ func (s *Store) newEntry(desc v1.Descriptor, from origin, manifest []byte, confi
 	return e, err
 }
 
-// prepared is an image that can be published, and the names it gets.
-type prepared struct {
-	entry *entry
-	refs  []string
-}
-
-// commit publishes images, all or none.
-func (s *Store) commit(list []prepared) error {
-	s.change.Lock()
-	defer s.change.Unlock()
-	x := s.index.Load().clone()
-	together := map[string]bool{} // names that this has given already: its images are one
-	for _, p := range list {
-		digest := p.entry.desc.Digest.String()
-		if old := x.images[digest]; old != nil && p.entry.source == "" {
-			p.entry.source, p.entry.platform, p.entry.offers = old.source, old.platform, old.offers
-		}
-		x.images[digest] = p.entry
-		for _, ref := range p.refs {
-			x.name(ref, p.entry, together[ref])
-			together[ref] = true
-		}
-	}
-	return s.publish(x)
-}
-
 // takeIn stores candidates and publishes them as one. It returns them in order.
 func (s *Store) takeIn(ctx context.Context, candidates []candidate) ([]*entry, error) {
 	l := s.lease()
 	defer l.release()
-	var list []prepared
 	var entries []*entry
 	for _, c := range candidates {
 		e, err := s.prepare(ctx, l, c)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, prepared{entry: e, refs: c.refs})
 		entries = append(entries, e)
 	}
-	return entries, s.commit(list)
+	return entries, s.commit(candidates, entries)
+}
+
+// commit publishes the images that candidates have become, all or none.
+func (s *Store) commit(candidates []candidate, entries []*entry) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	x := s.index.Load().clone()
+	together := map[string]bool{} // names that this has given already: its images are one
+	for i, e := range entries {
+		digest := e.desc.Digest.String()
+		if old := x.images[digest]; old != nil && e.source == "" {
+			e.source, e.platform, e.offers = old.source, old.platform, old.offers
+		}
+		x.images[digest] = e
+		for _, ref := range candidates[i].refs {
+			x.name(ref, e, together[ref])
+			together[ref] = true
+		}
+	}
+	return s.publish(x)
 }
 
 // manifestType is what a manifest without a word about its type is.

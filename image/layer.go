@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -38,8 +37,6 @@ const maxLayerRecord = 1 << 20
 
 // emptyLayer is the directory of an image without layers.
 const emptyLayer = "empty"
-
-func parentOf(path string) string { return filepath.Dir(path) }
 
 // chainIDs returns the chain ID of each layer (OCI image-spec, config.md, Layer ChainID).
 func chainIDs(diffIDs []v1.Hash) []string {
@@ -130,7 +127,7 @@ func (s *Store) unpackTo(ctx context.Context, dir string, j unpackJob) (*layer, 
 	if _, err := io.Copy(io.Discard, r); err != nil { // what follows the end of the archive belongs to the digest
 		return nil, contentError(err)
 	}
-	if got := "sha256:" + hex.EncodeToString(hash.Sum(nil)); got != j.diffID.String() {
+	if got := sumOf(hash); got != j.diffID {
 		return nil, invalid("the layer unpacks to %s and not to the %s of the config", got, j.diffID)
 	}
 	return &layer{ChainID: j.chain, DiffID: j.diffID.String(), Files: u.files, Bytes: u.bytes, opaque: layertree.IsOpaque(dir)}, nil
@@ -178,12 +175,8 @@ func (s *Store) adoptLayer(dir string, l *layer) error {
 
 // readLayer reads the record of an unpacked layer.
 func (s *Store) readLayer(name string) (*layer, error) {
-	data, err := atomicfile.Read(s.path(layersDir, name+".json"), maxLayerRecord)
-	if err != nil {
-		return nil, err
-	}
 	l := &layer{name: name}
-	if err := json.Unmarshal(data, l); err != nil {
+	if err := atomicfile.LoadJSON(s.path(layersDir, name+".json"), maxLayerRecord, l); err != nil {
 		return nil, err
 	}
 	if _, err := v1.NewHash(l.ChainID); err != nil || !strings.HasPrefix(l.ChainID, "sha256:") || !strings.HasPrefix(name, shortName(l.ChainID)) {

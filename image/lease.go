@@ -7,8 +7,8 @@ import (
 
 // lease keeps blobs and layers from being collected while they are worked with.
 type lease struct {
-	s    *Store
-	held []string
+	s      *Store
+	pinned []string
 }
 
 func (s *Store) lease() *lease { return &lease{s: s} }
@@ -19,7 +19,7 @@ func (l *lease) pin(names ...string) {
 	defer l.s.change.Unlock()
 	for _, name := range names {
 		l.s.pins[name]++
-		l.held = append(l.held, name)
+		l.pinned = append(l.pinned, name)
 	}
 }
 
@@ -27,14 +27,14 @@ func (l *lease) pin(names ...string) {
 func (l *lease) release() {
 	s := l.s
 	s.change.Lock()
-	for _, name := range l.held {
+	for _, name := range l.pinned {
 		if s.pins[name]--; s.pins[name] == 0 {
 			delete(s.pins, name)
 		}
 	}
-	trash := s.collect(l.held)
+	trash := s.collect(l.pinned)
 	s.change.Unlock()
-	l.held = nil
+	l.pinned = nil
 	s.empty(trash)
 }
 

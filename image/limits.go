@@ -13,7 +13,7 @@ type Limits struct {
 	MaxLayerBytes    int64 // of one layer, unpacked; default 32 GiB
 	MaxImageBytes    int64 // of all layers of one image, packed or unpacked, and of an archive, unpacked; default 64 GiB
 	MaxFiles         int   // files and directories in one layer, and members of an archive; default 1,000,000
-	MaxHeaderBytes   int64 // of the names and attributes of all files of one layer, which are held in memory; default 128 MiB
+	MaxHeaderBytes   int64 // of the names and attributes of all files of one layer, which are kept in memory; default 128 MiB
 	MaxPathWork      int64 // of one layer: parts of names looked up in deep directories and through symlinks; default 64 Mi, which take some 5 s
 	MaxManifestBytes int64 // of one manifest, index or config; default 4 MiB
 }

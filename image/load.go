@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"io"
 	"slices"
@@ -24,13 +23,12 @@ type LoadOptions struct {
 // the images, and the ID of an image without one. All images are loaded or none. Invalid: the archive is damaged, hostile or no image;
 // Unsupported: it has no image for the platform.
 func (s *Store) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]string, error) {
-	ctx, end, err := s.begin(ctx)
-	if err != nil {
-		return nil, s.fail(err, "cannot load archive")
-	}
-	defer end()
-	refs, err := s.load(ctx, r, o)
-	return refs, s.fail(err, "cannot load archive")
+	var refs []string
+	err := s.do(ctx, func(ctx context.Context) (err error) {
+		refs, err = s.load(ctx, r, o)
+		return err
+	}, "cannot load archive")
+	return refs, err
 }
 
 func (s *Store) load(ctx context.Context, r io.Reader, o LoadOptions) ([]string, error) {
@@ -138,27 +136,30 @@ func (s *Store) rootCandidate(ctx context.Context, l *lease, a *archiveFile, wan
 	if err != nil {
 		return candidate{}, err
 	}
-	digest := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
+	digest := sumOf(hash)
 	l.pin(digest.String())
 	if a.spool != nil && !s.hasBlob(digest, size) {
-		if err := s.adoptBlob(a.spool, digest); err != nil {
+		if err := s.adoptFile(a.spool, s.blobPath(digest)); err != nil {
 			return candidate{}, err
 		}
 	}
 	var config configFile
 	config.Architecture, config.OS, config.Variant = want.arch, want.os, want.variant
-	config.RootFS.Type, config.RootFS.DiffIDs = "layers", []v1.Hash{digest}
 	if a.newest.Unix() > 0 && a.newest.Year() < 10000 {
 		config.Created = a.newest.UTC().Format(time.RFC3339)
 	}
+	c, err := oneLayer(config, digest, size, func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(io.NewSectionReader(a.r, 0, a.size)), nil
+	})
+	c.want = want
+	return c, err
+}
+
+// oneLayer is an image of one layer, which is not packed.
+func oneLayer(config configFile, digest v1.Hash, size int64, open func(context.Context) (io.ReadCloser, error)) (candidate, error) {
+	config.RootFS.Type, config.RootFS.DiffIDs = "layers", []v1.Hash{digest}
 	data, err := json.Marshal(config)
-	if err != nil {
-		return candidate{}, err
-	}
 	return candidate{
-		config: data, want: want, packed: []types.MediaType{types.OCIUncompressedLayer},
-		layers: []blobSource{{digest: digest, size: size, open: func(context.Context) (io.ReadCloser, error) {
-			return io.NopCloser(io.NewSectionReader(a.r, 0, a.size)), nil
-		}}},
-	}, nil
+		config: data, packed: []types.MediaType{types.OCIUncompressedLayer}, layers: []blobSource{{digest: digest, size: size, open: open}},
+	}, err
 }

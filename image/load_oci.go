@@ -83,7 +83,7 @@ func parts(groups [][]v1.Descriptor, want platform) (list []part) {
 func groupByName(manifests []v1.Descriptor) (groups map[string][]v1.Descriptor, order []string) {
 	groups = map[string][]v1.Descriptor{}
 	for _, d := range manifests {
-		if isAttestation(d) || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+		if !isImage(d) {
 			continue
 		}
 		// docker and buildkit put only the tag where the OCI's name belongs, and the name elsewhere.
@@ -99,22 +99,17 @@ func groupByName(manifests []v1.Descriptor) (groups map[string][]v1.Descriptor, 
 	return groups, order
 }
 
-// splitGroup tells the platforms of one image from several images without a name.
+// splitGroup separates several images without a name, and leaves the platforms of one image together.
 func splitGroup(descs []v1.Descriptor) [][]v1.Descriptor {
-	for _, d := range descs {
-		if d.Platform == nil {
-			var each [][]v1.Descriptor
-			for _, d := range descs {
-				each = append(each, []v1.Descriptor{d})
-			}
-			return each
-		}
+	each := slices.Collect(slices.Chunk(descs, 1))
+	if slices.ContainsFunc(descs, func(d v1.Descriptor) bool { return d.Platform == nil }) {
+		return each
 	}
-	seen := map[string]bool{}
+	seen := map[platform]bool{}
 	for _, d := range descs {
-		p := platform{os: d.Platform.OS, arch: d.Platform.Architecture, variant: d.Platform.Variant}.String()
+		p := platformOf(*d.Platform)
 		if seen[p] && d.Annotations[annotationName] == "" { // two of one platform, without a name: different images
-			return slices.Collect(slices.Chunk(descs, 1))
+			return each
 		}
 		seen[p] = true
 	}
@@ -192,7 +187,7 @@ func (s *Store) archiveBlob(ctx context.Context, a *archiveFile, d v1.Descriptor
 		return nil, err
 	}
 	if got := digestOf(data); got != d.Digest {
-		return nil, invalid("the blob %s is wrong: it has the digest %s", d.Digest, got)
+		return nil, wrongBlob(d.Digest, got)
 	}
 	return data, nil
 }

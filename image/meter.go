@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// meter adds up progress and tells of it.
+// meter adds up progress and reports it.
 type meter struct {
-	mu   sync.Mutex
-	tell func(Progress)
-	now  Progress
-	last time.Time
+	mu     sync.Mutex
+	report func(Progress)
+	now    Progress
+	last   time.Time
 }
 
-func newMeter(tell func(Progress)) *meter { return &meter{tell: tell} }
+func newMeter(report func(Progress)) *meter { return &meter{report: report} }
 
 func (m *meter) total(n int64) { m.now.Total += n }
 
@@ -21,14 +21,14 @@ func (m *meter) add(n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.now.Done += n
-	if m.tell != nil && (m.now.Done == m.now.Total || time.Since(m.last) >= progressInterval) {
+	if m.report != nil && (m.now.Done == m.now.Total || time.Since(m.last) >= progressInterval) {
 		m.last = time.Now()
-		m.tell(m.now)
+		m.report(m.now)
 	}
 }
 
 func (m *meter) stop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.tell = nil
+	m.report = nil
 }

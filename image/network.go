@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/magikrun/magikpod/pod"
@@ -18,34 +19,33 @@ import (
 
 // network is how registries are reached.
 type network struct {
-	secure, insecure *http.Transport
-	attempts         int
-	backoff, stall   time.Duration
+	transport      *http.Transport
+	attempts       int
+	backoff, stall time.Duration
 }
 
-func insecureTLS() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
+// newNetwork has a transport like ggcr's own.
+func newNetwork() network {
+	t := remote.DefaultTransport.(*http.Transport).Clone()
+	t.ResponseHeaderTimeout = pullStall
+	return network{transport: t, attempts: pullAttempts, backoff: pullBackoff, stall: pullStall}
+}
 
-// guard stands between the registry library and the network: no plain HTTP to other hosts without being asked, and no endless manifests.
+// guard stands between the registry library and the network: no plain HTTP to other hosts, and no endless manifests.
 type guard struct {
-	next     http.RoundTripper
-	insecure bool
-	limit    int64
+	next  http.RoundTripper
+	limit int64
 }
 
 func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && !g.insecure && !isThisHost(r.URL.Hostname()) {
+	if r.URL.Scheme != "https" && !isThisHost(r.URL.Hostname()) {
 		return nil, pod.Errorf(pod.Denied, "%s speaks plain HTTP, which must be allowed expressly", r.URL.Host)
 	}
 	resp, err := g.next.RoundTrip(r)
 	if err == nil && !strings.Contains(r.URL.Path, "/blobs/") {
-		resp.Body = &limitedBody{limitedReader: limitReader(r.Context(), resp.Body, g.limit, "the registry's answer"), Closer: resp.Body}
+		resp.Body = readCloser{limitReader(r.Context(), resp.Body, g.limit, "the registry's answer"), resp.Body}
 	}
 	return resp, err
-}
-
-type limitedBody struct {
-	*limitedReader
-	io.Closer
 }
 
 func isThisHost(host string) bool {

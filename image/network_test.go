@@ -216,11 +216,10 @@ func TestPlainHTTPMustBeAllowed(t *testing.T) {
 	}
 }
 
-// A certificate that nobody vouches for is accepted only when that was asked for, and so is plain HTTP on such a port.
-func TestInsecure(t *testing.T) {
+// A certificate that nobody vouches for is not accepted.
+func TestUnknownCertificate(t *testing.T) {
 	reg := newRegistry(t)
-	img := randomImage(t, hostArch(t), 1)
-	reg.push(t, "x:1", img)
+	reg.push(t, "x:1", randomImage(t, hostArch(t), 1))
 	target := &url.URL{Scheme: "http", Host: reg.host}
 	server := httptest.NewUnstartedServer(httputil.NewSingleHostReverseProxy(target))
 	server.Config.ErrorLog = discardLog
@@ -233,10 +232,6 @@ func TestInsecure(t *testing.T) {
 		t.Error("the certificate was accepted")
 	}
 	wantEmpty(t, s)
-	image, err := s.Pull(context.Background(), ref, PullOptions{Keychain: anonymous, Insecure: true})
-	if err != nil || image.ID != idOf(t, img) {
-		t.Errorf("%s, %v", image.ID, err)
-	}
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -295,7 +290,7 @@ func TestKeychainOf(t *testing.T) {
 		_, err := KeychainOf([]byte(text))
 		wantKind(t, err, pod.Invalid, "")
 		if err != nil && strings.Contains(err.Error(), "secret") {
-			t.Errorf("the error tells the secret: %v", err)
+			t.Errorf("the error has the secret in it: %v", err)
 		}
 	}
 }

@@ -101,10 +101,7 @@ func (p platform) pick(manifests []v1.Descriptor) (v1.Descriptor, error) {
 	best, bestRank := v1.Descriptor{}, 0
 	var offered []string
 	for _, d := range manifests {
-		if isAttestation(d) {
-			continue
-		}
-		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+		if !isImage(d) {
 			continue
 		}
 		rank := unsaidRank
@@ -135,7 +132,7 @@ const maxOffers = 16
 func offersOf(manifests []v1.Descriptor) (offers []platform) {
 	want := platform{os: "linux", arch: runtime.GOARCH, modules: true}
 	for _, d := range manifests {
-		if d.Platform == nil || isAttestation(d) || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+		if d.Platform == nil || !isImage(d) {
 			continue
 		}
 		if p := platformOf(*d.Platform); want.rank(p) > 0 && len(p.variant) < 32 && !slices.Contains(offers, p) && len(offers) < maxOffers {
@@ -163,8 +160,9 @@ func splitPlatforms(text string) (list []platform) {
 	return list
 }
 
-// isAttestation says whether a manifest of an index is a note about another one (buildkit makes such) and no image.
-func isAttestation(d v1.Descriptor) bool {
-	return d.Annotations["vnd.docker.reference.type"] != "" ||
+// isImage says whether a manifest of an index is an image or an index, and no note about another one (an attestation: buildkit makes such).
+func isImage(d v1.Descriptor) bool {
+	note := d.Annotations["vnd.docker.reference.type"] != "" ||
 		d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
+	return !note && (d.MediaType.IsImage() || d.MediaType.IsIndex())
 }

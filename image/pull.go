@@ -20,10 +20,8 @@ import (
 
 // PullOptions are how an image is pulled. The zero value is fine.
 type PullOptions struct {
-	// Progress is told how much has come, from one goroutine at a time, and not more often than every 100 ms but for the end.
+	// Progress gets how much has come, from one goroutine at a time, and not more often than every 100 ms but for the end.
 	Progress func(Progress)
-	// Insecure allows plain HTTP and certificates that nobody vouches for. Plain HTTP to this very host (127.0.0.1, ::1, localhost) is always allowed.
-	Insecure bool
 	// Keychain has the credentials; nil: those of docker's and podman's auth files.
 	Keychain authn.Keychain
 	// Platform is OS/ARCHITECTURE[/VARIANT]; empty: the host's; [Modules]: WebAssembly, and the host's where there is none.
@@ -135,12 +133,7 @@ type puller struct {
 }
 
 func (s *Store) newPuller(r reference, o PullOptions) (*puller, error) {
-	var options []name.Option
-	transport := s.network.secure
-	if o.Insecure {
-		options, transport = append(options, name.Insecure), s.network.insecure
-	}
-	registry, err := name.NewRegistry(r.domain, options...)
+	registry, err := name.NewRegistry(r.domain)
 	if err != nil {
 		return nil, pod.WithKind(pod.Invalid, err)
 	}
@@ -149,7 +142,7 @@ func (s *Store) newPuller(r reference, o PullOptions) (*puller, error) {
 		keychain = defaultKeychain
 	}
 	rp, err := remote.NewPuller(
-		remote.WithTransport(&guard{next: transport, insecure: o.Insecure, limit: s.limits.MaxManifestBytes}),
+		remote.WithTransport(&guard{next: s.network.transport, limit: s.limits.MaxManifestBytes}),
 		remote.WithAuthFromKeychain(keychain), remote.WithUserAgent("magikpod"),
 		remote.WithRetryBackoff(remote.Backoff{Duration: s.network.backoff, Factor: 2, Jitter: 0.1, Steps: 3}))
 	if err != nil {
@@ -234,7 +227,7 @@ func (p *puller) config(ctx context.Context, d v1.Descriptor, m *meter) ([]byte,
 		}()
 		if err == nil {
 			if got := digestOf(data); got != d.Digest {
-				return nil, invalid("the blob %s is wrong: it has the digest %s", d.Digest, got)
+				return nil, wrongBlob(d.Digest, got)
 			}
 			m.add(d.Size)
 			return data, nil

@@ -5,21 +5,10 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
-
-// Info is what List and Inspect say about an image.
-type Info struct {
-	ID         string    // sha256:... of the config
-	References []string  // normalised names, sorted; empty when a newer image took the last one
-	Digest     string    // sha256:... of what a registry has under the name: the multi-platform index if it was pulled from one, else the manifest
-	Size       int64     // of the unpacked files, bytes; layers that images share count for each
-	Created    time.Time // by whom built it; zero when the image doesn't say
-	Platform   string    // OS/ARCHITECTURE[/VARIANT]; empty when the image doesn't say
-}
 
 // Resolve returns the image with the name (which is normalised), or with the whole ID (sha256:...); of two platforms with the name the host's. It does no IO. The parts of the value are
 // shared: read only. NotFound: the store has none.
@@ -102,8 +91,8 @@ func resolved(e *entry, ref string) runtime.Image {
 	return image
 }
 
-// List returns all images, sorted by their first reference; those without one come last, sorted by ID.
-func (s *Store) List() []Info {
+// List returns all images, sorted by their first reference; those without one come last, sorted by ID. Who uses them is not known here.
+func (s *Store) List() []pod.ImageSummary {
 	x := s.index.Load()
 	byDigest := map[string][]string{}
 	for ref, digests := range x.refs {
@@ -111,36 +100,42 @@ func (s *Store) List() []Info {
 			byDigest[digest] = append(byDigest[digest], ref)
 		}
 	}
-	infos := make([]Info, 0, len(x.images))
+	infos := make([]pod.ImageSummary, 0, len(x.images))
 	for digest, e := range x.images {
 		refs := byDigest[digest]
 		slices.Sort(refs)
 		infos = append(infos, e.info(refs))
 	}
-	slices.SortFunc(infos, func(a, b Info) int { return strings.Compare(sortKey(a), sortKey(b)) })
+	slices.SortFunc(infos, func(a, b pod.ImageSummary) int { return strings.Compare(sortKey(a), sortKey(b)) })
 	return infos
 }
 
-func sortKey(i Info) string {
+func sortKey(i pod.ImageSummary) string {
 	if len(i.References) > 0 {
 		return i.References[0]
 	}
 	return "~" + i.ID + i.Digest
 }
 
-func (e *entry) info(refs []string) Info {
+// info is what List and Inspect say about the image.
+func (e *entry) info(refs []string) pod.ImageSummary {
 	if refs == nil {
 		refs = []string{}
 	}
-	return Info{ID: e.id, References: refs, Digest: e.digest(), Size: e.size, Created: e.created, Platform: e.platform.text()}
+	return pod.ImageSummary{ID: e.id, References: refs, Digest: e.digest(), Size: e.size, Created: e.created, Platform: e.platform.text()}
 }
 
 // Inspect returns an image by name, ID or the beginning of an ID (4 digits or more), and its config as the image has it, in JSON.
-func (s *Store) Inspect(ref string) (Info, []byte, error) {
+func (s *Store) Inspect(ref string) (pod.ImageSummary, []byte, error) {
+	info, config, err := s.inspect(ref)
+	return info, config, s.fail(err, "cannot inspect image %.300s", ref)
+}
+
+func (s *Store) inspect(ref string) (pod.ImageSummary, []byte, error) {
 	x := s.index.Load()
 	_, found, err := x.find(ref)
 	if err != nil {
-		return Info{}, nil, s.fail(err, "cannot inspect image %.300s", ref)
+		return pod.ImageSummary{}, nil, err
 	}
 	e := found[0]
 	for _, other := range found { // of manifests with one config one that says more
@@ -153,7 +148,7 @@ func (s *Store) Inspect(ref string) (Info, []byte, error) {
 		err = pod.Errorf(pod.NotFound, "there is no image %.300s any more", ref)
 	}
 	if err != nil {
-		return Info{}, nil, s.fail(err, "cannot inspect image %.300s", ref)
+		return pod.ImageSummary{}, nil, err
 	}
 	return e.info(x.references(e)), config, nil
 }

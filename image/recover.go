@@ -82,7 +82,7 @@ func (s *Store) readDir(dir string) ([]os.DirEntry, error) {
 	return list, err
 }
 
-// unreadable says whether an error of reading tells nothing about what was to be read: it is the kernel's, and not that there is nothing.
+// unreadable says whether an error of reading says nothing about what was to be read: it is the kernel's, and not that there is nothing.
 func unreadable(err error) bool {
 	return err != nil && !atomicfile.Damaged(err) && !errors.Is(err, os.ErrNotExist)
 }

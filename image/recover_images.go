@@ -1,7 +1,6 @@
 package image
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -73,12 +72,8 @@ func isDamage(err error) bool {
 }
 
 func (s *Store) readIndex() ([]v1.Descriptor, error) {
-	data, err := atomicfile.Read(s.path("index.json"), maxIndexBytes)
-	if err != nil {
-		return nil, err
-	}
 	var m v1.IndexManifest
-	if err := json.Unmarshal(data, &m); err != nil {
+	if err := atomicfile.LoadJSON(s.path("index.json"), maxIndexBytes, &m); err != nil {
 		return nil, err
 	}
 	for _, d := range m.Manifests {

@@ -18,42 +18,36 @@ func (s *Store) Tag(ref, newRef string) error {
 	if r.digest != "" {
 		return invalid("cannot tag image %.300s: a name with a digest cannot be given", ref)
 	}
-	_, end, err := s.begin(context.Background())
-	if err != nil {
-		return s.fail(err, "cannot tag image %.300s", ref)
-	}
-	defer end()
-	s.change.Lock()
-	defer s.change.Unlock()
-	x := s.index.Load().clone()
-	name, found, err := x.find(ref)
-	if err != nil {
-		return s.fail(err, "cannot tag image %.300s", ref)
-	}
-	if name == "" {
-		found = found[:1]
-	}
-	for i, e := range found {
-		x.name(r.String(), e, i > 0)
-	}
-	return s.fail(s.publish(x), "cannot tag image %.300s", ref)
+	return s.do(context.Background(), func(context.Context) error {
+		s.change.Lock()
+		defer s.change.Unlock()
+		x := s.index.Load().clone()
+		name, found, err := x.find(ref)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			found = found[:1]
+		}
+		for i, e := range found {
+			x.name(r.String(), e, i > 0)
+		}
+		return s.publish(x)
+	}, "cannot tag image %.300s", ref)
 }
 
 // Remove takes a name from its image, and with the last one the image and all blobs and layers that no other image uses. An ID, or the
 // beginning of one, removes the image with all its names, and a digest all its names in that repository. inUse returns who uses the image with an ID; nil: nobody does. An image in use
 // is not removed: Conflict. It may lose a name when it has another.
 func (s *Store) Remove(ctx context.Context, ref string, inUse func(id string) []string) error {
-	ctx, end, err := s.begin(ctx)
-	if err != nil {
-		return s.fail(err, "cannot remove image %.300s", ref)
-	}
-	defer end()
-	if ctx.Err() != nil {
-		return s.fail(context.Cause(ctx), "cannot remove image %.300s", ref)
-	}
-	trash, err := s.remove(ref, inUse)
-	s.empty(trash)
-	return s.fail(err, "cannot remove image %.300s", ref)
+	return s.do(ctx, func(ctx context.Context) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		trash, err := s.remove(ref, inUse)
+		s.empty(trash)
+		return err
+	}, "cannot remove image %.300s", ref)
 }
 
 func (s *Store) remove(ref string, inUse func(id string) []string) (trash []string, err error) {
@@ -123,39 +117,33 @@ func (s *Store) drop(x *index, found []*entry) (trash []string, err error) {
 }
 
 // Prune removes the images that have no name any more and that nobody uses, and returns their IDs.
-func (s *Store) Prune(ctx context.Context, inUse func(id string) []string) ([]string, error) {
-	_, end, err := s.begin(ctx)
-	if err != nil {
-		return nil, s.fail(err, "cannot prune images")
-	}
-	defer end()
+func (s *Store) Prune(ctx context.Context, inUse func(id string) []string) (ids []string, err error) {
+	err = s.do(ctx, func(context.Context) error {
+		unused, trash, err := s.prune(inUse)
+		ids = unused
+		s.empty(trash)
+		return err
+	}, "cannot prune images")
+	return ids, err
+}
+
+func (s *Store) prune(inUse func(id string) []string) (ids, trash []string, err error) {
 	s.change.Lock()
+	defer s.change.Unlock()
 	x := s.index.Load().clone()
-	named := map[string]bool{}
-	for _, digests := range x.refs {
-		for _, digest := range digests {
-			named[digest] = true
-		}
-	}
-	ids := []string{}
-	var unused []*entry
+	var found []*entry
 	for _, digest := range slices.Sorted(maps.Keys(x.images)) {
-		e := x.images[digest]
-		if !named[digest] && (inUse == nil || len(inUse(e.id)) == 0) {
-			unused = append(unused, e)
-			ids = append(ids, e.id)
+		if e := x.images[digest]; len(x.references(e)) == 0 && (inUse == nil || len(inUse(e.id)) == 0) {
+			found, ids = append(found, e), append(ids, e.id)
 		}
 	}
-	var trash []string
-	if len(unused) > 0 {
-		trash, err = s.drop(x, unused)
+	if len(found) == 0 {
+		return nil, nil, nil
 	}
-	s.change.Unlock()
-	s.empty(trash)
-	if err != nil {
-		return nil, s.fail(err, "cannot prune images")
+	if trash, err = s.drop(x, found); err != nil {
+		return nil, nil, err
 	}
-	return ids, nil
+	return ids, trash, nil
 }
 
 // someOf lists names, but not hundreds of them.

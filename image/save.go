@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -28,19 +27,16 @@ type saved struct {
 // Save writes images as one archive that is an OCI archive and a docker archive in one, which Load, podman load and docker load read.
 // References are names, IDs or the beginning of IDs; an image that is asked for by ID has no name in the archive.
 func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) error {
-	ctx, end, err := s.begin(ctx)
-	if err != nil {
-		return s.fail(err, "cannot save images")
-	}
-	defer end()
-	l := s.lease()
-	defer l.release()
-	list, err := s.toSave(l, refs)
-	if err != nil {
-		return s.fail(err, "cannot save images")
-	}
 	out := &sink{w: w}
-	err = s.save(ctx, list, out)
+	err := s.do(ctx, func(ctx context.Context) error {
+		l := s.lease()
+		defer l.release()
+		list, err := s.toSave(l, refs)
+		if err != nil {
+			return err
+		}
+		return s.save(ctx, list, out)
+	}, "cannot save images")
 	if out.err != nil {
 		kind := pod.Unavailable // a pipe that nobody reads any more
 		if isFull(out.err) {
@@ -48,10 +44,10 @@ func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) error {
 		}
 		return pod.Errorf(kind, "cannot save images: the archive cannot be written: %w", out.err)
 	}
-	return s.fail(err, "cannot save images")
+	return err
 }
 
-// sink remembers the error of the archive's writer, to tell it from those of the store.
+// sink remembers the error of the archive's writer, to know it from those of the store.
 type sink struct {
 	w   io.Writer
 	err error
@@ -96,7 +92,7 @@ func (s *Store) toSave(l *lease, refs []string) ([]saved, error) {
 	for _, o := range list {
 		for _, name := range o.entry.pins() {
 			s.pins[name]++
-			l.held = append(l.held, name)
+			l.pinned = append(l.pinned, name)
 		}
 	}
 	s.change.Unlock()
@@ -154,7 +150,7 @@ func (s *Store) saveBlob(ctx context.Context, t *tar.Writer, d v1.Descriptor) er
 	if err != nil {
 		return err
 	}
-	if got := hex.EncodeToString(hash.Sum(nil)); n != d.Size || got != d.Digest.Hex {
+	if n != d.Size || sumOf(hash) != d.Digest {
 		return cmp.Or(s.checkBlob(ctx, d.Digest), pod.Errorf(pod.Internal, "the blob %s in the store changed meanwhile", d.Digest))
 	}
 	return nil

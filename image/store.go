@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/pod"
@@ -61,7 +59,7 @@ const (
 	badPrefix = ".bad-"
 )
 
-// Open opens the store in dir, which it makes if need be, and puts in order what a crash has left. What is damaged is set aside and told by
+// Open opens the store in dir, which it makes if need be, and puts in order what a crash has left. What is damaged is set aside and reported by
 // Warnings. Conflict: another process has the store open.
 func Open(dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)
@@ -72,13 +70,13 @@ func Open(dir string, o Options) (*Store, error) {
 		dir: abs, limits: o.Limits.withDefaults(), noSync: o.NoSync, components: o.Components,
 		pins: map[string]int{}, layers: map[string]*layer{}, names: map[string]string{},
 	}
-	s.network = network{secure: newTransport(false), insecure: newTransport(true), attempts: pullAttempts, backoff: pullBackoff, stall: pullStall}
+	s.network = newNetwork()
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.index.Store(newIndex())
-	if err := s.lockDir(); err != nil {
-		return nil, err
+	if err = s.lockDir(); err == nil {
+		err = s.recover()
 	}
-	if err := s.recover(); err != nil {
+	if err != nil {
 		_ = s.Close()
 		return nil, s.fail(err, "cannot open image store %s", dir)
 	}
@@ -87,18 +85,18 @@ func Open(dir string, o Options) (*Store, error) {
 
 func (s *Store) lockDir() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return s.fail(err, "cannot open image store %s", s.dir)
+		return err
 	}
 	f, err := os.Open(s.dir)
 	if err != nil {
-		return s.fail(err, "cannot open image store %s", s.dir)
+		return err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return pod.Errorf(pod.Conflict, "cannot open image store %s: another process has it open", s.dir)
+			return pod.Errorf(pod.Conflict, "another process has it open")
 		}
-		return s.fail(fmt.Errorf("flock: %w", err), "cannot open image store %s", s.dir)
+		return fmt.Errorf("flock: %w", err)
 	}
 	s.lock = f
 	return nil
@@ -115,9 +113,7 @@ func (s *Store) Close() error {
 	if !first || s.lock == nil {
 		return nil
 	}
-	for _, t := range []*http.Transport{s.network.secure, s.network.insecure} {
-		t.CloseIdleConnections()
-	}
+	s.network.transport.CloseIdleConnections()
 	return s.lock.Close()
 }
 
@@ -143,6 +139,16 @@ func (s *Store) begin(ctx context.Context) (_ context.Context, end func(), err e
 		cancel(nil)
 		s.work.Done()
 	}, nil
+}
+
+// do does a piece of work. Its error says what could not be done.
+func (s *Store) do(ctx context.Context, work func(ctx context.Context) error, format string, args ...any) error {
+	ctx, end, err := s.begin(ctx)
+	if err == nil {
+		defer end()
+		err = work(ctx)
+	}
+	return s.fail(err, format, args...)
 }
 
 // path returns a path in the store.
@@ -181,14 +187,4 @@ func (k *keyLocks) lock(ctx context.Context, key string) (unlock func(), err err
 			return nil, context.Cause(ctx)
 		}
 	}
-}
-
-// newTransport makes a transport like ggcr's own; insecure accepts any certificate.
-func newTransport(insecure bool) *http.Transport {
-	t := remote.DefaultTransport.(*http.Transport).Clone()
-	t.ResponseHeaderTimeout = pullStall
-	if insecure {
-		t.TLSClientConfig = insecureTLS()
-	}
-	return t
 }

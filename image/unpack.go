@@ -48,7 +48,7 @@ type unpacker struct {
 
 	files     int
 	bytes     int64               // of file contents
-	held      int64               // of names and attributes
+	kept      int64               // of names and attributes
 	looked    int64               // components of names that were looked up
 	top       *os.File            // root, open while it is unpacked
 	whiteouts map[string]struct{} // paths that hide something in the layers below
@@ -133,14 +133,14 @@ func (u *unpacker) count(h *tar.Header) error {
 	return nil
 }
 
-// addFile counts a file, of which size bytes are held in memory.
+// addFile counts a file, of which size bytes are kept in memory.
 func (u *unpacker) addFile(size int) error {
 	u.files++
-	u.held += int64(size)
+	u.kept += int64(size)
 	switch {
 	case u.files > u.limits.MaxFiles:
 		return pod.Errorf(pod.Exhausted, "the layer has more than %d files, the limit", u.limits.MaxFiles)
-	case u.held > u.limits.MaxHeaderBytes:
+	case u.kept > u.limits.MaxHeaderBytes:
 		return pod.Errorf(pod.Exhausted, "the names and attributes of the layer's files are larger than %d bytes, the limit", u.limits.MaxHeaderBytes)
 	}
 	return nil

@@ -21,7 +21,7 @@ const (
 	maxMissing = 40
 	// freeDepth is how deep files may lie for nothing. The library's look-ups take time by the square of a name's depth.
 	freeDepth = 32
-	// linkWork is what a name counts whose directory is found through symlinks: forty of them may take as many turns. Archives that programs make have none.
+	// linkWork is what a name counts whose directory is found through symlinks: forty of them may take as many look-ups. Archives that programs make have none.
 	linkWork = 1024
 )
 

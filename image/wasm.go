@@ -6,15 +6,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/magikrun/magikpod/internal/wasmform"
 	"github.com/magikrun/magikpod/pod"
@@ -86,21 +83,13 @@ func (s *Store) wasmCandidate(ctx context.Context, d v1.Descriptor, open func(co
 	if err := errors.Join(err, r.Close()); err != nil {
 		return candidate{}, err
 	}
-	layer := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
 	var config configFile
 	config.OS, config.Architecture = "wasip1", "wasm"
 	if form == wasmform.Component {
 		config.OS = "wasip2"
 	}
 	config.Config.Entrypoint = []string{modulePath}
-	config.RootFS.Type, config.RootFS.DiffIDs = "layers", []v1.Hash{layer}
-	data, err := json.Marshal(config)
-	if err != nil {
-		return candidate{}, err
-	}
-	return candidate{
-		config: data, packed: []types.MediaType{types.OCIUncompressedLayer}, layers: []blobSource{{digest: layer, size: size, open: packed}},
-	}, nil
+	return oneLayer(config, sumOf(hash), size, packed)
 }
 
 // checkModule reads a module once: its digest, its size and its header must be right.
@@ -121,9 +110,9 @@ func (s *Store) checkModule(ctx context.Context, d v1.Descriptor, open func(cont
 	if err != nil {
 		return wasmform.NotWasm, err
 	}
-	got := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}
+	got := sumOf(hash)
 	if got != d.Digest || rest+int64(n) != d.Size {
-		return wasmform.NotWasm, invalid("the blob %s is wrong: it has the digest %s", d.Digest, got)
+		return wasmform.NotWasm, wrongBlob(d.Digest, got)
 	}
 	form := wasmform.FormOf(header[:n])
 	if s.components && form == wasmform.Component {
@@ -148,10 +137,7 @@ func moduleTar(ctx context.Context, size int64, open func(context.Context) (io.R
 	}
 	const block = 512
 	end := make([]byte, (block-size%block)%block+2*block)
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(&head, io.LimitReader(module, size), bytes.NewReader(end)), module}, nil
+	return readCloser{io.MultiReader(&head, io.LimitReader(module, size), bytes.NewReader(end)), module}, nil
 }
 
 // startsAsModule says whether a file is WebAssembly, and returns what reads all of it.
@@ -163,11 +149,11 @@ func startsAsModule(ctx context.Context, r io.Reader) (io.Reader, bool, error) {
 				return r, false, err
 			}
 			header := make([]byte, wasmform.HeaderBytes)
-			n, _ := f.ReadAt(header, at) // the reader of all of it tells what is wrong
+			n, _ := f.ReadAt(header, at) // the reader of all of it says what is wrong
 			return r, wasmform.FormOf(header[:n]) != wasmform.NotWasm, nil
 		}
 	}
-	b := bufio.NewReader(newAsyncReader(ctx, r))
+	b := bufio.NewReader(asyncReader(ctx, r))
 	header, err := b.Peek(wasmform.HeaderBytes)
 	if err != nil && err != io.EOF {
 		return nil, false, pod.Errorf(pod.Unavailable, "the archive cannot be read: %w", err)
@@ -195,7 +181,7 @@ func (s *Store) moduleCandidate(ctx context.Context, r io.Reader, tag string, wa
 	if err != nil {
 		return c, nil, err
 	}
-	d := v1.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(hash.Sum(nil))}, Size: size}
+	d := v1.Descriptor{Digest: sumOf(hash), Size: size}
 	c, err = s.wasmCandidate(ctx, d, func(context.Context) (io.ReadCloser, error) { return os.Open(f.Name()) })
 	c.want = want
 	return c, func() { _ = os.Remove(f.Name()) }, err

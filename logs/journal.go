@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/firstbytes"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
 )
@@ -117,8 +118,8 @@ func (c *journalCopy) run(ctx context.Context, follow bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := c.command(ctx, c.args(follow)...)
-	var complaint firstBytes
-	cmd.Stderr = &complaint
+	complaint := &firstbytes.Writer{Max: 4096}
+	cmd.Stderr = complaint
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -135,7 +136,7 @@ func (c *journalCopy) run(ctx context.Context, follow bool) error {
 	case readErr != nil:
 		return readErr
 	case err != nil && ctx.Err() == nil:
-		text := strings.TrimSpace(string(complaint.kept))
+		text := strings.TrimSpace(complaint.String())
 		if text == "" {
 			text = err.Error()
 		}
@@ -254,12 +255,4 @@ func readJournalLine(r *bufio.Reader) ([]byte, error) {
 			return nil, err
 		}
 	}
-}
-
-// firstBytes keeps the first 4 KiB that are written to it.
-type firstBytes struct{ kept []byte }
-
-func (h *firstBytes) Write(b []byte) (int, error) {
-	h.kept = append(h.kept, b[:min(len(b), 4096-len(h.kept))]...)
-	return len(b), nil
 }

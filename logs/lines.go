@@ -33,7 +33,7 @@ func (o *lineWriter) entry(stream string, stamp, text []byte, partial bool) erro
 		o.w.Write(stamp)
 		o.w.WriteByte(' ')
 	}
-	_, err := o.w.Write(text) // an error stays: the last one tells
+	_, err := o.w.Write(text) // an error stays: the last call returns it
 	o.open = ""
 	if partial {
 		o.open = stream

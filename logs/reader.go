@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
 )
@@ -175,22 +176,21 @@ func settle(ctx context.Context, q Request) {
 func watchReader(ctx context.Context, w *os.File, gone func()) {
 	tick := time.NewTicker(readerCheck)
 	defer tick.Stop()
-	conn, err := w.SyscallConn()
-	for err == nil {
+	for left := false; !left; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		left := false
-		err = conn.Control(func(fd uintptr) {
+		err := rawfd.Use(w, func(fd int) error {
 			fds := []unix.PollFd{{Fd: int32(fd)}}
 			n, err := unix.Poll(fds, 0)
 			left = err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0
+			return nil
 		})
-		if left {
-			gone()
+		if err != nil { // it was closed
 			return
 		}
 	}
+	gone()
 }

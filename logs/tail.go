@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -125,14 +126,11 @@ func newWatch(dir string) *dirWatch {
 
 // add watches the directory if it is there.
 func (w *dirWatch) add() {
-	conn, err := w.inotify.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = conn.Control(func(fd uintptr) {
-		_, err := unix.InotifyAddWatch(int(fd), w.dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
-		w.added = err == nil
+	err := rawfd.Use(w.inotify, func(fd int) error {
+		_, err := unix.InotifyAddWatch(fd, w.dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
+		return err
 	})
+	w.added = err == nil
 }
 
 // run turns events into one signal; what they say does not matter.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
@@ -13,37 +14,27 @@ import (
 
 // The defaults of [Config]. The IPv6 subnet is a unique local one (RFC 4193) that spells "magik".
 const (
-	DefaultBridge    = "magikpod0"
-	DefaultTable     = "magikpod"
-	DefaultStateFile = "/run/magikpod/net.json"
-	DefaultIPv4      = "10.212.0.0/16"
-	DefaultIPv6      = "fd6d:6167:696b::/64"
+	DefaultBridge = "magikpod0"
+	DefaultIPv4   = "10.212.0.0/16"
+	DefaultIPv6   = "fd6d:6167:696b::/64"
 
 	defaultIdle = 10 * time.Second
 )
 
-// Config says what the pod network looks like. Its zero value is complete.
+// Config says what the pod network looks like. It is complete with a StateFile.
 type Config struct {
-	// Bridge is the name of the bridge that the pods hang on; [DefaultBridge] when empty.
+	// Bridge is the name of the bridge that the pods are attached to; [DefaultBridge] when empty.
 	Bridge string
-	// Table is the name of the nftables table, of family inet, that is wholly ours; [DefaultTable] when empty.
-	Table string
 	// IPv4 and IPv6 are the subnets of the pods; the first address of each is the bridge's. [DefaultIPv4] and [DefaultIPv6] when zero.
 	// On a host without IPv6 the pods have none either.
 	IPv4, IPv6 netip.Prefix
-	// StateFile remembers which pod has which address and ports; [DefaultStateFile] when empty. It is of no use after a reboot,
-	// so it belongs below the run directory.
+	// StateFile remembers which pod has which address and ports. It is of no use after a reboot, so it belongs below the run directory.
 	StateFile string
-	// NftPath is the nft program; looked for when empty.
-	NftPath string
-	// Routed lets other machines that have a route to the subnets reach every port of every pod. Otherwise only published ports are reachable
-	// from outside.
-	Routed bool
 	// Idle is how long the bridge and the table outlive the last pod; 10 s when zero.
 	Idle time.Duration
-	// Tell, when not nil, is called with what a person should know: what was found wrong at the start, what others have changed meanwhile, what
+	// Report, when not nil, is called with what a person should know: what was found wrong at the start, what others have changed meanwhile, what
 	// cannot be repaired. It must not call the Manager.
-	Tell func(text string)
+	Report func(text string)
 	// Fault, when not nil, is called before each step with its name; the error it returns is the step's. For tests.
 	Fault func(step string) error
 }
@@ -52,18 +43,11 @@ type Config struct {
 const (
 	minBits4, maxBits4 = 8, 29
 	minBits6, maxBits6 = 16, 124
-	maxNameLen         = 15 // IFNAMSIZ without the final NUL
 )
 
 func (c *Config) setDefaults() {
 	if c.Bridge == "" {
 		c.Bridge = DefaultBridge
-	}
-	if c.Table == "" {
-		c.Table = DefaultTable
-	}
-	if c.StateFile == "" {
-		c.StateFile = DefaultStateFile
 	}
 	if !c.IPv4.IsValid() {
 		c.IPv4 = netip.MustParsePrefix(DefaultIPv4)
@@ -74,9 +58,6 @@ func (c *Config) setDefaults() {
 	if c.Idle == 0 {
 		c.Idle = defaultIdle
 	}
-	if c.NftPath == "" {
-		c.NftPath = findNft()
-	}
 }
 
 // Check says why the configuration cannot be used, its defaults filled in. It looks at nothing but the values.
@@ -86,11 +67,8 @@ func (c Config) Check() error {
 }
 
 func (c *Config) check() error {
-	if !isName(c.Bridge) || len(c.Bridge) > maxNameLen {
-		return pod.Errorf(pod.Invalid, "cannot use bridge name %q: it needs 1 to %d letters, digits, - or _, beginning with a letter", c.Bridge, maxNameLen)
-	}
-	if !isName(c.Table) {
-		return pod.Errorf(pod.Invalid, "cannot use table name %q: it needs letters, digits, - or _, beginning with a letter", c.Table)
+	if !bridgePattern.MatchString(c.Bridge) {
+		return pod.Errorf(pod.Invalid, "cannot use bridge name %q: it needs 1 to 15 letters, digits, - or _, beginning with a letter", c.Bridge)
 	}
 	if p := c.IPv4; !p.Addr().Is4() || p.Bits() < minBits4 || p.Bits() > maxBits4 || p.Masked() != p {
 		return pod.Errorf(pod.Invalid, "cannot use IPv4 subnet %s: it must be a network of /%d to /%d", p, minBits4, maxBits4)
@@ -112,16 +90,8 @@ func (c *Config) step(ctx context.Context, name string) error {
 	return nil
 }
 
-// isName accepts what neither the kernel nor nft could read as anything else.
-func isName(s string) bool {
-	for i, r := range s {
-		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-		if !letter && (i == 0 || (r < '0' || r > '9') && r != '-' && r != '_') {
-			return false
-		}
-	}
-	return s != "" && len(s) < 64
-}
+// bridgePattern accepts what neither the kernel nor nft could read as anything else. The kernel's limit is IFNAMSIZ, with the final NUL.
+var bridgePattern = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,14}$`)
 
 // findNft also looks where a daemon's PATH may not lead. It returns "nft" when there is none: the error comes with the first use.
 func findNft() string {

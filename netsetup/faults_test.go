@@ -96,7 +96,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestStuck: what cannot be removed is told by Sweep, its address stays taken, and the next Sweep tries again.
+// TestStuck: what cannot be removed is reported by Sweep, its address stays taken, and the next Sweep tries again.
 func TestStuck(t *testing.T) {
 	var broken atomic.Bool
 	m := newManager(t, func(c *Config) {

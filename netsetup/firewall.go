@@ -1,7 +1,6 @@
 package netsetup
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/firstbytes"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -22,9 +22,13 @@ const (
 	nftErrorMax  = 300 // bytes of nft's message that an error carries
 )
 
+// tableName is the name of the nftables table, of family inet, that is wholly ours.
+const tableName = "magikpod"
+
 // firewall is our nftables table. The ports are elements of maps; what changes with a pod are these.
 type firewall struct {
 	cfg *Config
+	nft string // path of the program
 
 	mu sync.Mutex // held while nft runs: callers that come meanwhile find their change done with the next run
 	// applied are the elements that the kernel has; nil when the table is not known to be there.
@@ -67,7 +71,7 @@ func (f *firewall) sync(ctx context.Context, want func() elements) error {
 	defer f.mu.Unlock()
 	elems := want()
 	if f.applied != nil {
-		script := f.changes(f.applied, elems)
+		script := changes(f.applied, elems)
 		if script == "" {
 			return nil
 		}
@@ -78,7 +82,7 @@ func (f *firewall) sync(ctx context.Context, want func() elements) error {
 		f.applied = nil // somebody has changed the table: lay it anew
 	}
 	if err := f.run(ctx, f.table(elems)); err != nil {
-		return pod.Errorf(kindOf(err), "cannot set up table %s: %w", f.cfg.Table, err)
+		return pod.Errorf(kindOf(err), "cannot set up table %s: %w", tableName, err)
 	}
 	f.applied = elems
 	return nil
@@ -86,15 +90,10 @@ func (f *firewall) sync(ctx context.Context, want func() elements) error {
 
 // rebuild lays the whole table, whatever there is.
 func (f *firewall) rebuild(ctx context.Context, want func() elements) error {
-	f.forget()
-	return f.sync(ctx, want)
-}
-
-// forget says that the table may be gone.
-func (f *firewall) forget() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.applied = nil
+	f.mu.Unlock()
+	return f.sync(ctx, want)
 }
 
 // remove deletes the table. It may be gone.
@@ -102,23 +101,23 @@ func (f *firewall) remove(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.applied = nil
-	if err := f.run(ctx, fmt.Sprintf("table inet %s\ndelete table inet %[1]s\n", f.cfg.Table)); err != nil {
-		return pod.Errorf(kindOf(err), "cannot remove table %s: %w", f.cfg.Table, err)
+	if err := f.run(ctx, "table inet "+tableName+"\ndelete table inet "+tableName+"\n"); err != nil {
+		return pod.Errorf(kindOf(err), "cannot remove table %s: %w", tableName, err)
 	}
 	return nil
 }
 
 // changes is the script that turns the elements old into those of want.
-func (f *firewall) changes(old, want elements) string {
+func changes(old, want elements) string {
 	var b strings.Builder
 	for _, e := range sorted(old) {
 		if want[e] != old[e] {
-			fmt.Fprintf(&b, "delete element inet %s %s { %s }\n", f.cfg.Table, e.set, e.key)
+			fmt.Fprintf(&b, "delete element inet %s %s { %s }\n", tableName, e.set, e.key)
 		}
 	}
 	for _, e := range sorted(want) {
 		if want[e] != old[e] {
-			fmt.Fprintf(&b, "add element inet %s %s { %s : %s }\n", f.cfg.Table, e.set, e.key, want[e])
+			fmt.Fprintf(&b, "add element inet %s %s { %s : %s }\n", tableName, e.set, e.key, want[e])
 		}
 	}
 	return b.String()
@@ -133,12 +132,9 @@ func sorted(e elements) []element {
 // table is the script that replaces the table by ours with the elements.
 func (f *firewall) table(e elements) string {
 	var b strings.Builder
-	t := strings.NewReplacer("TABLE", f.cfg.Table, "BRIDGE", f.cfg.Bridge, "SUBNET4", f.cfg.IPv4.String(), "SUBNET6", f.cfg.IPv6.String())
+	t := strings.NewReplacer("TABLE", tableName, "BRIDGE", f.cfg.Bridge, "SUBNET4", f.cfg.IPv4.String(), "SUBNET6", f.cfg.IPv6.String())
 	t.WriteString(&b, ruleset)
-	if !f.cfg.Routed {
-		t.WriteString(&b, rulesetClosed)
-	}
-	b.WriteString(f.changes(nil, e))
+	b.WriteString(changes(nil, e))
 	return b.String()
 }
 
@@ -147,7 +143,8 @@ func (f *firewall) table(e elements) string {
 // The ports of an address come before those of all addresses.
 // What reaches a pod by its published port from the pod's own subnet has to come back the same way, and what comes from the host's loopback has
 // to be able to come back at all: both get the bridge's address. Others keep theirs, so that pods see who calls. The guard keeps pods from the
-// host's 127.0.0.1, which route_localnet on the bridge would open to them, and from ::1, to which a packet in the bridge might still go.
+// host's 127.0.0.1, which route_localnet on the bridge would open to them, and from ::1, to which a packet in the bridge might still go. The last
+// chain keeps other hosts from the ports of pods that are not published; the host itself and pods do not pass there.
 const ruleset = `table inet TABLE
 delete table inet TABLE
 table inet TABLE {
@@ -184,11 +181,6 @@ table inet TABLE {
 		iifname "BRIDGE" ip6 daddr ::1 drop
 		iifname "BRIDGE" ip6 saddr ::1 drop
 	}
-}
-`
-
-// rulesetClosed keeps other machines from the ports of pods that are not published. The host itself and pods do not pass here.
-const rulesetClosed = `table inet TABLE {
 	chain forward {
 		type filter hook forward priority 0; policy accept;
 		oifname "BRIDGE" iifname != "BRIDGE" ct status dnat accept
@@ -201,11 +193,11 @@ const rulesetClosed = `table inet TABLE {
 func (f *firewall) run(ctx context.Context, script string) error {
 	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, f.cfg.NftPath, "-f", "-")
+	cmd := exec.CommandContext(ctx, f.nft, "-f", "-")
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdin = strings.NewReader(script)
-	var stderr bytes.Buffer
-	cmd.Stderr = &bounded{buf: &stderr, room: nftErrorMax}
+	stderr := &firstbytes.Writer{Max: nftErrorMax}
+	cmd.Stderr = stderr
 	cmd.WaitDelay = nftWaitDelay
 	err := cmd.Start()
 	if err == nil {
@@ -219,21 +211,8 @@ func (f *firewall) run(ctx context.Context, script string) error {
 	case ctx.Err() != nil:
 		return pod.Errorf(pod.Unavailable, "nft was stopped: %w", context.Cause(ctx))
 	case errors.Is(err, exec.ErrNotFound) || isNotExist(err):
-		return pod.Errorf(pod.Unsupported, "there is no program %s: install the package nftables", f.cfg.NftPath)
+		return pod.Errorf(pod.Unsupported, "there is no program %s: install the package nftables", f.nft)
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
 	return pod.Errorf(pod.Internal, "nft: %w: %s", err, line)
-}
-
-// bounded keeps the beginning of what is written to it.
-type bounded struct {
-	buf  *bytes.Buffer
-	room int
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	n := min(len(p), b.room)
-	b.buf.Write(p[:n])
-	b.room -= n
-	return len(p), nil
 }

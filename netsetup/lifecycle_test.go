@@ -143,7 +143,7 @@ func TestIdle(t *testing.T) {
 	m := newManager(t, func(c *Config) { c.Idle = 10 * time.Millisecond })
 	for range 3 {
 		_, r := newPod(t, m, "a")
-		if !strings.Contains(nftRules(t), DefaultTable) {
+		if !strings.Contains(nftRules(t), tableName) {
 			t.Error("there is no table")
 		}
 		if err := m.Teardown(t.Context(), "a"); err != nil {

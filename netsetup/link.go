@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -52,7 +53,7 @@ func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns
 	if err := m.makeLink(ctx, r, br, ns); err != nil {
 		return pod.Errorf(kindOf(err), "cannot make link %s: %w", linkName(r.index), err)
 	}
-	return inNetns(ns, func() error { return m.configure(ctx, r) })
+	return handleIn(ns, func(h *netlink.Handle) error { return m.configure(ctx, r, h) })
 }
 
 // clear removes the link of an earlier Setup, unless it leads to the addresses in ns and is up: then it is returned.
@@ -63,7 +64,11 @@ func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole netli
 	}
 	if err == nil && link.Attrs().MasterIndex == br.Index {
 		ok := false
-		if err := inNetns(ns, func() error { ok, err = m.isWhole(r, link.Attrs().ParentIndex); return err }); err != nil {
+		err := handleIn(ns, func(h *netlink.Handle) (err error) {
+			ok, err = m.isWhole(r, h, link.Attrs().ParentIndex)
+			return err
+		})
+		if err != nil {
 			return nil, err
 		}
 		if ok {
@@ -73,13 +78,8 @@ func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole netli
 	return nil, m.disconnect(r.index)
 }
 
-// isWhole says whether the pod's end, with the given index, is in the thread's namespace, up, and has its first address.
-func (m *Manager) isWhole(r *record, index int) (bool, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return false, err
-	}
-	defer h.Close()
+// isWhole says whether the pod's end, with the given index, is in the namespace of h, up, and has its first address.
+func (m *Manager) isWhole(r *record, h *netlink.Handle, index int) (bool, error) {
 	link, err := h.LinkByName(podLink)
 	if isNoLink(err) {
 		return false, nil
@@ -140,27 +140,14 @@ func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, n
 }
 
 func (m *Manager) addPair(veth *netlink.Veth, ns *os.File) error {
-	conn, err := ns.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var lerr error
-	if err := conn.Control(func(fd uintptr) {
+	return rawfd.Use(ns, func(fd int) error {
 		veth.PeerNamespace = netlink.NsFd(fd)
-		lerr = m.nl.LinkAdd(veth)
-	}); err != nil {
-		return err
-	}
-	return lerr
+		return m.nl.LinkAdd(veth)
+	})
 }
 
-// configure sets up the pod's end. It runs in the pod's namespace.
-func (m *Manager) configure(ctx context.Context, r *record) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+// configure sets up the pod's end. It runs in the pod's namespace, which is that of h too.
+func (m *Manager) configure(ctx context.Context, r *record, h *netlink.Handle) error {
 	if err := m.cfg.step(ctx, "pod-link"); err != nil {
 		return err
 	}

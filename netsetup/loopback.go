@@ -54,7 +54,7 @@ func (b *bridge) loopbackOpen() (bool, error) {
 // its own link (hairpin). And the answer to a connection from ::1 would get that address back in the bridge, before the kernel refuses packets
 // to ::1 from other links. So what is for the host itself goes past the bridge, right into its upper side: the link gets the
 // bridge's hardware address, or the kernel would take such a packet for somebody else's. The bridge then learns nothing from these
-// packets, and is told where the pod is.
+// packets, and learns from us where the pod is.
 func (m *Manager) openLink(r *record, link netlink.Link, br *netlink.Bridge) error {
 	if len(r.ports) == 0 {
 		return nil

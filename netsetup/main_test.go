@@ -26,7 +26,7 @@ const inside = "NETSETUP_TEST_INSIDE"
 func TestMain(m *testing.M) {
 	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
 		if os.Getenv(inside) != "" {
-			if err := loopbackUp(); err != nil {
+			if err := withHandle(setLoopbackUp); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ type Manager struct {
 	loaded   bool
 	known    func(uid types.UID) (PodNetwork, bool) // Restore's
 	warned   []string                               // by warn
-	mendErr  string                                 // what could not be repaired, as it was told last
+	mendErr  string                                 // what could not be repaired, as it was reported last
 	ipam     *ipam
 	pods     map[types.UID]*record
 	change   uint64        // counts the changes of pods
@@ -56,13 +57,13 @@ type Manager struct {
 
 // record is what the Manager knows about a pod. uid, name, index and old never change; mu guards the rest.
 type record struct {
-	busy  sync.Mutex // held by the Setup or Teardown of the pod
-	uid   types.UID
-	name  string
-	index int
-	old   bool // it was in the state file
-	ports []Port
-	held  sockets
+	busy    sync.Mutex // held by the Setup or Teardown of the pod
+	uid     types.UID
+	name    string
+	index   int
+	old     bool // it was in the state file
+	ports   []Port
+	sockets sockets
 	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the
 	// daemon. busy guards it.
 	ns *os.File
@@ -71,19 +72,16 @@ type record struct {
 // keep makes ns the record's namespace. The caller goes on owning ns.
 func (r *record) keep(ns *os.File) error {
 	r.release()
-	conn, err := ns.SyscallConn()
+	err := rawfd.Use(ns, func(fd int) error {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			r.ns = os.NewFile(uintptr(dup), "netns")
+		}
+		return err
+	})
 	if err != nil {
-		return err
+		return pod.Errorf(kindOf(err), "cannot keep the network namespace: %w", err)
 	}
-	var fd int
-	var derr error
-	if err := conn.Control(func(old uintptr) { fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return err
-	}
-	if derr != nil {
-		return pod.Errorf(kindOf(derr), "cannot keep the network namespace: %w", derr)
-	}
-	r.ns = os.NewFile(uintptr(fd), "netns")
 	return nil
 }
 
@@ -113,7 +111,7 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, nl: nl, ipam: newIPAM(cfg.IPv4, cfg.IPv6), pods: map[types.UID]*record{}, closing: make(chan struct{})}
 	m.bridge = &bridge{cfg: &m.cfg, nl: nl, ipv6: hasIPv6()}
-	m.fw = &firewall{cfg: &m.cfg}
+	m.fw = &firewall{cfg: &m.cfg, nft: findNft()}
 	return m, nil
 }
 
@@ -275,7 +273,7 @@ func (m *Manager) waitDrained(ctx context.Context) error {
 	}
 }
 
-// Close waits for what runs in the background, removes bridge and table if there is no pod, and lets go of the ports. The networks of pods that
+// Close waits for what runs in the background, removes bridge and table if there is no pod, and frees the ports. The networks of pods that
 // are there stay. No Setup may run, and none may follow.
 func (m *Manager) Close() error {
 	m.mu.Lock()
@@ -298,8 +296,8 @@ func (m *Manager) Close() error {
 	m.watches.Wait()
 	m.mu.Lock()
 	for _, r := range m.pods {
-		r.held.close()
-		r.held = nil
+		r.sockets.close()
+		r.sockets = nil
 		r.release()
 	}
 	m.mu.Unlock()

@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	mendEvery  = time.Second           // how often is looked for what the kernel does not tell
+	mendEvery  = time.Second           // how often is looked for what the kernel does not report
 	mendSettle = 50 * time.Millisecond // what belongs together comes together
 	mendWindow = 30 * time.Second      // where somebody undoes each repair,
 	mendMax    = 40                    // so many are made in that time
 )
 
-// keepUp mends what others change about the pods' network: at once when the watch tells, and each second what the kernel tells nobody, such as
+// keepUp mends what others change about the pods' network: at once when the watch reports it, and each second what the kernel reports to nobody, such as
 // sysctls. The number of repairs has a limit, lest we fight with another program for the whole of a CPU.
 func (m *Manager) keepUp(w *watch) {
 	tick := time.NewTicker(mendEvery)
@@ -75,7 +75,7 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 		err = m.restoreBridge(ctx)
 	}
 	if err == nil && w.tableLost() {
-		said = append(said, "the table "+m.cfg.Table+" of nftables was changed")
+		said = append(said, "the table "+tableName+" of nftables was changed")
 		if err = m.fw.rebuild(ctx, m.elements); err != nil {
 			w.loseTable()
 		}
@@ -88,7 +88,7 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 	}
 	more, serr := m.mendState()
 	said, err = append(said, more...), join(err, serr)
-	m.tellMended(said, err)
+	m.reportMended(said, err)
 	return len(said) > 0 || err != nil
 }
 
@@ -104,8 +104,8 @@ func (m *Manager) restoreBridge(ctx context.Context) error {
 	return m.bridge.openLoopback()
 }
 
-// tellMended tells what was repaired, and once what could not be.
-func (m *Manager) tellMended(said []string, err error) {
+// reportMended reports what was repaired, and once what could not be.
+func (m *Manager) reportMended(said []string, err error) {
 	text := ""
 	if err != nil {
 		text = "cannot repair the pods' network: " + err.Error()
@@ -116,9 +116,9 @@ func (m *Manager) tellMended(said []string, err error) {
 	m.mu.Unlock()
 	switch {
 	case err == nil && len(said) > 0:
-		m.tell("the pods' network was changed by another program and is repaired: " + strings.Join(said, "; "))
+		m.report("the pods' network was changed by another program and is repaired: " + strings.Join(said, "; "))
 	case err != nil && news:
-		m.tell(strings.Join(append(said, text), "; "))
+		m.report(strings.Join(append(said, text), "; "))
 	}
 }
 

@@ -19,19 +19,19 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// told collects what a Manager tells.
-type told struct {
+// reports collects what a Manager reports.
+type reports struct {
 	mu    sync.Mutex
 	lines []string
 }
 
-func (c *told) add(text string) {
+func (c *reports) add(text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lines = append(c.lines, text)
 }
 
-func (c *told) count(text string) (n int) {
+func (c *reports) count(text string) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, line := range c.lines {
@@ -42,7 +42,7 @@ func (c *told) count(text string) (n int) {
 	return n
 }
 
-func (c *told) reset() {
+func (c *reports) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lines = nil
@@ -69,11 +69,11 @@ func within(t testing.TB, what string, check func() error) {
 	}
 }
 
-// TestMended breaks what pods need in the kernel, one thing after the other: each is repaired while nothing else happens, is told once, and a
+// TestMended breaks what pods need in the kernel, one thing after the other: each is repaired while nothing else happens, is reported once, and a
 // new pod with a published port starts at once.
 func TestMended(t *testing.T) {
-	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	var said reports
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	lan := newLAN(t)
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80}, Port{HostPort: 5353, Port: 53, Protocol: corev1.ProtocolUDP})
 	client, _ := newPod(t, m, "client")
@@ -122,7 +122,7 @@ func TestMended(t *testing.T) {
 				}
 				return nil
 			})
-			within(t, "nothing is told", func() error {
+			within(t, "nothing is reported", func() error {
 				if said.count("") == 0 {
 					return errors.New("silence")
 				}
@@ -158,7 +158,7 @@ func TestMended(t *testing.T) {
 			within(t, "the way out", func() error { _, err := ask(server, "tcp", at(otherLAN4, 80), time.Second); return err })
 			wantFrom(t, lan, "tcp", at(hostLAN6, 8080), otherLAN6)
 			if n := said.count(""); n > 3 {
-				t.Errorf("told %d times: %q", n, said.lines)
+				t.Errorf("reported %d times: %q", n, said.lines)
 			}
 		})
 	}
@@ -167,7 +167,7 @@ func TestMended(t *testing.T) {
 	said.reset()
 	time.Sleep(2 * mendEvery)
 	if n := said.count(""); n > 0 {
-		t.Errorf("told %d times without need: %q", n, said.lines)
+		t.Errorf("reported %d times without need: %q", n, said.lines)
 	}
 	// And what comes before anybody could notice.
 	for i, break_ := range []string{"ip link del magikpod0", "ip link set magikpod0 down", "nft flush ruleset"} {
@@ -191,16 +191,16 @@ func mustLookup(t testing.TB, m *Manager, uid types.UID) Result {
 	return r
 }
 
-// TestForeignTakesName: another's link in the bridge's place is left alone, told once, and pods are back when it has gone.
+// TestForeignTakesName: another's link in the bridge's place is left alone, reported once, and pods are back when it has gone.
 func TestForeignTakesName(t *testing.T) {
-	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	var said reports
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
 	serve(t, server, "tcp", ":80")
 	within(t, "it is mended in between", func() error {
 		return exec.Command("sh", "-c", "ip link del magikpod0; ip link add magikpod0 type veth peer name other0").Run()
 	})
-	within(t, "it is not told", func() error {
+	within(t, "it is not reported", func() error {
 		if said.count("not magikpod's") == 0 {
 			return errors.New("silence")
 		}
@@ -208,7 +208,7 @@ func TestForeignTakesName(t *testing.T) {
 	})
 	time.Sleep(3 * mendEvery)
 	if n := said.count("not magikpod's"); n != 1 {
-		t.Errorf("told %d times: %q", n, said.lines)
+		t.Errorf("reported %d times: %q", n, said.lines)
 	}
 	if link, err := netlink.LinkByName(DefaultBridge); err != nil || link.Type() != "veth" {
 		t.Fatalf("the other's link is %v, %v", link, err)
@@ -220,8 +220,8 @@ func TestForeignTakesName(t *testing.T) {
 
 // TestStateLost: the state file is written again when somebody removes it, and found without it by the next daemon, ports and all.
 func TestStateLost(t *testing.T) {
-	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	var said reports
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
 	serve(t, server, "tcp", ":80")
 	want, err := os.ReadFile(m.cfg.StateFile)
@@ -238,7 +238,7 @@ func TestStateLost(t *testing.T) {
 		}
 		return err
 	})
-	within(t, "nothing is told", func() error {
+	within(t, "nothing is reported", func() error {
 		if said.count("was removed") != 1 {
 			return errors.New("silence")
 		}
@@ -254,7 +254,7 @@ func TestStateLost(t *testing.T) {
 	wantFrom(t, nil, "tcp", "127.0.0.1:8080", rs.Gateways[0])
 	wantFrom(t, nil, "tcp", "[::1]:8080", rs.Gateways[1])
 	if said.count("did not have 1 pods") != 1 {
-		t.Errorf("told %q", said.lines)
+		t.Errorf("reported %q", said.lines)
 	}
 	_, r := newPod(t, n, "new", Port{HostPort: 8081, Port: 80})
 	if r.IPs[0] == rs.IPs[0] {
@@ -268,8 +268,8 @@ func TestStateLost(t *testing.T) {
 // TestStateUnreadable: a state that cannot be read is not lost. Nothing is removed, given out again or written for it, and when it can be read all is
 // as before.
 func TestStateUnreadable(t *testing.T) {
-	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	var said reports
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	server, rs := newPod(t, m, "server", Port{HostPort: 8080, Port: 80})
 	serve(t, server, "tcp", ":80")
 	m.watch.close()
@@ -277,8 +277,8 @@ func TestStateUnreadable(t *testing.T) {
 	dir := filepath.Dir(m.cfg.StateFile)
 	run(t, "mv "+dir+" "+dir+".real; touch "+dir) // ENOTDIR: nobody knows what was in it
 	for _, r := range m.records() {
-		r.held.close()
-		r.held = nil
+		r.sockets.close()
+		r.sockets = nil
 		r.release()
 	}
 	n, err := New(m.cfg)
@@ -306,7 +306,7 @@ func TestStateUnreadable(t *testing.T) {
 		}
 		return nil
 	})
-	within(t, "nothing is told", func() error {
+	within(t, "nothing is reported", func() error {
 		if said.count("restored after all") != 1 {
 			return errors.New("silence")
 		}

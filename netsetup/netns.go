@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ func NewNamespace() (*os.File, error) {
 		if err != nil {
 			return err
 		}
-		if err := loopbackUp(); err != nil {
+		if err := withHandle(setLoopbackUp); err != nil {
 			f.Close()
 			return err
 		}
@@ -38,13 +39,14 @@ func NewNamespace() (*os.File, error) {
 	return file, nil
 }
 
-func loopbackUp() error {
+// withHandle calls fn with a handle for the network of the calling thread's namespace.
+func withHandle(fn func(h *netlink.Handle) error) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	return setLoopbackUp(h)
+	return fn(h)
 }
 
 // setLoopbackUp needs no look-up: the loopback is the first link of each namespace.
@@ -73,43 +75,19 @@ func onThread(fn func() error) error {
 }
 
 // inNetns runs fn with its thread in the network namespace ns. It is the only function that enters one. fn may not start goroutines.
-// When the way back fails the thread is not used again.
 func inNetns(ns *os.File, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		back, err := os.Open(threadNS)
+	return onThread(func() error {
+		err := rawfd.Use(ns, func(fd int) error { return os.NewSyscallError("setns", unix.Setns(fd, unix.CLONE_NEWNET)) })
 		if err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
+			return err
 		}
-		defer back.Close()
-		if err := setns(ns); err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		err = fn()
-		if back := setns(back); back == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
+		return fn()
+	})
 }
 
-// setns does not use ns.Fd(), which would make the file blocking.
-func setns(ns *os.File) error {
-	conn, err := ns.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	if err := conn.Control(func(fd uintptr) { serr = unix.Setns(int(fd), unix.CLONE_NEWNET) }); err != nil {
-		return err
-	}
-	return os.NewSyscallError("setns", serr)
+// handleIn is inNetns with a handle for the network of the namespace.
+func handleIn(ns *os.File, fn func(h *netlink.Handle) error) error {
+	return inNetns(ns, func() error { return withHandle(fn) })
 }
 
 // sameNetns says whether ns is the namespace of the calling thread.

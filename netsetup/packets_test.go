@@ -117,13 +117,13 @@ func wantNone(t testing.TB, ns *os.File, network, addr string) {
 	}
 }
 
-// The addresses of the host and of the other machine on the network between them.
+// The addresses of the host and of the other host on the network between them.
 var (
 	hostLAN4, hostLAN6   = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	otherLAN4, otherLAN6 = netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")
 )
 
-// newLAN makes another machine: a namespace behind a link of the host.
+// newLAN makes another host: a namespace behind a link of the host.
 func newLAN(t testing.TB) *os.File {
 	t.Helper()
 	ns := newNS(t)
@@ -138,12 +138,7 @@ func newLAN(t testing.TB) *os.File {
 			t.Error(err)
 		}
 	})
-	setUp := func(a4, a6 netip.Addr) error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	setUp := func(h *netlink.Handle, a4, a6 netip.Addr) error {
 		l, err := h.LinkByName("lan0")
 		if err != nil {
 			return err
@@ -156,10 +151,10 @@ func newLAN(t testing.TB) *os.File {
 		}
 		return h.LinkSetUp(l)
 	}
-	if err := setUp(hostLAN4, hostLAN6); err != nil {
+	if err := withHandle(func(h *netlink.Handle) error { return setUp(h, hostLAN4, hostLAN6) }); err != nil {
 		t.Fatal(err)
 	}
-	if err := inNetns(ns, func() error { return setUp(otherLAN4, otherLAN6) }); err != nil {
+	if err := handleIn(ns, func(h *netlink.Handle) error { return setUp(h, otherLAN4, otherLAN6) }); err != nil {
 		t.Fatal(err)
 	}
 	return ns

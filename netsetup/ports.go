@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -72,27 +73,16 @@ func normal(ports []Port) ([]Port, error) {
 			out = append(out, p)
 		}
 	}
-	slices.SortFunc(out, Port.compare)
+	slices.SortFunc(out, func(p, q Port) int { return cmp.Or(cmp.Compare(p.String(), q.String()), cmp.Compare(p.Port, q.Port)) })
 	return out, nil
-}
-
-func (p Port) compare(q Port) int {
-	if a, b := p.String(), q.String(); a != b {
-		if a < b {
-			return -1
-		}
-		return 1
-	}
-	return int(p.Port) - int(q.Port)
 }
 
 // String is ADDRESS:PORT/PROTOCOL, with * for all addresses.
 func (p Port) String() string {
-	ip := "*"
 	if p.HostIP.IsValid() {
 		return fmt.Sprintf("%s/%s", netip.AddrPortFrom(p.HostIP, p.HostPort), p.Protocol)
 	}
-	return fmt.Sprintf("%s:%d/%s", ip, p.HostPort, p.Protocol)
+	return fmt.Sprintf("*:%d/%s", p.HostPort, p.Protocol)
 }
 
 // proto is the number of the protocol; 0 when it is unknown.

@@ -21,9 +21,9 @@ type PodLink struct {
 	Gateways  []netip.Addr // of the default routes
 }
 
-// Redirect puts the machine at the end of the tap device in the place of the pod: each frame that comes to eth0 goes out by the tap, and each that comes
+// Redirect puts the VM at the end of the tap device in the place of the pod: each frame that comes to eth0 goes out by the tap, and each that comes
 // from the tap goes out by eth0. The namespace's own network stack sees none of them any more; its eth0 keeps the addresses, which are returned. The
-// machine is to have the same hardware address.
+// VM is to have the same hardware address.
 //
 // It may be called again, for another tap of the same name too. There is nothing to undo: it goes with the links.
 func Redirect(ns *os.File, tap string) (PodLink, error) {
@@ -31,12 +31,7 @@ func Redirect(ns *os.File, tap string) (PodLink, error) {
 	if err := fileOK(ns); err != nil {
 		return found, err
 	}
-	err := inNetns(ns, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	err := handleIn(ns, func(h *netlink.Handle) (err error) {
 		found, err = redirect(h, tap)
 		return err
 	})
@@ -60,7 +55,7 @@ func redirect(h *netlink.Handle, tap string) (PodLink, error) {
 	if err != nil {
 		return found, err
 	}
-	// The namespace has nothing to say to the machine by itself.
+	// The namespace has nothing to say to the guest by itself.
 	if err := writeSysctl(ipv6Conf+"/"+tap+"/disable_ipv6", "1"); err != nil && !isNotExist(err) {
 		return found, err
 	}
@@ -150,12 +145,7 @@ func leadsTo(f netlink.Filter, to netlink.Link, act netlink.MirredAct) bool {
 
 // redirectAgain is Redirect for the tap device that the namespace has, if it has one: eth0 is another now.
 func redirectAgain(ns *os.File) error {
-	err := inNetns(ns, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	err := handleIn(ns, func(h *netlink.Handle) error {
 		links, err := netlist.Whole(h.LinkList)
 		for _, link := range links {
 			if err == nil && link.Type() == "tuntap" {
@@ -165,7 +155,7 @@ func redirectAgain(ns *os.File) error {
 		return err
 	})
 	if err != nil {
-		return pod.Errorf(kindOf(err), "cannot connect a pod's machine again: %w", err)
+		return pod.Errorf(kindOf(err), "cannot connect a pod's VM again: %w", err)
 	}
 	return nil
 }

@@ -48,12 +48,12 @@ func openTap(t *testing.T, ns *os.File) *os.File {
 	return f
 }
 
-// newMachine is what a virtual machine is to the network: another namespace, all of whose frames pass through a file of this process, which is the
+// newVM is what a VM is to the network: another namespace, all of whose frames pass through a file of this process, which is the
 // tap of the pod.
-func newMachine(t *testing.T, pod *os.File) (machine *os.File) {
+func newVM(t *testing.T, pod *os.File) (vm *os.File) {
 	t.Helper()
-	machine = newNS(t)
-	for _, way := range [][2]*os.File{{openTap(t, pod), openTap(t, machine)}} {
+	vm = newNS(t)
+	for _, way := range [][2]*os.File{{openTap(t, pod), openTap(t, vm)}} {
 		for _, w := range [][2]*os.File{{way[0], way[1]}, {way[1], way[0]}} {
 			go func() {
 				frame := make([]byte, 65536)
@@ -67,18 +67,13 @@ func newMachine(t *testing.T, pod *os.File) (machine *os.File) {
 			}()
 		}
 	}
-	return machine
+	return vm
 }
 
-// connectMachine gives the machine what its place in the network needs.
-func connectMachine(t *testing.T, machine *os.File, link PodLink) {
+// connectVM gives the VM what its place in the network needs.
+func connectVM(t *testing.T, vm *os.File, link PodLink) {
 	t.Helper()
-	err := inNetns(machine, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+	err := handleIn(vm, func(h *netlink.Handle) error {
 		dev, err := h.LinkByName(testTap)
 		if err != nil {
 			return err
@@ -114,7 +109,7 @@ func TestRedirect(t *testing.T) {
 	lan := newLAN(t)
 	ns, r := newPod(t, m, "vm", Port{HostPort: 8080, Port: 80})
 	other, ro := newPod(t, m, "other")
-	machine := newMachine(t, ns)
+	vm := newVM(t, ns)
 	link, err := Redirect(ns, testTap)
 	if err != nil {
 		t.Fatal(err)
@@ -130,29 +125,29 @@ func TestRedirect(t *testing.T) {
 	if diff := cmp.Diff(r.Gateways, link.Gateways, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("gateways: %s", diff)
 	}
-	connectMachine(t, machine, link)
+	connectVM(t, vm, link)
 	again, err := Redirect(ns, testTap)
 	if err != nil || cmp.Diff(link, again, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })) != "" {
 		t.Fatalf("again: %+v, %v", again, err)
 	}
 
-	serve(t, machine, "tcp", ":80")
-	serve(t, machine, "udp", ":53")
+	serve(t, vm, "tcp", ":80")
+	serve(t, vm, "udp", ":53")
 	serve(t, other, "tcp", ":80")
 	serve(t, lan, "tcp", ":80")
 	for i := range r.IPs {
 		wantFrom(t, nil, "tcp", at(r.IPs[i], 80), r.Gateways[i]) // the host
 		wantFrom(t, other, "tcp", at(r.IPs[i], 80), ro.IPs[i])   // another pod
 		wantFrom(t, other, "udp", at(r.IPs[i], 53), ro.IPs[i])   //
-		wantFrom(t, machine, "tcp", at(ro.IPs[i], 80), r.IPs[i]) // and the other way round
-		wantFrom(t, machine, "tcp", at(r.IPs[i], 80), r.IPs[i])  // the machine itself
+		wantFrom(t, vm, "tcp", at(ro.IPs[i], 80), r.IPs[i])      // and the other way round
+		wantFrom(t, vm, "tcp", at(r.IPs[i], 80), r.IPs[i])       // the VM itself
 		wantNone(t, ns, "tcp", at(r.IPs[i], 80))                 // the namespace is not in the network any more
 		wantNone(t, other, "tcp", at(r.IPs[i], 81))              // nobody listens
 	}
-	wantFrom(t, machine, "tcp", at(otherLAN4, 80), hostLAN4)              // outwards
-	wantFrom(t, lan, "tcp", at(hostLAN4, 8080), otherLAN4)                // a published port
-	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])              //
-	sendMuch(t, other, machine, net.JoinHostPort(r.IPs[0].String(), "9")) // more than a segment, so that offloads count
+	wantFrom(t, vm, "tcp", at(otherLAN4, 80), hostLAN4)              // outwards
+	wantFrom(t, lan, "tcp", at(hostLAN4, 8080), otherLAN4)           // a published port
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])         //
+	sendMuch(t, other, vm, net.JoinHostPort(r.IPs[0].String(), "9")) // more than a segment, so that offloads count
 }
 
 // sendMuch sends some megabytes from one namespace to a server in another, which must get them as they are.
@@ -195,7 +190,7 @@ func sendMuch(t *testing.T, from, to *os.File, addr string) {
 	}
 }
 
-// A machine that has died has another tap in its place, with another number.
+// A VM that has died has another tap in its place, with another number.
 func TestRedirectNewTap(t *testing.T) {
 	m := newManager(t)
 	ns, r := newPod(t, m, "vm")
@@ -207,13 +202,13 @@ func TestRedirectNewTap(t *testing.T) {
 	if _, err := Redirect(ns, testTap); err == nil {
 		t.Error("redirected to a tap that is gone")
 	}
-	machine := newMachine(t, ns)
+	vm := newVM(t, ns)
 	link, err := Redirect(ns, testTap)
 	if err != nil {
 		t.Fatal(err)
 	}
-	connectMachine(t, machine, link)
-	serve(t, machine, "tcp", ":80")
+	connectVM(t, vm, link)
+	serve(t, vm, "tcp", ":80")
 	wantFrom(t, nil, "tcp", at(r.IPs[0], 80), r.Gateways[0])
 }
 

@@ -26,10 +26,10 @@ func (s sockets) close() {
 
 // reserve binds to the host's side of each port. Errors: [pod.Conflict] naming the port that a host process has, [pod.Invalid] for a
 // hostIP that is none of the host's.
-func reserve(ports []Port) (held sockets, err error) {
+func reserve(ports []Port) (reserved sockets, err error) {
 	defer func() {
 		if err != nil {
-			held.close()
+			reserved.close()
 		}
 	}()
 	for _, p := range ports {
@@ -37,19 +37,19 @@ func reserve(ports []Port) (held sockets, err error) {
 			fd, err := bind(p, a)
 			switch {
 			case errors.Is(err, unix.EADDRINUSE):
-				return held, pod.Errorf(pod.Conflict, "cannot publish port %s: a process of the host uses it", p)
+				return reserved, pod.Errorf(pod.Conflict, "cannot publish port %s: a process of the host uses it", p)
 			case errors.Is(err, unix.EADDRNOTAVAIL):
-				return held, pod.Errorf(pod.Invalid, "cannot publish port %s: the host does not have the address", p)
+				return reserved, pod.Errorf(pod.Invalid, "cannot publish port %s: the host does not have the address", p)
 			case errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.ESOCKTNOSUPPORT):
 				continue // no process can have it
 			case err != nil:
-				return held, pod.Errorf(kindOf(err), "cannot publish port %s: %w", p, err)
+				return reserved, pod.Errorf(kindOf(err), "cannot publish port %s: %w", p, err)
 			case fd >= 0:
-				held = append(held, fd)
+				reserved = append(reserved, fd)
 			}
 		}
 	}
-	return held, nil
+	return reserved, nil
 }
 
 func (p Port) bindAddrs() []netip.Addr {
@@ -59,7 +59,7 @@ func (p Port) bindAddrs() []netip.Addr {
 	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 }
 
-// bind returns a bound socket, which does not listen, or -1 when the port is free but cannot be held. A connection that an ended server has
+// bind returns a bound socket, which does not listen, or -1 when the port is free but cannot be reserved. A connection that an ended server has
 // left behind does not count as use: where a plain bind fails, one that reuses addresses decides, as it does for servers.
 func bind(p Port, a netip.Addr) (int, error) {
 	fd, err := bound(p, a, false)

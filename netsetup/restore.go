@@ -40,7 +40,7 @@ func (m *Manager) retryRestore(known func(uid types.UID) (PodNetwork, bool), err
 		case <-time.After(mendEvery):
 		}
 		if err = m.restore(context.Background(), known); err == nil {
-			m.tell("the pods' networks are restored after all")
+			m.report("the pods' networks are restored after all")
 		}
 	}
 }
@@ -73,15 +73,15 @@ func (m *Manager) restore(ctx context.Context, known func(uid types.UID) (PodNet
 		return err
 	}
 	for _, r := range append(kept, adopted...) {
-		if r.held != nil {
+		if r.sockets != nil {
 			continue
 		}
-		held, err := reserve(r.ports)
+		reserved, err := reserve(r.ports)
 		if err != nil {
 			m.warn("pod %s: %v", r.name, err) // it has had the port, and keeps it
 		}
 		m.mu.Lock()
-		r.held = held
+		r.sockets = reserved
 		m.mu.Unlock()
 	}
 	return m.save()
@@ -97,7 +97,7 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 		return err
 	}
 	if warning != "" {
-		m.tell(warning)
+		m.report(warning)
 	}
 	if len(s.Pods) > 0 && (s.IPv4 != m.cfg.IPv4 || s.IPv6 != m.cfg.IPv6) {
 		if keep == nil || slices.ContainsFunc(s.Pods, func(p saved) bool { return keep(p.UID) }) {
@@ -108,7 +108,7 @@ func (m *Manager) load(keep func(uid types.UID) bool) error {
 	for _, p := range s.Pods {
 		ports, err := normal(p.Ports)
 		if err != nil || p.UID == "" || m.pods[p.UID] != nil || !m.ipam.claim(p.Index, byPod) {
-			m.tell(fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
+			m.report(fmt.Sprintf("the network state of pod %s makes no sense and is dropped", p.Name))
 			continue
 		}
 		m.pods[p.UID] = &record{uid: p.UID, name: p.Name, index: p.Index, ports: ports, old: true}
@@ -141,7 +141,7 @@ func (m *Manager) adopt(ctx context.Context, known func(uid types.UID) (PodNetwo
 			}
 			if err != nil {
 				r.ports = nil
-				m.tell("pod " + p.Name + ": " + err.Error())
+				m.report("pod " + p.Name + ": " + err.Error())
 			}
 			m.pods[uid] = r
 			m.change++
@@ -152,7 +152,7 @@ func (m *Manager) adopt(ctx context.Context, known func(uid types.UID) (PodNetwo
 		m.remove(r)
 	}
 	if len(adopted) > 0 {
-		m.tell(fmt.Sprintf("the network state %s did not have %d pods that run: they keep their addresses and published ports", m.cfg.StateFile, len(adopted)))
+		m.report(fmt.Sprintf("the network state %s did not have %d pods that run: they keep their addresses and published ports", m.cfg.StateFile, len(adopted)))
 	}
 	return adopted, nil
 }
@@ -186,7 +186,7 @@ func (m *Manager) records() []*record {
 // maxWarnings bounds what is remembered: they may come for as long as the daemon runs.
 const maxWarnings = 100
 
-// warn tells once.
+// warn reports once.
 func (m *Manager) warn(format string, args ...any) {
 	w := fmt.Sprintf(format, args...)
 	m.mu.Lock()
@@ -196,12 +196,12 @@ func (m *Manager) warn(format string, args ...any) {
 	}
 	m.mu.Unlock()
 	if !known {
-		m.tell(w)
+		m.report(w)
 	}
 }
 
-func (m *Manager) tell(text string) {
-	if m.cfg.Tell != nil {
-		m.cfg.Tell(text)
+func (m *Manager) report(text string) {
+	if m.cfg.Report != nil {
+		m.cfg.Report(text)
 	}
 }

@@ -29,8 +29,8 @@ func reopen(t *testing.T, m *Manager, keep ...string) *Manager {
 	m.hostMu.Unlock()
 	m.watches.Wait()
 	for _, r := range m.records() {
-		r.held.close()
-		r.held = nil
+		r.sockets.close()
+		r.sockets = nil
 	}
 	n, err := New(m.cfg)
 	if err != nil {
@@ -69,7 +69,7 @@ func TestRestore(t *testing.T) {
 	}{
 		{"nothing lost", func(*testing.T, *Manager) {}},
 		{"rules flushed", func(t *testing.T, _ *Manager) { nft(t, "flush ruleset") }},
-		{"a map flushed", func(t *testing.T, _ *Manager) { nft(t, "flush map inet "+DefaultTable+" ports4") }},
+		{"a map flushed", func(t *testing.T, _ *Manager) { nft(t, "flush map inet "+tableName+" ports4") }},
 		{"bridge removed", func(t *testing.T, m *Manager) {
 			if err := netlink.LinkDel(m.bridge.link); err != nil {
 				t.Fatal(err)
@@ -77,8 +77,8 @@ func TestRestore(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var said told
-			m := newManager(t, func(c *Config) { c.Tell = said.add })
+			var said reports
+			m := newManager(t, func(c *Config) { c.Report = said.add })
 			keep, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
 			_, rg := newPod(t, m, "gone", Port{HostPort: 8081, Port: 80})
 			serve(t, keep, "tcp", ":80")
@@ -106,7 +106,7 @@ func TestRestore(t *testing.T) {
 			_, err := n.Setup(t.Context(), PodNetwork{UID: "x", Ports: []Port{{HostPort: 8080, Port: 1}}}, newNS(t))
 			wantKind(t, err, pod.Conflict, "default/keep")
 			if said.count("") > 0 {
-				t.Errorf("told %q", said.lines)
+				t.Errorf("reported %q", said.lines)
 			}
 			newPod(t, n, "new", Port{HostPort: 8081, Port: 80})
 		})
@@ -130,8 +130,8 @@ func TestRestoreNothing(t *testing.T) {
 func TestRestoreCorrupt(t *testing.T) {
 	for _, content := range []string{"", "{", `{"Version": 2}`, `[]`, "\x00\x00"} {
 		t.Run(content, func(t *testing.T) {
-			var said told
-			m := newManager(t, func(c *Config) { c.Tell = said.add })
+			var said reports
+			m := newManager(t, func(c *Config) { c.Report = said.add })
 			ns, rk := newPod(t, m, "keep", Port{HostPort: 8080, Port: 80})
 			newPod(t, m, "gone")
 			if err := os.WriteFile(m.cfg.StateFile, []byte(content), 0o600); err != nil {
@@ -140,7 +140,7 @@ func TestRestoreCorrupt(t *testing.T) {
 			n := reopen(t, m, "keep")
 			aside := m.cfg.StateFile + ".corrupt"
 			if said.count(" and is now "+aside) != 1 || said.count("") != 2 { // and about the pod that it did not have
-				t.Errorf("told %q, want one line about %s", said.lines, aside)
+				t.Errorf("reported %q, want one line about %s", said.lines, aside)
 			}
 			if got, err := os.ReadFile(aside); err != nil || string(got) != content {
 				t.Errorf("set aside %q, %v", got, err)
@@ -165,10 +165,10 @@ func TestRestoreCorrupt(t *testing.T) {
 	}
 }
 
-// TestRestoreConflict: of two pods that want a port, when nobody knows any more who had it, one gets it, and the other's lack is told.
+// TestRestoreConflict: of two pods that want a port, when nobody knows any more who had it, one gets it, and the other's lack is reported.
 func TestRestoreConflict(t *testing.T) {
-	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	var said reports
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	newPod(t, m, "a", Port{HostPort: 8080, Port: 80})
 	newPod(t, m, "b")
 	m.watch.close()
@@ -178,17 +178,17 @@ func TestRestoreConflict(t *testing.T) {
 	}
 	reopen(t, m, "a", "b")
 	if said.count("cannot publish port *:8080/TCP: pod default/") != 1 {
-		t.Errorf("told %q", said.lines)
+		t.Errorf("reported %q", said.lines)
 	}
 }
 
 // TestRestoreLater: while Restore cannot go on new pods get networks, and keep them when it does.
 func TestRestoreLater(t *testing.T) {
-	var said told
+	var said reports
 	var failing atomic.Bool
 	failing.Store(true)
 	m := newManager(t, func(c *Config) {
-		c.Tell = said.add
+		c.Report = said.add
 		c.Fault = func(at string) error {
 			if at == "restore-links" && failing.Load() {
 				return errors.New("not now")
@@ -221,10 +221,10 @@ func TestRestoreLater(t *testing.T) {
 	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
 }
 
-// TestLinkLost: a pod whose link was removed while no daemon ran is told of, once; nobody has its namespace any more to make another one.
+// TestLinkLost: a pod whose link was removed while no daemon ran is reported, once; nobody has its namespace any more to make another one.
 func TestLinkLost(t *testing.T) {
-	var said told
-	m := newManager(t, func(c *Config) { c.Tell = said.add })
+	var said reports
+	m := newManager(t, func(c *Config) { c.Report = said.add })
 	newPod(t, m, "a")
 	m.watch.close()
 	m.watches.Wait()
@@ -232,7 +232,7 @@ func TestLinkLost(t *testing.T) {
 	n := reopen(t, m, "a")
 	n.mend(true, n.watch)
 	if said.count("default/a has lost its link") != 1 || said.count("") != 1 {
-		t.Errorf("told %q", said.lines)
+		t.Errorf("reported %q", said.lines)
 	}
 }
 

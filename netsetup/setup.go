@@ -174,7 +174,7 @@ func (m *Manager) publish(ctx context.Context, r *record, ports []Port) error {
 	}
 	m.mu.Lock()
 	same := slices.Equal(r.ports, ports)
-	if same && (r.held != nil || len(ports) == 0) {
+	if same && (r.sockets != nil || len(ports) == 0) {
 		m.mu.Unlock()
 		return nil
 	}
@@ -182,14 +182,14 @@ func (m *Manager) publish(ctx context.Context, r *record, ports []Port) error {
 		m.mu.Unlock()
 		return err
 	}
-	held := r.held
-	r.ports, r.held = ports, nil
+	reserved := r.sockets
+	r.ports, r.sockets = ports, nil
 	m.change++
 	m.mu.Unlock()
-	held.close()
-	held, err := reserve(ports)
+	reserved.close()
+	reserved, err := reserve(ports)
 	m.mu.Lock()
-	r.held = held
+	r.sockets = reserved
 	m.mu.Unlock()
 	return err
 }
@@ -253,13 +253,10 @@ func (m *Manager) undo(r *record) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	m.mu.Lock()
-	held := r.held
-	delete(m.pods, r.uid)
-	m.ipam.retire(r.index)
-	m.change++
+	ports := m.forget(r)
 	last := len(m.pods) == 0
 	m.mu.Unlock()
-	held.close()
+	ports.close()
 	r.release()
 	err := m.finish(ctx, []*record{r})
 	err = join(err, m.save())

@@ -1,7 +1,6 @@
 package netsetup
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,7 +16,6 @@ import (
 const (
 	stateVersion = 1
 	stateMax     = 16 << 20 // bytes
-	statePerm    = 0o600
 )
 
 // state is the content of the state file.
@@ -37,14 +35,10 @@ type saved struct {
 // readState reads the file; a file that is not there is an empty state. A file that cannot be understood is renamed to NAME.corrupt, and
 // warning says so.
 func readState(path string) (s state, warning string, err error) {
-	data, err := atomicfile.Read(path, stateMax)
-	if errors.Is(err, fs.ErrNotExist) {
-		return state{}, "", nil
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &s)
-	}
+	err = atomicfile.LoadJSON(path, stateMax, &s)
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return state{}, "", nil
 	case err != nil && !atomicfile.Damaged(err):
 		return state{}, "", pod.Errorf(kindOf(err), "cannot read the network state: %w", err)
 	case err == nil && s.Version != stateVersion:
@@ -68,14 +62,11 @@ func (s state) write(path string) error {
 		}
 		return nil
 	}
-	data, err := json.Marshal(s)
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = atomicfile.SaveJSON(path, s)
+	}
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return pod.Errorf(kindOf(err), "cannot write the network state: %w", err)
-	}
-	if err := atomicfile.WriteNoSync(path, data, statePerm); err != nil {
 		return pod.Errorf(kindOf(err), "cannot write the network state: %w", err)
 	}
 	return nil

@@ -12,7 +12,6 @@ import (
 
 const (
 	sysctlDir  = "/proc/sys/net"
-	sysctlMax  = 4096 // bytes
 	ipv4Conf   = sysctlDir + "/ipv4/conf"
 	ipv6Conf   = sysctlDir + "/ipv6/conf"
 	ipForward4 = sysctlDir + "/ipv4/ip_forward"
@@ -27,17 +26,8 @@ func hasIPv6() bool {
 
 // readSysctl reads the setting of the thread's network namespace.
 func readSysctl(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	buf := make([]byte, sysctlMax)
-	n, err := f.Read(buf)
-	if err != nil {
-		return "", err
-	}
-	return string(bytes.TrimSpace(buf[:n])), nil
+	data, err := os.ReadFile(path)
+	return string(bytes.TrimSpace(data)), err
 }
 
 // writeSysctl changes the setting of the thread's network namespace, if it is not value already: reading works where /proc/sys is read-only.

@@ -51,13 +51,18 @@ func (m *Manager) isNew(uid types.UID) bool {
 // drop forgets the pod and starts the removal of what it has in the kernel.
 func (m *Manager) drop(r *record) {
 	m.mu.Lock()
-	held := r.held
+	ports := m.forget(r)
+	m.remove(r)
+	m.mu.Unlock()
+	ports.close()
+}
+
+// forget takes the pod out of the records, and returns the sockets on its ports. It is called with mu held.
+func (m *Manager) forget(r *record) sockets {
 	delete(m.pods, r.uid)
 	m.ipam.retire(r.index)
 	m.change++
-	m.remove(r)
-	m.mu.Unlock()
-	held.close()
+	return r.sockets
 }
 
 // reapMax bounds the links that are removed at once: the kernel's network stands still meanwhile.
@@ -144,7 +149,7 @@ func (m *Manager) armIdle() {
 		return
 	}
 	if m.idle == nil {
-		// What cannot be removed is tried again by Sweep and Close, which tell.
+		// What cannot be removed is tried again by Sweep and Close, which return why.
 		m.idle = time.AfterFunc(m.cfg.Idle, func() { _ = m.removeHost(context.Background()) })
 		return
 	}

@@ -9,23 +9,24 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
 const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 
-// watch is told by the kernel what others do to the host's links, addresses, routes and nftables, and tells when that may concern us. A restart of
+// watch learns from the kernel what others do to the host's links, addresses, routes and nftables, and signals when that may concern us. A restart of
 // nftables.service, or whoever else runs "nft flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
-	bridge, table string
-	index         atomic.Int64                        // of the bridge
-	own           func(port uint32) bool              // says whether a transaction is one of ours
-	odd           func(link string, addr []byte) bool // says whether a pod's link should have another hardware address
-	host, links   chan struct{}                       // of size 1: there is something to look at
-	done          chan struct{}
-	once          sync.Once // to close it
-	files         []*os.File
+	bridge      string
+	index       atomic.Int64                        // of the bridge
+	own         func(port uint32) bool              // says whether a transaction is one of ours
+	odd         func(link string, addr []byte) bool // says whether a pod's link should have another hardware address
+	host, links chan struct{}                       // of size 1: there is something to look at
+	done        chan struct{}
+	once        sync.Once // to close it
+	files       []*os.File
 
 	mu       sync.Mutex
 	suspects []uint32 // who has changed our table: netlink ports
@@ -37,7 +38,7 @@ const unknownPort = 0
 // newWatch watches until it is closed, in goroutines that wg counts.
 func (m *Manager) newWatch(index int, wg *sync.WaitGroup) (*watch, error) {
 	w := &watch{
-		bridge: m.cfg.Bridge, table: m.cfg.Table, own: m.fw.own, odd: m.isOdd,
+		bridge: m.cfg.Bridge, own: m.fw.own, odd: m.isOdd,
 		host: make(chan struct{}, 1), links: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	w.follow(index)
@@ -126,7 +127,7 @@ func signal(c chan struct{}) {
 // readTables looks for changes of our table.
 func (w *watch) readTables(msgs []syscall.NetlinkMessage) {
 	for _, m := range msgs {
-		if w.isOurs(m.Data) {
+		if isOurs(m.Data) {
 			w.suspect(m.Header.Pid)
 		}
 	}
@@ -159,7 +160,7 @@ func (w *watch) tableLost() bool {
 }
 
 // isOurs reads the family and the name of the table: it is the first attribute of everything in a table, and of the table itself.
-func (w *watch) isOurs(data []byte) bool {
+func isOurs(data []byte) bool {
 	if len(data) < nl.SizeofNfgenmsg || data[0] != unix.NFPROTO_INET {
 		return false
 	}
@@ -169,7 +170,7 @@ func (w *watch) isOurs(data []byte) bool {
 	}
 	for _, a := range attrs {
 		if a.Attr.Type == unix.NFTA_TABLE_NAME {
-			return strings.TrimRight(string(a.Value), "\x00") == w.table
+			return strings.TrimRight(string(a.Value), "\x00") == tableName
 		}
 	}
 	return false
@@ -197,30 +198,19 @@ func (w *watch) readLink(m syscall.NetlinkMessage) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
 		return
 	}
-	info := nl.DeserializeIfInfomsg(m.Data)
-	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
+	link, err := netlink.LinkDeserialize(nil, m.Data)
 	if err != nil {
 		signal(w.links)
 		return
 	}
-	name, attached, addr := "", false, []byte(nil)
-	for _, a := range attrs {
-		switch a.Attr.Type {
-		case unix.IFLA_IFNAME:
-			name = strings.TrimRight(string(a.Value), "\x00")
-		case unix.IFLA_MASTER:
-			attached = true
-		case unix.IFLA_ADDRESS:
-			addr = a.Value
-		}
-	}
 	const allNew = ^uint32(0) // the link was just made, and is not up yet
-	up := info.Flags&unix.IFF_UP != 0
+	a, change := link.Attrs(), nl.DeserializeIfInfomsg(m.Data).Change
+	up := a.RawFlags&unix.IFF_UP != 0
 	switch {
-	case int64(info.Index) == w.index.Load() || name == w.bridge:
+	case int64(a.Index) == w.index.Load() || a.Name == w.bridge:
 		signal(w.host)
-	case !strings.HasPrefix(name, linkPrefix):
-	case m.Header.Type == unix.RTM_DELLINK, up && (!attached || w.odd(name, addr)), !up && info.Change&unix.IFF_UP != 0 && info.Change != allNew:
+	case !strings.HasPrefix(a.Name, linkPrefix):
+	case m.Header.Type == unix.RTM_DELLINK, up && (a.MasterIndex == 0 || w.odd(a.Name, a.HardwareAddr)), !up && change&unix.IFF_UP != 0 && change != allNew:
 		signal(w.links)
 	}
 }

@@ -14,7 +14,7 @@ func TestFlushed(t *testing.T) {
 	first, r := newPod(t, m, "first", Port{HostPort: 8080, Port: 80})
 	serve(t, first, "tcp", ":80")
 	before := nftRules(t)
-	for _, script := range []string{"flush ruleset", "delete table inet " + DefaultTable, "flush ruleset\ntable ip other {}\ndelete table ip other"} {
+	for _, script := range []string{"flush ruleset", "delete table inet " + tableName, "flush ruleset\ntable ip other {}\ndelete table ip other"} {
 		nft(t, script)
 		for end := time.Now().Add(patience); nftRules(t) != before; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) {
@@ -40,26 +40,26 @@ func TestWatchOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := func() bool {
+	reported := func() bool {
 		t.Helper()
 		select {
 		case <-w.host:
 			time.Sleep(100 * time.Millisecond)
 			return w.tableLost()
 		case <-time.After(patience):
-			t.Fatal("nothing is told")
+			t.Fatal("nothing is reported")
 			return false
 		}
 	}
 	if err := m.fw.rebuild(t.Context(), m.elements); err != nil {
 		t.Fatal(err)
 	}
-	nft(t, "table inet other {}\ndelete table inet other\ntable ip "+DefaultTable+" {}\ndelete table ip "+DefaultTable)
-	if told() {
+	nft(t, "table inet other {}\ndelete table inet other\ntable ip "+tableName+" {}\ndelete table ip "+tableName)
+	if reported() {
 		t.Error("a loss was seen that was none")
 	}
-	nft(t, "delete table inet "+DefaultTable)
-	if !told() {
+	nft(t, "delete table inet "+tableName)
+	if !reported() {
 		t.Error("the loss was not seen")
 	}
 	w.close()

@@ -26,13 +26,13 @@ type LoadOptions struct {
 
 // ImageSummary is one row of a list of images.
 type ImageSummary struct {
-	ID         string    `json:"id"`         // sha256:... of the config
-	References []string  `json:"references"` // every name it has; may be empty
-	Digest     string    `json:"digest,omitempty"`
-	Size       int64     `json:"size"` // of all layers, bytes
-	Created    time.Time `json:"created,omitzero"`
-	Pods       int       `json:"pods"` // how many pods use it
-	Platform   string    `json:"platform,omitempty"`
+	ID         string    `json:"id"`                 // sha256:... of the config
+	References []string  `json:"references"`         // every name it has, normalised and sorted; empty when a newer image took the last one
+	Digest     string    `json:"digest,omitempty"`   // sha256:... of what a registry has under the name: the multi-platform index if it was pulled from one, else the manifest
+	Size       int64     `json:"size"`               // of the unpacked files, bytes; layers that images share count for each
+	Created    time.Time `json:"created,omitzero"`   // zero when the image doesn't say
+	Pods       int       `json:"pods"`               // how many pods use it
+	Platform   string    `json:"platform,omitempty"` // OS/ARCHITECTURE[/VARIANT]; empty when the image doesn't say
 }
 
 // Stats are the resources that a pod uses now, read from its cgroup.

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// userAgent is what servers see that tell probes apart in their logs; they look for its beginning. The number is that of the API.
+// userAgent marks probes in the logs of servers, which look for its beginning. The number is that of the API.
 const userAgent = "kube-probe/1.37"
 
 // get asks for the page (DoHTTPProbe in the kubelet's pkg/probe/http). A body that does not come in time is a failure, too.

@@ -75,7 +75,7 @@ func translate(err error, format string, args ...any) error {
 	return pod.Errorf(pod.Internal, "%s: %v", what, err)
 }
 
-// isError tells whether err is the D-Bus error of that name.
+// isError reports whether err is the D-Bus error of that name.
 func isError(err error, name string) bool {
 	e, ok := errors.AsType[dbus.Error](err)
 	return ok && e.Name == name

@@ -7,9 +7,11 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/rawfd"
 )
 
-// groupEvents tells of changes in the cgroup.events of units: they are frozen or thawed, which systemd 252 does not tell, nor anybody when it is done by a
+// groupEvents reports changes in the cgroup.events of units: they are frozen or thawed, which systemd 252 does not report, nor anybody when it is done by a
 // write to the cgroup (cgroup-v2.rst, Core Interface Files).
 type groupEvents struct {
 	file *os.File // inotify(7)
@@ -30,14 +32,12 @@ func newGroupEvents() (*groupEvents, error) {
 func (g *groupEvents) add(unit, dir string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	conn, err := g.file.SyscallConn()
-	if err != nil {
-		return // it was closed
-	}
-	_ = conn.Control(func(fd uintptr) {
-		if wd, err := unix.InotifyAddWatch(int(fd), filepath.Join(dir, "cgroup.events"), unix.IN_MODIFY); err == nil {
+	_ = rawfd.Use(g.file, func(fd int) error {
+		wd, err := unix.InotifyAddWatch(fd, filepath.Join(dir, "cgroup.events"), unix.IN_MODIFY)
+		if err == nil {
 			g.units[uint32(wd)] = unit
 		}
+		return err
 	})
 }
 
@@ -77,14 +77,14 @@ func (g *groupEvents) unitsOf(events []byte) []string {
 
 func (g *groupEvents) close() { _ = g.file.Close() }
 
-// follow watches the cgroup of a container or a machine that runs.
+// follow watches the cgroup of a container or a VM that runs.
 func (m *Manager) follow(unit string) {
-	if p, _ := ParseName(unit); p.Kind == KindContainer || p.Kind == KindVM {
+	if kind := kindOf(unit); kind == kindContainer || kind == kindVM {
 		m.events.add(unit, m.CgroupDir(unit))
 	}
 }
 
-// groupChanged tells who listens for a unit of a change that systemd has not told.
+// groupChanged notifies those who listen for a unit of a change that systemd does not report.
 func (m *Manager) groupChanged(unit string) {
 	m.do(func() {
 		m.mu.Lock()

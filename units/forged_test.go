@@ -9,7 +9,7 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// TestForgedSignals checks that nobody but systemd can tell us anything, nor end the connection.
+// TestForgedSignals checks that nobody but systemd can send us a signal, nor end the connection.
 func TestForgedSignals(t *testing.T) {
 	m := connect(t)
 	s := startSandbox(t, m, testPod("forged"))

@@ -28,7 +28,7 @@ const (
 	maxNamed = 5
 )
 
-// Frozen tells whether the kernel holds all processes of a unit, because somebody has frozen it or a slice that it is in (systemctl freeze). A unit that
+// Frozen reports whether the kernel keeps all processes of a unit frozen, because somebody has frozen it or a slice that it is in (systemctl freeze). A unit that
 // has no cgroup is not frozen.
 func (m *Manager) Frozen(unit string) bool {
 	dir := m.CgroupDir(unit)
@@ -57,8 +57,8 @@ func (m *Manager) frozenSlice(unit string) string {
 // process with a handler for the stop signal does not run before its time is over.
 func (m *Manager) Thaw(ctx context.Context, unit string) error {
 	group := m.CgroupDir(unit)
-	held, frozen := m.heldBySystemd(unit), m.frozenGroups(group)
-	if !held && len(frozen) == 0 {
+	bySystemd, frozen := m.frozenBySystemd(unit), m.frozenGroups(group)
+	if !bySystemd && len(frozen) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawTimeout)
@@ -123,8 +123,8 @@ func (m *Manager) thawGroup(dir string) error {
 	return cgroup.SetFrozen(dir, false)
 }
 
-// heldBySystemd tells whether systemd has said of the unit, or of one that stops with it, that it is frozen.
-func (m *Manager) heldBySystemd(unit string) bool {
+// frozenBySystemd reports whether systemd has said of the unit, or of one that stops with it, that it is frozen.
+func (m *Manager) frozenBySystemd(unit string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for name, r := range m.units {
@@ -206,7 +206,7 @@ func (m *Manager) Emptied(ctx context.Context, unit string) error {
 	return nil
 }
 
-// notEnded are the tracked units that stop with unit and of which no signal has told that they have ended.
+// notEnded are the tracked units that stop with unit and whose end no signal has reported.
 func (m *Manager) notEnded(unit string) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -220,7 +220,7 @@ func (m *Manager) notEnded(unit string) []string {
 	return left
 }
 
-// CgroupDir is the directory of a unit's cgroup; "" when its name tells none.
+// CgroupDir is the directory of a unit's cgroup; "" when its name implies none.
 func (m *Manager) CgroupDir(unit string) string {
 	group := cgroupOf(unit)
 	if s, ok := m.State(unit); ok && s.ControlGroup != "" {
@@ -289,7 +289,7 @@ func processesOf(dir string) string {
 	return strings.Join(list, ", ")
 }
 
-// stateOfProcess is the name and the state of a process, as ps(1) tells them.
+// stateOfProcess is the name and the state of a process, as ps(1) shows them.
 func stateOfProcess(pid string) string {
 	data, err := os.ReadFile("/proc/" + pid + "/stat")
 	open, end := strings.IndexByte(string(data), '('), strings.LastIndexByte(string(data), ')')

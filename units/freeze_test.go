@@ -1,6 +1,7 @@
 package units
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// polite ends well when it is asked to, and only then.
-var polite = []string{"/bin/sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"}
+// polite ends well when it is asked to, and only then. It writes a line when it can be asked.
+var polite = []string{"/bin/sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"}
 
 // Whoever has frozen a pod, its container is asked to end before it is killed, and nothing of the pod is left.
 func TestStopOfWhatIsFrozen(t *testing.T) {
@@ -67,11 +68,20 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 		for _, what := range []string{"slice", "unit"} {
 			t.Run(test.name+"/"+what, func(t *testing.T) {
 				s := startSandbox(t, m, testPod("frozen"))
-				unit, err := s.container(t, "main", nil, polite...)
+				r, w, err := os.Pipe()
 				if err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(100 * time.Millisecond) // for the trap
+				defer r.Close()
+				defer w.Close()
+				unit, err := s.container(t, "main", func(u *ContainerUnit) { u.Stdout = w }, polite...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = r.SetReadDeadline(time.Now().Add(30 * time.Second))
+				if line, err := bufio.NewReader(r).ReadString('\n'); err != nil {
+					t.Fatalf("the container wrote %q: %v; want a line", line, err)
+				}
 				test.freeze(t, s)
 				eventually(t, func() bool { return m.Frozen(unit) != test.thawed })
 				stopped := s.names.Slice
@@ -96,9 +106,9 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 }
 
 // Who listens hears that a container was frozen and thawed, whoever has done it.
-func TestFreezingIsTold(t *testing.T) {
+func TestFreezingIsReported(t *testing.T) {
 	m := connect(t)
-	s := startSandbox(t, m, testPod("told"))
+	s := startSandbox(t, m, testPod("reported"))
 	unit, err := s.container(t, "main", nil, "sleep", "1000")
 	if err != nil {
 		t.Fatal(err)
@@ -176,7 +186,7 @@ func TestStartInFrozenSlice(t *testing.T) {
 	}
 }
 
-// What still runs is told, and what is in no unit goes.
+// What still runs is reported, and what is in no unit goes.
 func TestEmptied(t *testing.T) {
 	m := connect(t)
 	s := startSandbox(t, m, testPod("emptied"))
@@ -254,7 +264,7 @@ func TestEndAfterARefusal(t *testing.T) {
 	if err := m.systemd.FreezeUnit(t.Context(), unit); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return m.Frozen(unit) && (m.heldBySystemd(unit) || m.Version() < "256") }) // 252 does not report it
+	eventually(t, func() bool { return m.Frozen(unit) && (m.frozenBySystemd(unit) || m.Version() < "256") }) // 252 does not report it
 	if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte("0"), 0); err != nil { // only systemd takes it for frozen
 		t.Fatal(err)
 	}
@@ -270,8 +280,8 @@ func TestEndAfterARefusal(t *testing.T) {
 	}
 }
 
-// TestEmptiedCannotTell: what cannot be looked at may have processes.
-func TestEmptiedCannotTell(t *testing.T) {
+// TestEmptiedUnreadable: what cannot be looked at may have processes.
+func TestEmptiedUnreadable(t *testing.T) {
 	m := &Manager{units: map[string]*record{}}
 	slice := Names("unitstest", "emptied").Slice
 	if err := m.Emptied(t.Context(), slice); err != nil {

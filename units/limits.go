@@ -165,6 +165,6 @@ func weightOf(cpu resource.Quantity) uint64 {
 		return maxWeight
 	}
 	l := math.Log2(shares)
-	// The small number makes 1024 shares 100 and not 101, however a machine rounds.
+	// The small number makes 1024 shares 100 and not 101, however a CPU rounds.
 	return uint64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34) - 1e-6))
 }

@@ -189,7 +189,7 @@ func (s *sandbox) remove(t testing.TB) {
 	s.mu.Lock()
 	var tracked []string
 	for name := range s.units {
-		if p, _ := ParseName(name); p.Namespace == s.pod.Namespace && p.Pod == s.pod.Name && p.Kind != KindPodSlice {
+		if strings.HasPrefix(name, podBase(s.pod.Namespace, s.pod.Name)+"-") {
 			tracked = append(tracked, name)
 		}
 	}

@@ -29,8 +29,8 @@ const (
 //
 // It has one private connection to the system bus for calls and signals alike, so that replies and signals have one order (that in which systemd
 // sent them): a signal about a unit's former life is never taken for one about its present life, and what a call has read never
-// overwrites what a later signal told. Signals go into an unbounded queue as they arrive, and one goroutine works on it: a slow
-// consumer never holds up a reply.
+// overwrites what a later signal brought. Signals go into an unbounded queue as they arrive, and one goroutine works on it: a slow
+// consumer never delays a reply.
 //
 // systemd forgets what was referenced over the connection when it ends; units live on.
 type Manager struct {
@@ -57,7 +57,7 @@ type Manager struct {
 	keeping sync.Mutex
 	kept    map[string]int
 
-	// mu guards everything that follows. Only run writes what units holds.
+	// mu guards everything that follows. Only run writes the records in units.
 	mu       sync.Mutex
 	onChange []*func(unit string)
 	units    map[string]*record
@@ -168,7 +168,7 @@ func (m *Manager) connectionLost() {
 	})
 }
 
-// Lost returns a channel that is closed when the connection to systemd has ended, also by Close. What State tells is no longer true then.
+// Lost returns a channel that is closed when the connection to systemd has ended, also by Close. What State returns is no longer true then.
 func (m *Manager) Lost() <-chan struct{} { return m.lost }
 
 // Version returns systemd's version, such as "257.13-1~deb13u1".

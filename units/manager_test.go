@@ -182,7 +182,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// What a person stops is told from what ends on its own and from what the daemon stops.
+// What a person stops is known from what ends on its own and from what the daemon stops.
 func TestStoppedByAdmin(t *testing.T) {
 	m := connect(t)
 	for _, tt := range []struct {
@@ -193,7 +193,7 @@ func TestStoppedByAdmin(t *testing.T) {
 		{"container", func(_ *sandbox, unit string) []string { return []string{"stop", unit} }, false},
 		{"pause", func(s *sandbox, _ string) []string { return []string{"stop", s.names.Pause} }, true},
 		{"slice", func(s *sandbox, _ string) []string { return []string{"stop", s.names.Slice} }, true},
-		{"namespace", func(s *sandbox, _ string) []string { return []string{"stop", s.names.NamespaceSlice} }, true},
+		{"namespace", func(s *sandbox, _ string) []string { return []string{"stop", sliceOf(s.names.Slice)} }, true},
 		{"everything", func(*sandbox, string) []string { return []string{"stop", "magikpod.slice"} }, true},
 	} {
 		for _, script := range []string{"exec sleep 1000", "exit 0"} {
@@ -425,7 +425,7 @@ func TestReexec(t *testing.T) {
 	}
 	m.OnChange(func(unit string) {
 		if state, ok := m.State(unit); ok && state.Ended() && !over.Load() {
-			t.Errorf("it was told that a unit had ended: %s: %+v", unit, state)
+			t.Errorf("a unit was reported as ended: %s: %+v", unit, state)
 		}
 	})
 	for _, verb := range []string{"daemon-reload", "daemon-reexec"} {
@@ -435,7 +435,7 @@ func TestReexec(t *testing.T) {
 			t.Errorf("%s: %+v, %v; before: %+v", verb, after, err, before)
 		}
 	}
-	time.Sleep(100 * time.Millisecond) // for a signal that would tell of an end
+	time.Sleep(100 * time.Millisecond) // for a signal that would report an end
 	over.Store(true)
 	if err := m.Kill(t.Context(), unit, "main", syscall.SIGUSR1); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package units
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 )
 
@@ -46,11 +47,9 @@ const (
 
 // PodNames are the units that a pod has, its containers' left out.
 type PodNames struct {
-	// NamespaceSlice is the slice of the Kubernetes namespace, the parent of Slice.
-	NamespaceSlice string
 	// Slice is the slice of the pod.
 	Slice string
-	// Pause is the service that holds the pod's namespaces.
+	// Pause is the service that keeps the pod's namespaces.
 	Pause string
 	// VM is the service of the VMM, for pods of the class pod-microvm-containers.
 	VM string
@@ -58,13 +57,11 @@ type PodNames struct {
 
 // Names returns the names of a pod's units.
 func Names(namespace, name string) PodNames {
-	ns := prefix + part(namespace, maxNamespacePart)
-	base := ns + "-" + part(name, maxPodPart)
+	base := podBase(namespace, name)
 	return PodNames{
-		NamespaceSlice: ns + ".slice",
-		Slice:          base + ".slice",
-		Pause:          base + "-" + pauseWord + ".service",
-		VM:             base + "-" + vmWord + ".service",
+		Slice: base + ".slice",
+		Pause: base + "-" + pauseWord + ".service",
+		VM:    base + "-" + vmWord + ".service",
 	}
 }
 
@@ -78,8 +75,9 @@ func OrderSlice(namespace, name, sidecar string) string {
 	return podBase(namespace, name) + "-" + orderWord + part(sidecar, maxContainerPart) + ".slice"
 }
 
+// podBase begins the names of all units of a pod.
 func podBase(namespace, name string) string {
-	return strings.TrimSuffix(Names(namespace, name).Slice, ".slice")
+	return prefix + part(namespace, maxNamespacePart) + "-" + part(name, maxPodPart)
 }
 
 func containerPart(container string) string {
@@ -107,77 +105,44 @@ func part(name string, limit int) string {
 	return cut + "_" + hex.EncodeToString(sum[:])[:hashLen]
 }
 
-// UnitKind says what a unit of magikpod is.
-type UnitKind string
+// unitKind says what a unit of magikpod is.
+type unitKind string
 
-// The kinds of units.
 const (
-	KindNamespaceSlice UnitKind = "namespace"
-	KindPodSlice       UnitKind = "pod"
-	KindPause          UnitKind = "pause"
-	KindVM             UnitKind = "vm"
-	KindContainer      UnitKind = "container"
-	KindOrder          UnitKind = "order"
+	kindNamespaceSlice unitKind = "namespace"
+	kindPodSlice       unitKind = "pod"
+	kindPause          unitKind = "pause"
+	kindVM             unitKind = "vm"
+	kindContainer      unitKind = "container"
+	kindOrder          unitKind = "order"
 )
 
-// Parsed is what a unit's name tells. A name that was cut is given as it stands in the unit's name, "_" and hash included: show it, but never look
-// anything up by it.
-type Parsed struct {
-	Kind      UnitKind
-	Namespace string
-	// Pod is empty for the slice of a namespace.
-	Pod string
-	// Container is the container of a container's service, and the sidecar of an ordering slice.
-	Container string
-}
-
-// ParseName reads the name of a unit; false when it is none that this package makes. magikpod.slice is none.
-func ParseName(unit string) (Parsed, bool) {
+// kindOf reads the name of a unit; "" when it is none that this package makes. magikpod.slice is none.
+func kindOf(unit string) unitKind {
 	rest, ok := strings.CutPrefix(unit, prefix)
-	if !ok {
-		return Parsed{}, false
-	}
 	base, isSlice := strings.CutSuffix(rest, ".slice")
+	isService := false
 	if !isSlice {
-		if base, ok = strings.CutSuffix(rest, ".service"); !ok {
-			return Parsed{}, false
-		}
+		base, isService = strings.CutSuffix(rest, ".service")
 	}
 	parts := strings.Split(base, "-")
-	p := Parsed{Namespace: unescape(parts[0])}
-	if len(parts) > 1 {
-		p.Pod = unescape(parts[1])
-	}
-	for _, s := range parts {
-		if s == "" {
-			return Parsed{}, false
-		}
-	}
 	switch {
+	case !ok || !isSlice && !isService || slices.Contains(parts, ""):
 	case isSlice && len(parts) == 1:
-		p.Kind = KindNamespaceSlice
+		return kindNamespaceSlice
 	case isSlice && len(parts) == 2:
-		p.Kind = KindPodSlice
+		return kindPodSlice
 	case isSlice && len(parts) == 3 && strings.HasPrefix(parts[2], orderWord):
-		p.Kind, p.Container = KindOrder, unescape(parts[2][len(orderWord):])
+		return kindOrder
 	case isSlice || len(parts) != 3:
-		return Parsed{}, false
 	case parts[2] == pauseWord:
-		p.Kind = KindPause
+		return kindPause
 	case parts[2] == vmWord:
-		p.Kind = KindVM
+		return kindVM
 	default:
-		p.Kind, p.Container = KindContainer, unescape(parts[2])
+		return kindContainer
 	}
-	return p, true
-}
-
-// unescape is the inverse of part, for names that were not cut.
-func unescape(s string) string {
-	if !strings.Contains(s, `\x`) {
-		return s
-	}
-	return strings.NewReplacer(escapedDash, "-", `\x70`, "p", `\x76`, "v").Replace(s)
+	return ""
 }
 
 // SlicePath returns the path of a slice's cgroup, relative to the root of the cgroup tree and without a leading slash:
@@ -194,7 +159,7 @@ func SlicePath(slice string) string {
 	return path.String()
 }
 
-// sliceOf returns the slice that a unit with a name of this package lies in; "" when it cannot be told.
+// sliceOf returns the slice that a unit with a name of this package lies in; "" when the name does not say.
 func sliceOf(unit string) string {
 	base, isSlice := strings.CutSuffix(unit, ".slice")
 	if !isSlice {

@@ -35,10 +35,9 @@ func TestNames(t *testing.T) {
 		}
 	}
 	if got, want := Names("default", "web"), (PodNames{
-		NamespaceSlice: "magikpod-default.slice",
-		Slice:          "magikpod-default-web.slice",
-		Pause:          "magikpod-default-web-pause.service",
-		VM:             "magikpod-default-web-vm.service",
+		Slice: "magikpod-default-web.slice",
+		Pause: "magikpod-default-web-pause.service",
+		VM:    "magikpod-default-web-vm.service",
 	}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -50,28 +49,27 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestParseName(t *testing.T) {
-	p := func(kind UnitKind, container string) Parsed {
-		return Parsed{Kind: kind, Namespace: "name-space", Pod: "pod.a-b", Container: container}
-	}
+func TestKindOf(t *testing.T) {
 	names := Names("name-space", "pod.a-b")
-	for unit, want := range map[string]Parsed{
-		names.NamespaceSlice: {Kind: KindNamespaceSlice, Namespace: "name-space"},
-		names.Slice:          p(KindPodSlice, ""),
-		names.Pause:          p(KindPause, ""),
-		names.VM:             p(KindVM, ""),
-		ContainerService("name-space", "pod.a-b", "pause"):   p(KindContainer, "pause"),
-		ContainerService("name-space", "pod.a-b", "vm"):      p(KindContainer, "vm"),
-		ContainerService("name-space", "pod.a-b", "order-c"): p(KindContainer, "order-c"),
-		OrderSlice("name-space", "pod.a-b", "c-d"):           p(KindOrder, "c-d"),
+	for unit, want := range map[string]unitKind{
+		sliceOf(names.Slice): kindNamespaceSlice,
+		names.Slice:          kindPodSlice,
+		names.Pause:          kindPause,
+		names.VM:             kindVM,
+		ContainerService("name-space", "pod.a-b", "pause"):   kindContainer,
+		ContainerService("name-space", "pod.a-b", "vm"):      kindContainer,
+		ContainerService("name-space", "pod.a-b", "order-c"): kindContainer,
+		OrderSlice("name-space", "pod.a-b", "c-d"):           kindOrder,
+		Names("default", "web.service").Slice:                kindPodSlice,
+		Names("default", "web.slice").Pause:                  kindPause,
 	} {
-		if got, ok := ParseName(unit); !ok || got != want {
-			t.Errorf("%s: got %+v (%v), want %+v", unit, got, ok, want)
+		if got := kindOf(unit); got != want {
+			t.Errorf("%s: got %q, want %q", unit, got, want)
 		}
 	}
-	for _, unit := range []string{"magikpod.slice", "magikpodd.service", "magikpod-.slice", "magikpod-a-b-c-d.service", "magikpod-a-b.service", "magikpod-a-b-c.slice", "ssh.service", "magikpod-a-b-c.socket"} {
-		if got, ok := ParseName(unit); ok {
-			t.Errorf("%s: got %+v", unit, got)
+	for _, unit := range []string{"magikpod.slice", "magikpodd.service", "magikpod-.slice", "magikpod-a-b-c-d.service", "magikpod-a-b.service", "magikpod-a-b-c.slice", "ssh.service", "magikpod-a-b-c.socket", "magikpod-a-b-c.service.slice", "magikpod-"} {
+		if got := kindOf(unit); got != "" {
+			t.Errorf("%s: got %q", unit, got)
 		}
 	}
 }
@@ -131,9 +129,15 @@ func FuzzNames(f *testing.F) {
 
 func checkNames(t *testing.T, ns, name, container string) {
 	n := Names(ns, name)
-	all := []string{n.NamespaceSlice, n.Slice, n.Pause, n.VM, ContainerService(ns, name, container), OrderSlice(ns, name, container)}
-	seen := map[string]bool{}
-	for _, unit := range all {
+	namespace := sliceOf(n.Slice)
+	kinds := map[string]unitKind{
+		namespace: kindNamespaceSlice, n.Slice: kindPodSlice, n.Pause: kindPause, n.VM: kindVM,
+		ContainerService(ns, name, container): kindContainer, OrderSlice(ns, name, container): kindOrder,
+	}
+	if len(kinds) != 6 {
+		t.Errorf("one name stands for two units: %v", kinds)
+	}
+	for unit, kind := range kinds {
 		if len(unit) > 255 {
 			t.Errorf("%s has %d bytes", unit, len(unit))
 		}
@@ -142,20 +146,14 @@ func checkNames(t *testing.T, ns, name, container string) {
 				t.Errorf("%s has a %q", unit, c)
 			}
 		}
-		if seen[unit] {
-			t.Errorf("%s stands for two units", unit)
-		}
-		seen[unit] = true
-		if p, ok := ParseName(unit); !ok {
-			t.Errorf("%s cannot be parsed", unit)
-		} else if p.Kind == KindContainer && !strings.Contains(unit, "_") && (p.Namespace != ns || p.Pod != name || p.Container != container) {
-			t.Errorf("%s: parsed as %+v", unit, p)
+		if got := kindOf(unit); got != kind {
+			t.Errorf("%s: got the kind %q, want %q", unit, got, kind)
 		}
 	}
-	if sliceOf(n.Slice) != n.NamespaceSlice || sliceOf(n.NamespaceSlice) != rootSlice || sliceOf(n.Pause) != n.Slice {
+	if sliceOf(namespace) != rootSlice || sliceOf(n.Pause) != n.Slice {
 		t.Errorf("wrong parents: %+v", n)
 	}
-	if want := fmt.Sprintf("%s/%s/%s", rootSlice, n.NamespaceSlice, n.Slice); SlicePath(n.Slice) != want {
+	if want := fmt.Sprintf("%s/%s/%s", rootSlice, namespace, n.Slice); SlicePath(n.Slice) != want {
 		t.Errorf("got %s, want %s", SlicePath(n.Slice), want)
 	}
 }

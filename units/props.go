@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -142,7 +143,7 @@ type PauseUnit struct {
 	Names PodNames
 	// Argv is the command; Argv[0] is an absolute path.
 	Argv []string
-	// SharePID says that the command holds the pod's PID namespace, and tells when it is there (READY=1).
+	// SharePID says that the command keeps the pod's PID namespace, and reports when it is there (READY=1).
 	SharePID bool
 }
 
@@ -167,7 +168,7 @@ func PauseProps(u PauseUnit) []Property {
 		prop("StandardOutput", "journal"),
 		prop("StandardError", "journal"),
 		prop("SyslogIdentifier", "magikpod-pause"),
-		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not tell it of zeros.
+		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not pass zeros on.
 		prop("LogRateLimitIntervalUSec", uint64(1)),
 		prop("LogRateLimitBurst", uint32(1<<20)),
 		prop("TasksMax", infinity),
@@ -241,24 +242,24 @@ type ContainerUnit struct {
 	// FiltersCalls says that a command with Jail allows itself few system calls when it has made the jail. Until then the unit forbids those that it has no use for, instead of allowing
 	// what services need: of such a list systemd makes a filter at each start, which takes it longer than all else.
 	FiltersCalls bool
-	// InMachine says that the container runs in the pod's machine, and the command stands in for it: it needs the VM unit, and next to no privileges;
+	// InVM says that the container runs in the pod's VM, and the command stands in for it: it needs the VM unit, and next to no privileges;
 	// the container's limits are not its own.
-	InMachine bool
+	InVM bool
 }
 
 // ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
-	holders, need := []string{u.Names.Pause}, "Requires"
-	if u.InMachine {
-		// Requires= would start what has ended once more: a machine that knows nothing of its pod. The daemon makes another one, or nobody does.
-		holders, need = append(holders, u.Names.VM), "Requisite"
+	owners, need := []string{u.Names.Pause}, "Requires"
+	if u.InVM {
+		// Requires= would start what has ended once more: a VM that knows nothing of its pod. The daemon makes another one, or nobody does.
+		owners, need = append(owners, u.Names.VM), "Requisite"
 	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
-		prop(need, holders),
+		prop(need, owners),
 		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
-		prop("After", append(append(holders[:len(holders):len(holders)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
+		prop("After", append(append(owners[:len(owners):len(owners)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
 	}
 	if len(u.StopAfter) > 0 {
 		props = append(props, prop("Before", []string{OrderSlice(u.Pod.Namespace, u.Pod.Name, u.Container.Name)}))
@@ -285,7 +286,7 @@ func ContainerProps(u ContainerUnit) []Property {
 		prop("OOMPolicy", "kill"),
 	)
 	var limits Limits
-	if !u.InMachine {
+	if !u.InVM {
 		limits = ContainerLimits(u.Container)
 	}
 	// The pod's limit counts, not systemd's default for a service.
@@ -297,13 +298,13 @@ func ContainerProps(u ContainerUnit) []Property {
 	if u.Jail {
 		props = append(props, jailProps(u.FiltersCalls)...)
 	}
-	if u.InMachine {
+	if u.InVM {
 		props = append(props, proxyProps()...)
 	}
 	return props
 }
 
-// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon holds the
+// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon keeps the
 // descriptors, hence SYS_PTRACE), files of any owner, and giving up the rest.
 var jailCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,
@@ -312,47 +313,44 @@ var jailCapabilities = []uint{
 
 // jailProps confine a unit (systemd.exec(5)). What systemd would do by mounts is left out: launch enters another mount namespace.
 func jailProps(filtersCalls bool) []Property {
-	var bounding uint64
-	for _, c := range jailCapabilities {
-		bounding |= 1 << c
-	}
-	type list struct {
-		Allow bool
-		Names []string
-	}
 	calls := list{true, []string{"@system-service", "@mount"}}
 	if filtersCalls {
 		calls = list{false, []string{"@clock", "@cpu-emulation", "@debug", "@keyring", "@module", "@obsolete", "@raw-io", "@reboot", "@swap"}}
 	}
+	namespaces := uint64(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS)
+	return confinement(capabilities(jailCapabilities), namespaces, calls, "AF_UNIX", "AF_INET", "AF_INET6")
+}
+
+// proxyProps confine a command that reads its configuration, talks to a VM, and writes what a container in it says. The sockets of the VM and the
+// files of the pod are other users'.
+func proxyProps() []Property {
+	return confinement(1<<unix.CAP_DAC_OVERRIDE, 0, list{true, []string{"@system-service"}}, "AF_UNIX", "AF_VSOCK")
+}
+
+// list is a list of what is allowed, or of what is not.
+type list struct {
+	Allow bool
+	Names []string
+}
+
+// capabilities is a set of them as bits.
+func capabilities(set []uint) (bits uint64) {
+	for _, c := range set {
+		bits |= 1 << c
+	}
+	return bits
+}
+
+// confinement takes all but these capabilities, kinds of namespaces (CLONE_NEW*), system calls and families of sockets from a unit.
+func confinement(bounding, namespaces uint64, calls list, families ...string) []Property {
 	return []Property{
 		prop("NoNewPrivileges", true),
 		prop("CapabilityBoundingSet", bounding),
 		prop("AmbientCapabilities", uint64(0)),
-		prop("RestrictNamespaces", uint64(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS)),
+		prop("RestrictNamespaces", namespaces),
 		prop("SystemCallFilter", calls),
 		prop("SystemCallArchitectures", []string{"native"}),
-		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_INET", "AF_INET6"}}),
-		prop("RestrictRealtime", true),
-		prop("LockPersonality", true),
-		prop("KeyringMode", "private"),
-	}
-}
-
-// proxyProps confine a command that reads its configuration, talks to a machine, and writes what a container in it says.
-func proxyProps() []Property {
-	type list struct {
-		Allow bool
-		Names []string
-	}
-	return []Property{
-		prop("NoNewPrivileges", true),
-		// The sockets of the machine and the files of the pod are other users'.
-		prop("CapabilityBoundingSet", uint64(1<<unix.CAP_DAC_OVERRIDE)),
-		prop("AmbientCapabilities", uint64(0)),
-		prop("RestrictNamespaces", uint64(0)),
-		prop("SystemCallFilter", list{true, []string{"@system-service"}}),
-		prop("SystemCallArchitectures", []string{"native"}),
-		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_VSOCK"}}),
+		prop("RestrictAddressFamilies", list{true, families}),
 		prop("RestrictRealtime", true),
 		prop("LockPersonality", true),
 		prop("KeyringMode", "private"),
@@ -393,19 +391,18 @@ func processProps(u ContainerUnit) []Property {
 
 // stdProp passes f as it is. Its descriptor is read without File.Fd, which would make it blocking.
 func stdProp(name string, f *os.File) Property {
+	p := prop(name, "null")
 	if f != nil {
-		if conn, err := f.SyscallConn(); err == nil {
-			fd := -1
-			if err := conn.Control(func(n uintptr) { fd = int(n) }); err == nil {
-				return prop(name+"FileDescriptor", dbus.UnixFD(fd))
-			}
-		}
+		_ = rawfd.Use(f, func(fd int) error { // a closed file is none
+			p = prop(name+"FileDescriptor", dbus.UnixFD(fd))
+			return nil
+		})
 	}
-	return prop(name, "null")
+	return p
 }
 
 func deviceProps(u ContainerUnit) []Property {
-	if s := u.Container.SecurityContext; !u.InMachine && s != nil && s.Privileged != nil && *s.Privileged {
+	if s := u.Container.SecurityContext; !u.InVM && s != nil && s.Privileged != nil && *s.Privileged {
 		return []Property{prop("DevicePolicy", "auto")}
 	}
 	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", standardDevices)}

@@ -12,16 +12,16 @@ import (
 // record is a tracked unit. Only the manager's goroutine (run) writes it once it is in Manager.units.
 type record struct {
 	state State
-	// pending is true while the call that brings the unit into being, or reads it for the first time, is under way: signals are held until then.
+	// pending is true while the call that brings the unit into being, or reads it for the first time, is under way: signals are kept until then.
 	pending bool
-	held    []*dbus.Signal
+	kept    []*dbus.Signal
 	// born is the number of that call's reply: what systemd sent before is about a former life of the unit. seq is the number of the newest message
 	// that state was taken from.
 	born, seq dbus.Sequence
 	// service are the changed properties of the service, until those of the unit, which systemd sends right after them, come.
 	service map[string]dbus.Variant
 
-	// active is the state of the unit that the signals told last (state may be ahead of it after a Refresh).
+	// active is the state of the unit that the signals brought last (state may be ahead of it after a Refresh).
 	active string
 	// startJob is the job that has started the unit, 0 when it is not known. ran is true once the unit was seen active.
 	startJob uint32
@@ -42,7 +42,7 @@ func (r *record) live(seq dbus.Sequence, s State, job uint32) {
 	r.ran = s.Active == ActiveActive
 }
 
-// judge corrects a state that systemd has told: a unit whose start job waits for another unit is inactive there, but it has not ended.
+// judge corrects a state that systemd has sent: a unit whose start job waits for another unit is inactive there, but it has not ended.
 func (r *record) judge(s *State, job uint32) {
 	if s.Active == ActiveInactive && job != 0 && job == r.startJob {
 		s.Active = ActiveActivating
@@ -119,7 +119,7 @@ func (m *Manager) toRecord(unit string, sig *dbus.Signal) {
 		return
 	}
 	if r.pending {
-		r.held = append(r.held, sig)
+		r.kept = append(r.kept, sig)
 		m.mu.Unlock()
 		return
 	}
@@ -134,11 +134,11 @@ func (m *Manager) toRecord(unit string, sig *dbus.Signal) {
 	}
 }
 
-// replay gives a record that has become live the signals that were held for it.
+// replay gives a record that has become live the signals that were kept for it.
 func (m *Manager) replay(unit string, r *record) {
-	held := r.held
-	r.held = nil
-	for _, sig := range held {
+	kept := r.kept
+	r.kept = nil
+	for _, sig := range kept {
 		m.toRecord(unit, sig)
 	}
 }
@@ -159,39 +159,39 @@ func (m *Manager) changed(unit string, r *record, sig *dbus.Signal) {
 	r.service = nil
 
 	// The stop is judged by the signals alone, whatever a Refresh has seen already.
-	var told State
-	told.apply(props)
+	var now State
+	now.apply(props)
 	job := jobOf(props)
 	if !r.ran && r.startJob == 0 {
 		r.startJob = job
 	}
-	r.judge(&told, job)
+	r.judge(&now, job)
 	next := r.state
 	if sig.Sequence > r.seq {
 		next.apply(service)
 		next.apply(props)
-		next.Active = told.Active
+		next.Active = now.Active
 	}
-	stopped := m.stoppedByOthers(r, told, job) && !m.shuttingDown()
+	stopped := m.stoppedByOthers(r, now, job) && !m.shuttingDown()
 	switch {
 	case stopped:
 		next.StoppedByAdmin = true
-	case (State{Active: r.active}).ending() && !told.ending():
+	case (State{Active: r.active}).ending() && !now.ending():
 		// systemctl restart: another life.
 		next.StoppedByAdmin = false
 		m.reborn(r, job)
 	}
-	r.active = told.Active
-	r.ran = r.ran || told.Active == ActiveActive
+	r.active = now.Active
+	r.ran = r.ran || now.Active == ActiveActive
 	m.set(unit, r, next, max(sig.Sequence, r.seq))
 }
 
-// stoppedByOthers tells whether the change from what was told before to told is a stop that a job has brought about which is not ours. A unit
+// stoppedByOthers reports whether the change to now is a stop that a job has brought about which is not ours. A unit
 // that ends on its own has no job; one whose start fails has the job that started it.
-func (m *Manager) stoppedByOthers(r *record, told State, job uint32) bool {
+func (m *Manager) stoppedByOthers(r *record, now State, job uint32) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return !(State{Active: r.active}).ending() && told.ending() && job != 0 && job != r.startJob && !r.expect
+	return !(State{Active: r.active}).ending() && now.ending() && job != 0 && job != r.startJob && !r.expect
 }
 
 func (m *Manager) reborn(r *record, job uint32) {
@@ -245,7 +245,7 @@ func (m *Manager) set(unit string, r *record, next State, seq dbus.Sequence) {
 // stateTimeout bounds the one question that run asks.
 const stateTimeout = 5 * time.Second
 
-// shuttingDown tells whether the host shuts down: then systemd stops units for itself. A lost connection means the same.
+// shuttingDown reports whether the host shuts down: then systemd stops units for itself. A lost connection means the same.
 func (m *Manager) shuttingDown() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), stateTimeout)
 	defer cancel()

@@ -27,7 +27,7 @@ func (m *Manager) setReloading(active bool) {
 	})
 }
 
-// refreshAll asks for the state of every tracked unit: in a reload nothing was told of those that did not come through it.
+// refreshAll asks for the state of every tracked unit: a reload says nothing of those that did not come through it.
 func (m *Manager) refreshAll() {
 	m.mu.Lock()
 	names := make([]string, 0, len(m.units))
@@ -42,7 +42,7 @@ func (m *Manager) refreshAll() {
 		_, err := m.Refresh(ctx, name)
 		cancel()
 		if err != nil {
-			return // the connection is lost, or systemd hangs: Lost tells, and the next signal
+			return // the connection is lost, or systemd hangs: Lost says so, or the next signal does
 		}
 	}
 }

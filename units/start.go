@@ -145,7 +145,7 @@ func (m *Manager) forgetFailed(ctx context.Context, pause string) {
 	}
 	list, err := m.systemd.ListUnitsByPatternsContext(ctx, []string{ActiveFailed}, []string{base + "*.service"})
 	if err != nil {
-		return // the next try tells
+		return // the next attempt says why
 	}
 	for _, u := range list {
 		if _, tracked := m.State(u.Name); !tracked {
@@ -187,7 +187,7 @@ func (m *Manager) jobCall(ctx context.Context, method string, args ...any) (uint
 	return uint32(id), call.ResponseSequence, err
 }
 
-// cgroupOf is the cgroup that a unit's name tells, with a leading slash; "" when it tells none.
+// cgroupOf is the cgroup that a unit's name implies, with a leading slash; "" when it implies none.
 func cgroupOf(unit string) string {
 	if strings.HasSuffix(unit, ".slice") {
 		return "/" + SlicePath(unit)
@@ -251,7 +251,7 @@ func (m *Manager) expectStop(unit string) (undo func()) {
 	}
 }
 
-// stopsWith tells whether a stop of the unit cause stops the unit name too, by what their names say: all that is in a slice, all of a pod with its pause
+// stopsWith reports whether a stop of the unit cause stops the unit name too, by what their names say: all that is in a slice, all of a pod with its pause
 // unit, and its containers with its VM unit.
 func stopsWith(name, cause string) bool {
 	if name == cause {
@@ -260,10 +260,9 @@ func stopsWith(name, cause string) bool {
 	if slice, ok := strings.CutSuffix(cause, ".slice"); ok {
 		return strings.HasPrefix(name, slice+"-")
 	}
-	p, ok := ParseName(cause)
-	if !ok || sliceOf(name) != sliceOf(cause) {
+	if sliceOf(name) != sliceOf(cause) {
 		return false
 	}
-	of, _ := ParseName(name)
-	return p.Kind == KindPause || p.Kind == KindVM && of.Kind == KindContainer
+	kind := kindOf(cause)
+	return kind == kindPause || kind == kindVM && kindOf(name) == kindContainer
 }

@@ -1,12 +1,13 @@
 package units
 
 import (
+	"encoding/hex"
 	"time"
 
 	"github.com/godbus/dbus/v5"
 )
 
-// The states of a unit that this package tells apart; systemd has more.
+// The states of a unit that this package distinguishes; systemd has more.
 const (
 	ActiveActive       = "active"
 	ActiveActivating   = "activating"
@@ -22,7 +23,7 @@ const (
 	codeDumped = 3
 )
 
-// State is what systemd tells of a unit, by the names of its properties.
+// State is what systemd says of a unit, by the names of its properties.
 type State struct {
 	Load, Active, Sub string
 	// Result is "success", or why a service has failed: exit-code, signal, core-dump, oom-kill, timeout, protocol, resources, watchdog, start-limit-hit.
@@ -33,7 +34,7 @@ type State struct {
 	ExecMainCode, ExecMainStatus int32
 	// ExecMainStart and ExecMainExit are the zero time when it has not happened.
 	ExecMainStart, ExecMainExit time.Time
-	// ControlGroup is the path of the unit's cgroup with a leading slash. It is told by the unit's name until the unit was asked.
+	// ControlGroup is the path of the unit's cgroup with a leading slash. It follows from the unit's name until the unit was asked.
 	ControlGroup string
 	// InvocationID is 32 hexadecimal digits.
 	InvocationID string
@@ -41,20 +42,20 @@ type State struct {
 	StatusText string
 	// StoppedByAdmin is true when something that is not this manager has stopped the unit while it ran: systemctl stop or restart, of it
 	// or of a unit that it depends on. It is never true for a unit that ended on its own, nor for one that the host's shutdown has stopped. It is false
-	// when the unit was stopped before it was tracked: after a restart of the daemon nobody can tell any more.
+	// when the unit was stopped before it was tracked: after a restart of the daemon nobody knows any more.
 	StoppedByAdmin bool
 
-	// frozen is what systemd has told last; 252 tells it only when it is asked. See [Manager.Frozen] for the kernel's word.
+	// frozen is what systemd has said last; 252 says it only when it is asked. See [Manager.Frozen] for the kernel's word.
 	frozen bool
 }
 
-// Ended tells whether nothing of the unit runs any more.
+// Ended reports whether nothing of the unit runs any more.
 func (s State) Ended() bool { return s.Active == ActiveInactive || s.Active == ActiveFailed }
 
-// ending tells whether the unit has ended or is about to.
+// ending reports whether the unit has ended or is about to.
 func (s State) ending() bool { return s.Ended() || s.Active == ActiveDeactivating }
 
-// MainEnded tells whether the main process has ended, also when the unit remains active (RemainAfterExit=yes) or other processes of it still run.
+// MainEnded reports whether the main process has ended, also when the unit remains active (RemainAfterExit=yes) or other processes of it still run.
 func (s State) MainEnded() bool {
 	return s.Ended() || s.Active == ActiveActive && s.Sub == "exited" || s.Active == ActiveDeactivating && s.MainPID == 0 && s.ExecMainCode != 0
 }
@@ -94,17 +95,8 @@ func (s *State) apply(props map[string]dbus.Variant) {
 	}
 	var id []byte
 	if store(props, "InvocationID", &id); len(id) == 16 {
-		s.InvocationID = hexOf(id)
+		s.InvocationID = hex.EncodeToString(id)
 	}
-}
-
-func hexOf(b []byte) string {
-	const digits = "0123456789abcdef"
-	out := make([]byte, 0, 2*len(b))
-	for _, c := range b {
-		out = append(out, digits[c>>4], digits[c&15])
-	}
-	return string(out)
 }
 
 // jobOf returns the number of the job that systemd has for the unit, 0 for none.

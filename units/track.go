@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit it is never older than what State told before. A unit
+// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit it is never older than what State returned before. A unit
 // that is not loaded has Load "not-found", and is no error.
 func (m *Manager) Refresh(ctx context.Context, unit string) (State, error) {
 	props, seq, err := m.read(ctx, unit)
@@ -103,13 +103,13 @@ func (m *Manager) Release(ctx context.Context, unit string) error {
 	}
 	m.mu.Lock()
 	for name := range m.units {
-		if p, _ := ParseName(name); name == unit || p.Kind == KindOrder && sliceOf(name) == unit {
+		if name == unit || kindOf(name) == kindOrder && sliceOf(name) == unit {
 			delete(m.units, name)
 			delete(m.paths, unitPath(name))
 		}
 	}
 	m.mu.Unlock()
-	if p, _ := ParseName(unit); p.Kind == KindPodSlice {
+	if kindOf(unit) == kindPodSlice {
 		m.sweepLater(sliceOf(unit))
 	}
 	return nil
@@ -152,13 +152,25 @@ func (m *Manager) sweep(slice string) {
 	m.sweeps.Add(1)
 	m.mu.Unlock()
 	defer m.sweeps.Done()
-	m.stopIdleNow(slice)
+	m.stopIdle(slice)
 }
 
-func (m *Manager) stopIdleNow(slice string) {
+// stopIdle stops the slice of a namespace, and magikpod.slice after it, while nothing is left in them: systemd keeps a slice active that it has once
+// started. No unit is started meanwhile.
+func (m *Manager) stopIdle(slice string) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	_ = m.stopIdle(ctx, slice, rootSlice)
+	for _, idle := range []string{slice, rootSlice} {
+		if m.inUse(idle) {
+			return
+		}
+		m.releasing.Lock()
+		stopped, err := m.stopSlice(ctx, idle)
+		m.releasing.Unlock()
+		if err != nil || !stopped {
+			return
+		}
+	}
 }
 
 // Sweep stops the empty slices at once whose stop [Manager.Release] has put off.
@@ -174,28 +186,11 @@ func (m *Manager) sweepAll(next map[string]*time.Timer) {
 	m.mu.Unlock()
 	for slice, timer := range idle {
 		timer.Stop()
-		m.stopIdleNow(slice)
+		m.stopIdle(slice)
 	}
 }
 
-// stopIdle stops slices, the innermost first, while nothing is left in them: systemd keeps a slice active that it has once started. No unit is
-// started meanwhile.
-func (m *Manager) stopIdle(ctx context.Context, idle ...string) error {
-	for _, slice := range idle {
-		if m.inUse(slice) {
-			return nil
-		}
-		m.releasing.Lock()
-		stopped, err := m.stopSlice(ctx, slice)
-		m.releasing.Unlock()
-		if err != nil || !stopped {
-			return err
-		}
-	}
-	return nil
-}
-
-// inUse tells whether a tracked unit lies below a slice.
+// inUse reports whether a tracked unit lies below a slice.
 func (m *Manager) inUse(slice string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

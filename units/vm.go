@@ -1,6 +1,7 @@
 package units
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,15 +12,13 @@ import (
 type VMUnit struct {
 	Pod   *corev1.Pod
 	Names PodNames
-	// Argv is the supervisor, which tells READY=1; Argv[0] is an absolute path.
+	// Argv is the supervisor, which reports READY=1; Argv[0] is an absolute path.
 	Argv []string
 	// PowerOff is the time that the supervisor gives the guest to power off.
 	PowerOff time.Duration
-	// Limits are those of the unit; the pod's slice has limits of its own. TasksMax is left out.
-	Limits Limits
 }
 
-// vmCapabilities are what the supervisor needs (jails, the tap, namespaces that the daemon holds, another user for the monitor), and virtiofsd (files of any owner). The
+// vmCapabilities are what the supervisor needs (jails, the tap, namespaces that the daemon keeps, another user for the monitor), and virtiofsd (files of any owner). The
 // monitor gets none.
 var vmCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,
@@ -31,18 +30,7 @@ const vmStopTime = 5 * time.Second
 
 // VMProps returns the properties of the unit of a pod's virtual machine. The containers' units are After= it, so that they stop before it does.
 func VMProps(u VMUnit) []Property {
-	var bounding uint64
-	for _, c := range vmCapabilities {
-		bounding |= 1 << c
-	}
-	type list struct {
-		Allow bool
-		Names []string
-	}
-	limits := u.Limits
-	// The pod's limit counts, not systemd's default for a service.
-	limits.TasksMax = infinity
-	return append([]Property{
+	return slices.Concat([]Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": virtual machine"),
 		prop("Slice", u.Names.Slice),
 		prop("Requires", []string{u.Names.Pause}),
@@ -66,20 +54,16 @@ func VMProps(u VMUnit) []Property {
 		prop("LimitCORESoft", uint64(0)),
 		prop("LimitNOFILE", uint64(1048576)),
 		prop("LimitNOFILESoft", uint64(65536)),
-		prop("NoNewPrivileges", true),
-		prop("CapabilityBoundingSet", bounding),
-		prop("AmbientCapabilities", uint64(0)),
-		prop("RestrictNamespaces", uint64(unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC)),
-		prop("SystemCallFilter", list{true, []string{"@system-service", "@mount"}}),
+	}, confinement(
+		capabilities(vmCapabilities), unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWIPC, list{true, []string{"@system-service", "@mount"}},
+		"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_VSOCK",
+	), []Property{
 		prop("SystemCallErrorNumber", int32(unix.EPERM)),
-		prop("SystemCallArchitectures", []string{"native"}),
-		prop("RestrictAddressFamilies", list{true, []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_VSOCK"}}),
-		prop("RestrictRealtime", true),
-		prop("LockPersonality", true),
-		prop("KeyringMode", "private"),
 		prop("MemoryAccounting", true),
 		prop("TasksAccounting", true),
 		prop("IOAccounting", true),
 		prop("OOMPolicy", "kill"),
-	}, limits.Props()...)
+		// The pod's limit counts, not systemd's default for a service.
+		prop("TasksMax", infinity),
+	})
 }

@@ -34,7 +34,7 @@ const (
 	stampFormat = "..2006_01_02_15_04_05."
 )
 
-// writeVolume makes the directory dir hold exactly the files, owned by root and the group (-1: root's). Containers see it read-only.
+// writeVolume gives the directory dir exactly the files, owned by root and the group (-1: root's). Containers see it read-only.
 func writeVolume(dir string, files payload, group int64, undo *revert) error {
 	if err := undo.mkdirAll(filepath.Dir(dir)); err != nil {
 		return err
@@ -58,7 +58,7 @@ func writeVolume(dir string, files payload, group int64, undo *revert) error {
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
-	if current == "" || !w.holds(current) {
+	if current == "" || !w.has(current) {
 		if current, err = w.replace(); err != nil {
 			return err
 		}
@@ -85,9 +85,9 @@ func (w *writer) own(dir string, mode os.FileMode) error {
 	return w.root.Chmod(dir, mode)
 }
 
-// holds tells whether the directory current has exactly the files, with their modes and group. It is how a file that was torn by a crash, or changed by the
+// has reports whether the directory current has exactly the files, with their modes and group. It is how a file that was torn by a crash, or changed by the
 // host's administrator, is found.
-func (w *writer) holds(current string) bool {
+func (w *writer) has(current string) bool {
 	if !strings.HasPrefix(current, "..") || strings.Contains(current, "/") || current == ".." {
 		return false
 	}

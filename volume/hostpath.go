@@ -63,7 +63,7 @@ var hostPathTypes = map[corev1.HostPathType]hostPathType{
 	corev1.HostPathBlockDev:          {unix.S_IFBLK, 0},
 }
 
-// checkHostPath tells whether path is missing and may be. The path is opened with O_PATH: no FIFO blocks, no device acts.
+// checkHostPath reports whether path is missing and may be. The path is opened with O_PATH: no FIFO blocks, no device acts.
 func checkHostPath(path string, kind corev1.HostPathType, want hostPathType) (missing bool, err error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	switch {

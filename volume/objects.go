@@ -11,7 +11,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// maxPayloadBytes bounds what one volume holds: items may project one key many times.
+// maxPayloadBytes bounds what one volume has: items may project one key many times.
 const maxPayloadBytes = 8 * pod.MaxObjectDataSize
 
 // payload is the files of one volume by their relative path, which has been checked.
@@ -98,7 +98,7 @@ func find[T any](o object, get func(name string) (*T, error)) (*T, error) {
 	return nil, pod.Errorf(pod.NotFound, "%s %q does not exist", o.kind, o.name)
 }
 
-// plan checks what the volume is to hold and plans to write it to path.
+// plan checks what the volume is to have and plans to write it to path.
 func (o object) plan(name, path string, group int64, found bool) (*plan, error) {
 	files, err := o.payload(found)
 	if err != nil {
@@ -159,7 +159,7 @@ func (o object) payload(found bool) (payload, error) {
 	return files, files.checkNesting()
 }
 
-// check tells whether the object itself is one that the API server would have taken.
+// check refuses an object unless it is one that the API server would have taken.
 func (o object) check() error {
 	total := 0
 	for key, value := range o.data {
@@ -197,7 +197,7 @@ func (files payload) tops() []string {
 	return slices.Compact(tops)
 }
 
-// checkItemPath tells whether a file of a volume can have this path: relative, not leading out, and no first element that the layout of the volume uses.
+// checkItemPath refuses what cannot be the path of a file of a volume: it must be relative, not lead out, and not begin with an element that the layout of the volume uses.
 func checkItemPath(p string) error {
 	clean := path.Clean(p)
 	switch {

@@ -111,7 +111,7 @@ func TestConfigMap(t *testing.T) {
 	}
 }
 
-// checkLayout tells whether dir is laid out as in Kubernetes and every directory can be entered by everybody.
+// checkLayout checks that dir is laid out as in Kubernetes and every directory can be entered by everybody.
 func checkLayout(t *testing.T, dir string, group *int64) {
 	t.Helper()
 	data, err := os.Readlink(dir + "/..data")
@@ -357,7 +357,7 @@ func FuzzObject(f *testing.F) {
 		found := contents(t, dir)
 		for path, data := range want {
 			if !strings.HasSuffix(found[path], " "+data) {
-				t.Errorf("%q holds %q, want %q", path, found[path], data)
+				t.Errorf("%q has %q, want %q", path, found[path], data)
 			}
 		}
 		if len(found) != len(want) {

@@ -3,7 +3,6 @@ package volume
 import (
 	"path"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -92,13 +91,11 @@ func cleanSubPath(subPath string) string {
 // cleanDestination returns the mountPath as an absolute path; like the kubelet it takes a relative one to start at /.
 func cleanDestination(mountPath string) (string, error) {
 	clean := path.Clean("/" + mountPath)
-	switch {
-	case mountPath == "", clean == "/":
+	if mountPath == "" || clean == "/" {
 		return "", pod.Errorf(pod.Invalid, "mountPath %.80q is not below /", mountPath)
-	case slices.Contains(strings.Split(mountPath, "/"), ".."):
-		return "", pod.Errorf(pod.Invalid, "mountPath %.80q contains .. as an element", mountPath)
-	case strings.IndexByte(mountPath, 0) >= 0:
-		return "", pod.Errorf(pod.Invalid, "mountPath %.80q contains a NUL byte", mountPath)
+	}
+	if err := safepath.CheckElements(mountPath); err != nil {
+		return "", pod.Errorf(pod.Invalid, "mountPath %w", err)
 	}
 	return clean, nil
 }

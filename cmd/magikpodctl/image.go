@@ -16,10 +16,10 @@ func imageCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "image", Short: "Manage images", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usagef("image what? (pull, load, save, list, tag, inspect, remove)")
+			return usagef("image what? (pull, load, save, list, tag, inspect, remove, prune)")
 		},
 	}
-	cmd.AddCommand(imagePull(a), imageLoad(a), imageSave(a), imageList(a), imageTag(a), imageInspect(a), imageRemove(a))
+	cmd.AddCommand(imagePull(a), imageLoad(a), imageSave(a), imageList(a), imageTag(a), imageInspect(a), imageRemove(a), imagePrune(a))
 	return cmd
 }
 
@@ -210,4 +210,21 @@ func imageRemove(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even if a stopped pod uses it")
 	return cmd
+}
+
+func imagePrune(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "prune", Short: "Remove images that have no name and that no pod uses", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			ids, err := c.PruneImages(cmd.Context())
+			for _, id := range ids {
+				_ = a.printName(id)
+			}
+			return err
+		},
+	}
 }

@@ -70,7 +70,7 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 	}
 	network, err := netsetup.New(netsetup.Config{
 		Bridge: config.Network.Bridge, IPv4: config.Network.IPv4, IPv6: config.Network.IPv6, StateFile: filepath.Join(config.RunDir, "network.json"),
-		Tell: func(text string) { log.Warn(text) },
+		Report: func(text string) { log.Warn(text) },
 	})
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-// Command web is all that the example image holds: one static program that does what the containers of examples/web.yaml need, so that the
+// Command web is all that is in the example image: one static program that does what the containers of examples/web.yaml need, so that the
 // image needs no registry and no distribution.
 package main
 

@@ -70,6 +70,36 @@ func TestRead(t *testing.T) {
 	}
 }
 
+func TestSaveJSON(t *testing.T) {
+	type record struct{ Name string }
+	path := filepath.Join(t.TempDir(), "f")
+	var got record
+	if err := LoadJSON(path, 100, &got); !os.IsNotExist(err) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := SaveJSON(path, record{"a"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := LoadJSON(path, 100, &got); err != nil || got.Name != "a" {
+		t.Errorf("read %+v, %v", got, err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if err := LoadJSON(path, 5, &got); !Damaged(err) {
+		t.Errorf("a file over the limit: %v", err)
+	}
+	if err := os.WriteFile(path, []byte(`{"Name":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := LoadJSON(path, 100, &got); !Damaged(err) {
+		t.Errorf("half a record: %v", err)
+	}
+	if err := SaveJSON(path, make(chan int)); err == nil {
+		t.Error("a channel was written")
+	}
+}
+
 // TestReadNoFile checks that nothing but a regular file is read, and that nothing is waited for.
 func TestReadNoFile(t *testing.T) {
 	for name, make := range map[string]func(path string) error{

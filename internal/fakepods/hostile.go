@@ -120,6 +120,9 @@ func (h Hostile) InspectImage(context.Context, string) ([]byte, error) {
 // RemoveImage implements dbus.Backend.
 func (h Hostile) RemoveImage(context.Context, string, bool) error { return errors.New(Text) }
 
+// PruneImages implements dbus.Backend.
+func (h Hostile) PruneImages(context.Context) ([]string, error) { return []string{Text}, nil }
+
 // Classes implements dbus.Backend.
 func (h Hostile) Classes() []pod.ClassInfo { return []pod.ClassInfo{{Name: Text, Reason: Text}} }
 

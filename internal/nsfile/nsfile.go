@@ -1,4 +1,4 @@
-// Package nsfile opens namespaces by their paths in /proc, and notices when the process that held one is gone.
+// Package nsfile opens namespaces by their paths in /proc, and notices when the process that kept one is gone.
 package nsfile
 
 import (
@@ -17,7 +17,7 @@ var ErrGone = errors.New("its holder is gone")
 // Owner names a process whose /proc/PID paths stand in a configuration.
 type Owner struct {
 	PID int `json:"pid"`
-	// StartTime is field 22 of /proc/PID/stat (proc_pid_stat(5)): clock ticks since boot. With it a reused PID is told apart. 0: not checked.
+	// StartTime is field 22 of /proc/PID/stat (proc_pid_stat(5)): clock ticks since boot. With it a reused PID is noticed. 0: not checked.
 	StartTime uint64 `json:"startTime"`
 }
 

@@ -93,8 +93,8 @@ func written(t *testing.T, s string, n int, colours bool) string {
 			t.Fatalf("Write: %d, %v", got, err)
 		}
 		s = s[len(part):]
-		if len(w.held) > maxColour+2 {
-			t.Fatalf("%d bytes are held back", len(w.held))
+		if len(w.pending) > maxColour+2 {
+			t.Fatalf("%d bytes are kept", len(w.pending))
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -150,7 +150,7 @@ func check(t *testing.T, s string, withColours bool) {
 	}
 	for _, r := range s {
 		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029') {
-			t.Errorf("%q holds %q", s, r)
+			t.Errorf("%q has %q", s, r)
 		}
 	}
 }

@@ -9,12 +9,12 @@ import (
 // maxColour bounds what stands between ESC [ and m, in bytes.
 const maxColour = 32
 
-// Writer escapes what is written to it, but for newlines and tabs, and passes it on. It holds back at most the beginning of one character or colour, until
+// Writer escapes what is written to it, but for newlines and tabs, and passes it on. It keeps at most the beginning of one character or colour, until
 // the next Write or Flush. It is used by one goroutine at a time.
 type Writer struct {
 	w       io.Writer
 	colours bool
-	held    []byte
+	pending []byte
 	buffer  []byte
 	dirty   bool // a colour may be in effect
 }
@@ -24,16 +24,16 @@ func NewWriter(w io.Writer, colours bool) *Writer { return &Writer{w: w, colours
 
 // Write implements io.Writer.
 func (o *Writer) Write(p []byte) (int, error) {
-	o.held = o.put(append(o.held, p...), false)
+	o.pending = o.put(append(o.pending, p...), false)
 	if err := o.send(); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// Flush writes what was held back, and ends the colours.
+// Flush writes what was kept, and ends the colours.
 func (o *Writer) Flush() error {
-	o.held = o.put(o.held, true)
+	o.pending = o.put(o.pending, true)
 	if o.dirty {
 		o.dirty = false
 		o.buffer = append(o.buffer, "\x1b[0m"...)
@@ -76,7 +76,7 @@ func (o *Writer) put(p []byte, end bool) []byte {
 		}
 		p = p[size:]
 	}
-	return append(o.held[:0], p...)
+	return append(o.pending[:0], p...)
 }
 
 // colour returns the length of the sequence that sets attributes of text at the beginning of p, 0 when there is none; more: that is not known yet.

@@ -176,17 +176,24 @@ func ReadFile(root *os.File, path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// CheckSubPath tells whether path can be the subPath of a volume mount: relative, without .. as an element, without NUL, not too long.
+// CheckElements refuses a path with .. as an element or a NUL byte.
+func CheckElements(path string) error {
+	switch {
+	case slices.Contains(strings.Split(path, "/"), ".."):
+		return fmt.Errorf("%.80q contains .. as an element", path)
+	case strings.IndexByte(path, 0) >= 0:
+		return fmt.Errorf("%.80q contains a NUL byte", path)
+	}
+	return nil
+}
+
+// CheckSubPath refuses a path that cannot be the subPath of a volume mount: relative, without .. as an element, without NUL, not too long.
 func CheckSubPath(path string) error {
 	switch {
 	case filepath.IsAbs(path):
 		return fmt.Errorf("%.80q is absolute", path)
-	case strings.IndexByte(path, 0) >= 0:
-		return fmt.Errorf("%.80q contains a NUL byte", path)
 	case len(path) >= unix.PathMax:
 		return fmt.Errorf("%.80q... is longer than %d bytes", path, unix.PathMax-1)
-	case slices.Contains(strings.Split(path, "/"), ".."):
-		return fmt.Errorf("%.80q contains .. as an element", path)
 	}
-	return nil
+	return CheckElements(path)
 }

@@ -130,7 +130,7 @@ func TestRemoveAllMounts(t *testing.T) {
 	must(t, os.WriteFile(victim+"/file", nil, 0o600))
 	must(t, os.WriteFile(base+"/tree/b/file", nil, 0o600))
 	must(t, os.WriteFile(base+"/tree/a/target", nil, 0o600))
-	// Binds of the same file system: the device number would not tell.
+	// Binds of the same file system: the device number would not show it.
 	must(t, unix.Mount(victim, base+"/tree/a/mnt", "", unix.MS_BIND, ""))
 	must(t, unix.Mount(victim+"/file", base+"/tree/a/target", "", unix.MS_BIND, ""))
 	defer func() {

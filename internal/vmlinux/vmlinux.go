@@ -1,4 +1,4 @@
-// Package vmlinux takes Linux kernels out of their self-extracting files: an emulated machine would unpack its kernel for seconds, at each boot.
+// Package vmlinux takes Linux kernels out of their self-extracting files: an emulated VM would unpack its kernel for seconds, at each boot.
 package vmlinux
 
 import (

@@ -216,7 +216,7 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 		Argv:   a.argv,
 		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
 		Delegate: a.launch != nil && a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil, FiltersCalls: a.launcher != nil && a.launch.FiltersCalls,
-		InMachine: a.launch == nil,
+		InVM: a.launch == nil,
 	}))
 	if err != nil {
 		return err

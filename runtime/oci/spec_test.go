@@ -83,7 +83,7 @@ func TestSpecGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The profile depends on this machine's kernel; TestSeccomp looks at it.
+			// The profile depends on this host's kernel; TestSeccomp looks at it.
 			if spec.Linux.Seccomp != nil {
 				spec.Linux.Seccomp.Syscalls, spec.Linux.Seccomp.Architectures = nil, nil
 			}

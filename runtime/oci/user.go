@@ -2,7 +2,6 @@ package oci
 
 import (
 	"bytes"
-	"io"
 	"math"
 	"slices"
 	"strconv"
@@ -66,7 +65,7 @@ func execUser(in Input) (specs.User, string, error) {
 
 // lookup resolves USER[:GROUP] with the image's files; a number needs no entry.
 func lookup(in Input, spec string) (*user.ExecUser, error) {
-	resolved, err := user.GetExecUser(spec, nil, reader(in.Image.Passwd), reader(in.Image.Group))
+	resolved, err := user.GetExecUser(spec, nil, bytes.NewReader(in.Image.Passwd), bytes.NewReader(in.Image.Group))
 	if err != nil {
 		return nil, pod.Errorf(pod.Invalid, "cannot run container %q as user %q: %v", in.Container.Name, spec, err)
 	}
@@ -77,8 +76,6 @@ func lookup(in Input, spec string) (*user.ExecUser, error) {
 	}
 	return resolved, nil
 }
-
-func reader(data []byte) io.Reader { return bytes.NewReader(data) }
 
 // supplementary lists the supplementary groups, without repetition; the primary group is the first of them, so that a file that denies the
 // group cannot be got round by leaving it (CVE-2022-36109).

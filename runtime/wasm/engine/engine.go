@@ -41,7 +41,7 @@ type Program interface {
 	// Check says, before anything of the module runs, why Run with this entry could not begin: what it imports and nobody has, or a function that it does not export. Unsupported or Invalid.
 	Check(entry string) error
 	// Run runs the module to its end and returns the exit code: what it gave to proc_exit (at most 255), 0 when its function returned, [TrapCode] with
-	// an error that tells why when it trapped. An error of another exit code (-1) means that it never ran; the end of ctx is an error too.
+	// an error that says why when it trapped. An error of another exit code (-1) means that it never ran; the end of ctx is an error too.
 	//
 	// ctx may only end when the program is Interruptible. When it does while the guest waits in a read or accept, Run returns and the guest is left behind: the caller is about to end the process.
 	Run(ctx context.Context, config Config) (int, error)

@@ -22,7 +22,7 @@ func checkModules(compiled wazero.CompiledModule) error {
 }
 
 // checkImports says, without compiling or running any of it, why a module could never be instantiated for what it imports: a module with the same imports and nothing else is. What is no module, the
-// compiler tells.
+// compiler refuses.
 func checkImports(ctx context.Context, module []byte) error {
 	r := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
 	defer r.Close(ctx)

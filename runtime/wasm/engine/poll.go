@@ -12,7 +12,7 @@ import (
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 )
 
-// wazero's own poll_oneoff tells a guest at once that each of its sockets is ready, so that a server that waits for a connection computes all the time; with a
+// wazero's own poll_oneoff says to a guest at once that each of its sockets is ready, so that a server that waits for a connection computes all the time; with a
 // clock beside the sockets it sleeps the whole time, whatever comes. This one waits.
 
 // WASI preview 1: subscriptions, events and error numbers.

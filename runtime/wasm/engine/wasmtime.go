@@ -66,7 +66,7 @@ type wasmtimeProgram struct {
 	options   LoadOptions
 }
 
-// Check implements [Program]: wasmtime tells when it runs.
+// Check implements [Program]: wasmtime finds out when it runs.
 func (p *wasmtimeProgram) Check(string) error { return nil }
 
 func (p *wasmtimeProgram) Close() error { return os.RemoveAll(p.dir) }

@@ -29,12 +29,12 @@ func Files(ctx context.Context, command string) ([]string, error) {
 	if loader == "" {
 		return []string{found}, nil
 	}
-	// The loaders of glibc and musl tell what they would load, without running any of it.
+	// The loaders of glibc and musl list what they would load, without running any of it.
 	cmd := exec.CommandContext(ctx, loader, "--list", found)
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %s cannot tell what it needs: %w", found, loader, err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %s cannot list what it needs: %w", found, loader, err)
 	}
 	files := []string{found, loader}
 	for line := range strings.Lines(string(out)) {

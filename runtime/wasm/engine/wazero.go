@@ -204,7 +204,7 @@ func (p *program) Check(entry string) error {
 // moduleConfig translates. The function closes what was opened for it.
 func moduleConfig(ctx context.Context, config Config, wait *poller) (wazero.ModuleConfig, func(), error) {
 	module := wazero.NewModuleConfig().WithName("").WithStartFunctions().WithArgs(config.Args...).
-		WithSysWalltime().WithNanotime(wait.nanotime, sys.ClockResolution(1)).WithNanosleep(sleeper(ctx)).WithRandSource(rand.Reader).WithOsyield(func() { time.Sleep(0) })
+		WithSysWalltime().WithNanotime(wait.nanotime, sys.ClockResolution(1)).WithNanosleep(func(ns int64) { sleep(ctx, time.Duration(ns)) }).WithRandSource(rand.Reader).WithOsyield(func() { time.Sleep(0) })
 	for _, arg := range config.Args {
 		if strings.ContainsRune(arg, 0) {
 			return nil, nil, errkind.Errorf(errkind.Unsupported, "the argument %q cannot be passed to a WebAssembly module", arg)
@@ -232,11 +232,6 @@ func moduleConfig(ctx context.Context, config Config, wait *poller) (wazero.Modu
 		return nil, nil, err
 	}
 	return module.WithFSConfig(files), closeDirs, nil
-}
-
-// sleeper sleeps until ctx ends: the engine looks at it again when a sleep is over.
-func sleeper(ctx context.Context) sys.Nanosleep {
-	return func(ns int64) { sleep(ctx, time.Duration(ns)) }
 }
 
 // lastOfEach keeps the last value of each name, in the order of the names' first appearance.

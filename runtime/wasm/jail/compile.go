@@ -40,13 +40,13 @@ var exitKinds = map[int]errkind.Kind{
 
 const exitIO = 74 // EX_IOERR of sysexits.h
 
-// CompileKind is the kind of the error that a line on the compiler's stderr tells. ok is false for an exit code that Compile does not return: the process has crashed.
+// CompileKind is the kind of the error that a line on the compiler's stderr is about. ok is false for an exit code that Compile does not return: the process has crashed.
 func CompileKind(code int) (kind errkind.Kind, ok bool) {
 	kind, ok = exitKinds[code]
 	return kind, ok
 }
 
-// Compile puts the machine code of a module into the cache and returns an exit code; the reason of a failure is one line on stderr, and the code tells its kind ([CompileKind]).
+// Compile puts the machine code of a module into the cache and returns an exit code; the reason of a failure is one line on stderr, and the code says its kind ([CompileKind]).
 func Compile(cache, path string) int {
 	module, err := ReadModule(path)
 	if err == nil {

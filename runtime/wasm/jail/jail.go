@@ -77,16 +77,7 @@ func mountVolume(root *os.File, m Mount) error {
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &propagation); err != nil {
 		return fmt.Errorf("mount_setattr: %w", err)
 	}
-	target, err := mountPoint(root, m.Destination, dir)
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	err = unix.MoveMount(tree, "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
-	if err != nil {
-		return fmt.Errorf("move_mount: %w", err)
-	}
-	return nil
+	return moveTo(root, tree, m.Destination, dir)
 }
 
 // volumeTree opens what is to be mounted: a copy of the source's mounts, or a new tmpfs.

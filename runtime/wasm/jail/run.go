@@ -149,7 +149,7 @@ func ReadModule(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, engine.MaxModuleBytes+1))
 }
 
-// failed tells why a guest could not be started.
+// failed reports why a guest could not be started.
 func failed(log string, err error) int {
 	fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
 	if log != "" {

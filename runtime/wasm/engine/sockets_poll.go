@@ -1,5 +1,3 @@
-//go:build unix
-
 package engine
 
 import (
@@ -29,7 +27,9 @@ func (p *poller) waitFor(ctx context.Context, asked []subscription, limit time.D
 		case one.fd == 0 && p.stdin != nil:
 			raw = int(p.stdin.Fd())
 		default:
-			raw, _ = p.sockets.findOr(one.fd, -1)
+			if open, ok := p.sockets.find(one.fd); ok {
+				raw = open
+			}
 		}
 		if raw < 0 {
 			ready[i] = true // a file never waits
@@ -56,14 +56,6 @@ func (p *poller) waitFor(ctx context.Context, asked []subscription, limit time.D
 		}
 	}
 	return ready
-}
-
-// findOr is find with a value for what is no socket.
-func (s *sockets) findOr(fd int32, none int) (int, bool) {
-	if raw, ok := s.find(fd); ok {
-		return raw, true
-	}
-	return none, false
 }
 
 // milliseconds rounds up, so that no wait ends before its time; -1: for ever.
