@@ -81,7 +81,7 @@ func (c *NetworkConfig) check() error {
 
 // MicroVMConfig says how the machines of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
 type MicroVMConfig struct {
-	VMM     string `json:"vmm,omitempty"`     // qemu, cloud-hypervisor, firecracker or libkrun; empty: the first that can be used
+	VMM     string `json:"vmm,omitempty"`     // qemu, cloud-hypervisor or firecracker; empty: the first that can be used
 	Program string `json:"program,omitempty"` // its path
 	Machine string `json:"machine,omitempty"` // of qemu: pc, q35 or microvm
 	Accel   string `json:"accel,omitempty"`   // kvm or tcg

@@ -43,7 +43,6 @@ var layers = map[string]int{
 	"dbus":                       4,
 	"cmd/magikpodd":              5,
 	"cmd/magikpodctl":            5,
-	"cmd/magikkrun":              5,
 	"cmd/magikvmm":               5,
 	"cmd/magikshim":              5,
 	"cmd/magikwasm":              5,

@@ -70,7 +70,26 @@ func serve(dir, cgroup string) error {
 	if err != nil {
 		return err
 	}
+	vsock, err := net.Listen("unix", dir+"/vsock")
+	if err != nil {
+		return err
+	}
+	go server.Serve(HybridListener{vsock})
 	return server.Serve(listener)
+}
+
+// HybridListener answers each connection's "CONNECT PORT" with an "OK 1", as a VMM's socket does, and then is the agent's.
+type HybridListener struct{ net.Listener }
+
+func (l HybridListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	for b := make([]byte, 1); err == nil && b[0] != '\n'; {
+		_, err = conn.Read(b)
+	}
+	if err == nil {
+		_, err = io.WriteString(conn, "OK 1\n")
+	}
+	return conn, err
 }
 
 // prepare makes the namespaces' own file systems: what a machine has.

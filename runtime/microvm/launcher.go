@@ -36,7 +36,7 @@ type Config struct {
 	// ShimPath is magikshim, SupervisorPath magikvmm, and AgentPath magikagent, the agent in the machines.
 	ShimPath, SupervisorPath, AgentPath string
 
-	// Driver is the VMM: qemu, cloud-hypervisor, firecracker or libkrun. Empty: the first of them that can be used. Program is its path.
+	// Driver is the VMM: qemu, cloud-hypervisor or firecracker. Empty: the first of them that can be used. Program is its path.
 	Driver, Program string
 	// Machine is QEMU's: pc, q35 or microvm.
 	Machine string

@@ -22,7 +22,6 @@ import (
 func TestClassDrivers(t *testing.T) {
 	for _, c := range []struct{ driver, machine, want string }{
 		{"firecracker", "", "firecracker: /none/vmm is not installed"},
-		{"libkrun", "", "libkrun: /none/vmm is not installed"},
 		{"qemu", "microvm", "qemu: /none/vmm is not installed"},
 		{"qemu", "", "qemu: /none/vmm is not installed"},
 		{"qemu", "q35", "qemu: /none/vmm is not installed"},
@@ -95,8 +94,6 @@ func TestConfigureMachine(t *testing.T) {
 		case driver.Can(&r.VMM.VM).Share:
 			r.VMM.VM.Share = &vmm.Share{Tag: shareTag}
 			shares = []string{shareTag}
-		case driver.Name() == "libkrun":
-			shares = []string{"images"}
 		}
 		serial, err := vmm.GuestSerial(&r.VMM.VM, r.VMM.VM.Disks[0])
 		if err != nil {
@@ -115,7 +112,7 @@ func TestFull(t *testing.T) {
 		driver vmm.Driver
 		disks  int
 		want   bool
-	}{{vmm.QEMU{}, 22, false}, {vmm.QEMU{}, 23, true}, {vmm.Firecracker{}, 11, false}, {vmm.Firecracker{}, 12, true}, {vmm.Libkrun{}, 1000, false}} {
+	}{{vmm.QEMU{}, 22, false}, {vmm.QEMU{}, 23, true}, {vmm.Firecracker{}, 11, false}, {vmm.Firecracker{}, 12, true}} {
 		m := &machine{record: &record{}, disks: map[string]vmm.Place{"shared": {Share: shareTag, File: "x"}}}
 		m.record.VMM.VM = vmm.Config{Driver: c.driver.Name(), Disks: []vmm.Disk{{Serial: scratchSerial}}}
 		for i := range c.disks {

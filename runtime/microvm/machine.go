@@ -104,14 +104,10 @@ func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
 func (r *record) agent() *client.Client { return client.New(r.address().Dialer()) }
 
 func (r *record) address() client.Address {
-	switch v := r.VMM.VM.Vsock; v.Kind {
-	case vmm.VsockVhost:
+	if v := r.VMM.VM.Vsock; v.Kind == vmm.VsockVhost {
 		return client.Address{CID: v.CID}
-	case vmm.VsockPort:
-		return client.Address{Path: v.Path, Direct: true}
-	default:
-		return client.Address{Path: v.Path}
 	}
+	return client.Address{Path: r.VMM.VM.Vsock.Path}
 }
 
 // PrepareSandbox implements native.SandboxLauncher.
@@ -241,9 +237,13 @@ func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
 		network.Routes = append(network.Routes, wire.Route{Via: gw.String()})
 	}
 	vm := &r.VMM.VM
+	var shares []string
+	if vm.Share != nil {
+		shares = append(shares, vm.Share.Tag)
+	}
 	scratch, err := vmm.GuestSerial(vm, vm.Disks[0])
 	return wire.Configure{
-		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratch, Shares: vmm.ShareTags(vm), SharePID: r.SharePID, Sysctls: r.Sysctls,
+		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratch, Shares: shares, SharePID: r.SharePID, Sysctls: r.Sysctls,
 	}, err
 }
 

@@ -23,19 +23,14 @@ type Dialer func(ctx context.Context) (net.Conn, error)
 type Address struct {
 	// CID is the context ID of the machine: AF_VSOCK.
 	CID uint32 `json:"cid,omitempty"`
-	// Path is a unix socket. With Direct it leads straight to the agent (libkrun); else the other side is told the port first (Firecracker, Cloud Hypervisor,
-	// vhost-device-vsock).
-	Path   string `json:"path,omitempty"`
-	Direct bool   `json:"direct,omitempty"`
+	// Path is a VMM's unix socket, which leads to the port that is asked for first: see [Hybrid].
+	Path string `json:"path,omitempty"`
 }
 
 // Dialer is the dialer for the address.
 func (a Address) Dialer() Dialer {
-	switch {
-	case a.Path == "":
+	if a.Path == "" {
 		return VSock(a.CID, wire.Port)
-	case a.Direct:
-		return Unix(a.Path)
 	}
 	return Hybrid(a.Path, wire.Port)
 }

@@ -135,14 +135,10 @@ func enterJail(dir string, c *vmm.Command) error {
 			return fmt.Errorf("cannot make a jail: %w", err)
 		}
 	}
-	if c.Proc || c.Root {
-		options := "hidepid=ptraceable,subset=pid"
-		if c.Root {
-			options = ""
-		}
+	if c.Root {
 		err := os.Mkdir(dir+"/proc", 0o755)
 		if err == nil {
-			err = unix.Mount("proc", dir+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
+			err = unix.Mount("proc", dir+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 		}
 		if err != nil {
 			return fmt.Errorf("cannot make a jail: proc: %w", err)

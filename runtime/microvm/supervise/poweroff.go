@@ -83,9 +83,6 @@ func dialAgent(c *vmm.Config, deadline time.Time) (io.ReadWriteCloser, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	if c.Vsock.Kind == vmm.VsockPort {
-		return conn, nil
-	}
 	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vmm.AgentPort); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}

@@ -28,13 +28,18 @@ func TestPingClock(t *testing.T) {
 			if err != nil {
 				return
 			}
-			line, _ := bufio.NewReader(conn).ReadString('\n')
+			reader := bufio.NewReader(conn)
+			if line, err := reader.ReadString('\n'); line != "CONNECT 1024\n" {
+				t.Errorf("%q, %v", line, err)
+			}
+			fmt.Fprint(conn, "OK 1\n")
+			line, _ := reader.ReadString('\n')
 			lines <- strings.TrimSpace(line)
 			fmt.Fprint(conn, <-answers)
 			conn.Close()
 		}
 	}()
-	s := &supervisor{config: &Config{VM: vmm.Config{Vsock: vmm.Vsock{Kind: vmm.VsockPort, Path: path}}}}
+	s := &supervisor{config: &Config{VM: vmm.Config{Vsock: vmm.Vsock{Kind: vmm.VsockHybrid, Path: path}}}}
 	pong := func(off time.Duration) string {
 		return `{"status":"ok","data":{"type":"pong","time":"` + time.Now().Add(off).Format(time.RFC3339Nano) + "\"}}\n"
 	}

@@ -38,8 +38,8 @@ func show(c *Command) string {
 		b.WriteString(" " + arg)
 	}
 	fmt.Fprintf(&b, "\nenv %q root=%t\n", c.Env, c.Root)
-	if c.Proc || len(c.Dirs) > 0 {
-		fmt.Fprintf(&b, "proc=%t dirs=%q\n", c.Proc, c.Dirs)
+	if len(c.Dirs) > 0 {
+		fmt.Fprintf(&b, "dirs=%q\n", c.Dirs)
 	}
 	for i, fd := range c.FDs {
 		fmt.Fprintf(&b, "fd %d %s %s readonly=%t\n", i+3, fd.Kind, fd.Path, fd.ReadOnly)
@@ -151,18 +151,18 @@ func TestCheck(t *testing.T) {
 			continue
 		}
 		c.Program, c.Accel = "/bin/true", AccelTCG
-		if err := d.Check(c); err == nil || !strings.Contains(err.Error(), "KVM") && !strings.Contains(err.Error(), KrunHelper) {
+		if err := d.Check(c); err == nil || !strings.Contains(err.Error(), "KVM") {
 			t.Errorf("%s without KVM: %v", d.Name(), err)
 		}
 	}
-	for driver, want := range map[Driver]string{Firecracker{}: "firecracker has no virtiofs", Libkrun{}: "libkrun's virtiofs has the rights of a user who owns nothing"} {
+	for driver, want := range map[Driver]string{Firecracker{}: "firecracker has no virtiofs"} {
 		c := full(driver)
 		c.Share = &Share{Tag: "host"}
 		if err := driver.Check(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s with a share: %v", driver.Name(), err)
 		}
 	}
-	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor, firecracker, libkrun") {
+	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor, firecracker") {
 		t.Errorf("an unknown driver: %v", err)
 	}
 }
@@ -216,7 +216,7 @@ func TestCheckKernel(t *testing.T) {
 	}
 }
 
-// TestGuestSerial: Firecracker and libkrun make serial numbers of inode numbers.
+// TestGuestSerial: Firecracker makes serial numbers of inode numbers.
 func TestGuestSerial(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -229,7 +229,7 @@ func TestGuestSerial(t *testing.T) {
 	st := info.Sys().(*syscall.Stat_t)
 	for _, d := range Drivers() {
 		want := "scratch"
-		if d.Name() == "firecracker" || d.Name() == "libkrun" {
+		if d.Name() == "firecracker" {
 			want = fmt.Sprint(st.Dev) + fmt.Sprint(st.Rdev) + fmt.Sprint(st.Ino)
 			want = want[:min(len(want), 20)]
 		}
@@ -237,7 +237,7 @@ func TestGuestSerial(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", d.Name(), got, err, want)
 		}
 	}
-	if _, err := GuestSerial(&Config{Driver: "libkrun"}, Disk{Path: path + "-", Serial: "x"}); err == nil {
+	if _, err := GuestSerial(&Config{Driver: "firecracker"}, Disk{Path: path + "-", Serial: "x"}); err == nil {
 		t.Error("a file that is not there has a serial number")
 	}
 }

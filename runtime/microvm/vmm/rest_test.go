@@ -230,37 +230,6 @@ func TestFirecrackerRequests(t *testing.T) {
 	}
 }
 
-// TestLibkrunDisks: a disk is a file in the share that the machine has from the start.
-func TestLibkrunDisks(t *testing.T) {
-	config := full(Libkrun{})
-	command, err := Libkrun{}.Command(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var c KrunConfig
-	if err := json.Unmarshal([]byte(command.Files[krunConfig]), &c); err != nil {
-		t.Fatal(err)
-	}
-	dir := (Libkrun{}).Can(config).PlugDir
-	if c.ShareDir != dir || !slices.Contains(command.Dirs, dir) || !slices.Equal(ShareTags(config), []string{c.ShareTag}) {
-		t.Errorf("the share %q of %q is not what disks are put into: %q, %q, %q", c.ShareTag, c.ShareDir, dir, command.Dirs, ShareTags(config))
-	}
-	for _, d := range c.Disks {
-		if strings.HasPrefix(d.Path, dir+"/") {
-			t.Errorf("the share shows %s, which is no image", d.Path)
-		}
-	}
-	control := libkrunControl{}
-	if place, err := control.AttachDisk(context.Background(), Disk{Serial: "img-1", ReadOnly: true}, nil); err != nil || place != (Place{Share: c.ShareTag, File: "img-1"}) {
-		t.Errorf("%+v, %v", place, err)
-	}
-	for _, bad := range []Disk{{Serial: "../x", ReadOnly: true}, {Serial: "writable"}} {
-		if _, err := control.AttachDisk(context.Background(), bad, nil); err == nil {
-			t.Errorf("%+v was attached", bad)
-		}
-	}
-}
-
 // TestHostileMonitor: a monitor that a guest has taken over answers as it likes.
 func TestHostileMonitor(t *testing.T) {
 	for name, answer := range map[string]string{

@@ -13,7 +13,7 @@ import (
 
 // Driver is one kind of virtual machine monitor.
 type Driver interface {
-	// Name is what stands in [Config.Driver]: qemu, cloud-hypervisor, firecracker, libkrun.
+	// Name is what stands in [Config.Driver]: qemu, cloud-hypervisor, firecracker.
 	Name() string
 	// Can says what machines of this configuration can do.
 	Can(c *Config) Abilities
@@ -68,8 +68,6 @@ const (
 	VsockVhost VsockKind = "vhost"
 	// VsockHybrid is a unix socket: CONNECT PORT, answered by OK N.
 	VsockHybrid VsockKind = "hybrid"
-	// VsockPort is a unix socket that leads to [AgentPort] without a greeting.
-	VsockPort VsockKind = "port"
 )
 
 // AgentPort is the port that the agent in the guest listens on.
@@ -84,7 +82,7 @@ const (
 // Config is a machine. All paths are absolute paths of the host.
 type Config struct {
 	Driver string `json:"driver"`
-	// Program is the monitor; empty: where Debian's package puts it. Of libkrun it is the library.
+	// Program is the monitor; empty: where Debian's package puts it.
 	Program string `json:"program,omitempty"`
 	// Machine is QEMU's: pc (when empty), q35 or microvm.
 	Machine string `json:"machine,omitempty"`
@@ -135,9 +133,9 @@ type NIC struct {
 // Vsock is the way to the agent.
 type Vsock struct {
 	Kind VsockKind `json:"kind"`
-	// CID is the guest's context ID, from 3; with kind vhost it is unique on the host. Firecracker and libkrun do not need it to be.
+	// CID is the guest's context ID, from 3; with kind vhost it is unique on the host. Firecracker does not need it to be.
 	CID uint32 `json:"cid"`
-	// Path is the unix socket of kinds hybrid and port.
+	// Path is the unix socket of the kind hybrid.
 	Path string `json:"path,omitempty"`
 }
 
@@ -161,8 +159,6 @@ type Command struct {
 	// Files are small files that are made for it, by path, and Dirs empty directories.
 	Files map[string]string
 	Dirs  []string
-	// Proc: it sees /proc, with nothing but its own processes in it.
-	Proc bool
 	// Root: it stays root, and sees all of /proc. Otherwise it gets the machine's user.
 	Root bool
 }
@@ -196,7 +192,7 @@ type Mount struct {
 }
 
 // Drivers are all drivers, the preferred one first.
-func Drivers() []Driver { return []Driver{QEMU{}, CloudHypervisor{}, Firecracker{}, Libkrun{}} }
+func Drivers() []Driver { return []Driver{QEMU{}, CloudHypervisor{}, Firecracker{}} }
 
 // Find returns the named driver.
 func Find(name string) (Driver, error) {
@@ -212,7 +208,7 @@ func Find(name string) (Driver, error) {
 
 // GuestSerial is the serial number by which the guest finds a disk that is there from the start.
 func GuestSerial(c *Config, d Disk) (string, error) {
-	if c.Driver != (Firecracker{}).Name() && c.Driver != (Libkrun{}).Name() {
+	if c.Driver != (Firecracker{}).Name() {
 		return d.Serial, nil
 	}
 	var st unix.Stat_t
@@ -222,23 +218,11 @@ func GuestSerial(c *Config, d Disk) (string, error) {
 	return inodeSerial(&st), nil
 }
 
-// inodeSerial is the serial number of a disk of Firecracker's or libkrun's, which cannot be told one: up to 20 digits made of the image's device, special device and inode
+// inodeSerial is the serial number of a disk of Firecracker's, which cannot be told one: up to 20 digits made of the image's device, special device and inode
 // number.
 func inodeSerial(st *unix.Stat_t) string {
 	serial := fmt.Sprintf("%d%d%d", st.Dev, st.Rdev, st.Ino)
 	return serial[:min(len(serial), 20)]
-}
-
-// ShareTags are the tags of the shares that the guest is to mount.
-func ShareTags(c *Config) []string {
-	var tags []string
-	if c.Share != nil {
-		tags = append(tags, c.Share.Tag)
-	}
-	if c.Driver == (Libkrun{}).Name() {
-		tags = append(tags, krunImagesTag)
-	}
-	return tags
 }
 
 // Cmdline is what every guest kernel of Debian's is told: nothing that takes time and helps nobody in a machine that lives as long as a pod. A panic ends it.
