@@ -61,7 +61,7 @@ func serve(dir, cgroup string) error {
 	server, err := guest.New(guest.Config{
 		Dir: dir + "/state", Crun: crun, CgroupRoot: "/sys/fs/cgroup", CgroupParent: cgroup, Version: "test", Reaper: guest.NewReaper(),
 		Log:      func(err error) { fmt.Fprintln(os.Stderr, "guest:", err) },
-		PowerOff: func(bool) { os.Exit(0) },
+		PowerOff: func() { os.Exit(0) },
 	})
 	if err != nil {
 		return err

@@ -170,7 +170,7 @@ func (m *machine) full() bool {
 		}
 	}
 	driver, err := vmm.Find(vm.Driver)
-	return err == nil && driver.Can(vm).MaxDisks > 0 && taken >= driver.Can(vm).MaxDisks
+	return err == nil && taken >= driver.Can(vm).MaxDisks
 }
 
 // bind shows parts of the host in the share, each once: what is bound stays until the machine ends, also over a restart of the daemon.

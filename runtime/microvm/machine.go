@@ -215,10 +215,7 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 	agent := m.record.agent()
 	pong, err := agent.WaitReady(ctx)
 	if err == nil && !pong.Configured {
-		var c wire.Configure
-		if c, err = m.record.configure(link); err == nil {
-			err = agent.Configure(ctx, c)
-		}
+		err = agent.Configure(ctx, m.record.configure(link))
 	}
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot use the pod's machine: %w", err)
@@ -228,7 +225,7 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 }
 
 // configure is what the agent is told of the machine.
-func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
+func (r *record) configure(link netsetup.PodLink) wire.Configure {
 	network := &wire.Network{MAC: link.MAC.String(), MTU: link.MTU}
 	for _, a := range link.Addresses {
 		network.Addresses = append(network.Addresses, a.String())
@@ -236,15 +233,13 @@ func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
 	for _, gw := range link.Gateways {
 		network.Routes = append(network.Routes, wire.Route{Via: gw.String()})
 	}
-	vm := &r.VMM.VM
 	var shares []string
-	if vm.Share != nil {
-		shares = append(shares, vm.Share.Tag)
+	if share := r.VMM.VM.Share; share != nil {
+		shares = append(shares, share.Tag)
 	}
-	scratch, err := vmm.GuestSerial(vm, vm.Disks[0])
 	return wire.Configure{
-		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratch, Shares: shares, SharePID: r.SharePID, Sysctls: r.Sysctls,
-	}, err
+		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratchSerial, Shares: shares, SharePID: r.SharePID, Sysctls: r.Sysctls,
+	}
 }
 
 // RemoveSandbox implements native.SandboxLauncher.

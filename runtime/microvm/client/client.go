@@ -214,8 +214,8 @@ func (c *Client) Update(ctx context.Context, container string, resources []byte)
 }
 
 // PowerOff ends the machine in good order. It returns when the agent has begun: how it goes on is the VMM's to tell.
-func (c *Client) PowerOff(ctx context.Context, reboot bool) error {
-	return c.call(ctx, CallTimeout, &wire.PowerOff{Reboot: reboot}, nil)
+func (c *Client) PowerOff(ctx context.Context) error {
+	return c.call(ctx, CallTimeout, &wire.PowerOff{}, nil)
 }
 
 func unexpected(f wire.Frame) error {

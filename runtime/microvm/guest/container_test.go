@@ -276,7 +276,7 @@ func TestPowerOffWhileCreating(t *testing.T) {
 		}()
 		time.Sleep(time.Duration(i) * 700 * time.Microsecond)
 		begin := time.Now()
-		if err := m.PowerOff(t.Context(), false); err != nil {
+		if err := m.PowerOff(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "the machine's end", func() bool { _, err := m.Ping(t.Context()); return errors.Is(err, client.ErrGone) })

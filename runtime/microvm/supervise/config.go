@@ -64,9 +64,6 @@ func (c *Config) watchdog() time.Duration { return time.Duration(c.WatchdogMilli
 // state, which root trusts, is not.
 func (c *Config) SetPaths() {
 	c.VM.Control = filepath.Join(c.Dir, "control")
-	if c.VM.Driver == (vmm.Firecracker{}).Name() {
-		c.VM.Control = filepath.Join(c.socketDir(), "control")
-	}
 	if c.VM.Vsock.Kind != vmm.VsockVhost {
 		c.VM.Vsock.Path = filepath.Join(c.socketDir(), "vsock")
 	}

@@ -30,7 +30,6 @@ type request struct {
 	FSType string `json:"fstype,omitempty"`
 	Path   string `json:"path,omitempty"`  // write
 	Share  string `json:"share,omitempty"` // tree: of the image in a file, which is Serial
-	Reboot bool   `json:"reboot,omitempty"`
 }
 
 type answer struct {
@@ -95,9 +94,6 @@ func serve(f *os.File) {
 	_ = json.NewEncoder(f).Encode(a)
 	if r.Action == "poweroff" && err == nil {
 		unix.Sync()
-		if r.Reboot {
-			_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-		}
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
 }
@@ -144,7 +140,7 @@ func handle(r request) (answer, error) {
 	return answer{}, fmt.Errorf("action %q", r.Action)
 }
 
-// guestDisks returns the block devices by serial number. One of a sector is a drive of Firecracker's with no disk in it.
+// guestDisks returns the block devices by serial number.
 func guestDisks() (map[string]string, error) {
 	files, err := filepath.Glob("/sys/block/*/serial")
 	found := map[string]string{}
@@ -152,9 +148,6 @@ func guestDisks() (map[string]string, error) {
 		serial, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
-		}
-		if size, err := os.ReadFile(filepath.Dir(file) + "/size"); err != nil || strings.TrimSpace(string(size)) == "1" {
-			continue
 		}
 		found[strings.TrimSpace(string(serial))] = "/dev/" + filepath.Base(filepath.Dir(file))
 	}

@@ -54,11 +54,7 @@ func askPowerOff(c *vmm.Config, deadline time.Time) error {
 		return err
 	}
 	defer conn.Close()
-	request := `{"action":"poweroff"}`
-	if driver, err := vmm.Find(c.Driver); err == nil && driver.Can(c).EndsAtReset {
-		request = `{"action":"poweroff","reboot":true}`
-	}
-	if _, err := io.WriteString(conn, request+"\n"); err != nil {
+	if _, err := io.WriteString(conn, `{"action":"poweroff"}`+"\n"); err != nil {
 		return err
 	}
 	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadString('\n')

@@ -130,13 +130,6 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 			return nil, err
 		}
 	}
-	if c.VM.NIC != nil && opensTapByName(command) {
-		tap, err := s.openTap(c.VM.NIC.Tap, true)
-		if err != nil {
-			return nil, err
-		}
-		defer tap.Close()
-	}
 	if err := s.giveDisks(command); err != nil {
 		return nil, err
 	}

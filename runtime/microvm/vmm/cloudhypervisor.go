@@ -1,12 +1,20 @@
 package vmm
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // CloudHypervisor is the driver of cloud-hypervisor. It is held to the conformance tests where it is installed; elsewhere only what it is told is tested.
@@ -17,7 +25,7 @@ func (CloudHypervisor) Name() string { return "cloud-hypervisor" }
 
 // Can says what cloud-hypervisor can do: its only bus has 32 slots.
 func (CloudHypervisor) Can(*Config) Abilities {
-	return Abilities{MaxDisks: 24, PlugDir: plugDir, Share: true, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: 24, PlugDir: plugDir, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (CloudHypervisor) program(c *Config) string {
@@ -29,13 +37,8 @@ func (v CloudHypervisor) Check(c *Config) error {
 	if err := checkProgram(v.program(c), "cloud-hypervisor"); err != nil {
 		return err
 	}
-	return checkKVMOnly(v.Name(), c)
-}
-
-// checkKVMOnly is for the monitors that emulate no CPU.
-func checkKVMOnly(name string, c *Config) error {
 	if c.Accel != AccelKVM {
-		return fmt.Errorf("%s emulates no CPU: it needs KVM, and the configuration says %q", name, c.Accel)
+		return fmt.Errorf("%s emulates no CPU: it needs KVM, and the configuration says %q", v.Name(), c.Accel)
 	}
 	return checkKVM()
 }
@@ -119,3 +122,76 @@ func (c cloudHypervisorControl) plugged(ctx context.Context, serial string) (boo
 
 // Close does nothing: each request is a connection.
 func (cloudHypervisorControl) Close() error { return nil }
+
+// rest speaks HTTP over a unix socket to a monitor, one request a connection. net/http would do it, and make the supervisor, of which one runs
+// beside every machine, twice as big.
+type rest struct{ path string }
+
+// maxRestBody bounds an answer: the configuration of a machine has some kilobytes.
+const maxRestBody = 1 << 20
+
+const restTimeout = 30 * time.Second
+
+// do sends body as JSON (nil: none) and returns the answer's. An answer beyond 2xx is an error with the monitor's reason.
+func (r rest) do(ctx context.Context, method, target string, body any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, restTimeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", r.path)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	var content []byte
+	if body != nil {
+		if content, err = json.Marshal(body); err != nil {
+			return nil, err
+		}
+	}
+	request := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", method, target, len(content), content)
+	if _, err := io.WriteString(conn, request); err != nil {
+		return nil, err
+	}
+	status, answer, err := readAnswer(bufio.NewReader(io.LimitReader(conn, maxRestBody)))
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, target, errors.Join(err, context.Cause(ctx)))
+	}
+	if status/100 != 2 {
+		return nil, fmt.Errorf("%s %s: status %d: %s", method, target, status, bytes.TrimSpace(answer))
+	}
+	return answer, nil
+}
+
+// readAnswer reads one answer with a Content-Length, or without a body.
+func readAnswer(r *bufio.Reader) (status int, body []byte, err error) {
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return 0, nil, err
+	}
+	fields := strings.Fields(line)
+	if len(fields) < 2 || !strings.HasPrefix(fields[0], "HTTP/1.") {
+		return 0, nil, fmt.Errorf("%q is no answer", line)
+	}
+	if status, err = strconv.Atoi(fields[1]); err != nil {
+		return 0, nil, fmt.Errorf("%q is no answer", line)
+	}
+	length := 0
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return 0, nil, err
+		}
+		name, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), ":")
+		if !ok {
+			break
+		}
+		if strings.EqualFold(name, "Content-Length") {
+			if length, err = strconv.Atoi(strings.TrimSpace(value)); err != nil || length < 0 || length > maxRestBody {
+				return 0, nil, fmt.Errorf("the answer's length is %q", value)
+			}
+		}
+	}
+	body = make([]byte, length)
+	_, err = io.ReadFull(r, body)
+	return status, body, err
+}

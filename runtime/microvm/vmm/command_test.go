@@ -3,12 +3,10 @@ package vmm
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/magikrun/magikpod/internal/golden"
@@ -22,9 +20,7 @@ func full(d Driver) *Config {
 	}
 	can := d.Can(c)
 	c.Vsock = Vsock{Kind: can.Vsock[len(can.Vsock)-1], CID: 7, Path: "/run/vm/s/vsock"}
-	if can.Share {
-		c.Share = &Share{Tag: "share", Daemon: "/usr/libexec/virtiofsd", Socket: "/run/vm/share"}
-	}
+	c.Share = &Share{Tag: "share", Daemon: "/usr/libexec/virtiofsd", Socket: "/run/vm/share"}
 	return c
 }
 
@@ -155,89 +151,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s without KVM: %v", d.Name(), err)
 		}
 	}
-	for driver, want := range map[Driver]string{Firecracker{}: "firecracker has no virtiofs"} {
-		c := full(driver)
-		c.Share = &Share{Tag: "host"}
-		if err := driver.Check(c); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s with a share: %v", driver.Name(), err)
-		}
-	}
-	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor, firecracker") {
+	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor") {
 		t.Errorf("an unknown driver: %v", err)
-	}
-}
-
-// TestCheckKernel: a guest's kernel that would not find the monitor's devices is refused, one of which nothing is known is not.
-func TestCheckKernel(t *testing.T) {
-	boot := t.TempDir()
-	write := func(name, text string) string {
-		t.Helper()
-		path := filepath.Join(boot, name)
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	const debian = "CONFIG_ACPI=y\nCONFIG_VIRTIO_MMIO=m\n# CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES is not set\nCONFIG_VIRTIO_FS=y\n"
-	const all = "CONFIG_VIRTIO_MMIO=y\nCONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\nCONFIG_VIRTIO_FS=m\n"
-	krun := []kernelOption{{name: "VIRTIO_MMIO"}, {name: "VIRTIO_MMIO_CMDLINE_DEVICES"}, {"VIRTIO_FS", true}}
-	for name, c := range map[string]struct {
-		config string
-		needed []kernelOption
-		want   string // empty: it passes
-	}{
-		"acpi":       {debian, []kernelOption{{name: "ACPI"}, {"VIRTIO_MMIO", true}}, ""},
-		"as module":  {debian, krun, "CONFIG_VIRTIO_MMIO=y, and " + boot + "/vmlinuz-as module has it as a module"},
-		"no devices": {strings.Replace(debian, "MMIO=m", "MMIO=y", 1), krun, "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES, and " + boot + "/vmlinuz-no devices has been built without it"},
-		"everything": {all, krun, ""},
-		"no acpi":    {all, []kernelOption{{name: "ACPI"}}, "CONFIG_ACPI, and"},
-	} {
-		write("config-"+name, c.config)
-		err := checkKernel("it", write("vmlinuz-"+name, ""), c.needed...)
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: %v, want %q", name, err, c.want)
-		}
-	}
-	for _, path := range []string{write("vmlinuz-unknown", ""), write("vmlinux", ""), ""} {
-		if err := checkKernel("it", path, krun...); err != nil {
-			t.Errorf("%q: %v", path, err)
-		}
-	}
-	// The drivers ask for it.
-	write("config-debian", debian)
-	c := full(Firecracker{})
-	c.Program, c.Kernel, c.Accel = "/bin/true", write("vmlinuz-debian", ""), AccelTCG
-	if err := (Firecracker{}).Check(c); err == nil || !strings.Contains(err.Error(), "KVM") {
-		t.Errorf("firecracker and Debian's kernel: %v", err)
-	}
-	write("config-debian", "CONFIG_ACPI=y\n")
-	if err := (Firecracker{}).Check(c); err == nil || !strings.Contains(err.Error(), "CONFIG_VIRTIO_MMIO") {
-		t.Errorf("firecracker and a kernel without virtio_mmio: %v", err)
-	}
-}
-
-// TestGuestSerial: Firecracker makes serial numbers of inode numbers.
-func TestGuestSerial(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	st := info.Sys().(*syscall.Stat_t)
-	for _, d := range Drivers() {
-		want := "scratch"
-		if d.Name() == "firecracker" {
-			want = fmt.Sprint(st.Dev) + fmt.Sprint(st.Rdev) + fmt.Sprint(st.Ino)
-			want = want[:min(len(want), 20)]
-		}
-		if got, err := GuestSerial(&Config{Driver: d.Name()}, Disk{Path: path, Serial: "scratch"}); err != nil || got != want {
-			t.Errorf("%s: %q, %v; want %q", d.Name(), got, err, want)
-		}
-	}
-	if _, err := GuestSerial(&Config{Driver: "firecracker"}, Disk{Path: path + "-", Serial: "x"}); err == nil {
-		t.Error("a file that is not there has a serial number")
 	}
 }

@@ -1,4 +1,4 @@
-// Package vmm drives virtual machine monitors: QEMU, cloud-hypervisor and Firecracker behind one small interface.
+// Package vmm drives virtual machine monitors: QEMU and cloud-hypervisor behind one small interface.
 //
 // A [Driver] turns a [Config], in which everything has been decided, into a [Command]: arguments, descriptors, and the files that the program may see. That is
 // pure; package supervise carries it out. Of a running machine it makes a [Control], which plugs disks and ends it. Which of the drivers can be used on

@@ -33,7 +33,7 @@ func express(machine string) bool { return machine == "q35" || machine == "micro
 
 // Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
 func (QEMU) Can(c *Config) Abilities {
-	a := Abilities{MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
+	a := Abilities{MaxDisks: 24, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
 	if express(c.Machine) {
 		a.MaxDisks = hotPlugSlots
 	}

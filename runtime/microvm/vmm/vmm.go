@@ -7,19 +7,16 @@ import (
 	"os"
 	"regexp"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // Driver is one kind of virtual machine monitor.
 type Driver interface {
-	// Name is what stands in [Config.Driver]: qemu, cloud-hypervisor, firecracker.
+	// Name is what stands in [Config.Driver]: qemu or cloud-hypervisor.
 	Name() string
 	// Can says what machines of this configuration can do.
 	Can(c *Config) Abilities
 	// Check returns nil when machines of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
-	// Accel, Vsock.Kind, whether there is a Share, and Kernel: one that stands where its package has put it, vmlinuz-VERSION, has a config-VERSION beside
-	// it that tells whether it finds the monitor's devices. That an accelerator works is only known when a machine has run: what Check says
+	// Accel, Vsock.Kind and TSCKHz. That an accelerator works is only known when a machine has run: what Check says
 	// of /dev/kvm is that it can be opened and speaks the right version.
 	Check(c *Config) error
 	// Command says how the machine is started. It reads no files and changes nothing.
@@ -47,14 +44,10 @@ type Place struct {
 
 // Abilities are what a machine can do.
 type Abilities struct {
-	// MaxDisks is how many disks there can be, those that are attached to the running machine among them; 0: any number.
+	// MaxDisks is how many disks there can be, those that are attached to the running machine among them.
 	MaxDisks int
 	// PlugDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
 	PlugDir string
-	// EndsAtReset: the machine has no power button, and ends when the guest resets it.
-	EndsAtReset bool
-	// Share: a directory of the host can be shared with virtiofs.
-	Share bool
 	// Vsock lists the transports, the preferred one first.
 	Vsock []VsockKind
 }
@@ -133,7 +126,7 @@ type NIC struct {
 // Vsock is the way to the agent.
 type Vsock struct {
 	Kind VsockKind `json:"kind"`
-	// CID is the guest's context ID, from 3; with kind vhost it is unique on the host. Firecracker does not need it to be.
+	// CID is the guest's context ID, from 3; with kind vhost it is unique on the host.
 	CID uint32 `json:"cid"`
 	// Path is the unix socket of the kind hybrid.
 	Path string `json:"path,omitempty"`
@@ -192,7 +185,7 @@ type Mount struct {
 }
 
 // Drivers are all drivers, the preferred one first.
-func Drivers() []Driver { return []Driver{QEMU{}, CloudHypervisor{}, Firecracker{}} }
+func Drivers() []Driver { return []Driver{QEMU{}, CloudHypervisor{}} }
 
 // Find returns the named driver.
 func Find(name string) (Driver, error) {
@@ -204,25 +197,6 @@ func Find(name string) (Driver, error) {
 		names = append(names, d.Name())
 	}
 	return nil, fmt.Errorf("cannot use the VMM %q: the known ones are %s", name, strings.Join(names, ", "))
-}
-
-// GuestSerial is the serial number by which the guest finds a disk that is there from the start.
-func GuestSerial(c *Config, d Disk) (string, error) {
-	if c.Driver != (Firecracker{}).Name() {
-		return d.Serial, nil
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(d.Path, &st); err != nil {
-		return "", fmt.Errorf("cannot tell the serial number of disk %s: %w", d.Serial, &os.PathError{Op: "stat", Path: d.Path, Err: err})
-	}
-	return inodeSerial(&st), nil
-}
-
-// inodeSerial is the serial number of a disk of Firecracker's, which cannot be told one: up to 20 digits made of the image's device, special device and inode
-// number.
-func inodeSerial(st *unix.Stat_t) string {
-	serial := fmt.Sprintf("%d%d%d", st.Dev, st.Rdev, st.Ino)
-	return serial[:min(len(serial), 20)]
 }
 
 // Cmdline is what every guest kernel of Debian's is told: nothing that takes time and helps nobody in a machine that lives as long as a pod. A panic ends it.

@@ -250,8 +250,6 @@ type Update struct {
 // PowerOff kills the containers, writes the disks and ends the machine. The reply comes before that.
 type PowerOff struct {
 	Head
-	// Reboot ends the machine by a reset, for a VMM that takes that for the end and knows no power button.
-	Reboot bool `json:"reboot,omitempty"`
 }
 
 // The names of the actions.

@@ -16,7 +16,7 @@ import (
 // all are one request of each kind, as full as it can be.
 func all() []Request {
 	return []Request{
-		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &PowerOff{Reboot: true}, &Copy{Volume: "etc.a"},
+		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &PowerOff{}, &Copy{Volume: "etc.a"},
 		&Configure{
 			Hostname: "web", Time: time.Unix(1, 2).UTC(), Scratch: "scratch", Shares: []string{"share"}, SharePID: true, Sysctls: map[string]string{"net.core.somaxconn": "5"}, ShmBytes: 7,
 			Network: &Network{
