@@ -32,6 +32,7 @@ var layers = map[string]int{
 	"runtime/wasm":               3,
 	"runtime/microvm":            3,
 	"runtime/microvm/wire":       0,
+	"runtime/microvm/attach":     2,
 	"runtime/microvm/client":     1,
 	"runtime/microvm/vmm":        1,
 	"runtime/microvm/guest":      2,

@@ -19,7 +19,6 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
-	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
@@ -93,9 +92,9 @@ func (m *machine) plug(ctx context.Context, s runtime.Machine, d vmm.Disk) (plac
 		return place, nil
 	}
 	if m.record.VMM.VM.Share != nil && m.full() {
-		place, err = supervise.ShareDisk(&m.record.VMM, d)
+		place, err = m.record.running().ShareDisk(d)
 	} else {
-		place, err = supervise.AttachDisk(ctx, &m.record.VMM, d)
+		place, err = m.record.running().Disk(ctx, d)
 	}
 	if err != nil {
 		return place, err
@@ -187,7 +186,7 @@ func (m *machine) bind(s runtime.Machine, wanted []shared) error {
 		if m.shares[one.name] {
 			continue
 		}
-		if err := supervise.BindShare(&m.record.VMM, one.name, one.source, one.readOnly); err != nil {
+		if err := m.record.running().Share(one.name, one.source, one.readOnly); err != nil {
 			return err
 		}
 		m.shares[one.name] = true

@@ -18,6 +18,7 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/attach"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
@@ -109,6 +110,9 @@ func (r *record) address() client.Address {
 	}
 	return client.Address{Path: r.VMM.VM.Vsock.Path}
 }
+
+// running is the VM, to attach something to.
+func (r *record) running() attach.VM { return attach.VM{Config: &r.VMM.VM, State: r.VMM.ReadState} }
 
 // PrepareSandbox implements native.SandboxLauncher.
 func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config runtime.SandboxConfig) ([]units.Property, error) {

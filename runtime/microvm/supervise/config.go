@@ -32,14 +32,7 @@ type Config struct {
 	WatchdogMillis int `json:"watchdogMillis,omitempty"`
 }
 
-// State is what the supervisor writes to STATE in Dir when the machine runs.
-type State struct {
-	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as the host sees them.
-	Monitor nsfile.Owner `json:"monitor"`
-	Share   nsfile.Owner `json:"share,omitzero"`
-}
-
-// stateFile is the name of the file with the State, in Dir.
+// stateFile is the name of the file with the [vmm.State], in Dir, which is there when the VM runs.
 const stateFile = "vm.state"
 
 // maxConfigBytes bounds a configuration file.
@@ -102,14 +95,14 @@ func ReadConfig(path string) (*Config, error) {
 }
 
 // ReadState returns the state of a machine that runs.
-func (c *Config) ReadState() (State, error) {
-	var s State
+func (c *Config) ReadState() (vmm.State, error) {
+	var s vmm.State
 	data, err := os.ReadFile(c.Dir + "/" + stateFile)
 	if err == nil {
 		err = json.Unmarshal(data, &s)
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("cannot read the state of the machine: %w", err)
+		return vmm.State{}, fmt.Errorf("cannot read the state of the machine: %w", err)
 	}
 	return s, nil
 }

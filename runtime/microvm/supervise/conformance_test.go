@@ -49,7 +49,7 @@ func TestConformance(t *testing.T) {
 			if got := m.ask(request{Action: "links"}).Lines; !slices.Contains(got, address) {
 				t.Errorf("the guest's links: %q", got)
 			}
-			place, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true})
+			place, err := m.attach().Disk(context.Background(), vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +58,7 @@ func TestConformance(t *testing.T) {
 			if diff := cmp.Diff(tree, m.tree(place)); diff != "" {
 				t.Errorf("the image in the guest (-want +got):\n%s", diff)
 			}
-			other, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: path, Serial: "other", ReadOnly: true})
+			other, err := m.attach().Disk(context.Background(), vmm.Disk{Path: path, Serial: "other", ReadOnly: true})
 			if err != nil {
 				t.Fatal(err)
 			}

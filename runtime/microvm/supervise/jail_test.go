@@ -68,10 +68,10 @@ func TestAttachInJail(t *testing.T) {
 		t.Fatal(err)
 	}
 	serveDisks(t, c.VM.Control)
-	path := filepath.Join(vmm.CloudHypervisor{}.Can(&c.VM).PlugDir, "img-1")
+	path := filepath.Join(vmm.CloudHypervisor{}.Can(&c.VM).AttachDir, "img-1")
 	seen := fmt.Sprintf("/proc/%d/root%s", p.pid, path)
 	for range 3 {
-		if place, err := AttachDisk(t.Context(), c, vmm.Disk{Path: image, Serial: "img-1", ReadOnly: true}); err != nil || place != (vmm.Place{Disk: "img-1"}) {
+		if place, err := attachTo(c).Disk(t.Context(), vmm.Disk{Path: image, Serial: "img-1", ReadOnly: true}); err != nil || place != (vmm.Place{Disk: "img-1"}) {
 			t.Fatalf("attached as %+v, %v", place, err)
 		}
 		if text, err := os.ReadFile(seen); err != nil || string(text) != "image\n" {

@@ -234,7 +234,7 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 }
 
 func (s *supervisor) writeState(monitor *process) error {
-	var state State
+	var state vmm.State
 	var err error
 	if state.Monitor, err = monitor.owner(); err != nil {
 		return err

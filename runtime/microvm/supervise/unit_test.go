@@ -77,12 +77,12 @@ func TestUnit(t *testing.T) {
 	start(names.VM, units.VMProps(units.VMUnit{Pod: p, Names: names, Argv: []string{self, "--config", file}, PowerOff: c.powerOff()}))
 	t.Logf("first answer after %v", machine.answers())
 	if c.VM.Share != nil {
-		if err := BindShare(c, "dir", t.TempDir(), false); err != nil {
+		if err := attachTo(c).Share("dir", t.TempDir(), false); err != nil {
 			t.Fatal(err)
 		}
 		machine.ask(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "dir/file"})
 	}
-	if _, err := AttachDisk(ctx, c, vmm.Disk{Path: c.VM.Kernel, Serial: "kernel", ReadOnly: true}); err != nil {
+	if _, err := attachTo(c).Disk(ctx, vmm.Disk{Path: c.VM.Kernel, Serial: "kernel", ReadOnly: true}); err != nil {
 		t.Fatal(err)
 	}
 	machine.sees("kernel")

@@ -25,7 +25,7 @@ func (CloudHypervisor) Name() string { return "cloud-hypervisor" }
 
 // Can says what cloud-hypervisor can do: its only bus has 32 slots.
 func (CloudHypervisor) Can(*Config) Abilities {
-	return Abilities{MaxDisks: 24, PlugDir: plugDir, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: 24, AttachDir: attachDir, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (CloudHypervisor) program(c *Config) string {
@@ -82,11 +82,11 @@ func (v CloudHypervisor) Command(c *Config) (*Command, error) {
 	return cmd, nil
 }
 
-// plugDir is where monitors that take no descriptors find disks in their jails.
-const plugDir = "/vm/disks"
+// attachDir is where monitors that take no descriptors find disks in their jails.
+const attachDir = "/vm/disks"
 
 // DiskPath is where such a monitor finds a disk that is there from the start.
-func DiskPath(serial string) string { return plugDir + "/" + serial }
+func DiskPath(serial string) string { return attachDir + "/" + serial }
 
 // Control returns a client of the REST interface once that answers.
 func (CloudHypervisor) Control(ctx context.Context, c *Config) (Control, error) {
@@ -104,7 +104,7 @@ func (c cloudHypervisorControl) AttachDisk(ctx context.Context, d Disk, _ *os.Fi
 	if !serialForm.MatchString(d.Serial) {
 		return Place{}, fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)
 	}
-	there, err := c.plugged(ctx, d.Serial)
+	there, err := c.attached(ctx, d.Serial)
 	if err == nil && !there {
 		_, err = c.do(ctx, "PUT", "/api/v1/vm.add-disk", map[string]any{"path": DiskPath(d.Serial), "readonly": d.ReadOnly, "id": deviceID(d.Serial), "serial": d.Serial})
 	}
@@ -114,7 +114,7 @@ func (c cloudHypervisorControl) AttachDisk(ctx context.Context, d Disk, _ *os.Fi
 	return Place{Disk: d.Serial}, nil
 }
 
-func (c cloudHypervisorControl) plugged(ctx context.Context, serial string) (bool, error) {
+func (c cloudHypervisorControl) attached(ctx context.Context, serial string) (bool, error) {
 	info, err := c.do(ctx, "GET", "/api/v1/vm.info", nil)
 	// The identifier as a JSON string occurs nowhere but in the list of disks.
 	return strings.Contains(string(info), `"`+deviceID(serial)+`"`), err

@@ -7,6 +7,8 @@ import (
 	"os"
 	"regexp"
 	"strings"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
 // Driver is one kind of virtual machine monitor.
@@ -30,7 +32,7 @@ type Driver interface {
 type Control interface {
 	// AttachDisk gives the guest a disk, and says where the guest finds it. A disk with d's serial that is there already is the same one: attaching is idempotent.
 	// It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is the open image, and not needed after the call; a
-	// monitor with a [Abilities.PlugDir] opens what has been mounted there instead.
+	// monitor with a [Abilities.AttachDir] opens what has been mounted there instead.
 	AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error)
 	Close() error
 }
@@ -42,12 +44,19 @@ type Place struct {
 	File  string `json:"file,omitempty"`
 }
 
+// State is what there is of a running VM on the host.
+type State struct {
+	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as the host sees them.
+	Monitor nsfile.Owner `json:"monitor"`
+	Share   nsfile.Owner `json:"share,omitzero"`
+}
+
 // Abilities are what a machine can do.
 type Abilities struct {
 	// MaxDisks is how many disks there can be, those that are attached to the running machine among them.
 	MaxDisks int
-	// PlugDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
-	PlugDir string
+	// AttachDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
+	AttachDir string
 	// Vsock lists the transports, the preferred one first.
 	Vsock []VsockKind
 }
