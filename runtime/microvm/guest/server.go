@@ -209,8 +209,7 @@ func (s *Server) ping(r *wire.Ping) wire.Pong {
 		}
 	}
 	return wire.Pong{
-		Type: "pong", Version: s.config.Version, Protocol: wire.Version, ContainerCount: len(s.containers), Uptime: uptime().Milliseconds(),
-		Configured: s.configured, Time: time.Now(), Controllers: s.controllers(),
+		Type: "pong", Version: s.config.Version, Protocol: wire.Version, Configured: s.configured, Time: time.Now(),
 	}
 }
 

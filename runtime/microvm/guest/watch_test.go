@@ -2,7 +2,10 @@ package guest_test
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -15,12 +18,12 @@ import (
 // TestLimits: limits act, their use is counted, and a container whose memory is used up is killed for it.
 func TestLimits(t *testing.T) {
 	m := guesttest.Start(t)
-	pong, err := m.Ping(t.Context())
+	controllers, err := os.ReadFile(filepath.Join(filepath.Dir(m.Cgroup), "cgroup.controllers"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, controller := range []string{"memory", "pids", "cpu"} {
-		if !slices.Contains(pong.Controllers, controller) {
+		if !slices.Contains(strings.Fields(string(controllers)), controller) {
 			t.Skipf("needs the cgroup controller %s, which this machine has not: go test -exec '.cache/magikvm run --here --' ./runtime/microvm/guest", controller)
 		}
 	}

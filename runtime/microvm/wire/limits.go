@@ -4,7 +4,7 @@ import "time"
 
 // Version is the version of the protocol. A request with a field that the agent does not know is refused, so that nothing is honoured by half; the
 // number tells a host in advance what an agent of another build can do. It grows with every field and action that comes or goes.
-const Version = 4
+const Version = 5
 
 // Port is the vsock port of the agent.
 const Port = 1024

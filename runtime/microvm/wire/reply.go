@@ -136,18 +136,13 @@ func DecodeReply(line []byte, data any) error {
 
 // Pong is the reply to [Ping].
 type Pong struct {
-	Type           string `json:"type"` // pong
-	Version        string `json:"version"`
-	Protocol       int    `json:"protocol"`
-	ContainerCount int    `json:"container_count"`
-	// Uptime is that of the machine, in milliseconds.
-	Uptime int64 `json:"uptime_ms"`
+	Type     string `json:"type"` // pong
+	Version  string `json:"version"`
+	Protocol int    `json:"protocol"`
 	// Configured says that Configure has succeeded.
 	Configured bool `json:"configured"`
 	// Time is what the machine's clock says.
 	Time time.Time `json:"time,omitzero"`
-	// Controllers are the cgroup controllers that limits can be set with.
-	Controllers []string `json:"controllers,omitempty"`
 }
 
 // State is what a container is doing.
@@ -228,18 +223,15 @@ func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
 
 // StatsReply is the reply to [Stats].
 type StatsReply struct {
-	Type string `json:"type"` // stats
-	// Time is when it was measured.
-	Time       time.Time        `json:"time"`
+	Type       string           `json:"type"` // stats
 	Machine    MachineStats     `json:"machine"`
 	Containers []ContainerStats `json:"containers"`
 }
 
-// MachineStats is the whole machine, in bytes and microseconds.
+// MachineStats is the whole VM, in bytes.
 type MachineStats struct {
 	MemoryTotal     uint64 `json:"memory_total"`
 	MemoryAvailable uint64 `json:"memory_available"`
-	CPUUsec         uint64 `json:"cpu_usec"`
 }
 
 // ContainerStats is one container, in bytes and microseconds. What the kernel does not count is 0.
@@ -250,5 +242,4 @@ type ContainerStats struct {
 	MemoryWorkingSet uint64 `json:"memory_working_set"` // without inactive file pages, as the kubelet counts
 	MemoryLimit      uint64 `json:"memory_limit,omitempty"`
 	PIDs             uint64 `json:"pids"`
-	OOMKills         uint64 `json:"oom_kills,omitempty"`
 }

@@ -63,11 +63,9 @@ type Configure struct {
 	SharePID bool `json:"share_pid,omitempty"`
 	// Sysctls are set in the machine, by name (net.ipv4.ip_forward).
 	Sysctls map[string]string `json:"sysctls,omitempty"`
-	// ShmBytes bounds /dev/shm, which all containers share; 0: 64 MiB.
-	ShmBytes int64 `json:"shm_bytes,omitempty"`
 }
 
-// Network is the machine's one network interface; lo is always set up.
+// Network is the VM's one network interface, eth0; lo is always set up.
 type Network struct {
 	// MAC is the hardware address that the interface is found by, with colons.
 	MAC string `json:"mac"`
@@ -76,20 +74,12 @@ type Network struct {
 	// Addresses are IPv4 and IPv6 addresses with prefix length.
 	Addresses []string `json:"addresses,omitempty"`
 	Routes    []Route  `json:"routes,omitempty"`
-	// Name is what the interface is called; empty: eth0.
-	Name string `json:"name,omitempty"`
 }
 
-// Route is one route.
+// Route is the default route of a family.
 type Route struct {
-	// To is a prefix; empty: a default route of the family of Via.
-	To string `json:"to,omitempty"`
-	// Via is the gateway, reachable on the interface even if no prefix covers it; empty: on the link.
-	Via string `json:"via,omitempty"`
-	// Source is the preferred source address; empty: the kernel's choice.
-	Source string `json:"source,omitempty"`
-	// Metric is the priority; 0: the kernel's.
-	Metric int `json:"metric,omitempty"`
+	// Via is the gateway, reachable on the interface even if no prefix covers it.
+	Via string `json:"via"`
 }
 
 // Copy sends a volume that the machine keeps in memory (configMap, secret, files of /etc). After a first ok the host sends a tar stream in data frames, an
