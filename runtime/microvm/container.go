@@ -73,7 +73,7 @@ func noStopSignal(sig syscall.Signal) string {
 
 // plug gives the machine the image of a container.
 func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, image runtime.Image) (vmm.Place, error) {
-	defer l.images.Hold(image.Rootfs)() // until the VMM has opened it
+	defer l.images.Keep(image.Rootfs)() // until the VMM has opened it
 	disk, err := l.images.Image(ctx, image.Rootfs)
 	if err != nil {
 		return vmm.Place{}, err

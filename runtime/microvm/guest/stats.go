@@ -14,7 +14,7 @@ func (s *Server) stats(r *wire.Stats) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	reply := wire.StatsReply{Type: "stats", Machine: machineStats(), Containers: []wire.ContainerStats{}}
+	reply := wire.StatsReply{Type: "stats", VM: vmStats(), Containers: []wire.ContainerStats{}}
 	for _, c := range list {
 		c.mu.Lock()
 		made := c.state != wire.StateCreating
@@ -35,8 +35,8 @@ func (s *Server) stats(r *wire.Stats) (any, error) {
 	return reply, nil
 }
 
-func machineStats() wire.MachineStats {
-	var m wire.MachineStats
+func vmStats() wire.VMStats {
+	var m wire.VMStats
 	if data, err := os.ReadFile("/proc/meminfo"); err == nil {
 		for line := range strings.Lines(string(data)) {
 			fields := strings.Fields(line)

@@ -102,10 +102,10 @@ func TestDisks(t *testing.T) {
 // attachTo is a VM to attach something to.
 func attachTo(c *Config) attach.VM { return attach.VM{Config: &c.VM, State: c.ReadState} }
 
-func (m *machine) attach() attach.VM { return attachTo(m.Config) }
+func (m *testVM) attach() attach.VM { return attachTo(m.Config) }
 
 // tree lists what is in an image.
-func (m *machine) tree(p vmm.Place) []string {
+func (m *testVM) tree(p vmm.Place) []string {
 	m.t.Helper()
 	r := request{Action: "tree", Serial: p.Disk, FSType: "erofs"}
 	if p.Disk == "" {
@@ -117,7 +117,7 @@ func (m *machine) tree(p vmm.Place) []string {
 }
 
 // sees waits until the guest has exactly these disks.
-func (m *machine) sees(serials ...string) {
+func (m *testVM) sees(serials ...string) {
 	m.t.Helper()
 	slices.Sort(serials)
 	var got []string
@@ -173,7 +173,7 @@ func TestShareDisk(t *testing.T) {
 	}
 }
 
-// TestNIC: the guest has the address it is given, on a tap that is up and goes with the machine.
+// TestNIC: the guest has the address it is given, on a tap that is up and goes with the VM.
 func TestNIC(t *testing.T) {
 	const name, address = "vmtest0", "02:00:00:00:00:07"
 	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.NIC = &vmm.NIC{Tap: name, MAC: address, MTU: 1400} })

@@ -16,7 +16,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// BenchmarkBoot measures the time to the guest's first answer, of bare QEMU and of the supervisor in turns, and what the processes of a machine have beyond the guest's
+// BenchmarkBoot measures the time to the guest's first answer, of bare QEMU and of the supervisor in turns, and what the processes of a VM have beyond the guest's
 // memory: MAGIKHOST_ROOT=trixie make host-test PKG=./runtime/microvm/supervise TESTFLAGS='-run=^$ -bench=Boot -benchtime=10x'
 func BenchmarkBoot(b *testing.B) {
 	quiet := func(c *Config) { c.VM.Console = false }
@@ -42,7 +42,7 @@ func BenchmarkBoot(b *testing.B) {
 	}
 }
 
-// bootBare is the same machine without a supervisor and jails.
+// bootBare is the same VM without a supervisor and jails.
 func bootBare(b *testing.B, c *Config) time.Duration {
 	if err := os.Mkdir(c.socketDir(), 0o700); err != nil {
 		b.Fatal(err)
@@ -85,7 +85,7 @@ func bootBare(b *testing.B, c *Config) time.Duration {
 		argv[i] = arg
 	}
 	run(argv)
-	m := &machine{Config: c, t: b, began: begin, exited: make(chan struct{})}
+	m := &testVM{Config: c, t: b, began: begin, exited: make(chan struct{})}
 	if ready != nil {
 		conn, err := ready.Accept()
 		if err != nil {

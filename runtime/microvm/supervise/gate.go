@@ -9,7 +9,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay what the helper may take to hear of it, both for guests that
+// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay what the helper may take to notice it, both for guests that
 // do not connect to [vmm.ReadyPort].
 const (
 	gateInterval = 50 * time.Millisecond
@@ -40,7 +40,7 @@ func (s *supervisor) openGate(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-s.ended:
-		return nil // told by the other
+		return nil // run returns it
 	}
 	gate, _ := s.config.VM.VsockGate()
 	if err := os.Rename(gate, s.config.VM.Vsock.Path); err != nil {
@@ -49,7 +49,7 @@ func (s *supervisor) openGate(ctx context.Context) error {
 	return nil
 }
 
-// waitVsock waits until QEMU says that the guest's driver is up and some time has passed; false: the machine ends.
+// waitVsock waits until QEMU says that the guest's driver is up and some time has passed; false: the VM ends.
 func (s *supervisor) waitVsock(ctx context.Context) bool {
 	pause := time.NewTicker(gateInterval)
 	defer pause.Stop()

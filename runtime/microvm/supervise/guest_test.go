@@ -65,7 +65,7 @@ func guestMain() error {
 	})
 }
 
-// sayReady tells the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.
+// sayReady reports to the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.
 func sayReady() {
 	line, _ := os.ReadFile("/proc/cmdline")
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -115,7 +115,7 @@ func enterJail(dir string, c *vmm.Command) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("cannot make a jail: make private: %w", err)
 	}
-	// What is written to it is memory of the machine's cgroup.
+	// What is written to it is memory of the VM's cgroup.
 	if err := unix.Mount("jail", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"); err != nil {
 		return fmt.Errorf("cannot make a jail: tmpfs: %w", err)
 	}

@@ -22,11 +22,11 @@ import (
 
 // The exit statuses of the supervisor.
 const (
-	// ExitFailure: the machine could not be started, or has ended without having been asked to; the reason is on stderr.
+	// ExitFailure: the VM could not be started, or has ended without having been asked to; the reason is on stderr.
 	ExitFailure = 1
 	// ExitUsage: the configuration cannot be understood.
 	ExitUsage = 64
-	// ExitTempFail: the network namespace could not be opened, because who held it is gone.
+	// ExitTempFail: the network namespace could not be opened, because its owner is gone.
 	ExitTempFail = 75
 )
 
@@ -43,7 +43,7 @@ type supervisor struct {
 	first     *process
 }
 
-// Run runs the machine of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It tells the service manager READY=1 when the monitor runs,
+// Run runs the VM of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It notifies the service manager with READY=1 when the monitor runs,
 // which is before the guest answers. It returns the exit status: 0 when the end was asked for.
 func Run(path string) int {
 	config, err := ReadConfig(path)
@@ -90,7 +90,7 @@ func (s *supervisor) run(stop <-chan os.Signal) error {
 		case <-s.ended:
 			return s.endedFirst()
 		case <-stop:
-			cancel(errors.New("the machine is to end"))
+			cancel(errors.New("the VM is to end"))
 			s.powerOff(monitor)
 			return nil
 		}
@@ -120,7 +120,7 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 		if s.guest, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
 			return nil, err
 		}
-		// The helper, which connects to it, is the machine's user.
+		// The helper, which connects to it, is the VM's user.
 		if err := os.Chown(socket, int(c.UID), int(c.GID)); err != nil {
 			return nil, err
 		}
@@ -138,7 +138,7 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 
 const monitorName = "monitor"
 
-// giveDisks gives the disks that the monitor opens itself, for writing, to the machine's user.
+// giveDisks gives the disks that the monitor opens itself, for writing, to the VM's user.
 func (s *supervisor) giveDisks(c *vmm.Command) error {
 	for _, m := range c.Mounts {
 		if m.Writable && strings.HasPrefix(m.Target, vmm.DiskPath("")) {
@@ -190,17 +190,17 @@ func (s *supervisor) endedFirst() error {
 	}
 	switch s.first.name {
 	case monitorName:
-		return fmt.Errorf("the machine has ended: %s", how)
+		return fmt.Errorf("the VM has ended: %s", how)
 	case "vsock":
-		return fmt.Errorf("the machine has lost its vsock device: %s", how)
+		return fmt.Errorf("the VM has lost its vsock device: %s", how)
 	}
-	return fmt.Errorf("the machine has lost its shared directory: %s", how)
+	return fmt.Errorf("the VM has lost its shared directory: %s", how)
 }
 
 // readyTimeout is how long a monitor may take until it answers.
 const readyTimeout = time.Minute
 
-// ready waits until the monitor answers, writes the state and tells the service manager.
+// ready waits until the monitor answers, writes the state and notifies the service manager.
 func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	driver, err := vmm.Find(s.config.VM.Driver)
 	if err != nil {
@@ -219,11 +219,11 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 		select {
 		case <-ctx.Done():
 			if context.Cause(ctx) != ctx.Err() && ctx.Err() == context.DeadlineExceeded {
-				return fmt.Errorf("cannot start the machine: %w: %w", context.Cause(ctx), err)
+				return fmt.Errorf("cannot start the VM: %w: %w", context.Cause(ctx), err)
 			}
 			return nil // the end was asked for
 		case <-s.ended:
-			return nil // told by the other
+			return nil // run returns it
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
@@ -262,7 +262,7 @@ func (s *supervisor) writeState(monitor *process) error {
 	return os.Rename(path+".new", path)
 }
 
-// notify tells the service manager (sd_notify(3)), if there is one.
+// notify notifies the service manager (sd_notify(3)), if there is one.
 func notify(state string) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestBoot boots a machine up to the first answer and powers it off in order.
+// TestBoot boots a VM up to the first answer and powers it off in order.
 func TestBoot(t *testing.T) {
 	m := boot(t, vmm.QEMU{}, nil)
 	t.Logf("first answer after %v", time.Since(m.began))
@@ -25,7 +25,7 @@ func TestBoot(t *testing.T) {
 	}
 	m.ends(0, "")
 	if took := time.Since(begin); took > m.powerOff() {
-		t.Errorf("it took %v: the guest was not asked, or did not hear", took)
+		t.Errorf("it took %v: the guest was not asked, or did not power off", took)
 	}
 }
 
@@ -53,7 +53,7 @@ func TestJail(t *testing.T) {
 			t.Errorf("%s has no system call filter:\n%s", word, status)
 		}
 		if !strings.Contains(status, "Uid:\t1900000042\t1900000042\t1900000042\t1900000042") {
-			t.Errorf("%s is not the machine's user:\n%s", word, status)
+			t.Errorf("%s is not the VM's user:\n%s", word, status)
 		}
 		for _, path := range []string{"/etc/passwd", "/root", "/proc", "/sys", "/var", "/run/systemd", "/home", "/dev/net"} {
 			if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid), "root", path)); err == nil {
@@ -87,7 +87,7 @@ func read(t *testing.T, pid int, name string) []byte {
 // TestKilled: whoever of them dies, all end.
 func TestKilled(t *testing.T) {
 	for _, c := range []struct{ program, want string }{
-		{"qemu", "the machine has ended: signal: killed"},
+		{"qemu", "the VM has ended: signal: killed"},
 		{"vhost-device-vsock", "lost its vsock device"},
 	} {
 		t.Run(c.program, func(t *testing.T) {
@@ -120,19 +120,19 @@ func TestSupervisorKilled(t *testing.T) {
 	launch(t, m.Config).answers()
 }
 
-// TestGuestEnds: a guest that panics or powers off by itself is a machine that has ended.
+// TestGuestEnds: a guest that panics or powers off by itself is a VM that has ended.
 func TestGuestEnds(t *testing.T) {
 	for _, action := range []string{"panic", "poweroff"} {
 		t.Run(action, func(t *testing.T) {
 			m := boot(t, vmm.QEMU{}, nil)
 			_, _ = m.try(request{Action: action})
-			m.ends(ExitFailure, "the machine has ended")
+			m.ends(ExitFailure, "the VM has ended")
 		})
 	}
 }
 
-// TestDeafGuest: a guest that does not power off is ended.
-func TestDeafGuest(t *testing.T) {
+// TestUnresponsiveGuest: a guest that does not power off is ended.
+func TestUnresponsiveGuest(t *testing.T) {
 	m := launch(t, newConfig(t, vmm.QEMU{}, func(c *Config) { c.PowerOffMillis = 300 }))
 	// Long before it answers.
 	begin := time.Now()

@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestPingClock: a guest that tells a wrong time is told the right one, and no other guest is.
+// TestPingClock: a guest that answers with a wrong time gets the right one, and no other guest is.
 func TestPingClock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vsock")
 	listener, err := net.Listen("unix", path)

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// CloudHypervisor is the driver of cloud-hypervisor. It is held to the conformance tests where it is installed; elsewhere only what it is told is tested.
+// CloudHypervisor is the driver of cloud-hypervisor. The conformance tests run it where it is installed; elsewhere only its arguments and requests are tested.
 type CloudHypervisor struct{}
 
 // Name is cloud-hypervisor.
@@ -124,10 +124,10 @@ func (c cloudHypervisorControl) attached(ctx context.Context, serial string) (bo
 func (cloudHypervisorControl) Close() error { return nil }
 
 // rest speaks HTTP over a unix socket to a monitor, one request a connection. net/http would do it, and make the supervisor, of which one runs
-// beside every machine, twice as big.
+// beside every VM, twice as big.
 type rest struct{ path string }
 
-// maxRestBody bounds an answer: the configuration of a machine has some kilobytes.
+// maxRestBody bounds an answer: the configuration of a VM has some kilobytes.
 const maxRestBody = 1 << 20
 
 const restTimeout = 30 * time.Second

@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/internal/golden"
 )
 
-// full is a machine with everything that the driver can do.
+// full is a VM with everything that the driver can do.
 func full(d Driver) *Config {
 	c := &Config{
 		Driver: d.Name(), Accel: AccelKVM, Kernel: "/img/vmlinux", Initrd: "/img/initrd.cpio", Cmdline: "extra=1", CPUs: 2, MemoryMiB: 512, Control: "/run/vm/control",
@@ -49,7 +49,7 @@ func show(c *Command) string {
 	return b.String()
 }
 
-// TestCommand: what each monitor and helper is told. Run go test ./runtime/microvm/vmm -update when it is meant to change, and read the difference. Only QEMU is
+// TestCommand: the arguments of each monitor and helper. Run go test ./runtime/microvm/vmm -update when it is meant to change, and read the difference. Only QEMU is
 // also run with it where these tests were written.
 func TestCommand(t *testing.T) {
 	configs := map[string]*Config{}
@@ -83,7 +83,7 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-// TestCommandBad: what no monitor is told.
+// TestCommandBad: what no monitor is started with.
 func TestCommandBad(t *testing.T) {
 	for _, d := range Drivers() {
 		for name, c := range map[string]struct {
@@ -101,7 +101,7 @@ func TestCommandBad(t *testing.T) {
 		} {
 			config := full(d)
 			c.change(config)
-			if _, err := d.Command(config); err == nil || !strings.HasPrefix(err.Error(), "cannot run a machine: ") || !strings.Contains(err.Error(), c.want) {
+			if _, err := d.Command(config); err == nil || !strings.HasPrefix(err.Error(), "cannot run a VM: ") || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s, %s: %v; want an error with %q", d.Name(), name, err, c.want)
 			}
 		}
@@ -118,7 +118,7 @@ func TestEmulatedMicrovm(t *testing.T) {
 	if _, err := (QEMU{}).Command(c); err == nil || !strings.Contains(err.Error(), "time stamp counter") {
 		t.Errorf("command: %v", err)
 	}
-	c.Accel = AccelKVM // which tells it
+	c.Accel = AccelKVM // which reports it
 	if _, err := (QEMU{}).Command(c); err != nil {
 		t.Error(err)
 	}

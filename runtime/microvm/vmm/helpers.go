@@ -19,7 +19,7 @@ const ReadyPort = 1025
 
 // VsockGate is the path at which vhost-device-vsock listens for connections to the guest until the guest's driver is up, and ReadySocket that of the unix socket that it
 // connects to when the guest connects to ReadyPort. Before that time nobody may connect: a connection between the setting of the guest's memory and that of the
-// queues ends the thread of vhost-device-vsock 0.3 that does all the work (its handle_event lets the error of a queue that is not ready go up), and the guest is never heard of
+// queues ends the thread of vhost-device-vsock 0.3 that does all the work (its handle_event lets the error of a queue that is not ready go up), and the guest never answers
 // again. So the supervisor renames the gate to [Vsock.Path] when the guest is there. Both are empty where there is no gate.
 func (c *Config) VsockGate() (gate, readySocket string) {
 	if c.Driver != (QEMU{}).Name() || c.Vsock.Kind != VsockHybrid {

@@ -25,10 +25,10 @@ func (QEMU) Name() string { return "qemu" }
 // hotPlugSlots is how many root ports a machine with PCI Express has for disks.
 const hotPlugSlots = 20
 
-// translatedMiB is how much translated code an emulated machine keeps at most.
+// translatedMiB is how much translated code an emulated VM keeps at most.
 const translatedMiB = "256"
 
-// express says whether the machine's bus is PCI Express, where each disk that is plugged in needs a root port of its own.
+// express says whether the VM's bus is PCI Express, where each disk that is attached later needs a root port of its own.
 func express(machine string) bool { return machine == "q35" || machine == "microvm" }
 
 // Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
@@ -67,17 +67,17 @@ func (q QEMU) Check(c *Config) error {
 // needsTSC: an emulated microvm has no clock against which its CPU could be calibrated.
 func (QEMU) needsTSC(c *Config) bool { return c.Machine == "microvm" && c.Accel == AccelTCG }
 
-var errNoTSC = errors.New("QEMU's machine microvm must be told the rate of the time stamp counter when it is emulated, and this host has none")
+var errNoTSC = errors.New("QEMU's machine microvm needs the rate of the time stamp counter when it is emulated, and this host has none")
 
 func (QEMU) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/qemu-system-x86_64") }
 
-// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail holds the distribution's files and the guest's kernel.
+// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail has the distribution's files and the guest's kernel.
 func (q QEMU) Command(c *Config) (*Command, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	if q.needsTSC(c) && c.TSCKHz == 0 {
-		return nil, fmt.Errorf("cannot run a machine: %w", errNoTSC)
+		return nil, fmt.Errorf("cannot run a VM: %w", errNoTSC)
 	}
 	cmd := &Command{
 		Argv: []string{q.program(c), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "magikpod"},
@@ -123,7 +123,7 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 	case "q35":
 		machine += ",usb=off,vmport=off,sata=off,smbus=off"
 	case "microvm":
-		// The bus, which this machine lacks of its own accord, is for the disks that are plugged in. A kernel that finds no PC does not set up the old interrupt controller, which then
+		// The bus, which this machine lacks of its own accord, is for the disks that are attached later. A kernel that finds no PC does not set up the old interrupt controller, which then
 		// delivers the first tick of the old timer as a division by zero: there are neither. The firmware of its own accord is SeaBIOS, which puts the ACPI tables where
 		// the initrd comes to lie; qboot puts them elsewhere.
 		machine += ",acpi=on,rtc=on,pit=off,pic=off,pcie=on,isa-serial=" + onOff(c.Console)
@@ -186,7 +186,7 @@ func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
 
 const vsockID = "vsock0"
 
-// VsockStarted says whether the guest's driver has started the vsock device of a machine with a [Config.VsockGate].
+// VsockStarted says whether the guest's driver has started the vsock device of a VM with a [Config.VsockGate].
 func (q QEMU) VsockStarted(ctx context.Context, c *Config) (bool, error) {
 	m, err := dialQMP(ctx, c.Control)
 	if err != nil {
@@ -225,10 +225,10 @@ type qemuControl struct {
 	machine string
 }
 
-// Close ends the connection, not the machine.
+// Close ends the connection, not the VM.
 func (c *qemuControl) Close() error { return c.monitor.close() }
 
-// AttachDisk hands QEMU the descriptor and plugs a virtio-blk device.
+// AttachDisk hands QEMU the descriptor and adds a virtio-blk device.
 func (c *qemuControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error) {
 	if !serialForm.MatchString(d.Serial) {
 		return Place{}, fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)

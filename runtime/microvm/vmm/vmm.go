@@ -15,20 +15,20 @@ import (
 type Driver interface {
 	// Name is what stands in [Config.Driver]: qemu or cloud-hypervisor.
 	Name() string
-	// Can says what machines of this configuration can do.
+	// Can says what VMs of this configuration can do.
 	Can(c *Config) Abilities
-	// Check returns nil when machines of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
-	// Accel, Vsock.Kind and TSCKHz. That an accelerator works is only known when a machine has run: what Check says
+	// Check returns nil when VMs of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
+	// Accel, Vsock.Kind and TSCKHz. That an accelerator works is only known when a VM has run: what Check says
 	// of /dev/kvm is that it can be opened and speaks the right version.
 	Check(c *Config) error
-	// Command says how the machine is started. It reads no files and changes nothing.
+	// Command says how the VM is started. It reads no files and changes nothing.
 	Command(c *Config) (*Command, error)
-	// Control connects to a running machine through [Config.Control]. The caller must Close it soon: a monitor serves one client at a time. Errors mean
+	// Control connects to a running VM through [Config.Control]. The caller must Close it soon: a monitor serves one client at a time. Errors mean
 	// that it does not run (yet, or any more).
 	Control(ctx context.Context, c *Config) (Control, error)
 }
 
-// Control is a connection to a running machine.
+// Control is a connection to a running VM.
 type Control interface {
 	// AttachDisk gives the guest a disk, and says where the guest finds it. A disk with d's serial that is there already is the same one: attaching is idempotent.
 	// It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is the open image, and not needed after the call; a
@@ -51,9 +51,9 @@ type State struct {
 	Share   nsfile.Owner `json:"share,omitzero"`
 }
 
-// Abilities are what a machine can do.
+// Abilities are what a VM can do.
 type Abilities struct {
-	// MaxDisks is how many disks there can be, those that are attached to the running machine among them.
+	// MaxDisks is how many disks there can be, those that are attached to the running VM among them.
 	MaxDisks int
 	// AttachDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
 	AttachDir string
@@ -81,7 +81,7 @@ const (
 	AccelTCG = "tcg"
 )
 
-// Config is a machine. All paths are absolute paths of the host.
+// Config is a VM. All paths are absolute paths of the host.
 type Config struct {
 	Driver string `json:"driver"`
 	// Program is the monitor; empty: where Debian's package puts it.
@@ -122,7 +122,7 @@ type Disk struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
-// NIC is the machine's network card, on a tap.
+// NIC is the VM's network card, on a tap.
 type NIC struct {
 	// Tap is the tap's name in the network namespace that the supervisor joins; it makes it.
 	Tap string `json:"tap"`
@@ -161,7 +161,7 @@ type Command struct {
 	// Files are small files that are made for it, by path, and Dirs empty directories.
 	Files map[string]string
 	Dirs  []string
-	// Root: it stays root, and sees all of /proc. Otherwise it gets the machine's user.
+	// Root: it stays root, and sees all of /proc. Otherwise it gets the VM's user.
 	Root bool
 }
 
@@ -208,7 +208,7 @@ func Find(name string) (Driver, error) {
 	return nil, fmt.Errorf("cannot use the VMM %q: the known ones are %s", name, strings.Join(names, ", "))
 }
 
-// Cmdline is what every guest kernel of Debian's is told: nothing that takes time and helps nobody in a machine that lives as long as a pod. A panic ends it.
+// Cmdline is the command line of every guest kernel of Debian's: nothing that takes time and helps nobody in a VM that lives as long as a pod. A panic ends it.
 const Cmdline = "quiet panic=-1 rdinit=/init random.trust_cpu=on tsc=reliable no_timer_check rcupdate.rcu_expedited=1 mitigations=auto " +
 	"8250.nr_uarts=1 audit=0 apparmor=0 selinux=0 net.ifnames=0 cryptomgr.notests"
 
@@ -245,7 +245,7 @@ func (c *Config) validate() error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("cannot run a machine: %w", err)
+		return fmt.Errorf("cannot run a VM: %w", err)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func checkOptionalID(id string) error {
 	return checkID(id)
 }
 
-// isObject tells whether valid JSON is an object.
+// isObject says whether valid JSON is an object.
 func isObject(raw []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) }
 
 func checkTimeout(ms int64) error {

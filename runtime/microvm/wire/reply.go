@@ -32,7 +32,7 @@ func (c Code) known() bool {
 	return false
 }
 
-// Error is an error that the agent tells the host. Its Message is one line of at most [MaxMessage] bytes.
+// Error is an error that the agent returns to the host. Its Message is one line of at most [MaxMessage] bytes.
 type Error struct {
 	Code    Code
 	Message string
@@ -141,7 +141,7 @@ type Pong struct {
 	Protocol int    `json:"protocol"`
 	// Configured says that Configure has succeeded.
 	Configured bool `json:"configured"`
-	// Time is what the machine's clock says.
+	// Time is what the VM's clock says.
 	Time time.Time `json:"time,omitzero"`
 }
 
@@ -162,7 +162,7 @@ type ContainerStatus struct {
 	ID        string `json:"id"`
 	Attempt   int    `json:"attempt"`
 	State     State  `json:"state"`
-	PID       int    `json:"pid,omitempty"` // of its first process, in the machine
+	PID       int    `json:"pid,omitempty"` // of its first process, in the VM
 	// StartedAt is the zero time before it runs.
 	StartedAt time.Time `json:"started_at,omitzero"`
 	Exit      *Exit     `json:"exit,omitempty"` // state exited
@@ -224,12 +224,12 @@ func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
 // StatsReply is the reply to [Stats].
 type StatsReply struct {
 	Type       string           `json:"type"` // stats
-	Machine    MachineStats     `json:"machine"`
+	VM         VMStats          `json:"machine"`
 	Containers []ContainerStats `json:"containers"`
 }
 
-// MachineStats is the whole VM, in bytes.
-type MachineStats struct {
+// VMStats is the whole VM, in bytes.
+type VMStats struct {
 	MemoryTotal     uint64 `json:"memory_total"`
 	MemoryAvailable uint64 `json:"memory_available"`
 }
