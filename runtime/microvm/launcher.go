@@ -108,14 +108,14 @@ func (l *Launcher) find() string {
 	return strings.Join(missing, "; ")
 }
 
-// findDriver finds the VMM: the one that is wanted, or the first that can be used. It needs the kernel, which not all of them can boot.
+// findDriver finds the VMM: the one that is wanted, or the first that can be used.
 func (l *Launcher) findDriver() error {
 	var reasons []string
 	for _, driver := range vmm.Drivers() {
 		if l.config.Driver != "" && driver.Name() != l.config.Driver {
 			continue
 		}
-		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel, Kernel: l.parts.Kernel}
+		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel}
 		if l.emulated() && base.Machine == "microvm" {
 			base.TSCKHz = vmm.HostTSC()
 		}

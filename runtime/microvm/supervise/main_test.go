@@ -89,9 +89,6 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 	if change != nil {
 		change(c)
 	}
-	if kernel, _, err := guestimage.FindKernel(os.Getenv("MAGIKPOD_TEST_KERNEL")); err == nil {
-		c.VM.Kernel = kernel // whether its guest would find the monitor's devices
-	}
 	if c.VM.Machine == "microvm" && c.VM.Accel == vmm.AccelTCG {
 		c.VM.TSCKHz = vmm.HostTSC()
 	}
@@ -291,6 +288,17 @@ func (m *testVM) ask(r request) answer {
 		m.t.Fatalf("the guest on %v: %v", r, err)
 	}
 	return a
+}
+
+// pinged waits until the guest has answered two pings more of the supervisor's: when the second comes, the first has been answered.
+func (m *testVM) pinged() {
+	m.t.Helper()
+	before := m.ask(request{Action: "pings"}).Pings
+	for deadline := time.Now().Add(host.Patience(20 * time.Second)); m.ask(request{Action: "pings"}).Pings < before+2; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.t.Fatal("the supervisor does not ping the guest")
+		}
+	}
 }
 
 // ends waits until the supervisor has ended, with that status and that word in what it says.

@@ -149,15 +149,16 @@ func TestUnresponsiveGuest(t *testing.T) {
 func TestHang(t *testing.T) {
 	const limit = 6 * time.Second
 	m := boot(t, vmm.QEMU{}, func(c *Config) { c.WatchdogMillis = int(limit.Milliseconds()) })
-	time.Sleep(limit / watchPings * 2) // for the supervisor to have had an answer, too
+	m.pinged() // the supervisor has had an answer, too
 	qemu := m.pidOf("qemu")
-	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
-		if err := syscall.Kill(qemu, sig); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(limit / 3)
+	if err := syscall.Kill(qemu, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
-	m.ask(request{Action: "ping"})
+	time.Sleep(limit / 3) // the pause
+	if err := syscall.Kill(qemu, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	m.pinged()
 	begin := time.Now()
 	if err := syscall.Kill(qemu, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
