@@ -63,12 +63,12 @@ func bootBare(b *testing.B, c *Config) time.Duration {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if gate, socket := c.VM.VsockGate(); gate != "" {
-		if ready, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
+	if gate := command.Gate; gate != nil {
+		if ready, err = net.ListenUnix("unix", &net.UnixAddr{Name: gate.Ready, Net: "unix"}); err != nil {
 			b.Fatal(err)
 		}
 		defer ready.Close()
-		run(vmm.Helpers(&c.VM)["vsock"].Argv)
+		run(command.Helpers["vsock"].Argv)
 		for {
 			if _, err := os.Stat(c.VM.Vsock.Path + ".vhost"); err == nil {
 				break
@@ -92,8 +92,7 @@ func bootBare(b *testing.B, c *Config) time.Duration {
 			b.Fatal(err)
 		}
 		conn.Close()
-		gate, _ := c.VM.VsockGate()
-		if err := os.Rename(gate, c.VM.Vsock.Path); err != nil {
+		if err := os.Rename(command.Gate.Path, c.VM.Vsock.Path); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -33,7 +33,8 @@ const (
 // supervisor is one run.
 type supervisor struct {
 	config *Config
-	netns  int // -1: the host's
+	netns  int       // -1: the host's
+	gate   *vmm.Gate // nil: there is none
 	// guest is where a guest says that it is there; nil: there is no gate.
 	guest *net.UnixListener
 
@@ -116,16 +117,16 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 	if err := errors.Join(makeDir(filepath.Join(c.Dir, jailDir), 0), makeDir(c.socketDir(), int(c.UID))); err != nil {
 		return nil, err
 	}
-	if _, socket := c.VM.VsockGate(); socket != "" {
-		if s.guest, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
+	if s.gate = command.Gate; s.gate != nil {
+		if s.guest, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.gate.Ready, Net: "unix"}); err != nil {
 			return nil, err
 		}
 		// The helper, which connects to it, is the VM's user.
-		if err := os.Chown(socket, int(c.UID), int(c.GID)); err != nil {
+		if err := os.Chown(s.gate.Ready, int(c.UID), int(c.GID)); err != nil {
 			return nil, err
 		}
 	}
-	for name, helper := range vmm.Helpers(&c.VM) {
+	for name, helper := range command.Helpers {
 		if _, err := s.launch(ctx, name, helper); err != nil {
 			return nil, err
 		}
@@ -141,7 +142,7 @@ const monitorName = "monitor"
 // giveDisks gives the disks that the monitor opens itself, for writing, to the VM's user.
 func (s *supervisor) giveDisks(c *vmm.Command) error {
 	for _, m := range c.Mounts {
-		if m.Writable && strings.HasPrefix(m.Target, vmm.DiskPath("")) {
+		if m.Owned {
 			if err := os.Chown(m.Source, int(s.config.UID), int(s.config.GID)); err != nil {
 				return err
 			}

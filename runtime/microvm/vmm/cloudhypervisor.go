@@ -25,7 +25,7 @@ func (CloudHypervisor) Name() string { return "cloud-hypervisor" }
 
 // Can says what cloud-hypervisor can do: its only bus has 32 slots.
 func (CloudHypervisor) Can(*Config) Abilities {
-	return Abilities{MaxDisks: 24, AttachDir: attachDir, Vsock: []VsockKind{VsockHybrid}}
+	return Abilities{MaxDisks: 24, AttachDir: disksDir, Vsock: []VsockKind{VsockHybrid}}
 }
 
 func (CloudHypervisor) program(c *Config) string {
@@ -52,6 +52,7 @@ func (v CloudHypervisor) Command(c *Config) (*Command, error) {
 		Env: []string{"PATH=/usr/bin"},
 		Mounts: append(distribution[:len(distribution):len(distribution)], Mount{Source: v.program(c)}, Mount{Source: c.Kernel, Target: jailKernel}, Mount{Source: c.Initrd, Target: jailInitrd},
 			Mount{Source: "/dev/kvm", Writable: true}, Mount{Source: filepath.Dir(c.Vsock.Path), Writable: true}),
+		Helpers: map[string]*Command{},
 	}
 	console := "off"
 	line := Cmdline
@@ -69,8 +70,8 @@ func (v CloudHypervisor) Command(c *Config) (*Command, error) {
 		cmd.Argv = append(cmd.Argv, "--disk")
 	}
 	for _, d := range c.Disks {
-		cmd.Mounts = append(cmd.Mounts, Mount{Source: d.Path, Target: DiskPath(d.Serial), Writable: !d.ReadOnly})
-		cmd.Argv = append(cmd.Argv, fmt.Sprintf("path=%s,readonly=%s,id=%s,serial=%s", DiskPath(d.Serial), onOff(d.ReadOnly), deviceID(d.Serial), d.Serial))
+		cmd.Mounts = append(cmd.Mounts, Mount{Source: d.Path, Target: diskPath(d.Serial), Writable: !d.ReadOnly, Owned: !d.ReadOnly})
+		cmd.Argv = append(cmd.Argv, fmt.Sprintf("path=%s,readonly=%s,id=%s,serial=%s", diskPath(d.Serial), onOff(d.ReadOnly), deviceID(d.Serial), d.Serial))
 	}
 	if n := c.NIC; n != nil {
 		cmd.Argv = append(cmd.Argv, "--net", fmt.Sprintf("fd=%d,mac=%s", cmd.fd(FDTap, n.Tap, false), n.MAC))
@@ -78,15 +79,15 @@ func (v CloudHypervisor) Command(c *Config) (*Command, error) {
 	if s := c.Share; s != nil {
 		cmd.Mounts = append(cmd.Mounts, Mount{Source: filepath.Dir(s.Socket), Writable: true})
 		cmd.Argv = append(cmd.Argv, "--fs", fmt.Sprintf("tag=%s,socket=%s", s.Tag, s.Socket))
+		cmd.Helpers["share"] = virtiofsd(s)
 	}
 	return cmd, nil
 }
 
-// attachDir is where monitors that take no descriptors find disks in their jails.
-const attachDir = "/vm/disks"
+// disksDir is where the monitor, which takes no descriptors of disks, finds them in its jail.
+const disksDir = "/vm/disks"
 
-// DiskPath is where such a monitor finds a disk that is there from the start.
-func DiskPath(serial string) string { return attachDir + "/" + serial }
+func diskPath(serial string) string { return disksDir + "/" + serial }
 
 // Control returns a client of the REST interface once that answers.
 func (CloudHypervisor) Control(ctx context.Context, c *Config) (Control, error) {
@@ -106,7 +107,7 @@ func (c cloudHypervisorControl) AttachDisk(ctx context.Context, d Disk, _ *os.Fi
 	}
 	there, err := c.attached(ctx, d.Serial)
 	if err == nil && !there {
-		_, err = c.do(ctx, "PUT", "/api/v1/vm.add-disk", map[string]any{"path": DiskPath(d.Serial), "readonly": d.ReadOnly, "id": deviceID(d.Serial), "serial": d.Serial})
+		_, err = c.do(ctx, "PUT", "/api/v1/vm.add-disk", map[string]any{"path": diskPath(d.Serial), "readonly": d.ReadOnly, "id": deviceID(d.Serial), "serial": d.Serial})
 	}
 	if err != nil {
 		return Place{}, fmt.Errorf("cannot attach disk %s: %w", d.Serial, err)

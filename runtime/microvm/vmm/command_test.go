@@ -74,9 +74,8 @@ func TestCommand(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := show(command)
-			helpers := Helpers(c)
-			for _, name := range slices.Sorted(maps.Keys(helpers)) {
-				got += "\nhelper " + name + "\n" + show(helpers[name])
+			for _, name := range slices.Sorted(maps.Keys(command.Helpers)) {
+				got += "\nhelper " + name + "\n" + show(command.Helpers[name])
 			}
 			golden.Check(t, filepath.Join("testdata", name+".txt"), got)
 		})

@@ -3,7 +3,6 @@ package vmm
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -84,6 +83,7 @@ func (q QEMU) Command(c *Config) (*Command, error) {
 		Env:  []string{"PATH=/usr/bin", "LC_ALL=C"},
 		Mounts: append(distribution[:len(distribution):len(distribution)], Mount{Source: "/etc/qemu", Optional: true}, Mount{Source: c.Kernel, Target: jailKernel},
 			Mount{Source: c.Initrd, Target: jailInitrd}),
+		Helpers: map[string]*Command{},
 	}
 	add := func(args ...string) { cmd.Argv = append(cmd.Argv, args...) }
 	add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -111,6 +111,7 @@ func (q QEMU) Command(c *Config) (*Command, error) {
 	q.vsock(c, cmd, add)
 	if s := c.Share; s != nil {
 		add("-chardev", fmt.Sprintf("socket,id=share,fd=%d", cmd.fd(FDConnect, s.Socket, false)), "-device", "vhost-user-fs-pci,chardev=share,tag="+s.Tag)
+		cmd.Helpers["share"] = virtiofsd(s)
 	}
 	return cmd, nil
 }
@@ -174,38 +175,6 @@ func (q QEMU) cmdline(c *Config) string {
 // microvmCmdline: without it the kernel leaves the root ports alone, since this machine's firmware has no table (MCFG) that describes the bus's configuration space early enough
 // for the kernel to ask for them (_OSC).
 const microvmCmdline = "pcie_ports=native"
-
-func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
-	switch c.Vsock.Kind {
-	case VsockHybrid:
-		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-pci,id="+vsockID+",chardev=vsock")
-	default:
-		add("-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", c.Vsock.CID, cmd.fd(FDFile, "/dev/vhost-vsock", false)))
-	}
-}
-
-const vsockID = "vsock0"
-
-// VsockStarted says whether the guest's driver has started the vsock device of a VM with a [Config.VsockGate].
-func (q QEMU) VsockStarted(ctx context.Context, c *Config) (bool, error) {
-	m, err := dialQMP(ctx, c.Control)
-	if err != nil {
-		return false, err
-	}
-	defer m.close()
-	path := "/machine/peripheral/" + vsockID + "/virtio-backend"
-	answer, err := m.execute(ctx, "x-query-virtio-status", map[string]any{"path": path}, nil)
-	if err != nil {
-		return false, err
-	}
-	var status struct {
-		Started bool `json:"vhost-started"`
-	}
-	if err := json.Unmarshal(answer, &status); err != nil {
-		return false, fmt.Errorf("QEMU's answer to x-query-virtio-status: %w", err)
-	}
-	return status.Started, nil
-}
 
 // nodeName and deviceID are a disk's names in QEMU.
 func nodeName(serial string) string { return "node-" + serial }

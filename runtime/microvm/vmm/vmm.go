@@ -161,9 +161,26 @@ type Command struct {
 	// Files are small files that are made for it, by path, and Dirs empty directories.
 	Files map[string]string
 	Dirs  []string
+	// Helpers are the programs that must run before this one, by name: vsock, share. The sockets that it connects to are those of its descriptors.
+	Helpers map[string]*Command
+	// Gate is what keeps connections from a guest that is not ready for them; nil: nothing needs to.
+	Gate *Gate
 	// Root: it stays root, and sees all of /proc. Otherwise it gets the VM's user.
 	Root bool
 }
+
+// Gate is a unix socket that leads to the guest, under another name than [Vsock.Path] until the guest's vsock driver is up.
+type Gate struct {
+	// Path is where it is until then.
+	Path string
+	// Ready is the unix socket that is connected to when the guest connects to [ReadyPort] of the host.
+	Ready string
+	// Started says whether the driver is up, of a guest that never connects.
+	Started func(ctx context.Context) (bool, error)
+}
+
+// ReadyPort is the port of the host that the agent in the guest connects to, once, as soon as it listens; it need not say anything, nor mind if nobody is there.
+const ReadyPort = 1025
 
 // FDKind is a way to make a descriptor.
 type FDKind string
@@ -191,6 +208,8 @@ type Mount struct {
 	Writable bool
 	// Optional: a source that is not there is left out.
 	Optional bool
+	// Owned: the VM's user becomes its owner.
+	Owned bool
 }
 
 // Drivers are all drivers, the preferred one first.
