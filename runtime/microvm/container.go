@@ -227,7 +227,7 @@ func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container strin
 // Stats implements native.SandboxLauncher.
 func (l *Launcher) Stats(ctx context.Context, s runtime.Machine) (map[string]pod.ResourceUse, error) {
 	var reply wire.StatsReply
-	if err := l.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx, ""); return err }); err != nil {
+	if err := l.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx); return err }); err != nil {
 		return nil, err
 	}
 	use := map[string]pod.ResourceUse{}

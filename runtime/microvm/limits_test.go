@@ -320,7 +320,7 @@ func mibs(bytes uint64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(
 // machineStats asks the agent what the machine uses.
 func machineStats(t *testing.T, agent *client.Client) wire.VMStats {
 	t.Helper()
-	reply, err := agent.Stats(t.Context(), "")
+	reply, err := agent.Stats(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -201,10 +201,10 @@ func (c *Client) Probe(ctx context.Context, container string, p probe.Probe) (pr
 	return probe.Outcome{Success: reply.Success, Code: reply.Code, TimedOut: reply.TimedOut, Text: reply.Message}, err
 }
 
-// Stats returns what the containers use; container is one of them, or empty for all.
-func (c *Client) Stats(ctx context.Context, container string) (wire.StatsReply, error) {
+// Stats returns what the containers use.
+func (c *Client) Stats(ctx context.Context) (wire.StatsReply, error) {
 	var reply wire.StatsReply
-	err := c.call(ctx, CallTimeout, &wire.Stats{Container: container}, &reply)
+	err := c.call(ctx, CallTimeout, &wire.Stats{}, &reply)
 	return reply, err
 }
 

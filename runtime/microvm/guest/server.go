@@ -193,7 +193,7 @@ func (s *Server) answer(ctx context.Context, request wire.Request) (any, error) 
 	case *wire.Probe:
 		return s.probe(ctx, r)
 	case *wire.Stats:
-		return s.stats(r)
+		return s.stats()
 	case *wire.Update:
 		return nil, s.update(r)
 	}

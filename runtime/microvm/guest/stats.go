@@ -9,8 +9,8 @@ import (
 )
 
 // stats tells what the machine and its containers use.
-func (s *Server) stats(r *wire.Stats) (any, error) {
-	list, err := s.list(r.Container)
+func (s *Server) stats() (any, error) {
+	list, err := s.list("")
 	if err != nil {
 		return nil, err
 	}

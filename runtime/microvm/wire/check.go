@@ -245,7 +245,7 @@ func (r Status) Check() error {
 }
 
 // Check implements [Request].
-func (r Stats) Check() error { return Status{Container: r.Container}.Check() }
+func (r Stats) Check() error { return nil }
 
 // Check implements [Request].
 func (r Exec) Check() error {

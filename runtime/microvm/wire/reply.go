@@ -183,8 +183,7 @@ type Exit struct {
 	// TimedOut says that the time of an exec was over.
 	TimedOut bool `json:"timed_out,omitempty"`
 	// Error says why an exec could not be run (Code is 126 or 127 then). Without a terminal its stderr has said so, too.
-	Error      string    `json:"error,omitempty"`
-	FinishedAt time.Time `json:"finished_at,omitzero"`
+	Error string `json:"error,omitempty"`
 	// Message is the end of the termination message, at most [MaxMessage] bytes.
 	Message []byte `json:"message,omitempty"`
 }

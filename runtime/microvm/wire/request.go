@@ -226,7 +226,6 @@ type TCPProbe struct {
 // Stats asks for what the containers use. Reply: [StatsReply].
 type Stats struct {
 	Head
-	Container string `json:"container,omitempty"` // empty: all
 }
 
 // Update changes the limits of a container.
