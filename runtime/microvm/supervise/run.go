@@ -209,14 +209,9 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the monitor does not answer"))
 	defer cancel()
-	for {
-		control, err := driver.Control(ctx, &s.config.VM)
-		if err == nil {
-			if err := control.Close(); err != nil {
-				return err
-			}
-			break
-		}
+	// Its socket is there before it is, so that connecting waits for it.
+	control, err := driver.Control(ctx, &s.config.VM)
+	if err != nil {
 		select {
 		case <-ctx.Done():
 			if context.Cause(ctx) != ctx.Err() && ctx.Err() == context.DeadlineExceeded {
@@ -225,8 +220,10 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 			return nil // the end was asked for
 		case <-s.ended:
 			return nil // run returns it
-		case <-time.After(2 * time.Millisecond):
 		}
+	}
+	if err := control.Close(); err != nil {
+		return err
 	}
 	if err := s.writeState(monitor); err != nil {
 		return err

@@ -1,7 +1,9 @@
 package supervise
 
 import (
+	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
 // TestBoot boots a VM up to the first answer and powers it off in order.
@@ -128,6 +131,24 @@ func TestGuestEnds(t *testing.T) {
 			_, _ = m.try(request{Action: action})
 			m.ends(ExitFailure, "the VM has ended")
 		})
+	}
+}
+
+// TestMonitorFails: a monitor that ends before it has answered is the end of it, at once.
+func TestMonitorFails(t *testing.T) {
+	c := newConfig(t, vmm.QEMU{}, func(c *Config) { c.VM.Program = "/usr/bin/false" })
+	text, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(c.Dir, "vm.json")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	out, err := exec.Command("/proc/self/exe", "--config", file).CombinedOutput()
+	if err == nil || string(out) != "magikvmm: the VM has ended: exit status 1\n" || time.Since(begin) > host.Patience(10*time.Second) {
+		t.Errorf("%v after %v: %q", err, time.Since(begin), out)
 	}
 }
 

@@ -131,11 +131,9 @@ type rest struct{ path string }
 // maxRestBody bounds an answer: the configuration of a VM has some kilobytes.
 const maxRestBody = 1 << 20
 
-const restTimeout = 30 * time.Second
-
 // do sends body as JSON (nil: none) and returns the answer's. An answer beyond 2xx is an error with the monitor's reason.
 func (r rest) do(ctx context.Context, method, target string, body any) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, restTimeout)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", r.path)
 	if err != nil {
