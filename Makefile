@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 DESTDIR ?=
 PREFIX ?= /usr
 SYSCONFDIR ?= /etc
-PROGRAMS := magikpodctl magikpodd magikshim magikwasm magikvmm magikagent magikkrun
+PROGRAMS := magikpodctl magikpodd magikshim magikwasm magikvmm magikagent
 INSTALLED := $(CURDIR)/.cache/install
 # One run of go test works on this many packages at once.
 JOBS ?= 2

@@ -4,7 +4,6 @@ go 1.26.6
 
 require (
 	github.com/containerd/log v0.2.0
-	github.com/ebitengine/purego v0.11.3
 	github.com/elastic/go-seccomp-bpf v1.6.0
 	github.com/erofs/go-erofs v0.3.1
 	github.com/godbus/dbus/v5 v5.2.4

@@ -81,7 +81,7 @@ func (c *NetworkConfig) check() error {
 
 // MicroVMConfig says how the machines of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
 type MicroVMConfig struct {
-	VMM     string `json:"vmm,omitempty"`     // qemu, cloud-hypervisor, firecracker or libkrun; empty: the first that can be used
+	VMM     string `json:"vmm,omitempty"`     // qemu or cloud-hypervisor; empty: the first that can be used
 	Program string `json:"program,omitempty"` // its path
 	Machine string `json:"machine,omitempty"` // of qemu: pc, q35 or microvm
 	Accel   string `json:"accel,omitempty"`   // kvm or tcg
@@ -96,11 +96,14 @@ type MicroVMConfig struct {
 
 // check returns the first value that makes no sense.
 func (c *MicroVMConfig) check() error {
+	if c.VMM == "firecracker" || c.VMM == "libkrun" {
+		return fmt.Errorf("microvm.vmm: %s has no driver any more (docs/RATIONALE.md says why): use qemu or cloud-hypervisor", c.VMM)
+	}
 	for _, choice := range []struct {
 		key, value string
 		from       []string
 	}{
-		{"vmm", c.VMM, []string{"qemu", "cloud-hypervisor", "firecracker", "libkrun"}},
+		{"vmm", c.VMM, []string{"qemu", "cloud-hypervisor"}},
 		{"machine", c.Machine, []string{"pc", "q35", "microvm"}},
 		{"accel", c.Accel, []string{"kvm", "tcg"}},
 	} {

@@ -122,6 +122,8 @@ func TestConfigClasses(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
+		"microvm: {vmm: libkrun}":       `microvm.vmm: libkrun has no driver any more (docs/RATIONALE.md says why): use qemu or cloud-hypervisor`,
+		"microvm: {vmm: bochs}":         `microvm.vmm: "bochs" is none of qemu, cloud-hypervisor`,
 		"microvm: {accel: xen}":         `microvm.accel: "xen" is none of kvm, tcg`,
 		"microvm: {vmm: vmware}":        "microvm.vmm",
 		"microvm: {machine: isapc}":     "microvm.machine",

@@ -31,6 +31,7 @@ import (
 type Machine struct {
 	*client.Client
 	Socket string // of the agent
+	Hybrid string // the same behind a VMM's handshake
 	Cgroup string // that the containers' are in, as this process sees it
 	PID    int    // of the agent
 	stdin  io.Closer
@@ -58,7 +59,7 @@ func Start(t testing.TB) *Machine {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("magikagent-test-%d-%d", os.Getpid(), count.Add(1))
-	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
+	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Hybrid: dir + "/vsock", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), dirVariable+"="+dir, cgroupVariable+"="+name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{

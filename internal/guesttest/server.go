@@ -61,7 +61,7 @@ func serve(dir, cgroup string) error {
 	server, err := guest.New(guest.Config{
 		Dir: dir + "/state", Crun: crun, CgroupRoot: "/sys/fs/cgroup", CgroupParent: cgroup, Version: "test", Reaper: guest.NewReaper(),
 		Log:      func(err error) { fmt.Fprintln(os.Stderr, "guest:", err) },
-		PowerOff: func(bool) { os.Exit(0) },
+		PowerOff: func() { os.Exit(0) },
 	})
 	if err != nil {
 		return err
@@ -70,7 +70,26 @@ func serve(dir, cgroup string) error {
 	if err != nil {
 		return err
 	}
+	vsock, err := net.Listen("unix", dir+"/vsock")
+	if err != nil {
+		return err
+	}
+	go server.Serve(HybridListener{vsock})
 	return server.Serve(listener)
+}
+
+// HybridListener answers each connection's "CONNECT PORT" with an "OK 1", as a VMM's socket does, and then is the agent's.
+type HybridListener struct{ net.Listener }
+
+func (l HybridListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	for b := make([]byte, 1); err == nil && b[0] != '\n'; {
+		_, err = conn.Read(b)
+	}
+	if err == nil {
+		_, err = io.WriteString(conn, "OK 1\n")
+	}
+	return conn, err
 }
 
 // prepare makes the namespaces' own file systems: what a machine has.

@@ -19,7 +19,6 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
-	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
@@ -74,7 +73,7 @@ func noStopSignal(sig syscall.Signal) string {
 
 // plug gives the machine the image of a container.
 func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, image runtime.Image) (vmm.Place, error) {
-	defer l.images.Hold(image.Rootfs)() // until the VMM has opened it
+	defer l.images.Keep(image.Rootfs)() // until the VMM has opened it
 	disk, err := l.images.Image(ctx, image.Rootfs)
 	if err != nil {
 		return vmm.Place{}, err
@@ -93,9 +92,9 @@ func (m *machine) plug(ctx context.Context, s runtime.Machine, d vmm.Disk) (plac
 		return place, nil
 	}
 	if m.record.VMM.VM.Share != nil && m.full() {
-		place, err = supervise.ShareDisk(&m.record.VMM, d)
+		place, err = m.record.running().ShareDisk(d)
 	} else {
-		place, err = supervise.AttachDisk(ctx, &m.record.VMM, d)
+		place, err = m.record.running().Disk(ctx, d)
 	}
 	if err != nil {
 		return place, err
@@ -170,7 +169,7 @@ func (m *machine) full() bool {
 		}
 	}
 	driver, err := vmm.Find(vm.Driver)
-	return err == nil && driver.Can(vm).MaxDisks > 0 && taken >= driver.Can(vm).MaxDisks
+	return err == nil && taken >= driver.Can(vm).MaxDisks
 }
 
 // bind shows parts of the host in the share, each once: what is bound stays until the machine ends, also over a restart of the daemon.
@@ -187,7 +186,7 @@ func (m *machine) bind(s runtime.Machine, wanted []shared) error {
 		if m.shares[one.name] {
 			continue
 		}
-		if err := supervise.BindShare(&m.record.VMM, one.name, one.source, one.readOnly); err != nil {
+		if err := m.record.running().Share(one.name, one.source, one.readOnly); err != nil {
 			return err
 		}
 		m.shares[one.name] = true
@@ -228,7 +227,7 @@ func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container strin
 // Stats implements native.SandboxLauncher.
 func (l *Launcher) Stats(ctx context.Context, s runtime.Machine) (map[string]pod.ResourceUse, error) {
 	var reply wire.StatsReply
-	if err := l.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx, ""); return err }); err != nil {
+	if err := l.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx); return err }); err != nil {
 		return nil, err
 	}
 	use := map[string]pod.ResourceUse{}

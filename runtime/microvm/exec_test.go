@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/guesttest"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
@@ -30,11 +31,11 @@ func newAgent(t *testing.T) (*Launcher, runtime.Machine, net.Listener) {
 	}
 	t.Cleanup(func() { listener.Close() })
 	r := &record{}
-	r.VMM.VM.Vsock = vmm.Vsock{Kind: vmm.VsockPort, Path: filepath.Join(dir, "agent")}
+	r.VMM.VM.Vsock = vmm.Vsock{Kind: vmm.VsockHybrid, Path: filepath.Join(dir, "agent")}
 	if err := save(filepath.Join(dir, recordFile), r); err != nil {
 		t.Fatal(err)
 	}
-	return &Launcher{machines: map[string]*machine{}}, runtime.Machine{RunDir: dir}, listener
+	return &Launcher{machines: map[string]*machine{}}, runtime.Machine{RunDir: dir}, guesttest.HybridListener{Listener: listener}
 }
 
 // TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come. That the machine is being given something, which may take

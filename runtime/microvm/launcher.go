@@ -36,7 +36,7 @@ type Config struct {
 	// ShimPath is magikshim, SupervisorPath magikvmm, and AgentPath magikagent, the agent in the machines.
 	ShimPath, SupervisorPath, AgentPath string
 
-	// Driver is the VMM: qemu, cloud-hypervisor, firecracker or libkrun. Empty: the first of them that can be used. Program is its path.
+	// Driver is the VMM: qemu or cloud-hypervisor. Empty: the first of them that can be used. Program is its path.
 	Driver, Program string
 	// Machine is QEMU's: pc, q35 or microvm.
 	Machine string
@@ -108,14 +108,14 @@ func (l *Launcher) find() string {
 	return strings.Join(missing, "; ")
 }
 
-// findDriver finds the VMM: the one that is wanted, or the first that can be used. It needs the kernel, which not all of them can boot.
+// findDriver finds the VMM: the one that is wanted, or the first that can be used.
 func (l *Launcher) findDriver() error {
 	var reasons []string
 	for _, driver := range vmm.Drivers() {
 		if l.config.Driver != "" && driver.Name() != l.config.Driver {
 			continue
 		}
-		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel, Kernel: l.parts.Kernel}
+		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel}
 		if l.emulated() && base.Machine == "microvm" {
 			base.TSCKHz = vmm.HostTSC()
 		}
@@ -128,9 +128,7 @@ func (l *Launcher) findDriver() error {
 		default:
 			base.Vsock.Kind = kind
 			l.driver, l.base = driver, base
-			if driver.Can(&base).Share {
-				l.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
-			}
+			l.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
 		}
 	}
 	switch l.others = strings.Join(reasons, "; "); {
@@ -217,23 +215,18 @@ func (l *Launcher) emulated() bool { return l.config.Accel == vmm.AccelTCG }
 
 // noShare says why directories of the host cannot be shown in a machine; empty: they can.
 func (l *Launcher) noShare() string {
-	switch {
-	case l.share != "" || l.driver == nil:
+	if l.share != "" || l.driver == nil {
 		return ""
-	case !l.driver.Can(&l.base).Share:
-		try := l.base
-		try.Share = &vmm.Share{}
-		return l.driver.Check(&try).Error()
 	}
 	return "virtiofsd is not installed"
 }
 
-// maxImages is how many images a machine can have as disks, beside the scratch disk; 0: any number.
+// maxImages is how many images a machine can have as disks, beside the scratch disk; 0: that is not known.
 func (l *Launcher) maxImages() int {
 	if l.driver == nil {
 		return 0
 	}
-	return max(l.driver.Can(&l.base).MaxDisks-1, 0)
+	return l.driver.Can(&l.base).MaxDisks - 1
 }
 
 // manyImages says whether a pod may have more images than there can be disks: as many as its containers name, and those of copies.

@@ -309,7 +309,7 @@ func (w *world) boot(t *testing.T, p *corev1.Pod) (m runtime.Machine, agent *cli
 	}
 }
 
-func logGuest(t *testing.T, machine uint64, s wire.MachineStats) {
+func logGuest(t *testing.T, machine uint64, s wire.VMStats) {
 	t.Helper()
 	t.Logf("a machine of %s: MemTotal %s, MemAvailable %s when the agent answers: kernel, agent and initramfs take %s", mibs(machine), mibs(s.MemoryTotal),
 		mibs(s.MemoryAvailable), mibs(machine-s.MemoryAvailable))
@@ -318,13 +318,13 @@ func logGuest(t *testing.T, machine uint64, s wire.MachineStats) {
 func mibs(bytes uint64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
 // machineStats asks the agent what the machine uses.
-func machineStats(t *testing.T, agent *client.Client) wire.MachineStats {
+func machineStats(t *testing.T, agent *client.Client) wire.VMStats {
 	t.Helper()
-	reply, err := agent.Stats(t.Context(), "")
+	reply, err := agent.Stats(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return reply.Machine
+	return reply.VM
 }
 
 // logHost tells what a pod takes of the host's memory: by the kernel's count, and of each process what is not the machine's memory.

@@ -18,6 +18,7 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/attach"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
@@ -104,15 +105,14 @@ func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
 func (r *record) agent() *client.Client { return client.New(r.address().Dialer()) }
 
 func (r *record) address() client.Address {
-	switch v := r.VMM.VM.Vsock; v.Kind {
-	case vmm.VsockVhost:
+	if v := r.VMM.VM.Vsock; v.Kind == vmm.VsockVhost {
 		return client.Address{CID: v.CID}
-	case vmm.VsockPort:
-		return client.Address{Path: v.Path, Direct: true}
-	default:
-		return client.Address{Path: v.Path}
 	}
+	return client.Address{Path: r.VMM.VM.Vsock.Path}
 }
+
+// running is the VM, to attach something to.
+func (r *record) running() attach.VM { return attach.VM{Config: &r.VMM.VM, State: r.VMM.ReadState} }
 
 // PrepareSandbox implements native.SandboxLauncher.
 func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config runtime.SandboxConfig) ([]units.Property, error) {
@@ -219,10 +219,7 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 	agent := m.record.agent()
 	pong, err := agent.WaitReady(ctx)
 	if err == nil && !pong.Configured {
-		var c wire.Configure
-		if c, err = m.record.configure(link); err == nil {
-			err = agent.Configure(ctx, c)
-		}
+		err = agent.Configure(ctx, m.record.configure(link))
 	}
 	if err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot use the pod's machine: %w", err)
@@ -232,7 +229,7 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 }
 
 // configure is what the agent is told of the machine.
-func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
+func (r *record) configure(link netsetup.PodLink) wire.Configure {
 	network := &wire.Network{MAC: link.MAC.String(), MTU: link.MTU}
 	for _, a := range link.Addresses {
 		network.Addresses = append(network.Addresses, a.String())
@@ -240,11 +237,13 @@ func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
 	for _, gw := range link.Gateways {
 		network.Routes = append(network.Routes, wire.Route{Via: gw.String()})
 	}
-	vm := &r.VMM.VM
-	scratch, err := vmm.GuestSerial(vm, vm.Disks[0])
+	var shares []string
+	if share := r.VMM.VM.Share; share != nil {
+		shares = append(shares, share.Tag)
+	}
 	return wire.Configure{
-		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratch, Shares: vmm.ShareTags(vm), SharePID: r.SharePID, Sysctls: r.Sysctls,
-	}, err
+		Hostname: r.Hostname, Time: time.Now(), Network: network, Scratch: scratchSerial, Shares: shares, SharePID: r.SharePID, Sysctls: r.Sysctls,
+	}
 }
 
 // RemoveSandbox implements native.SandboxLauncher.

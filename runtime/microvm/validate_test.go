@@ -46,8 +46,6 @@ func TestValidateShare(t *testing.T) {
 		want   string
 	}{
 		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed: a machine gets a copy, and all mounts of the volume must be readOnly"},
-		{vmm.Firecracker{}, "spec.volumes[1].hostPath: Forbidden: firecracker has no virtiofs: a machine gets a copy, and all mounts of the volume must be readOnly"},
-		{vmm.Libkrun{}, "spec.volumes[1].hostPath: Forbidden: libkrun's virtiofs has the rights of a user who owns nothing on the host: the host's directories could not be used through it: a machine gets a copy, and all mounts of the volume must be readOnly"},
 	} {
 		for _, readOnly := range []bool{true, false} {
 			mounted := testPod(func(p *corev1.Pod) {
@@ -82,12 +80,9 @@ func TestValidateImages(t *testing.T) {
 		images   int
 		want     string
 	}{
-		{&Launcher{driver: vmm.Firecracker{}}, 12, ""},
-		{&Launcher{driver: vmm.Firecracker{}}, 14, "spec.containers: Forbidden: 14 images, and a machine of firecracker has disks for 12: firecracker has no virtiofs"},
 		{&Launcher{driver: vmm.QEMU{}}, 23, ""},
 		{&Launcher{driver: vmm.QEMU{}}, 24, "spec.containers: Forbidden: 24 images, and a machine of qemu has disks for 23: virtiofsd is not installed"},
 		{&Launcher{driver: vmm.QEMU{}, share: "/usr/libexec/virtiofsd"}, 24, ""},
-		{&Launcher{driver: vmm.Libkrun{}}, 100, ""},
 	} {
 		errs := c.launcher.Validate(with(c.images))
 		if c.want == "" && len(errs) > 0 || c.want != "" && (len(errs) != 1 || errs[0].Error() != c.want) {

@@ -17,10 +17,10 @@ import (
 // CallTimeout bounds a call whose context has no deadline.
 const CallTimeout = 30 * time.Second
 
-// ErrGone says that the agent could not be reached or that the connection broke: the machine, its VMM or the agent is not there (yet), or it refused.
-var ErrGone = errors.New("the machine's agent cannot be reached")
+// ErrGone says that the agent could not be reached or that the connection broke: the VM, its VMM or the agent is not there (yet), or it refused.
+var ErrGone = errors.New("the VM's agent cannot be reached")
 
-// Client speaks to the agent of one machine. Make one with [New].
+// Client speaks to the agent of one VM. Make one with [New].
 type Client struct{ dial Dialer }
 
 // New makes a client; nothing is dialed before the first call.
@@ -31,7 +31,7 @@ type link struct {
 	conn net.Conn
 	wire *wire.Conn
 	ctx  context.Context
-	stop func() bool // ends the context's hold; false: it has closed the connection
+	stop func() bool // detaches the context; false: it has closed the connection
 }
 
 func (c *Client) open(ctx context.Context) (*link, error) {
@@ -98,7 +98,7 @@ func (c *Client) start(ctx context.Context, request wire.Request, data any) (*li
 }
 
 func fail(request wire.Request, err error) error {
-	return fmt.Errorf("cannot %s in the machine: %w", request.Name(), err)
+	return fmt.Errorf("cannot %s in the VM: %w", request.Name(), err)
 }
 
 // bounded gives ctx a deadline if it has none.
@@ -128,8 +128,8 @@ func (c *Client) Ping(ctx context.Context) (wire.Pong, error) {
 	return pong, err
 }
 
-// pause is the time between the pings of [Client.WaitReady], and so the longest that a machine is ready unnoticed; attemptLimit is how long one ping may take.
-// docs/RATIONALE.md says why nobody waits for the machine to call.
+// pause is the time between the pings of [Client.WaitReady], and so the longest that a VM is ready unnoticed; attemptLimit is how long one ping may take.
+// docs/RATIONALE.md says why nobody waits for the VM to call.
 const (
 	pause        = 10 * time.Millisecond
 	attemptLimit = 2 * time.Second
@@ -156,7 +156,7 @@ func (c *Client) WaitReady(ctx context.Context) (wire.Pong, error) {
 	}
 }
 
-// Configure sets up the machine.
+// Configure sets up the VM.
 func (c *Client) Configure(ctx context.Context, request wire.Configure) error {
 	return c.call(ctx, 2*CallTimeout, &request, nil)
 }
@@ -171,7 +171,7 @@ func (c *Client) Signal(ctx context.Context, container, id string, signal syscal
 	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, ID: id, Signal: int(signal)}, nil)
 }
 
-// Status tells what the containers do; container is one of them, or empty for all.
+// Status returns what the containers do; container is one of them, or empty for all.
 func (c *Client) Status(ctx context.Context, container string) ([]wire.ContainerStatus, error) {
 	var reply wire.StatusReply
 	err := c.call(ctx, CallTimeout, &wire.Status{Container: container}, &reply)
@@ -186,7 +186,7 @@ func (c *Client) Status(ctx context.Context, container string) ([]wire.Container
 	return reply.Containers, nil
 }
 
-// Probe has a probe made in the machine. An unsuccessful one is no error.
+// Probe has a probe made in the VM. An unsuccessful one is no error.
 func (c *Client) Probe(ctx context.Context, container string, p probe.Probe) (probe.Outcome, error) {
 	request := wire.Probe{Container: container, Timeout: p.Timeout.Milliseconds(), Exec: p.Exec, TCP: (*wire.TCPProbe)(p.TCP)}
 	if h := p.HTTP; h != nil {
@@ -201,10 +201,10 @@ func (c *Client) Probe(ctx context.Context, container string, p probe.Probe) (pr
 	return probe.Outcome{Success: reply.Success, Code: reply.Code, TimedOut: reply.TimedOut, Text: reply.Message}, err
 }
 
-// Stats tells what the containers use; container is one of them, or empty for all.
-func (c *Client) Stats(ctx context.Context, container string) (wire.StatsReply, error) {
+// Stats returns what the containers use.
+func (c *Client) Stats(ctx context.Context) (wire.StatsReply, error) {
 	var reply wire.StatsReply
-	err := c.call(ctx, CallTimeout, &wire.Stats{Container: container}, &reply)
+	err := c.call(ctx, CallTimeout, &wire.Stats{}, &reply)
 	return reply, err
 }
 
@@ -213,9 +213,9 @@ func (c *Client) Update(ctx context.Context, container string, resources []byte)
 	return c.call(ctx, CallTimeout, &wire.Update{Container: container, Resources: resources}, nil)
 }
 
-// PowerOff ends the machine in good order. It returns when the agent has begun: how it goes on is the VMM's to tell.
-func (c *Client) PowerOff(ctx context.Context, reboot bool) error {
-	return c.call(ctx, CallTimeout, &wire.PowerOff{Reboot: reboot}, nil)
+// PowerOff ends the VM in good order. It returns when the agent has begun: how it goes on the VMM shows.
+func (c *Client) PowerOff(ctx context.Context) error {
+	return c.call(ctx, CallTimeout, &wire.PowerOff{}, nil)
 }
 
 func unexpected(f wire.Frame) error {

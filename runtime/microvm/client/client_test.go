@@ -314,7 +314,7 @@ func TestHybrid(t *testing.T) {
 	}
 }
 
-// TestCopyRefuses: what cannot be copied is told before or by the agent.
+// TestCopyRefuses: what cannot be copied is an error, of this side or of the agent.
 func TestCopyRefuses(t *testing.T) {
 	c := guest(t, func(conn net.Conn) {
 		request(conn)

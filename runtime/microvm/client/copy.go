@@ -15,7 +15,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// Copy makes a volume of the machine equal to source, a directory or a single file of this host (the volume then has one entry with the file's name). No symlink is
+// Copy makes a volume of the VM equal to source, a directory or a single file of this host (the volume then has one entry with the file's name). No symlink is
 // followed; anything but directories, regular files and symlinks is an error. At most [wire.MaxCopy] bytes and [wire.MaxEntries] entries.
 func (c *Client) Copy(ctx context.Context, volume, source string) error {
 	request := &wire.Copy{Volume: volume}
@@ -124,7 +124,7 @@ func (t *tree) add(name string, info fs.FileInfo) error {
 	if err != nil {
 		return err
 	}
-	// The names of this host's users say nothing in the machine, and times of more than seconds cost a record of their own.
+	// The names of this host's users say nothing in the VM, and times of more than seconds cost a record of their own.
 	header.Name, header.Uname, header.Gname = name, "", ""
 	header.AccessTime, header.ChangeTime, header.ModTime = time.Time{}, time.Time{}, header.ModTime.Truncate(time.Second)
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {

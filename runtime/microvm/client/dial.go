@@ -21,31 +21,26 @@ type Dialer func(ctx context.Context) (net.Conn, error)
 
 // Address says where an agent is. Exactly one of CID and Path is set.
 type Address struct {
-	// CID is the context ID of the machine: AF_VSOCK.
+	// CID is the context ID of the VM: AF_VSOCK.
 	CID uint32 `json:"cid,omitempty"`
-	// Path is a unix socket. With Direct it leads straight to the agent (libkrun); else the other side is told the port first (Firecracker, Cloud Hypervisor,
-	// vhost-device-vsock).
-	Path   string `json:"path,omitempty"`
-	Direct bool   `json:"direct,omitempty"`
+	// Path is a VMM's unix socket, which leads to the port that is asked for first: see [Hybrid].
+	Path string `json:"path,omitempty"`
 }
 
 // Dialer is the dialer for the address.
 func (a Address) Dialer() Dialer {
-	switch {
-	case a.Path == "":
+	if a.Path == "" {
 		return VSock(a.CID, wire.Port)
-	case a.Direct:
-		return Unix(a.Path)
 	}
 	return Hybrid(a.Path, wire.Port)
 }
 
-// VSock dials AF_VSOCK, which needs /dev/vhost-vsock behind the machine.
+// VSock dials AF_VSOCK, which needs /dev/vhost-vsock behind the VM.
 func VSock(cid, port uint32) Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		conn, err := vsock.DialContext(ctx, cid, port, nil)
 		if err != nil {
-			return nil, fmt.Errorf("cannot dial port %d of machine %d: %w", port, cid, err)
+			return nil, fmt.Errorf("cannot dial port %d of VM %d: %w", port, cid, err)
 		}
 		return conn, nil
 	}
@@ -72,7 +67,7 @@ func Unix(path string) Dialer {
 }
 
 // Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N". A connection that nobody waits for any more is closed only when it was answered,
-// or the machine has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the machine. A machine that does not answer
+// or the VM has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the VM. A VM that does not answer
 // gets no more connections when there are maxAbandoned of these.
 func Hybrid(path string, port uint32) Dialer {
 	dial := Unix(path)
@@ -110,7 +105,7 @@ func Hybrid(path string, port uint32) Dialer {
 // maxAbandoned is how many connections to one socket may wait for an answer that nobody waits for. Each takes a descriptor, and a guest could have any number.
 const maxAbandoned = 64
 
-// abandoned counts those of this process by the socket's path: all dialers of a machine have them in common.
+// abandoned counts those of this process by the socket's path: all dialers of a VM have them in common.
 var abandoned = counts{of: map[string]int{}}
 
 type counts struct {

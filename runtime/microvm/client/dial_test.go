@@ -57,7 +57,7 @@ func TestHybridGivenUp(t *testing.T) {
 	}
 }
 
-// TestHybridSilent: a machine that never answers costs a bounded number of connections, and can be dialed again when it has answered.
+// TestHybridSilent: a VM that never answers costs a bounded number of connections, and can be dialed again when it has answered.
 func TestHybridSilent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vsock")
 	listener, err := net.Listen("unix", path)

@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// TestWaitReady: it asks a hundred times a second at most, notices a machine that is ready within a hundredth, and ends with its context.
+// TestWaitReady: it asks a hundred times a second at most, notices a VM that is ready within a hundredth, and ends with its context.
 func TestWaitReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin, attempts := time.Now(), 0
@@ -38,7 +38,7 @@ func TestWaitReady(t *testing.T) {
 			t.Errorf("%+v, %v, %s late, %d attempts", pong, err, time.Since(ready), attempts)
 		}
 		ready = time.Now().Add(time.Hour)
-		because := errors.New("the machine has ended")
+		because := errors.New("the VM has ended")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, because)
 		defer cancel()
 		if _, err := c.WaitReady(ctx); !errors.Is(err, because) || !errors.Is(err, ErrGone) || time.Now().After(ready) {
@@ -47,7 +47,7 @@ func TestWaitReady(t *testing.T) {
 	})
 }
 
-// BenchmarkAttempt is what one attempt of WaitReady costs while the machine boots.
+// BenchmarkAttempt is what one attempt of WaitReady costs while the VM boots.
 func BenchmarkAttempt(b *testing.B) {
 	dir, err := os.MkdirTemp("", "client")
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// IO is what a process in the machine is connected to on the host. All of it may be nil: nothing to read, and output that is dropped.
+// IO is what a process in the VM is connected to on the host. All of it may be nil: nothing to read, and output that is dropped.
 type IO struct {
 	// Stdin is read only if the request had Stdin. It stays open, and is not read any more after Run.
 	Stdin *os.File
@@ -24,7 +24,7 @@ type IO struct {
 	Resize <-chan wire.Size
 }
 
-// Session is a container (of Create) or a process (Exec) in the machine. Close it.
+// Session is a container (of Create) or a process (Exec) in the VM. Close it.
 type Session struct {
 	l       *link
 	request wire.Request
@@ -51,7 +51,7 @@ func (c *Client) Create(ctx context.Context, request wire.Create) (*Session, err
 }
 
 // Exec runs a process in a container. Closing the session kills it, with all that it has started. [wire.CodeExecFailed]: it cannot be run, and Exit of the
-// error is 126 or 127; that may also be found out only after it was to be executed: then the session's exit code tells.
+// error is 126 or 127; that may also be found out only after it was to be executed: then the session's exit code says so.
 func (c *Client) Exec(ctx context.Context, request wire.Exec) (*Session, error) {
 	return c.session(ctx, &request)
 }

@@ -24,13 +24,13 @@ type Cache struct {
 
 	mu       sync.Mutex
 	building map[string]chan struct{} // by key; closed when it is over, well or not
-	held     map[string]int           // by key
+	kept     map[string]int           // by key
 }
 
 // Image is a disk image of the cache.
 type Image struct {
 	Path string
-	// Serial is the serial number by which its disk is known to guests: the same in all machines.
+	// Serial is the serial number by which its disk is known to guests: the same in all VMs.
 	Serial string
 }
 
@@ -40,10 +40,10 @@ func NewCache(dir string) *Cache {
 	if err != nil {
 		mkfs = ""
 	}
-	return &Cache{dir: dir, mkfs: mkfs, building: map[string]chan struct{}{}, held: map[string]int{}}
+	return &Cache{dir: dir, mkfs: mkfs, building: map[string]chan struct{}{}, kept: map[string]int{}}
 }
 
-// Packs tells whether images are compressed.
+// Packs says whether images are compressed.
 func (c *Cache) Packs() bool { return c.mkfs != "" }
 
 const suffix = ".erofs"
@@ -55,7 +55,7 @@ func keyOf(rootfs runtime.Rootfs) string {
 }
 
 // Image returns the image of a root file system; it is made unless it is there. The names of layers are names of what is in them, so that they stand for it. Whoever opens
-// the image later must [Cache.Hold] it until then.
+// the image later must [Cache.Keep] it until then.
 func (c *Cache) Image(ctx context.Context, rootfs runtime.Rootfs) (Image, error) {
 	key := keyOf(rootfs)
 	image := Image{Path: filepath.Join(c.dir, key+suffix), Serial: "img-" + key[:16]}
@@ -122,7 +122,7 @@ func (c *Cache) build(ctx context.Context, rootfs runtime.Rootfs, path string) e
 	if err != nil {
 		return err
 	}
-	// The monitor may be told its path, and is not root.
+	// The monitor may open it by its path, and is not root.
 	if err := errors.Join(f.Chmod(0o444), f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -290,8 +290,8 @@ func TestPrune(t *testing.T) {
 	must(t, c.Prune())
 	left("all layers are there", both, one)
 
-	release := c.Hold(rootfs)
-	again := c.Hold(rootfs)
+	release := c.Keep(rootfs)
+	again := c.Keep(rootfs)
 	must(t, os.RemoveAll(filepath.Join(rootfs.Dir, rootfs.Layers[1])))
 	must(t, c.Prune())
 	left("somebody is about to use it", both, one)
@@ -305,7 +305,7 @@ func TestPrune(t *testing.T) {
 	must(t, c.Prune())
 	left("a layer is gone", one)
 	if _, err := f.ReadAt(make([]byte, 4096), 0); err != nil {
-		t.Errorf("a machine that has the image open: %v", err)
+		t.Errorf("a VM that has the image open: %v", err)
 	}
 	must(t, os.RemoveAll(filepath.Join(rootfs.Dir, rootfs.Layers[0])))
 	must(t, NewCache(c.dir).Prune()) // as after a restart
@@ -373,7 +373,7 @@ func TestScratch(t *testing.T) {
 	if _, err := f.ReadAt(data, 1<<29); err != nil || string(data) != "data" {
 		t.Errorf("%q, %v", data, err)
 	}
-	if err := MakeScratch(context.Background(), path+"/scratch", 1<<30); !errors.Is(err, unix.ENOTDIR) { // whether there is one cannot be told
+	if err := MakeScratch(context.Background(), path+"/scratch", 1<<30); !errors.Is(err, unix.ENOTDIR) { // whether there is one cannot be known
 		t.Errorf("below a file: %v", err)
 	}
 	if err := MakeScratch(context.Background(), filepath.Join(t.TempDir(), "none", "scratch"), 1<<30); err == nil {

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// noteSuffix is that of the file beside an image that tells which layers it is made of: its name is but their sum.
+	// noteSuffix is that of the file beside an image that says which layers it is made of: its name is but their sum.
 	noteSuffix   = ".json"
 	mergedPrefix = ".merged-"
 	maxNoteBytes = 1 << 20
@@ -29,22 +29,22 @@ func note(path string, rootfs runtime.Rootfs) error {
 	return atomicfile.Write(path, data, 0o600)
 }
 
-// Hold keeps Prune from removing the image of a root file system, whether it is there yet or not, until release is called.
-func (c *Cache) Hold(rootfs runtime.Rootfs) (release func()) {
+// Keep keeps Prune from removing the image of a root file system, whether it is there yet or not, until release is called.
+func (c *Cache) Keep(rootfs runtime.Rootfs) (release func()) {
 	key := keyOf(rootfs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.held[key]++
+	c.kept[key]++
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.held[key]--; c.held[key] == 0 {
-			delete(c.held, key)
+		if c.kept[key]--; c.kept[key] == 0 {
+			delete(c.kept, key)
 		}
 	}
 }
 
-// Prune removes the images of which a layer is gone, and what interrupted builds have left, but nothing that is made or held. Machines that run have their
+// Prune removes the images of which a layer is gone, and what interrupted builds have left, but nothing that is being made or kept. VMs that run have their
 // images open.
 func (c *Cache) Prune() error {
 	entries, err := os.ReadDir(c.dir)
@@ -77,7 +77,7 @@ func (c *Cache) needs(name string) bool {
 		return len(c.building) > 0
 	}
 	key, rest, _ := strings.Cut(strings.TrimPrefix(name, "."), ".")
-	if _, busy := c.building[key]; busy || c.held[key] > 0 {
+	if _, busy := c.building[key]; busy || c.kept[key] > 0 {
 		return true
 	}
 	return ("."+rest == suffix || "."+rest == noteSuffix) && c.whole(key)

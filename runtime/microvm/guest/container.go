@@ -133,7 +133,7 @@ func (c *container) alive() bool {
 
 // collected notes the end of the first process. What it has left behind ends with it, as it does in a unit.
 func (c *container) collected(status unix.WaitStatus) {
-	exit := &wire.Exit{Type: "exit", FinishedAt: time.Now()}
+	exit := &wire.Exit{Type: "exit"}
 	if status.Signaled() {
 		exit.Signal = int(status.Signal())
 		exit.Code = 128 + exit.Signal

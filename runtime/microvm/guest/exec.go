@@ -221,7 +221,7 @@ func (x *execution) openTerminal(ended <-chan struct{}) {
 
 // exit is how the process has ended.
 func (x *execution) exit(status unix.WaitStatus) wire.Exit {
-	exit := wire.Exit{Type: "exit", FinishedAt: time.Now()}
+	exit := wire.Exit{Type: "exit"}
 	switch {
 	case x.timedOut:
 		exit.TimedOut, exit.Signal, exit.Code = true, int(unix.SIGKILL), 128+int(unix.SIGKILL)

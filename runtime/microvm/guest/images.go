@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/internal/erofs"
 	"github.com/magikrun/magikpod/internal/vsockinit"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
@@ -61,9 +58,6 @@ func (s *Server) mountImage(i wire.Image, target string) error {
 	defer cancel()
 	device, err := findDisk(ctx, i.Disk)
 	if err == nil {
-		err = awaitSize(ctx, device)
-	}
-	if err == nil {
 		err = mountErofs(device, target)
 	}
 	return err
@@ -74,36 +68,6 @@ func mountErofs(source, target string) error {
 		return fmt.Errorf("cannot mount the image %s: erofs: %w", source, err)
 	}
 	return nil
-}
-
-// awaitSize waits until a disk is as large as the erofs on it says. Firecracker changes the serial number of a disk at once, and the guest's kernel learns the new
-// size a moment later. What has no erofs on it is left to the mount to refuse.
-func awaitSize(ctx context.Context, device string) error {
-	for {
-		size, wanted, err := diskSizes(device)
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) || err == nil && size >= wanted {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("cannot use the disk %s: it has %d bytes, and its erofs %d", device, size, wanted)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// diskSizes are the size of a disk and that of the erofs on it. The error is [io.ErrUnexpectedEOF] when the disk is too small to tell.
-func diskSizes(device string) (size, wanted int64, err error) {
-	f, err := os.Open(device)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer f.Close() // the last one to close it makes the kernel forget what it has read
-	if size, err = f.Seek(0, io.SeekEnd); err != nil {
-		return 0, 0, err
-	}
-	wanted, err = erofs.Size(f)
-	return size, wanted, err
 }
 
 // mountFile mounts the erofs in a file: by itself, if the kernel can (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE), else by a loop device.

@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -74,56 +73,4 @@ func loopsOf(t *testing.T, image string) (found []string) {
 		}
 	}
 	return found
-}
-
-// TestAwaitSize: a disk whose size comes after its content, as with Firecracker, is waited for. A loop device stands for it.
-func TestAwaitSize(t *testing.T) {
-	image, path := testImage(t), filepath.Join(t.TempDir(), "disk")
-	data, err := os.ReadFile(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, make([]byte, 512), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	device, err := attachLoop(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer device.Close()
-	ready := make(chan error, 1)
-	go func() { ready <- awaitSize(t.Context(), device.Name()) }()
-	if err := os.WriteFile(path, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-ready:
-		t.Fatalf("a disk of a sector is good enough: %v", err)
-	case <-time.After(200 * time.Millisecond):
-	}
-	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ready; err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(path, int64(len(data)/2)&^511); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := awaitSize(ctx, device.Name()); err == nil || !strings.Contains(err.Error(), "its erofs") {
-		t.Errorf("half of an image: %v", err)
-	}
-	if err := awaitSize(t.Context(), "/dev/zero"); err != nil {
-		t.Errorf("no erofs: %v", err)
-	}
 }

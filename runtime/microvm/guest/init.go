@@ -23,7 +23,7 @@ func Init(version string) {
 	console := openLog()
 	fmt.Fprintln(console, "magikagent: cannot go on:", err)
 	time.Sleep(100 * time.Millisecond) // for the console's reader
-	powerOff(false)
+	powerOff()
 }
 
 func runInit(version string) error {
@@ -183,16 +183,12 @@ func findCrun() (string, error) {
 }
 
 // powerOff writes what is to be written and ends the machine.
-func powerOff(reboot bool) {
+func powerOff() {
 	unix.Sync()
 	// The next machine of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
 	_ = unix.Unmount("/run/magikpod/"+scratchName, unix.MNT_DETACH)
 	unix.Sync()
-	how := unix.LINUX_REBOOT_CMD_POWER_OFF
-	if reboot {
-		how = unix.LINUX_REBOOT_CMD_RESTART
-	}
-	_ = unix.Reboot(how)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	// A machine without a power button.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}

@@ -102,27 +102,14 @@ func dropLayers(scratch string) error {
 	return nil
 }
 
-// defaultShm is the size of /dev/shm, in bytes, as CRI runtimes have it.
-const defaultShm = 64 << 20
-
-// mountShm mounts what is /dev/shm of all containers.
-func (s *Server) mountShm(r *wire.Configure) error {
-	size, path := r.ShmBytes, s.path(shmName)
-	if size == 0 {
-		size = defaultShm
-	}
-	options := fmt.Sprintf("mode=1777,size=%d", size)
+// mountShm mounts what is /dev/shm of all containers, as large as CRI runtimes have it.
+func (s *Server) mountShm(*wire.Configure) error {
+	path := s.path(shmName)
 	mounted, err := isMounted(path, s.config.Dir)
-	if err != nil {
+	if err != nil || mounted {
 		return err
 	}
-	if !mounted {
-		return mountTmpfs(path, options)
-	}
-	if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
-		return fmt.Errorf("change the size of /dev/shm: %w", err)
-	}
-	return nil
+	return mountTmpfs(path, "mode=1777,size=64m")
 }
 
 func mountTmpfs(path, options string) error {

@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -41,10 +40,7 @@ func setNetwork(n *wire.Network) error {
 	if err != nil {
 		return err
 	}
-	name := n.Name
-	if name == "" {
-		name = "eth0"
-	}
+	const name = "eth0"
 	if link.Attrs().Name != name {
 		if err := rename(link, name); err != nil {
 			return err
@@ -132,45 +128,23 @@ func setAddresses(link netlink.Link, wanted []string) error {
 	return nil
 }
 
-// setRoutes makes the routes of the interface those that are asked for. Those on the link come first, because gateways may need them; what is left over goes last, so that
-// there is a way at all times.
+// setRoutes makes the default routes of the interface those that are asked for. What is left over goes last, so that there is a way at all times.
 func setRoutes(link netlink.Link, routes []wire.Route) error {
 	keep := map[routeKey]bool{}
-	for _, gateways := range []bool{false, true} {
-		for _, r := range routes {
-			if (r.Via != "") != gateways {
-				continue
-			}
-			route, err := routeOf(link, r)
-			if err == nil {
-				err = netlink.RouteReplace(route)
-			}
-			if err != nil {
-				return fmt.Errorf("cannot set the route to %s: %w", cmp.Or(r.To, "everywhere"), err)
-			}
-			keep[keyOf(route)] = true
+	for _, r := range routes {
+		to := net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+		via := net.ParseIP(r.Via)
+		if via.To4() != nil {
+			to = net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
 		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: via, Dst: &to}
+		route.SetFlag(netlink.FLAG_ONLINK)
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("cannot set the route to everywhere: %w", err)
+		}
+		keep[keyOf(route)] = true
 	}
 	return pruneRoutes(link, keep)
-}
-
-// routeOf is a route as the kernel is told.
-func routeOf(link netlink.Link, r wire.Route) (*netlink.Route, error) {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Priority: r.Metric, Gw: net.ParseIP(r.Via), Src: net.ParseIP(r.Source)}
-	if r.Via != "" {
-		route.SetFlag(netlink.FLAG_ONLINK)
-	} else {
-		route.Scope = netlink.SCOPE_LINK
-	}
-	to := r.To
-	if to == "" {
-		if to = "0.0.0.0/0"; route.Gw.To4() == nil {
-			to = "::/0"
-		}
-	}
-	var err error
-	_, route.Dst, err = net.ParseCIDR(to)
-	return route, err
 }
 
 // routeKey tells one route of the interface from another.

@@ -30,7 +30,7 @@ type Config struct {
 	// Check refuses connections; nil: all are served.
 	Check func(net.Conn) error
 	// PowerOff ends the machine; nil: PowerOff requests are refused. It is called after the containers were killed.
-	PowerOff func(reboot bool)
+	PowerOff func()
 	// SetClock sets the machine's clock; nil: it is not the machine's own, and is left alone.
 	SetClock func(time.Time) error
 	// Log tells what nobody else is told; nil: nobody.
@@ -164,7 +164,7 @@ func (s *Server) dispatch(p *peer, request wire.Request) error {
 	case *wire.Copy:
 		return s.copyVolume(p, r)
 	case *wire.PowerOff:
-		return s.powerOff(p, r)
+		return s.powerOff(p)
 	}
 	// The others reply once. When the host does not wait for it any more, neither need the answer be found.
 	ctx, cancel := context.WithCancel(context.Background())
@@ -193,7 +193,7 @@ func (s *Server) answer(ctx context.Context, request wire.Request) (any, error) 
 	case *wire.Probe:
 		return s.probe(ctx, r)
 	case *wire.Stats:
-		return s.stats(r)
+		return s.stats()
 	case *wire.Update:
 		return nil, s.update(r)
 	}
@@ -209,13 +209,12 @@ func (s *Server) ping(r *wire.Ping) wire.Pong {
 		}
 	}
 	return wire.Pong{
-		Type: "pong", Version: s.config.Version, Protocol: wire.Version, ContainerCount: len(s.containers), Uptime: uptime().Milliseconds(),
-		Configured: s.configured, Time: time.Now(), Controllers: s.controllers(),
+		Type: "pong", Version: s.config.Version, Protocol: wire.Version, Configured: s.configured, Time: time.Now(),
 	}
 }
 
 // powerOff kills all containers and ends the machine.
-func (s *Server) powerOff(p *peer, r *wire.PowerOff) error {
+func (s *Server) powerOff(p *peer) error {
 	if s.config.PowerOff == nil {
 		return wire.Errorf(wire.CodeInvalidRequest, "cannot power off: this is no machine of its own")
 	}
@@ -227,7 +226,7 @@ func (s *Server) powerOff(p *peer, r *wire.PowerOff) error {
 	}
 	p.conn.Close()
 	s.Stop()
-	s.config.PowerOff(r.Reboot)
+	s.config.PowerOff()
 	return nil
 }
 

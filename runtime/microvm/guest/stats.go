@@ -4,20 +4,17 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // stats tells what the machine and its containers use.
-func (s *Server) stats(r *wire.Stats) (any, error) {
-	list, err := s.list(r.Container)
+func (s *Server) stats() (any, error) {
+	list, err := s.list("")
 	if err != nil {
 		return nil, err
 	}
-	reply := wire.StatsReply{Type: "stats", Time: time.Now(), Machine: machineStats(), Containers: []wire.ContainerStats{}}
+	reply := wire.StatsReply{Type: "stats", VM: vmStats(), Containers: []wire.ContainerStats{}}
 	for _, c := range list {
 		c.mu.Lock()
 		made := c.state != wire.StateCreating
@@ -28,7 +25,7 @@ func (s *Server) stats(r *wire.Stats) (any, error) {
 		g := c.cgroup
 		stats := wire.ContainerStats{
 			Container: c.name, CPUUsec: g.value("cpu.stat", "usage_usec"), Memory: g.number("memory.current"),
-			MemoryLimit: g.number("memory.max"), PIDs: g.number("pids.current"), OOMKills: g.oomKills(),
+			MemoryLimit: g.number("memory.max"), PIDs: g.number("pids.current"),
 		}
 		if inactive := g.value("memory.stat", "inactive_file"); inactive < stats.Memory {
 			stats.MemoryWorkingSet = stats.Memory - inactive
@@ -38,11 +35,8 @@ func (s *Server) stats(r *wire.Stats) (any, error) {
 	return reply, nil
 }
 
-// userTick is the length of a clock tick in /proc/stat, in microseconds (USER_HZ is 100 on all of Linux).
-const userTick = 10000
-
-func machineStats() wire.MachineStats {
-	var m wire.MachineStats
+func vmStats() wire.VMStats {
+	var m wire.VMStats
 	if data, err := os.ReadFile("/proc/meminfo"); err == nil {
 		for line := range strings.Lines(string(data)) {
 			fields := strings.Fields(line)
@@ -58,25 +52,5 @@ func machineStats() wire.MachineStats {
 			}
 		}
 	}
-	if data, err := os.ReadFile("/proc/stat"); err == nil {
-		line, _, _ := strings.Cut(string(data), "\n")
-		for i, field := range strings.Fields(line) {
-			// cpu user nice system idle iowait irq softirq steal guest guest_nice: idle and waiting are no use, and guests are counted in user.
-			if i == 0 || i == 4 || i == 5 || i > 8 {
-				continue
-			}
-			ticks, _ := strconv.ParseUint(field, 10, 64)
-			m.CPUUsec += ticks * userTick
-		}
-	}
 	return m
-}
-
-// uptime is the time since the machine has booted.
-func uptime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
 }

@@ -29,7 +29,7 @@ type Parts struct {
 	Runtime string
 }
 
-// Image is what a machine boots from.
+// Image is what a VM boots from.
 type Image struct {
 	Kernel  string // vmlinux; of an architecture or compression that is not known here, the vmlinuz
 	Initrd  string // an uncompressed cpio archive: to unpack a compressed one takes the guest longer than to read this one
@@ -168,8 +168,8 @@ func (c Cache) find(p Parts, key string) (Image, bool) {
 	return Image{Kernel: filepath.Join(dir, kernelFile), Initrd: filepath.Join(dir, initrdFile), Release: filepath.Base(p.Modules), Key: key}, true
 }
 
-// inUse is how long an image is kept for who has asked for it: the monitor of a machine reads it when it starts, and has it open by the time it answers. The
-// machine's unit must have come that far within two minutes of its start (TimeoutStartSec=), whatever becomes of the daemon that has asked.
+// inUse is how long an image is kept for who has asked for it: the monitor of a VM reads it when it starts, and has it open by the time it answers. The
+// VM's unit must have come that far within two minutes of its start (TimeoutStartSec=), whatever becomes of the daemon that has asked.
 const inUse = 10 * time.Minute
 
 // markUse notes that an image has been asked for.
@@ -178,7 +178,7 @@ func markUse(dir string) error {
 	return os.Chtimes(dir, now, now)
 }
 
-// Prune removes what is neither the image of the parts nor one that a machine may be about to start with. Machines that run have their images open.
+// Prune removes what is neither the image of the parts nor one that a VM may be about to start with. VMs that run have their images open.
 func (c Cache) Prune(p Parts) error {
 	if err := c.prune(p); err != nil {
 		return fmt.Errorf("cannot prune guest images: %w", err)
@@ -242,7 +242,7 @@ func (p Parts) write(dir string) error {
 	// The monitor's user, which is not root, reads both files.
 	kernel, err := vmlinux.Unpack(packed)
 	if err != nil {
-		kernel = packed // it unpacks itself, or the machine's firmware does it
+		kernel = packed // it unpacks itself, or the VM's firmware does it
 	}
 	if err := writeFile(filepath.Join(dir, kernelFile), func(f *os.File) error { _, err := f.Write(kernel); return err }); err != nil {
 		return err

@@ -203,7 +203,7 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestPrune: the image of other parts goes, but not while a machine may be about to read it, and what a machine has open it can read to its end.
+// TestPrune: the image of other parts goes, but not while a VM may be about to read it, and what a VM has open it can read to its end.
 func TestPrune(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {
@@ -251,7 +251,7 @@ func TestPrune(t *testing.T) {
 	newer := parts
 	newer.Init = file("init-2", "#!")
 	age(first)
-	build(parts) // a machine is being made
+	build(parts) // a VM is being made
 	second := build(newer)
 	prune(newer)
 	there("asked for just now", first, true)

@@ -174,7 +174,7 @@ func TestEnds(t *testing.T) {
 			}
 			request := guesttest.Container(t, "a", nil, "/bin/sh", "-c", "echo last words > /dev/message; echo to stderr >&2; "+tc.script)
 			withMessage(t, &request, "/dev/message")
-			u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: request, MessageFile: message})
+			u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: request, MessageFile: message})
 			eventually(t, "ready", func() bool { return u.output() == "ready\n" })
 			if tc.signal != 0 {
 				eventually(t, "told", func() bool { return u.told() == started })
@@ -197,7 +197,7 @@ func TestEnds(t *testing.T) {
 func TestKilled(t *testing.T) {
 	m := guesttest.Start(t)
 	for _, sig := range []syscall.Signal{syscall.SIGKILL} {
-		u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
+		u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
 		eventually(t, "told", func() bool { return u.told() == started })
 		if err := m.Signal(t.Context(), "a", "", sig); err != nil {
 			t.Fatal(err)
@@ -207,7 +207,7 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	// The proxy is killed: so is the container.
-	u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
+	u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
 	eventually(t, "told", func() bool { return u.told() == started })
 	if err := u.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -218,7 +218,7 @@ func TestKilled(t *testing.T) {
 // TestNotDumpable: root of a container with hostPID, which has more capabilities than the proxy, does not get the host's file system by it.
 func TestNotDumpable(t *testing.T) {
 	m := guesttest.Start(t)
-	config := Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")}
+	config := Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")}
 	u := startUnit(t, config, "setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all")
 	eventually(t, "told", func() bool { return u.told() == started })
 	other := exec.Command("setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all", "sleep", "1000")
@@ -262,9 +262,9 @@ func TestNotStarted(t *testing.T) {
 		code   int
 		want   string
 	}{
-		{"no machine", Config{Agent: client.Address{Path: "/nonexistent", Direct: true}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
-		{"no command", Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: bad}, shim.ExitFailure, "/bin/none"},
-		{"no volume", Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: ok, Copies: []Copy{{"v", "/nonexistent"}}}, shim.ExitFailure, "/nonexistent"},
+		{"no machine", Config{Agent: client.Address{Path: "/nonexistent"}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
+		{"no command", Config{Agent: client.Address{Path: m.Hybrid}, Create: bad}, shim.ExitFailure, "/bin/none"},
+		{"no volume", Config{Agent: client.Address{Path: m.Hybrid}, Create: ok, Copies: []Copy{{"v", "/nonexistent"}}}, shim.ExitFailure, "/nonexistent"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			u := startUnit(t, tc.config)
@@ -284,7 +284,7 @@ func TestNotStarted(t *testing.T) {
 // TestMachineDies: the container of a machine that dies is killed with it.
 func TestMachineDies(t *testing.T) {
 	m := guesttest.Start(t)
-	u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
+	u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
 	eventually(t, "told", func() bool { return u.told() == started })
 	begin := time.Now()
 	if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil {
@@ -303,7 +303,7 @@ func TestBackPressure(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	config := Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sh", "-c", "yes | head -c 50000000; echo done >&2")}
+	config := Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sh", "-c", "yes | head -c 50000000; echo done >&2")}
 	data, err := json.Marshal(config)
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// BenchmarkBoot measures the time to the guest's first answer, of bare QEMU and of the supervisor in turns, and what the processes of a machine have beyond the guest's
+// BenchmarkBoot measures the time to the guest's first answer, of bare QEMU and of the supervisor in turns, and what the processes of a VM have beyond the guest's
 // memory: MAGIKHOST_ROOT=trixie make host-test PKG=./runtime/microvm/supervise TESTFLAGS='-run=^$ -bench=Boot -benchtime=10x'
 func BenchmarkBoot(b *testing.B) {
 	quiet := func(c *Config) { c.VM.Console = false }
@@ -42,7 +42,7 @@ func BenchmarkBoot(b *testing.B) {
 	}
 }
 
-// bootBare is the same machine without a supervisor and jails.
+// bootBare is the same VM without a supervisor and jails.
 func bootBare(b *testing.B, c *Config) time.Duration {
 	if err := os.Mkdir(c.socketDir(), 0o700); err != nil {
 		b.Fatal(err)
@@ -63,12 +63,12 @@ func bootBare(b *testing.B, c *Config) time.Duration {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if gate, socket := c.VM.VsockGate(); gate != "" {
-		if ready, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
+	if gate := command.Gate; gate != nil {
+		if ready, err = net.ListenUnix("unix", &net.UnixAddr{Name: gate.Ready, Net: "unix"}); err != nil {
 			b.Fatal(err)
 		}
 		defer ready.Close()
-		run(vmm.Helpers(&c.VM)["vsock"].Argv)
+		run(command.Helpers["vsock"].Argv)
 		for {
 			if _, err := os.Stat(c.VM.Vsock.Path + ".vhost"); err == nil {
 				break
@@ -85,15 +85,14 @@ func bootBare(b *testing.B, c *Config) time.Duration {
 		argv[i] = arg
 	}
 	run(argv)
-	m := &machine{Config: c, t: b, began: begin, exited: make(chan struct{})}
+	m := &testVM{Config: c, t: b, began: begin, exited: make(chan struct{})}
 	if ready != nil {
 		conn, err := ready.Accept()
 		if err != nil {
 			b.Fatal(err)
 		}
 		conn.Close()
-		gate, _ := c.VM.VsockGate()
-		if err := os.Rename(gate, c.VM.Vsock.Path); err != nil {
+		if err := os.Rename(command.Gate.Path, c.VM.Vsock.Path); err != nil {
 			b.Fatal(err)
 		}
 	}

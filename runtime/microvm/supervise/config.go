@@ -22,24 +22,17 @@ type Config struct {
 	// UID and GID are the monitor's own, not 0; see [UserOf].
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
-	// Dir is a directory of this machine alone, which only root can enter; who writes the configuration makes it. The supervisor removes what it makes in it.
+	// Dir is a directory of this VM alone, which only root can enter; who writes the configuration makes it. The supervisor removes what it makes in it.
 	Dir string `json:"dir"`
-	// VM is the machine. Its sockets lie where SetPaths puts them.
+	// VM is the VM. Its sockets lie where SetPaths puts them.
 	VM vmm.Config `json:"vm"`
 	// PowerOffMillis is how long the guest may take to power off when the unit is stopped (SIGTERM); 0: 5 s.
 	PowerOffMillis int `json:"powerOffMillis,omitempty"`
-	// WatchdogMillis is how long a guest may leave all requests unanswered before its machine is ended; 0: for ever.
+	// WatchdogMillis is how long a guest may leave all requests unanswered before its VM is ended; 0: for ever.
 	WatchdogMillis int `json:"watchdogMillis,omitempty"`
 }
 
-// State is what the supervisor writes to STATE in Dir when the machine runs.
-type State struct {
-	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as the host sees them.
-	Monitor nsfile.Owner `json:"monitor"`
-	Share   nsfile.Owner `json:"share,omitzero"`
-}
-
-// stateFile is the name of the file with the State, in Dir.
+// stateFile is the name of the file with the [vmm.State], in Dir, which is there when the VM runs.
 const stateFile = "vm.state"
 
 // maxConfigBytes bounds a configuration file.
@@ -48,7 +41,7 @@ const maxConfigBytes = 1 << 20
 // firstUser: the users from here on are for nobody else (systemd's UIDS-GIDS.md: unused from 1879048192).
 const firstUser = 1_900_000_000
 
-// UserOf returns the user and group of a machine, from its context ID, which only one machine of the host has.
+// UserOf returns the user and group of a VM, from its context ID, which only one VM of the host has.
 func UserOf(cid uint32) uint32 { return firstUser + cid%100_000_000 }
 
 func (c *Config) powerOff() time.Duration {
@@ -60,13 +53,10 @@ func (c *Config) powerOff() time.Duration {
 
 func (c *Config) watchdog() time.Duration { return time.Duration(c.WatchdogMillis) * time.Millisecond }
 
-// SetPaths sets the paths of the machine's sockets. Those that the monitor or a helper makes itself are in a directory that the machine's user may write to: the
+// SetPaths sets the paths of the VM's sockets. Those that the monitor or a helper makes itself are in a directory that the VM's user may write to: the
 // state, which root trusts, is not.
 func (c *Config) SetPaths() {
 	c.VM.Control = filepath.Join(c.Dir, "control")
-	if c.VM.Driver == (vmm.Firecracker{}).Name() {
-		c.VM.Control = filepath.Join(c.socketDir(), "control")
-	}
 	if c.VM.Vsock.Kind != vmm.VsockVhost {
 		c.VM.Vsock.Path = filepath.Join(c.socketDir(), "vsock")
 	}
@@ -75,7 +65,7 @@ func (c *Config) SetPaths() {
 	}
 }
 
-// socketDir belongs to the machine's user.
+// socketDir belongs to the VM's user.
 func (c *Config) socketDir() string { return filepath.Join(c.Dir, "s") }
 
 // ReadConfig reads a configuration. Unknown fields are errors: a file of another version is not understood by half.
@@ -104,15 +94,15 @@ func ReadConfig(path string) (*Config, error) {
 	return config, nil
 }
 
-// ReadState returns the state of a machine that runs.
-func (c *Config) ReadState() (State, error) {
-	var s State
+// ReadState returns the state of a VM that runs.
+func (c *Config) ReadState() (vmm.State, error) {
+	var s vmm.State
 	data, err := os.ReadFile(c.Dir + "/" + stateFile)
 	if err == nil {
 		err = json.Unmarshal(data, &s)
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("cannot read the state of the machine: %w", err)
+		return vmm.State{}, fmt.Errorf("cannot read the state of the VM: %w", err)
 	}
 	return s, nil
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	goruntime "runtime"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +39,7 @@ func (s *supervisor) openOne(ctx context.Context, fd vmm.FD) (*os.File, error) {
 		}
 		return os.OpenFile(fd.Path, mode, 0)
 	case vmm.FDTap:
-		return s.openTap(fd.Path, false)
+		return s.openTap(fd.Path)
 	case vmm.FDListen:
 		return listenUnix(fd.Path)
 	case vmm.FDConnect:
@@ -95,9 +94,8 @@ func (s *supervisor) connectUnix(ctx context.Context, path string) (*os.File, er
 	}
 }
 
-// openTap makes the tap, up, in the pod's network namespace. It goes when its last descriptor is closed; with persist, when the namespace does, and the machine's
-// user may open it by name.
-func (s *supervisor) openTap(name string, persist bool) (*os.File, error) {
+// openTap makes the tap, up, in the pod's network namespace. It goes when its last descriptor is closed.
+func (s *supervisor) openTap(name string) (*os.File, error) {
 	type result struct {
 		f   *os.File
 		err error
@@ -110,7 +108,7 @@ func (s *supervisor) openTap(name string, persist bool) (*os.File, error) {
 			r.err = unix.Setns(s.netns, unix.CLONE_NEWNET)
 		}
 		if r.err == nil {
-			r.f, r.err = makeTap(name, s.config.VM.NIC.MTU, persist, int(s.config.UID))
+			r.f, r.err = makeTap(name, s.config.VM.NIC.MTU)
 		}
 		done <- r
 	}()
@@ -121,7 +119,7 @@ func (s *supervisor) openTap(name string, persist bool) (*os.File, error) {
 	return r.f, nil
 }
 
-func makeTap(name string, mtu int, persist bool, uid int) (*os.File, error) {
+func makeTap(name string, mtu int) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun: %w", err)
@@ -131,9 +129,6 @@ func makeTap(name string, mtu int, persist bool, uid int) (*os.File, error) {
 	if err == nil {
 		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
-	}
-	if err == nil && persist {
-		err = errors.Join(unix.IoctlSetInt(fd, unix.TUNSETOWNER, uid), unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
 	}
 	if err == nil {
 		err = setLinkUp(name, mtu)
@@ -169,14 +164,4 @@ func setLinkUp(name string, mtu int) error {
 	}
 	request.SetUint16(request.Uint16() | unix.IFF_UP)
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
-}
-
-// opensTapByName: these monitors cannot be handed a descriptor.
-func opensTapByName(c *vmm.Command) bool {
-	for _, m := range c.Mounts {
-		if strings.HasPrefix(m.Source, "/dev/net/") {
-			return true
-		}
-	}
-	return false
 }

@@ -5,18 +5,16 @@ import (
 	"fmt"
 	"os"
 	"time"
-
-	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay what the helper may take to hear of it, both for guests that
+// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay what the helper may take to notice it, both for guests that
 // do not connect to [vmm.ReadyPort].
 const (
 	gateInterval = 50 * time.Millisecond
 	gateDelay    = 200 * time.Millisecond
 )
 
-// openGate lets connections to the guest through when its driver is up: see [vmm.Config.VsockGate].
+// openGate lets connections to the guest through when its driver is up: see [vmm.Gate].
 func (s *supervisor) openGate(ctx context.Context) error {
 	if s.guest == nil {
 		return nil
@@ -40,16 +38,15 @@ func (s *supervisor) openGate(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-s.ended:
-		return nil // told by the other
+		return nil // run returns it
 	}
-	gate, _ := s.config.VM.VsockGate()
-	if err := os.Rename(gate, s.config.VM.Vsock.Path); err != nil {
+	if err := os.Rename(s.gate.Path, s.config.VM.Vsock.Path); err != nil {
 		return fmt.Errorf("cannot let connections to the guest through: %w", err)
 	}
 	return nil
 }
 
-// waitVsock waits until QEMU says that the guest's driver is up and some time has passed; false: the machine ends.
+// waitVsock waits until the VMM says that the guest's driver is up and some time has passed; false: the VM ends.
 func (s *supervisor) waitVsock(ctx context.Context) bool {
 	pause := time.NewTicker(gateInterval)
 	defer pause.Stop()
@@ -68,7 +65,7 @@ func (s *supervisor) waitVsock(ctx context.Context) bool {
 			}
 			continue
 		}
-		if up, err := (vmm.QEMU{}).VsockStarted(ctx, &s.config.VM); err == nil && up {
+		if up, err := s.gate.Started(ctx); err == nil && up {
 			since = time.Now()
 		}
 	}

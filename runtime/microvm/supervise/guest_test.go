@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,14 +31,13 @@ type request struct {
 	FSType string `json:"fstype,omitempty"`
 	Path   string `json:"path,omitempty"`  // write
 	Share  string `json:"share,omitempty"` // tree: of the image in a file, which is Serial
-	Reboot bool   `json:"reboot,omitempty"`
 }
 
 type answer struct {
 	Status  string   `json:"status"`
 	Message string   `json:"message,omitempty"`
 	Release string   `json:"release,omitempty"`
-	UserHZ  int64    `json:"uptimeMillis,omitempty"`
+	Pings   int32    `json:"pings,omitempty"`
 	Lines   []string `json:"lines,omitempty"`
 }
 
@@ -66,7 +66,7 @@ func guestMain() error {
 	})
 }
 
-// sayReady tells the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.
+// sayReady reports to the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.
 func sayReady() {
 	line, _ := os.ReadFile("/proc/cmdline")
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -95,20 +95,22 @@ func serve(f *os.File) {
 	_ = json.NewEncoder(f).Encode(a)
 	if r.Action == "poweroff" && err == nil {
 		unix.Sync()
-		if r.Reboot {
-			_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-		}
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
 }
 
+// pings counts the requests of that action: the supervisor's, and those that wait for the guest to answer.
+var pings atomic.Int32
+
 func handle(r request) (answer, error) {
 	switch r.Action {
 	case "ping":
+		pings.Add(1)
 		var u unix.Utsname
-		var up unix.Timespec
-		err := errors.Join(unix.Uname(&u), unix.ClockGettime(unix.CLOCK_BOOTTIME, &up))
-		return answer{Release: unix.ByteSliceToString(u.Release[:]), UserHZ: up.Nano() / 1e6}, err
+		err := unix.Uname(&u)
+		return answer{Release: unix.ByteSliceToString(u.Release[:])}, err
+	case "pings":
+		return answer{Pings: pings.Load()}, nil
 	case "poweroff":
 		return answer{}, nil
 	case "hang":
@@ -144,7 +146,7 @@ func handle(r request) (answer, error) {
 	return answer{}, fmt.Errorf("action %q", r.Action)
 }
 
-// guestDisks returns the block devices by serial number. One of a sector is a drive of Firecracker's with no disk in it.
+// guestDisks returns the block devices by serial number.
 func guestDisks() (map[string]string, error) {
 	files, err := filepath.Glob("/sys/block/*/serial")
 	found := map[string]string{}
@@ -152,9 +154,6 @@ func guestDisks() (map[string]string, error) {
 		serial, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
-		}
-		if size, err := os.ReadFile(filepath.Dir(file) + "/size"); err != nil || strings.TrimSpace(string(size)) == "1" {
-			continue
 		}
 		found[strings.TrimSpace(string(serial))] = "/dev/" + filepath.Base(filepath.Dir(file))
 	}

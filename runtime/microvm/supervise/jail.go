@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/confine"
+	"github.com/magikrun/magikpod/internal/mounttree"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
@@ -114,7 +115,7 @@ func enterJail(dir string, c *vmm.Command) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("cannot make a jail: make private: %w", err)
 	}
-	// What is written to it is memory of the machine's cgroup.
+	// What is written to it is memory of the VM's cgroup.
 	if err := unix.Mount("jail", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"); err != nil {
 		return fmt.Errorf("cannot make a jail: tmpfs: %w", err)
 	}
@@ -135,14 +136,10 @@ func enterJail(dir string, c *vmm.Command) error {
 			return fmt.Errorf("cannot make a jail: %w", err)
 		}
 	}
-	if c.Proc || c.Root {
-		options := "hidepid=ptraceable,subset=pid"
-		if c.Root {
-			options = ""
-		}
+	if c.Root {
 		err := os.Mkdir(dir+"/proc", 0o755)
 		if err == nil {
-			err = unix.Mount("proc", dir+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
+			err = unix.Mount("proc", dir+"/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 		}
 		if err != nil {
 			return fmt.Errorf("cannot make a jail: proc: %w", err)
@@ -180,22 +177,19 @@ func mountInJail(dir string, m vmm.Mount) error {
 	if info, err := os.Stat(target); err == nil && m.Target == "" && !info.IsDir() && st.Mode&unix.S_IFMT == unix.S_IFREG {
 		return nil // a program in /usr, which is there
 	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, m.Source, unix.AT_RECURSIVE|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("open_tree: %w", err)
-	}
-	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}
+	attributes := uint64(unix.MOUNT_ATTR_NOSUID)
 	if !m.Writable {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+		attributes |= unix.MOUNT_ATTR_RDONLY
 	}
 	if !strings.HasPrefix(m.Source, "/dev/") {
-		attr.Attr_set |= unix.MOUNT_ATTR_NODEV
+		attributes |= unix.MOUNT_ATTR_NODEV
 	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
-		return fmt.Errorf("mount_setattr: %w", err)
+	tree, err := mounttree.Clone(m.Source, attributes)
+	if err != nil {
+		return err
 	}
-	return mountAt(tree, target, st.Mode&unix.S_IFMT)
+	defer tree.Close()
+	return tree.MountAt(target)
 }
 
 // enterRoot makes dir the thread's root, and takes the host's away.

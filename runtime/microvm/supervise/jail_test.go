@@ -56,76 +56,54 @@ func standIn(t *testing.T, driver vmm.Driver, script string) (*Config, *process)
 	return c, p
 }
 
-// TestJailProc: libkrun's virtiofs opens files by /proc/self/fd, and sees nobody else there.
-func TestJailProc(t *testing.T) {
-	_, p := standIn(t, vmm.Libkrun{}, `exec 5</vm/images && ls /proc/self/fd/5/ && [ -z "$(ls -A /vm/images)" ] && ! [ -e /proc/1 ] && ! [ -e /proc/sys ] && ! touch /vm/images/x`)
-	if <-p.exited; p.err != nil {
-		t.Errorf("in the jail: %v", p.err)
-	}
-}
-
-// TestPlugIntoJail: an image appears in the jail of a monitor that opens files itself, once however often it is attached and read-only.
-func TestPlugIntoJail(t *testing.T) {
+// TestAttachInJail: an image appears in the jail of a monitor that opens files itself, once however often it is attached and read-only.
+func TestAttachInJail(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(image, []byte("image\n"), 0o444); err != nil {
 		t.Fatal(err)
 	}
-	for _, driver := range []vmm.Driver{vmm.Firecracker{}, vmm.Libkrun{}} {
-		t.Run(driver.Name(), func(t *testing.T) {
-			c, p := standIn(t, driver, "exec sleep 1000")
-			s := &supervisor{config: c}
-			if err := s.writeState(p); err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join(driver.Can(&c.VM).PlugDir, "img-1")
-			want := vmm.Place{Share: "images", File: "img-1"}
-			if driver.Name() == "firecracker" {
-				serveDrive(t, c.VM.Control)
-				serial, err := vmm.GuestSerial(&c.VM, vmm.Disk{Path: image})
-				if err != nil {
-					t.Fatal(err)
-				}
-				want = vmm.Place{Disk: serial}
-			} else if err := os.WriteFile(c.VM.Vsock.Path, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			seen := fmt.Sprintf("/proc/%d/root%s", p.pid, path)
-			for range 3 {
-				if place, err := AttachDisk(t.Context(), c, vmm.Disk{Path: image, Serial: "img-1", ReadOnly: true}); err != nil || place != want {
-					t.Fatalf("attached as %+v, %v; want %+v", place, err, want)
-				}
-				if text, err := os.ReadFile(seen); err != nil || string(text) != "image\n" {
-					t.Errorf("in the jail: %q, %v", text, err)
-				}
-			}
-			mounts := string(read(t, p.pid, "mountinfo"))
-			if n := strings.Count(mounts, " "+path+" ro,"); n != 1 {
-				t.Errorf("%d read-only mounts in the jail:\n%s", n, mounts)
-			}
-		})
+	c, p := standIn(t, vmm.CloudHypervisor{}, "exec sleep 1000")
+	s := &supervisor{config: c}
+	if err := s.writeState(p); err != nil {
+		t.Fatal(err)
+	}
+	serveDisks(t, c.VM.Control)
+	path := filepath.Join(vmm.CloudHypervisor{}.Can(&c.VM).AttachDir, "img-1")
+	seen := fmt.Sprintf("/proc/%d/root%s", p.pid, path)
+	for range 3 {
+		if place, err := attachTo(c).Disk(t.Context(), vmm.Disk{Path: image, Serial: "img-1", ReadOnly: true}); err != nil || place != (vmm.Place{Disk: "img-1"}) {
+			t.Fatalf("attached as %+v, %v", place, err)
+		}
+		if text, err := os.ReadFile(seen); err != nil || string(text) != "image\n" {
+			t.Errorf("in the jail: %q, %v", text, err)
+		}
+	}
+	mounts := string(read(t, p.pid, "mountinfo"))
+	if n := strings.Count(mounts, " "+path+" ro,"); n != 1 {
+		t.Errorf("%d read-only mounts in the jail:\n%s", n, mounts)
 	}
 }
 
-// serveDrive stands for Firecracker's interface, with one drive.
-func serveDrive(t *testing.T, path string) {
+// serveDisks stands for cloud-hypervisor's interface, and has the disks that it is given.
+func serveDisks(t *testing.T, path string) {
 	t.Helper()
 	listener, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
-	drive := `{"drive_id":"slot_0","path_on_host":"/vm/empty"}`
+	var disks []string
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
-		if r.Method == "PATCH" {
+		if r.Method == "PUT" {
 			body, err := io.ReadAll(r.Body)
 			if err != nil {
 				t.Error(err)
 			}
-			drive = string(body)
+			disks = append(disks, string(body))
 		}
-		fmt.Fprintf(w, `{"drives":[%s]}`, drive)
+		fmt.Fprintf(w, `{"config":{"disks":[%s]}}`, strings.Join(disks, ","))
 	})}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })

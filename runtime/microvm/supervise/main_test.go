@@ -66,8 +66,8 @@ func guestImage(t testing.TB) guestimage.Image {
 	return shared.image
 }
 
-// machine is a supervisor with its machine.
-type machine struct {
+// testVM is a supervisor with its VM.
+type testVM struct {
 	*Config
 	t      testing.TB
 	cmd    *exec.Cmd
@@ -78,7 +78,7 @@ type machine struct {
 	replaced bool
 }
 
-// newConfig is a machine that can be run here; else the test is skipped.
+// newConfig is a VM that can be run here; else the test is skipped.
 func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -88,9 +88,6 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 	c.VM = vmm.Config{Driver: driver.Name(), Accel: host.Accel(), CPUs: 1, MemoryMiB: 256, Vsock: vmm.Vsock{CID: 42}, Console: true}
 	if change != nil {
 		change(c)
-	}
-	if kernel, _, err := guestimage.FindKernel(os.Getenv("MAGIKPOD_TEST_KERNEL")); err == nil {
-		c.VM.Kernel = kernel // whether its guest would find the monitor's devices
 	}
 	if c.VM.Machine == "microvm" && c.VM.Accel == vmm.AccelTCG {
 		c.VM.TSCKHz = vmm.HostTSC()
@@ -111,8 +108,8 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 	return c
 }
 
-// boot starts a machine and waits until the guest answers. When the test ends the machine is stopped and nothing may be left.
-func boot(t testing.TB, driver vmm.Driver, change func(c *Config)) *machine {
+// boot starts a VM and waits until the guest answers. When the test ends the VM is stopped and nothing may be left.
+func boot(t testing.TB, driver vmm.Driver, change func(c *Config)) *testVM {
 	t.Helper()
 	m := launch(t, newConfig(t, driver, change))
 	m.answers()
@@ -120,9 +117,9 @@ func boot(t testing.TB, driver vmm.Driver, change func(c *Config)) *machine {
 }
 
 // launch starts a supervisor and waits for its READY=1.
-func launch(t testing.TB, c *Config) *machine {
+func launch(t testing.TB, c *Config) *testVM {
 	t.Helper()
-	m := &machine{Config: c, t: t, output: &bytes.Buffer{}, exited: make(chan struct{})}
+	m := &testVM{Config: c, t: t, output: &bytes.Buffer{}, exited: make(chan struct{})}
 	text, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -173,8 +170,8 @@ func launch(t testing.TB, c *Config) *machine {
 	return m
 }
 
-// close stops the machine and checks that nothing is left.
-func (m *machine) close() {
+// close stops the VM and checks that nothing is left.
+func (m *testVM) close() {
 	_ = m.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-m.exited:
@@ -189,15 +186,15 @@ func (m *machine) close() {
 	m.nothingLeft()
 }
 
-// nothingLeft: no file but the test's own, no process that has to do with the directory or is the machine's user's.
-func (m *machine) nothingLeft() {
+// nothingLeft: no file but the test's own, no process that has to do with the directory or is the VM's user's.
+func (m *testVM) nothingLeft() {
 	entries, err := os.ReadDir(m.Dir)
 	if err != nil {
 		m.t.Error(err)
 	}
 	for _, entry := range entries {
 		if name := entry.Name(); name != "vm.json" && name != "notify" {
-			m.t.Errorf("%s is left in the machine's directory", name)
+			m.t.Errorf("%s is left in the VM's directory", name)
 		}
 	}
 	if left := m.processes(); len(left) > 0 {
@@ -205,8 +202,8 @@ func (m *machine) nothingLeft() {
 	}
 }
 
-// processes returns the command lines of the machine's processes.
-func (m *machine) processes() map[int]string {
+// processes returns the command lines of the VM's processes.
+func (m *testVM) processes() map[int]string {
 	found := map[int]string{}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -229,19 +226,19 @@ func (m *machine) processes() map[int]string {
 }
 
 // pidOf returns the process whose command line has the word in its first argument.
-func (m *machine) pidOf(word string) int {
+func (m *testVM) pidOf(word string) int {
 	m.t.Helper()
 	for pid, line := range m.processes() {
 		if program, _, _ := strings.Cut(line, " "); strings.Contains(filepath.Base(program), word) {
 			return pid
 		}
 	}
-	m.t.Fatalf("no process of the machine is %s: %v", word, m.processes())
+	m.t.Fatalf("no process of the VM is %s: %v", word, m.processes())
 	return 0
 }
 
 // answers waits until the guest answers a ping, and returns how long that took from the start.
-func (m *machine) answers() time.Duration {
+func (m *testVM) answers() time.Duration {
 	m.t.Helper()
 	for deadline := time.Now().Add(host.Patience(40 * time.Second)); ; time.Sleep(2 * time.Millisecond) {
 		a, err := m.try(request{Action: "ping"})
@@ -250,7 +247,7 @@ func (m *machine) answers() time.Duration {
 		}
 		select {
 		case <-m.exited:
-			m.t.Fatalf("the machine has ended: %s", m.output)
+			m.t.Fatalf("the VM has ended: %s", m.output)
 		default:
 		}
 		if time.Now().After(deadline) {
@@ -260,7 +257,7 @@ func (m *machine) answers() time.Duration {
 }
 
 // try makes one request.
-func (m *machine) try(r request) (answer, error) {
+func (m *testVM) try(r request) (answer, error) {
 	conn, err := dialAgent(&m.VM, time.Now().Add(host.Patience(10*time.Second)))
 	if err != nil {
 		return answer{}, err
@@ -284,7 +281,7 @@ func (m *machine) try(r request) (answer, error) {
 }
 
 // ask makes a request that must succeed.
-func (m *machine) ask(r request) answer {
+func (m *testVM) ask(r request) answer {
 	m.t.Helper()
 	a, err := m.try(r)
 	if err != nil {
@@ -293,8 +290,19 @@ func (m *machine) ask(r request) answer {
 	return a
 }
 
+// pinged waits until the guest has answered two pings more of the supervisor's: when the second comes, the first has been answered.
+func (m *testVM) pinged() {
+	m.t.Helper()
+	before := m.ask(request{Action: "pings"}).Pings
+	for deadline := time.Now().Add(host.Patience(20 * time.Second)); m.ask(request{Action: "pings"}).Pings < before+2; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.t.Fatal("the supervisor does not ping the guest")
+		}
+	}
+}
+
 // ends waits until the supervisor has ended, with that status and that word in what it says.
-func (m *machine) ends(status int, want string) {
+func (m *testVM) ends(status int, want string) {
 	m.t.Helper()
 	select {
 	case <-m.exited:

@@ -54,11 +54,7 @@ func askPowerOff(c *vmm.Config, deadline time.Time) error {
 		return err
 	}
 	defer conn.Close()
-	request := `{"action":"poweroff"}`
-	if driver, err := vmm.Find(c.Driver); err == nil && driver.Can(c).EndsAtReset {
-		request = `{"action":"poweroff","reboot":true}`
-	}
-	if _, err := io.WriteString(conn, request+"\n"); err != nil {
+	if _, err := io.WriteString(conn, `{"action":"poweroff"}`+"\n"); err != nil {
 		return err
 	}
 	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadString('\n')
@@ -82,9 +78,6 @@ func dialAgent(c *vmm.Config, deadline time.Time) (io.ReadWriteCloser, error) {
 	}
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, errors.Join(err, conn.Close())
-	}
-	if c.Vsock.Kind == vmm.VsockPort {
-		return conn, nil
 	}
 	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vmm.AgentPort); err != nil {
 		return nil, errors.Join(err, conn.Close())

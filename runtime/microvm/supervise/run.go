@@ -22,18 +22,19 @@ import (
 
 // The exit statuses of the supervisor.
 const (
-	// ExitFailure: the machine could not be started, or has ended without having been asked to; the reason is on stderr.
+	// ExitFailure: the VM could not be started, or has ended without having been asked to; the reason is on stderr.
 	ExitFailure = 1
 	// ExitUsage: the configuration cannot be understood.
 	ExitUsage = 64
-	// ExitTempFail: the network namespace could not be opened, because who held it is gone.
+	// ExitTempFail: the network namespace could not be opened, because its owner is gone.
 	ExitTempFail = 75
 )
 
 // supervisor is one run.
 type supervisor struct {
 	config *Config
-	netns  int // -1: the host's
+	netns  int       // -1: the host's
+	gate   *vmm.Gate // nil: there is none
 	// guest is where a guest says that it is there; nil: there is no gate.
 	guest *net.UnixListener
 
@@ -43,7 +44,7 @@ type supervisor struct {
 	first     *process
 }
 
-// Run runs the machine of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It tells the service manager READY=1 when the monitor runs,
+// Run runs the VM of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It notifies the service manager with READY=1 when the monitor runs,
 // which is before the guest answers. It returns the exit status: 0 when the end was asked for.
 func Run(path string) int {
 	config, err := ReadConfig(path)
@@ -90,7 +91,7 @@ func (s *supervisor) run(stop <-chan os.Signal) error {
 		case <-s.ended:
 			return s.endedFirst()
 		case <-stop:
-			cancel(errors.New("the machine is to end"))
+			cancel(errors.New("the VM is to end"))
 			s.powerOff(monitor)
 			return nil
 		}
@@ -116,26 +117,19 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 	if err := errors.Join(makeDir(filepath.Join(c.Dir, jailDir), 0), makeDir(c.socketDir(), int(c.UID))); err != nil {
 		return nil, err
 	}
-	if _, socket := c.VM.VsockGate(); socket != "" {
-		if s.guest, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
+	if s.gate = command.Gate; s.gate != nil {
+		if s.guest, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.gate.Ready, Net: "unix"}); err != nil {
 			return nil, err
 		}
-		// The helper, which connects to it, is the machine's user.
-		if err := os.Chown(socket, int(c.UID), int(c.GID)); err != nil {
+		// The helper, which connects to it, is the VM's user.
+		if err := os.Chown(s.gate.Ready, int(c.UID), int(c.GID)); err != nil {
 			return nil, err
 		}
 	}
-	for name, helper := range vmm.Helpers(&c.VM) {
+	for name, helper := range command.Helpers {
 		if _, err := s.launch(ctx, name, helper); err != nil {
 			return nil, err
 		}
-	}
-	if c.VM.NIC != nil && opensTapByName(command) {
-		tap, err := s.openTap(c.VM.NIC.Tap, true)
-		if err != nil {
-			return nil, err
-		}
-		defer tap.Close()
 	}
 	if err := s.giveDisks(command); err != nil {
 		return nil, err
@@ -145,10 +139,10 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 
 const monitorName = "monitor"
 
-// giveDisks gives the disks that the monitor opens itself, for writing, to the machine's user.
+// giveDisks gives the disks that the monitor opens itself, for writing, to the VM's user.
 func (s *supervisor) giveDisks(c *vmm.Command) error {
 	for _, m := range c.Mounts {
-		if m.Writable && strings.HasPrefix(m.Target, vmm.DiskPath("")) {
+		if m.Owned {
 			if err := os.Chown(m.Source, int(s.config.UID), int(s.config.GID)); err != nil {
 				return err
 			}
@@ -197,17 +191,17 @@ func (s *supervisor) endedFirst() error {
 	}
 	switch s.first.name {
 	case monitorName:
-		return fmt.Errorf("the machine has ended: %s", how)
+		return fmt.Errorf("the VM has ended: %s", how)
 	case "vsock":
-		return fmt.Errorf("the machine has lost its vsock device: %s", how)
+		return fmt.Errorf("the VM has lost its vsock device: %s", how)
 	}
-	return fmt.Errorf("the machine has lost its shared directory: %s", how)
+	return fmt.Errorf("the VM has lost its shared directory: %s", how)
 }
 
 // readyTimeout is how long a monitor may take until it answers.
 const readyTimeout = time.Minute
 
-// ready waits until the monitor answers, writes the state and tells the service manager.
+// ready waits until the monitor answers, writes the state and notifies the service manager.
 func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	driver, err := vmm.Find(s.config.VM.Driver)
 	if err != nil {
@@ -215,24 +209,21 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the monitor does not answer"))
 	defer cancel()
-	for {
-		control, err := driver.Control(ctx, &s.config.VM)
-		if err == nil {
-			if err := control.Close(); err != nil {
-				return err
-			}
-			break
-		}
+	// Its socket is there before it is, so that connecting waits for it.
+	control, err := driver.Control(ctx, &s.config.VM)
+	if err != nil {
 		select {
 		case <-ctx.Done():
 			if context.Cause(ctx) != ctx.Err() && ctx.Err() == context.DeadlineExceeded {
-				return fmt.Errorf("cannot start the machine: %w: %w", context.Cause(ctx), err)
+				return fmt.Errorf("cannot start the VM: %w: %w", context.Cause(ctx), err)
 			}
 			return nil // the end was asked for
 		case <-s.ended:
-			return nil // told by the other
-		case <-time.After(2 * time.Millisecond):
+			return nil // run returns it
 		}
+	}
+	if err := control.Close(); err != nil {
+		return err
 	}
 	if err := s.writeState(monitor); err != nil {
 		return err
@@ -241,7 +232,7 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 }
 
 func (s *supervisor) writeState(monitor *process) error {
-	var state State
+	var state vmm.State
 	var err error
 	if state.Monitor, err = monitor.owner(); err != nil {
 		return err
@@ -269,7 +260,7 @@ func (s *supervisor) writeState(monitor *process) error {
 	return os.Rename(path+".new", path)
 }
 
-// notify tells the service manager (sd_notify(3)), if there is one.
+// notify notifies the service manager (sd_notify(3)), if there is one.
 func notify(state string) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

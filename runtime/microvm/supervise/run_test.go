@@ -1,7 +1,9 @@
 package supervise
 
 import (
+	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -10,9 +12,10 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/tests/host"
 )
 
-// TestBoot boots a machine up to the first answer and powers it off in order.
+// TestBoot boots a VM up to the first answer and powers it off in order.
 func TestBoot(t *testing.T) {
 	m := boot(t, vmm.QEMU{}, nil)
 	t.Logf("first answer after %v", time.Since(m.began))
@@ -25,7 +28,7 @@ func TestBoot(t *testing.T) {
 	}
 	m.ends(0, "")
 	if took := time.Since(begin); took > m.powerOff() {
-		t.Errorf("it took %v: the guest was not asked, or did not hear", took)
+		t.Errorf("it took %v: the guest was not asked, or did not power off", took)
 	}
 }
 
@@ -53,7 +56,7 @@ func TestJail(t *testing.T) {
 			t.Errorf("%s has no system call filter:\n%s", word, status)
 		}
 		if !strings.Contains(status, "Uid:\t1900000042\t1900000042\t1900000042\t1900000042") {
-			t.Errorf("%s is not the machine's user:\n%s", word, status)
+			t.Errorf("%s is not the VM's user:\n%s", word, status)
 		}
 		for _, path := range []string{"/etc/passwd", "/root", "/proc", "/sys", "/var", "/run/systemd", "/home", "/dev/net"} {
 			if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid), "root", path)); err == nil {
@@ -87,7 +90,7 @@ func read(t *testing.T, pid int, name string) []byte {
 // TestKilled: whoever of them dies, all end.
 func TestKilled(t *testing.T) {
 	for _, c := range []struct{ program, want string }{
-		{"qemu", "the machine has ended: signal: killed"},
+		{"qemu", "the VM has ended: signal: killed"},
 		{"vhost-device-vsock", "lost its vsock device"},
 	} {
 		t.Run(c.program, func(t *testing.T) {
@@ -120,19 +123,37 @@ func TestSupervisorKilled(t *testing.T) {
 	launch(t, m.Config).answers()
 }
 
-// TestGuestEnds: a guest that panics or powers off by itself is a machine that has ended.
+// TestGuestEnds: a guest that panics or powers off by itself is a VM that has ended.
 func TestGuestEnds(t *testing.T) {
 	for _, action := range []string{"panic", "poweroff"} {
 		t.Run(action, func(t *testing.T) {
 			m := boot(t, vmm.QEMU{}, nil)
 			_, _ = m.try(request{Action: action})
-			m.ends(ExitFailure, "the machine has ended")
+			m.ends(ExitFailure, "the VM has ended")
 		})
 	}
 }
 
-// TestDeafGuest: a guest that does not power off is ended.
-func TestDeafGuest(t *testing.T) {
+// TestMonitorFails: a monitor that ends before it has answered is the end of it, at once.
+func TestMonitorFails(t *testing.T) {
+	c := newConfig(t, vmm.QEMU{}, func(c *Config) { c.VM.Program = "/usr/bin/false" })
+	text, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(c.Dir, "vm.json")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	out, err := exec.Command("/proc/self/exe", "--config", file).CombinedOutput()
+	if err == nil || string(out) != "magikvmm: the VM has ended: exit status 1\n" || time.Since(begin) > host.Patience(10*time.Second) {
+		t.Errorf("%v after %v: %q", err, time.Since(begin), out)
+	}
+}
+
+// TestUnresponsiveGuest: a guest that does not power off is ended.
+func TestUnresponsiveGuest(t *testing.T) {
 	m := launch(t, newConfig(t, vmm.QEMU{}, func(c *Config) { c.PowerOffMillis = 300 }))
 	// Long before it answers.
 	begin := time.Now()
@@ -149,15 +170,16 @@ func TestDeafGuest(t *testing.T) {
 func TestHang(t *testing.T) {
 	const limit = 6 * time.Second
 	m := boot(t, vmm.QEMU{}, func(c *Config) { c.WatchdogMillis = int(limit.Milliseconds()) })
-	time.Sleep(limit / watchPings * 2) // for the supervisor to have had an answer, too
+	m.pinged() // the supervisor has had an answer, too
 	qemu := m.pidOf("qemu")
-	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
-		if err := syscall.Kill(qemu, sig); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(limit / 3)
+	if err := syscall.Kill(qemu, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
-	m.ask(request{Action: "ping"})
+	time.Sleep(limit / 3) // the pause
+	if err := syscall.Kill(qemu, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	m.pinged()
 	begin := time.Now()
 	if err := syscall.Kill(qemu, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)

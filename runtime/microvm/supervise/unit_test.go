@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// TestUnit runs a machine as the unit that pods have, with all that confines it, and stops it with its slice.
+// TestUnit runs a VM as the unit that pods have, with all that confines it, and stops it with its slice.
 func TestUnit(t *testing.T) {
 	if comm, _ := os.ReadFile("/proc/1/comm"); strings.TrimSpace(string(comm)) != "systemd" {
 		t.Skip("PID 1 is not systemd (try: MAGIKHOST_ROOT=trixie make host-test PKG=./runtime/microvm/supervise)")
@@ -59,7 +59,7 @@ func TestUnit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	machine := &machine{Config: c, t: t, began: time.Now(), exited: make(chan struct{})}
+	guest := &testVM{Config: c, t: t, began: time.Now(), exited: make(chan struct{})}
 	t.Cleanup(func() {
 		job, err := m.Stop(context.Background(), names.Slice)
 		if err == nil {
@@ -71,19 +71,19 @@ func TestUnit(t *testing.T) {
 		if state, ok := m.State(names.VM); ok && (state.ExecMainStatus != 0 || state.ExecMainCode != 1) {
 			t.Errorf("the unit ended with %+v", state)
 		}
-		machine.nothingLeft()
+		guest.nothingLeft()
 	})
 	start(names.Pause, units.PauseProps(units.PauseUnit{Pod: p, Names: names, Argv: []string{"/bin/sleep", "infinity"}}), units.PodSlices(p, units.PodLimits(p))...)
 	start(names.VM, units.VMProps(units.VMUnit{Pod: p, Names: names, Argv: []string{self, "--config", file}, PowerOff: c.powerOff()}))
-	t.Logf("first answer after %v", machine.answers())
+	t.Logf("first answer after %v", guest.answers())
 	if c.VM.Share != nil {
-		if err := BindShare(c, "dir", t.TempDir(), false); err != nil {
+		if err := attachTo(c).Share("dir", t.TempDir(), false); err != nil {
 			t.Fatal(err)
 		}
-		machine.ask(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "dir/file"})
+		guest.ask(request{Action: "write", Serial: "share", FSType: "virtiofs", Path: "dir/file"})
 	}
-	if _, err := AttachDisk(ctx, c, vmm.Disk{Path: c.VM.Kernel, Serial: "kernel", ReadOnly: true}); err != nil {
+	if _, err := attachTo(c).Disk(ctx, vmm.Disk{Path: c.VM.Kernel, Serial: "kernel", ReadOnly: true}); err != nil {
 		t.Fatal(err)
 	}
-	machine.sees("kernel")
+	guest.sees("kernel")
 }

@@ -16,7 +16,7 @@ import (
 const watchPings = 6
 
 // watch ends with an error when a guest that has answered once does not answer any more: its kernel hangs, or the monitor does, and nobody else would ever see that. It
-// counts requests, not time, so that a machine that was frozen together with its supervisor (systemctl freeze), or with the host, has its time when it goes on.
+// counts requests, not time, so that a VM that was frozen together with its supervisor (systemctl freeze), or with the host, has its time when it goes on.
 func (s *supervisor) watch(ctx context.Context) error {
 	limit := s.config.watchdog()
 	if limit == 0 {
@@ -38,7 +38,7 @@ func (s *supervisor) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.ended:
-			return nil // told by the other
+			return nil // run returns it
 		}
 		if answered {
 			missed++
@@ -47,7 +47,7 @@ func (s *supervisor) watch(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("the guest has not answered for %s", limit), last)
 		}
 		go func() {
-			// One that is not answered stays until the machine has ended: see client.Hybrid.
+			// One that is not answered stays until the VM has ended: see client.Hybrid.
 			err := s.ping(time.Now().Add(24 * time.Hour))
 			select {
 			case answers <- err:
@@ -57,8 +57,8 @@ func (s *supervisor) watch(ctx context.Context) error {
 	}
 }
 
-// ping asks the agent for any answer: one that refuses is alive, too. A guest whose answer tells a wrong time (the host was suspended, its own clock was set, or theirs have
-// drifted apart) is told the right one.
+// ping asks the agent for any answer: one that refuses is alive, too. A guest whose answer has a wrong time (the host was suspended, its own clock was set, or theirs have
+// drifted apart) gets the right one.
 func (s *supervisor) ping(deadline time.Time) error {
 	begin := time.Now()
 	answer, err := s.request(deadline, `{"action":"ping"}`)
@@ -73,7 +73,7 @@ func (s *supervisor) ping(deadline time.Time) error {
 	return nil
 }
 
-// clockWrong tells whether an answer that came now, and took so long, has a time that it cannot have been in the meantime. One without a time is that of an older agent.
+// clockWrong says whether an answer that came now, and took so long, has a time that it cannot have been in the meantime. One without a time is that of an older agent.
 func clockWrong(answer []byte, now time.Time, took time.Duration) bool {
 	var pong struct{ Data struct{ Time time.Time } }
 	if json.Unmarshal(answer, &pong) != nil || pong.Data.Time.IsZero() {

@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestPingClock: a guest that tells a wrong time is told the right one, and no other guest is.
+// TestPingClock: a guest that answers with a wrong time gets the right one, and no other guest is.
 func TestPingClock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vsock")
 	listener, err := net.Listen("unix", path)
@@ -28,13 +28,18 @@ func TestPingClock(t *testing.T) {
 			if err != nil {
 				return
 			}
-			line, _ := bufio.NewReader(conn).ReadString('\n')
+			reader := bufio.NewReader(conn)
+			if line, err := reader.ReadString('\n'); line != "CONNECT 1024\n" {
+				t.Errorf("%q, %v", line, err)
+			}
+			fmt.Fprint(conn, "OK 1\n")
+			line, _ := reader.ReadString('\n')
 			lines <- strings.TrimSpace(line)
 			fmt.Fprint(conn, <-answers)
 			conn.Close()
 		}
 	}()
-	s := &supervisor{config: &Config{VM: vmm.Config{Vsock: vmm.Vsock{Kind: vmm.VsockPort, Path: path}}}}
+	s := &supervisor{config: &Config{VM: vmm.Config{Vsock: vmm.Vsock{Kind: vmm.VsockHybrid, Path: path}}}}
 	pong := func(off time.Duration) string {
 		return `{"status":"ok","data":{"type":"pong","time":"` + time.Now().Add(off).Format(time.RFC3339Nano) + "\"}}\n"
 	}

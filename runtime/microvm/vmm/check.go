@@ -64,7 +64,7 @@ func FindVsock(d Driver, c *Config) (VsockKind, error) {
 		if err == nil {
 			return kind, nil
 		}
-		if len(errs) == 0 || errs[len(errs)-1].Error() != err.Error() { // what has nothing to do with the kind is told once
+		if len(errs) == 0 || errs[len(errs)-1].Error() != err.Error() { // what has nothing to do with the kind is reported once
 			errs = append(errs, err)
 		}
 	}

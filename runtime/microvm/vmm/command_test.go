@@ -3,18 +3,16 @@ package vmm
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/magikrun/magikpod/internal/golden"
 )
 
-// full is a machine with everything that the driver can do.
+// full is a VM with everything that the driver can do.
 func full(d Driver) *Config {
 	c := &Config{
 		Driver: d.Name(), Accel: AccelKVM, Kernel: "/img/vmlinux", Initrd: "/img/initrd.cpio", Cmdline: "extra=1", CPUs: 2, MemoryMiB: 512, Control: "/run/vm/control",
@@ -22,9 +20,7 @@ func full(d Driver) *Config {
 	}
 	can := d.Can(c)
 	c.Vsock = Vsock{Kind: can.Vsock[len(can.Vsock)-1], CID: 7, Path: "/run/vm/s/vsock"}
-	if can.Share {
-		c.Share = &Share{Tag: "share", Daemon: "/usr/libexec/virtiofsd", Socket: "/run/vm/share"}
-	}
+	c.Share = &Share{Tag: "share", Daemon: "/usr/libexec/virtiofsd", Socket: "/run/vm/share"}
 	return c
 }
 
@@ -38,8 +34,8 @@ func show(c *Command) string {
 		b.WriteString(" " + arg)
 	}
 	fmt.Fprintf(&b, "\nenv %q root=%t\n", c.Env, c.Root)
-	if c.Proc || len(c.Dirs) > 0 {
-		fmt.Fprintf(&b, "proc=%t dirs=%q\n", c.Proc, c.Dirs)
+	if len(c.Dirs) > 0 {
+		fmt.Fprintf(&b, "dirs=%q\n", c.Dirs)
 	}
 	for i, fd := range c.FDs {
 		fmt.Fprintf(&b, "fd %d %s %s readonly=%t\n", i+3, fd.Kind, fd.Path, fd.ReadOnly)
@@ -53,7 +49,7 @@ func show(c *Command) string {
 	return b.String()
 }
 
-// TestCommand: what each monitor and helper is told. Run go test ./runtime/microvm/vmm -update when it is meant to change, and read the difference. Only QEMU is
+// TestCommand: the arguments of each monitor and helper. Run go test ./runtime/microvm/vmm -update when it is meant to change, and read the difference. Only QEMU is
 // also run with it where these tests were written.
 func TestCommand(t *testing.T) {
 	configs := map[string]*Config{}
@@ -78,16 +74,15 @@ func TestCommand(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := show(command)
-			helpers := Helpers(c)
-			for _, name := range slices.Sorted(maps.Keys(helpers)) {
-				got += "\nhelper " + name + "\n" + show(helpers[name])
+			for _, name := range slices.Sorted(maps.Keys(command.Helpers)) {
+				got += "\nhelper " + name + "\n" + show(command.Helpers[name])
 			}
 			golden.Check(t, filepath.Join("testdata", name+".txt"), got)
 		})
 	}
 }
 
-// TestCommandBad: what no monitor is told.
+// TestCommandBad: what no monitor is started with.
 func TestCommandBad(t *testing.T) {
 	for _, d := range Drivers() {
 		for name, c := range map[string]struct {
@@ -105,7 +100,7 @@ func TestCommandBad(t *testing.T) {
 		} {
 			config := full(d)
 			c.change(config)
-			if _, err := d.Command(config); err == nil || !strings.HasPrefix(err.Error(), "cannot run a machine: ") || !strings.Contains(err.Error(), c.want) {
+			if _, err := d.Command(config); err == nil || !strings.HasPrefix(err.Error(), "cannot run a VM: ") || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s, %s: %v; want an error with %q", d.Name(), name, err, c.want)
 			}
 		}
@@ -122,7 +117,7 @@ func TestEmulatedMicrovm(t *testing.T) {
 	if _, err := (QEMU{}).Command(c); err == nil || !strings.Contains(err.Error(), "time stamp counter") {
 		t.Errorf("command: %v", err)
 	}
-	c.Accel = AccelKVM // which tells it
+	c.Accel = AccelKVM // which reports it
 	if _, err := (QEMU{}).Command(c); err != nil {
 		t.Error(err)
 	}
@@ -151,93 +146,11 @@ func TestCheck(t *testing.T) {
 			continue
 		}
 		c.Program, c.Accel = "/bin/true", AccelTCG
-		if err := d.Check(c); err == nil || !strings.Contains(err.Error(), "KVM") && !strings.Contains(err.Error(), KrunHelper) {
+		if err := d.Check(c); err == nil || !strings.Contains(err.Error(), "KVM") {
 			t.Errorf("%s without KVM: %v", d.Name(), err)
 		}
 	}
-	for driver, want := range map[Driver]string{Firecracker{}: "firecracker has no virtiofs", Libkrun{}: "libkrun's virtiofs has the rights of a user who owns nothing"} {
-		c := full(driver)
-		c.Share = &Share{Tag: "host"}
-		if err := driver.Check(c); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s with a share: %v", driver.Name(), err)
-		}
-	}
-	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor, firecracker, libkrun") {
+	if _, err := Find("bochs"); err == nil || !strings.Contains(err.Error(), "qemu, cloud-hypervisor") {
 		t.Errorf("an unknown driver: %v", err)
-	}
-}
-
-// TestCheckKernel: a guest's kernel that would not find the monitor's devices is refused, one of which nothing is known is not.
-func TestCheckKernel(t *testing.T) {
-	boot := t.TempDir()
-	write := func(name, text string) string {
-		t.Helper()
-		path := filepath.Join(boot, name)
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	const debian = "CONFIG_ACPI=y\nCONFIG_VIRTIO_MMIO=m\n# CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES is not set\nCONFIG_VIRTIO_FS=y\n"
-	const all = "CONFIG_VIRTIO_MMIO=y\nCONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\nCONFIG_VIRTIO_FS=m\n"
-	krun := []kernelOption{{name: "VIRTIO_MMIO"}, {name: "VIRTIO_MMIO_CMDLINE_DEVICES"}, {"VIRTIO_FS", true}}
-	for name, c := range map[string]struct {
-		config string
-		needed []kernelOption
-		want   string // empty: it passes
-	}{
-		"acpi":       {debian, []kernelOption{{name: "ACPI"}, {"VIRTIO_MMIO", true}}, ""},
-		"as module":  {debian, krun, "CONFIG_VIRTIO_MMIO=y, and " + boot + "/vmlinuz-as module has it as a module"},
-		"no devices": {strings.Replace(debian, "MMIO=m", "MMIO=y", 1), krun, "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES, and " + boot + "/vmlinuz-no devices has been built without it"},
-		"everything": {all, krun, ""},
-		"no acpi":    {all, []kernelOption{{name: "ACPI"}}, "CONFIG_ACPI, and"},
-	} {
-		write("config-"+name, c.config)
-		err := checkKernel("it", write("vmlinuz-"+name, ""), c.needed...)
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: %v, want %q", name, err, c.want)
-		}
-	}
-	for _, path := range []string{write("vmlinuz-unknown", ""), write("vmlinux", ""), ""} {
-		if err := checkKernel("it", path, krun...); err != nil {
-			t.Errorf("%q: %v", path, err)
-		}
-	}
-	// The drivers ask for it.
-	write("config-debian", debian)
-	c := full(Firecracker{})
-	c.Program, c.Kernel, c.Accel = "/bin/true", write("vmlinuz-debian", ""), AccelTCG
-	if err := (Firecracker{}).Check(c); err == nil || !strings.Contains(err.Error(), "KVM") {
-		t.Errorf("firecracker and Debian's kernel: %v", err)
-	}
-	write("config-debian", "CONFIG_ACPI=y\n")
-	if err := (Firecracker{}).Check(c); err == nil || !strings.Contains(err.Error(), "CONFIG_VIRTIO_MMIO") {
-		t.Errorf("firecracker and a kernel without virtio_mmio: %v", err)
-	}
-}
-
-// TestGuestSerial: Firecracker and libkrun make serial numbers of inode numbers.
-func TestGuestSerial(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	st := info.Sys().(*syscall.Stat_t)
-	for _, d := range Drivers() {
-		want := "scratch"
-		if d.Name() == "firecracker" || d.Name() == "libkrun" {
-			want = fmt.Sprint(st.Dev) + fmt.Sprint(st.Rdev) + fmt.Sprint(st.Ino)
-			want = want[:min(len(want), 20)]
-		}
-		if got, err := GuestSerial(&Config{Driver: d.Name()}, Disk{Path: path, Serial: "scratch"}); err != nil || got != want {
-			t.Errorf("%s: %q, %v; want %q", d.Name(), got, err, want)
-		}
-	}
-	if _, err := GuestSerial(&Config{Driver: "libkrun"}, Disk{Path: path + "-", Serial: "x"}); err == nil {
-		t.Error("a file that is not there has a serial number")
 	}
 }

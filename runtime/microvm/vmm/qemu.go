@@ -3,7 +3,6 @@ package vmm
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,15 +24,15 @@ func (QEMU) Name() string { return "qemu" }
 // hotPlugSlots is how many root ports a machine with PCI Express has for disks.
 const hotPlugSlots = 20
 
-// translatedMiB is how much translated code an emulated machine keeps at most.
+// translatedMiB is how much translated code an emulated VM keeps at most.
 const translatedMiB = "256"
 
-// express says whether the machine's bus is PCI Express, where each disk that is plugged in needs a root port of its own.
+// express says whether the VM's bus is PCI Express, where each disk that is attached later needs a root port of its own.
 func express(machine string) bool { return machine == "q35" || machine == "microvm" }
 
 // Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
 func (QEMU) Can(c *Config) Abilities {
-	a := Abilities{MaxDisks: 24, Share: true, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
+	a := Abilities{MaxDisks: 24, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
 	if express(c.Machine) {
 		a.MaxDisks = hotPlugSlots
 	}
@@ -67,23 +66,24 @@ func (q QEMU) Check(c *Config) error {
 // needsTSC: an emulated microvm has no clock against which its CPU could be calibrated.
 func (QEMU) needsTSC(c *Config) bool { return c.Machine == "microvm" && c.Accel == AccelTCG }
 
-var errNoTSC = errors.New("QEMU's machine microvm must be told the rate of the time stamp counter when it is emulated, and this host has none")
+var errNoTSC = errors.New("QEMU's machine microvm needs the rate of the time stamp counter when it is emulated, and this host has none")
 
 func (QEMU) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/qemu-system-x86_64") }
 
-// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail holds the distribution's files and the guest's kernel.
+// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail has the distribution's files and the guest's kernel.
 func (q QEMU) Command(c *Config) (*Command, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	if q.needsTSC(c) && c.TSCKHz == 0 {
-		return nil, fmt.Errorf("cannot run a machine: %w", errNoTSC)
+		return nil, fmt.Errorf("cannot run a VM: %w", errNoTSC)
 	}
 	cmd := &Command{
 		Argv: []string{q.program(c), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "magikpod"},
 		Env:  []string{"PATH=/usr/bin", "LC_ALL=C"},
 		Mounts: append(distribution[:len(distribution):len(distribution)], Mount{Source: "/etc/qemu", Optional: true}, Mount{Source: c.Kernel, Target: jailKernel},
 			Mount{Source: c.Initrd, Target: jailInitrd}),
+		Helpers: map[string]*Command{},
 	}
 	add := func(args ...string) { cmd.Argv = append(cmd.Argv, args...) }
 	add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -111,6 +111,7 @@ func (q QEMU) Command(c *Config) (*Command, error) {
 	q.vsock(c, cmd, add)
 	if s := c.Share; s != nil {
 		add("-chardev", fmt.Sprintf("socket,id=share,fd=%d", cmd.fd(FDConnect, s.Socket, false)), "-device", "vhost-user-fs-pci,chardev=share,tag="+s.Tag)
+		cmd.Helpers["share"] = virtiofsd(s)
 	}
 	return cmd, nil
 }
@@ -123,7 +124,7 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 	case "q35":
 		machine += ",usb=off,vmport=off,sata=off,smbus=off"
 	case "microvm":
-		// The bus, which this machine lacks of its own accord, is for the disks that are plugged in. A kernel that finds no PC does not set up the old interrupt controller, which then
+		// The bus, which this machine lacks of its own accord, is for the disks that are attached later. A kernel that finds no PC does not set up the old interrupt controller, which then
 		// delivers the first tick of the old timer as a division by zero: there are neither. The firmware of its own accord is SeaBIOS, which puts the ACPI tables where
 		// the initrd comes to lie; qboot puts them elsewhere.
 		machine += ",acpi=on,rtc=on,pit=off,pic=off,pcie=on,isa-serial=" + onOff(c.Console)
@@ -175,38 +176,6 @@ func (q QEMU) cmdline(c *Config) string {
 // for the kernel to ask for them (_OSC).
 const microvmCmdline = "pcie_ports=native"
 
-func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
-	switch c.Vsock.Kind {
-	case VsockHybrid:
-		add("-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", cmd.fd(FDConnect, vsockDeviceSocket(c), false)), "-device", "vhost-user-vsock-pci,id="+vsockID+",chardev=vsock")
-	default:
-		add("-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", c.Vsock.CID, cmd.fd(FDFile, "/dev/vhost-vsock", false)))
-	}
-}
-
-const vsockID = "vsock0"
-
-// VsockStarted says whether the guest's driver has started the vsock device of a machine with a [Config.VsockGate].
-func (q QEMU) VsockStarted(ctx context.Context, c *Config) (bool, error) {
-	m, err := dialQMP(ctx, c.Control)
-	if err != nil {
-		return false, err
-	}
-	defer m.close()
-	path := "/machine/peripheral/" + vsockID + "/virtio-backend"
-	answer, err := m.execute(ctx, "x-query-virtio-status", map[string]any{"path": path}, nil)
-	if err != nil {
-		return false, err
-	}
-	var status struct {
-		Started bool `json:"vhost-started"`
-	}
-	if err := json.Unmarshal(answer, &status); err != nil {
-		return false, fmt.Errorf("QEMU's answer to x-query-virtio-status: %w", err)
-	}
-	return status.Started, nil
-}
-
 // nodeName and deviceID are a disk's names in QEMU.
 func nodeName(serial string) string { return "node-" + serial }
 func deviceID(serial string) string { return "disk-" + serial }
@@ -225,10 +194,10 @@ type qemuControl struct {
 	machine string
 }
 
-// Close ends the connection, not the machine.
+// Close ends the connection, not the VM.
 func (c *qemuControl) Close() error { return c.monitor.close() }
 
-// AttachDisk hands QEMU the descriptor and plugs a virtio-blk device.
+// AttachDisk hands QEMU the descriptor and adds a virtio-blk device.
 func (c *qemuControl) AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error) {
 	if !serialForm.MatchString(d.Serial) {
 		return Place{}, fmt.Errorf("cannot attach a disk: its serial number is %q", d.Serial)

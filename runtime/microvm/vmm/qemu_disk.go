@@ -10,8 +10,8 @@ import (
 
 // attach does what is not done yet: an earlier call may have been cut short anywhere.
 func (c *qemuControl) attach(ctx context.Context, d Disk, file *os.File) error {
-	plugged, err := c.plugged(ctx, d.Serial)
-	if err != nil || plugged {
+	there, err := c.attached(ctx, d.Serial)
+	if err != nil || there {
 		return err
 	}
 	// A node without its device is of an earlier call.
@@ -42,7 +42,7 @@ func (c *qemuControl) attach(ctx context.Context, d Disk, file *os.File) error {
 	return nil
 }
 
-// addDevice plugs a device; with PCI Express into the first root port that is free.
+// addDevice adds a device; with PCI Express into the first root port that is free.
 func (c *qemuControl) addDevice(ctx context.Context, device map[string]any) error {
 	if !express(c.machine) {
 		_, err := c.monitor.execute(ctx, "device_add", device, nil)
@@ -62,8 +62,8 @@ func (c *qemuControl) addDevice(ctx context.Context, device map[string]any) erro
 	return nil
 }
 
-// plugged says whether the disk is there.
-func (c *qemuControl) plugged(ctx context.Context, serial string) (bool, error) {
+// attached says whether the disk is there.
+func (c *qemuControl) attached(ctx context.Context, serial string) (bool, error) {
 	answer, err := c.monitor.execute(ctx, "qom-list", map[string]any{"path": "/machine/peripheral"}, nil)
 	if err != nil {
 		return false, err

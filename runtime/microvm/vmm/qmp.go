@@ -42,6 +42,9 @@ const maxQMPLine = 1 << 20
 // qmpTimeout bounds one command, when the context has no earlier deadline: QEMU answers while the guest waits.
 const qmpTimeout = 30 * time.Second
 
+// startTimeout bounds the wait for a monitor's first answer: it may just have been started.
+const startTimeout = time.Minute
+
 // dialQMP connects and leaves the negotiation behind.
 func dialQMP(ctx context.Context, path string) (*qmp, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
@@ -50,7 +53,7 @@ func dialQMP(ctx context.Context, path string) (*qmp, error) {
 	}
 	m := &qmp{conn: conn.(*net.UnixConn), answers: make(chan qmpAnswer, 1), done: make(chan struct{})}
 	go m.read()
-	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	greeting, err := m.answer(ctx)
 	if err == nil && greeting.QMP == nil {

@@ -8,32 +8,31 @@ import (
 	"regexp"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
 // Driver is one kind of virtual machine monitor.
 type Driver interface {
-	// Name is what stands in [Config.Driver]: qemu, cloud-hypervisor, firecracker, libkrun.
+	// Name is what stands in [Config.Driver]: qemu or cloud-hypervisor.
 	Name() string
-	// Can says what machines of this configuration can do.
+	// Can says what VMs of this configuration can do.
 	Can(c *Config) Abilities
-	// Check returns nil when machines of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
-	// Accel, Vsock.Kind, whether there is a Share, and Kernel: one that stands where its package has put it, vmlinuz-VERSION, has a config-VERSION beside
-	// it that tells whether it finds the monitor's devices. That an accelerator works is only known when a machine has run: what Check says
+	// Check returns nil when VMs of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
+	// Accel, Vsock.Kind and TSCKHz. That an accelerator works is only known when a VM has run: what Check says
 	// of /dev/kvm is that it can be opened and speaks the right version.
 	Check(c *Config) error
-	// Command says how the machine is started. It reads no files and changes nothing.
+	// Command says how the VM is started. It reads no files and changes nothing.
 	Command(c *Config) (*Command, error)
-	// Control connects to a running machine through [Config.Control]. The caller must Close it soon: a monitor serves one client at a time. Errors mean
+	// Control connects to a running VM through [Config.Control]. The caller must Close it soon: a monitor serves one client at a time. Errors mean
 	// that it does not run (yet, or any more).
 	Control(ctx context.Context, c *Config) (Control, error)
 }
 
-// Control is a connection to a running machine.
+// Control is a connection to a running VM.
 type Control interface {
 	// AttachDisk gives the guest a disk, and says where the guest finds it. A disk with d's serial that is there already is the same one: attaching is idempotent.
 	// It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is the open image, and not needed after the call; a
-	// monitor with a [Abilities.PlugDir] opens what has been mounted there instead.
+	// monitor with a [Abilities.AttachDir] opens what has been mounted there instead.
 	AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error)
 	Close() error
 }
@@ -45,16 +44,19 @@ type Place struct {
 	File  string `json:"file,omitempty"`
 }
 
-// Abilities are what a machine can do.
+// State is what there is of a running VM on the host.
+type State struct {
+	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as the host sees them.
+	Monitor nsfile.Owner `json:"monitor"`
+	Share   nsfile.Owner `json:"share,omitzero"`
+}
+
+// Abilities are what a VM can do.
 type Abilities struct {
-	// MaxDisks is how many disks there can be, those that are attached to the running machine among them; 0: any number.
+	// MaxDisks is how many disks there can be, those that are attached to the running VM among them.
 	MaxDisks int
-	// PlugDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
-	PlugDir string
-	// EndsAtReset: the machine has no power button, and ends when the guest resets it.
-	EndsAtReset bool
-	// Share: a directory of the host can be shared with virtiofs.
-	Share bool
+	// AttachDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
+	AttachDir string
 	// Vsock lists the transports, the preferred one first.
 	Vsock []VsockKind
 }
@@ -68,8 +70,6 @@ const (
 	VsockVhost VsockKind = "vhost"
 	// VsockHybrid is a unix socket: CONNECT PORT, answered by OK N.
 	VsockHybrid VsockKind = "hybrid"
-	// VsockPort is a unix socket that leads to [AgentPort] without a greeting.
-	VsockPort VsockKind = "port"
 )
 
 // AgentPort is the port that the agent in the guest listens on.
@@ -81,10 +81,10 @@ const (
 	AccelTCG = "tcg"
 )
 
-// Config is a machine. All paths are absolute paths of the host.
+// Config is a VM. All paths are absolute paths of the host.
 type Config struct {
 	Driver string `json:"driver"`
-	// Program is the monitor; empty: where Debian's package puts it. Of libkrun it is the library.
+	// Program is the monitor; empty: where Debian's package puts it.
 	Program string `json:"program,omitempty"`
 	// Machine is QEMU's: pc (when empty), q35 or microvm.
 	Machine string `json:"machine,omitempty"`
@@ -122,7 +122,7 @@ type Disk struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
-// NIC is the machine's network card, on a tap.
+// NIC is the VM's network card, on a tap.
 type NIC struct {
 	// Tap is the tap's name in the network namespace that the supervisor joins; it makes it.
 	Tap string `json:"tap"`
@@ -135,9 +135,9 @@ type NIC struct {
 // Vsock is the way to the agent.
 type Vsock struct {
 	Kind VsockKind `json:"kind"`
-	// CID is the guest's context ID, from 3; with kind vhost it is unique on the host. Firecracker and libkrun do not need it to be.
+	// CID is the guest's context ID, from 3; with kind vhost it is unique on the host.
 	CID uint32 `json:"cid"`
-	// Path is the unix socket of kinds hybrid and port.
+	// Path is the unix socket of the kind hybrid.
 	Path string `json:"path,omitempty"`
 }
 
@@ -161,11 +161,26 @@ type Command struct {
 	// Files are small files that are made for it, by path, and Dirs empty directories.
 	Files map[string]string
 	Dirs  []string
-	// Proc: it sees /proc, with nothing but its own processes in it.
-	Proc bool
-	// Root: it stays root, and sees all of /proc. Otherwise it gets the machine's user.
+	// Helpers are the programs that must run before this one, by name: vsock, share. The sockets that it connects to are those of its descriptors.
+	Helpers map[string]*Command
+	// Gate is what keeps connections from a guest that is not ready for them; nil: nothing needs to.
+	Gate *Gate
+	// Root: it stays root, and sees all of /proc. Otherwise it gets the VM's user.
 	Root bool
 }
+
+// Gate is a unix socket that leads to the guest, under another name than [Vsock.Path] until the guest's vsock driver is up.
+type Gate struct {
+	// Path is where it is until then.
+	Path string
+	// Ready is the unix socket that is connected to when the guest connects to [ReadyPort] of the host.
+	Ready string
+	// Started says whether the driver is up, of a guest that never connects.
+	Started func(ctx context.Context) (bool, error)
+}
+
+// ReadyPort is the port of the host that the agent in the guest connects to, once, as soon as it listens; it need not say anything, nor mind if nobody is there.
+const ReadyPort = 1025
 
 // FDKind is a way to make a descriptor.
 type FDKind string
@@ -193,10 +208,12 @@ type Mount struct {
 	Writable bool
 	// Optional: a source that is not there is left out.
 	Optional bool
+	// Owned: the VM's user becomes its owner.
+	Owned bool
 }
 
 // Drivers are all drivers, the preferred one first.
-func Drivers() []Driver { return []Driver{QEMU{}, CloudHypervisor{}, Firecracker{}, Libkrun{}} }
+func Drivers() []Driver { return []Driver{QEMU{}, CloudHypervisor{}} }
 
 // Find returns the named driver.
 func Find(name string) (Driver, error) {
@@ -210,38 +227,7 @@ func Find(name string) (Driver, error) {
 	return nil, fmt.Errorf("cannot use the VMM %q: the known ones are %s", name, strings.Join(names, ", "))
 }
 
-// GuestSerial is the serial number by which the guest finds a disk that is there from the start.
-func GuestSerial(c *Config, d Disk) (string, error) {
-	if c.Driver != (Firecracker{}).Name() && c.Driver != (Libkrun{}).Name() {
-		return d.Serial, nil
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(d.Path, &st); err != nil {
-		return "", fmt.Errorf("cannot tell the serial number of disk %s: %w", d.Serial, &os.PathError{Op: "stat", Path: d.Path, Err: err})
-	}
-	return inodeSerial(&st), nil
-}
-
-// inodeSerial is the serial number of a disk of Firecracker's or libkrun's, which cannot be told one: up to 20 digits made of the image's device, special device and inode
-// number.
-func inodeSerial(st *unix.Stat_t) string {
-	serial := fmt.Sprintf("%d%d%d", st.Dev, st.Rdev, st.Ino)
-	return serial[:min(len(serial), 20)]
-}
-
-// ShareTags are the tags of the shares that the guest is to mount.
-func ShareTags(c *Config) []string {
-	var tags []string
-	if c.Share != nil {
-		tags = append(tags, c.Share.Tag)
-	}
-	if c.Driver == (Libkrun{}).Name() {
-		tags = append(tags, krunImagesTag)
-	}
-	return tags
-}
-
-// Cmdline is what every guest kernel of Debian's is told: nothing that takes time and helps nobody in a machine that lives as long as a pod. A panic ends it.
+// Cmdline is the command line of every guest kernel of Debian's: nothing that takes time and helps nobody in a VM that lives as long as a pod. A panic ends it.
 const Cmdline = "quiet panic=-1 rdinit=/init random.trust_cpu=on tsc=reliable no_timer_check rcupdate.rcu_expedited=1 mitigations=auto " +
 	"8250.nr_uarts=1 audit=0 apparmor=0 selinux=0 net.ifnames=0 cryptomgr.notests"
 
@@ -278,7 +264,7 @@ func (c *Config) validate() error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("cannot run a machine: %w", err)
+		return fmt.Errorf("cannot run a VM: %w", err)
 	}
 	return nil
 }

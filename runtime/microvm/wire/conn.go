@@ -21,7 +21,7 @@ func NewConn(rw io.ReadWriter) *Conn {
 	return &Conn{r: bufio.NewReaderSize(rw, 4<<10), w: rw}
 }
 
-// ReadRequest reads and checks the request. An [*Error] of the code [CodeInvalidRequest] is the peer's to hear; others are the stream's.
+// ReadRequest reads and checks the request. An [*Error] of the code [CodeInvalidRequest] is for the peer; others are the stream's.
 func (c *Conn) ReadRequest() (Request, error) {
 	line, err := ReadLine(c.r, MaxRequest)
 	if err != nil {

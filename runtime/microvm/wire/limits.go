@@ -3,8 +3,8 @@ package wire
 import "time"
 
 // Version is the version of the protocol. A request with a field that the agent does not know is refused, so that nothing is honoured by half; the
-// number tells a host in advance what an agent of another build can do. It grows with every field and action that comes or goes.
-const Version = 4
+// number says to a host in advance what an agent of another build can do. It grows with every field and action that comes or goes.
+const Version = 5
 
 // Port is the vsock port of the agent.
 const Port = 1024
@@ -17,7 +17,7 @@ const (
 	MaxRequest = 2 << 20 // of a request's line
 	MaxReply   = 256 << 10
 	MaxFrame   = 64 << 10 // payload of a frame
-	Chunk      = 8 << 10  // what a sender puts into a frame of a stream; vhost-device-vsock 0.3 holds one of 32 KiB back until something else comes
+	Chunk      = 8 << 10  // what a sender puts into a frame of a stream; vhost-device-vsock 0.3 keeps one of 32 KiB until something else comes
 
 	MaxArgs     = 256
 	MaxArg      = 128<<10 - 1 // the kernel's own (MAX_ARG_STRLEN)
@@ -32,12 +32,12 @@ const (
 	MaxHeaders  = 32   // of an HTTP probe
 	MaxPathSize = 4096
 
-	// MaxConnections is how many connections the agent serves at once, and MaxContainers how many containers a machine has.
+	// MaxConnections is how many connections the agent serves at once, and MaxContainers how many containers a VM has.
 	MaxConnections = 128
 	MaxContainers  = 32
 )
 
-// MaxClockError is how far the clock of a machine may be from the host's before it is set again.
+// MaxClockError is how far the clock of a VM may be from the host's before it is set again.
 const MaxClockError = time.Second
 
 // LineTimeout is how long the first line of a connection may take to arrive.

@@ -32,7 +32,7 @@ func (c Code) known() bool {
 	return false
 }
 
-// Error is an error that the agent tells the host. Its Message is one line of at most [MaxMessage] bytes.
+// Error is an error that the agent returns to the host. Its Message is one line of at most [MaxMessage] bytes.
 type Error struct {
 	Code    Code
 	Message string
@@ -136,18 +136,13 @@ func DecodeReply(line []byte, data any) error {
 
 // Pong is the reply to [Ping].
 type Pong struct {
-	Type           string `json:"type"` // pong
-	Version        string `json:"version"`
-	Protocol       int    `json:"protocol"`
-	ContainerCount int    `json:"container_count"`
-	// Uptime is that of the machine, in milliseconds.
-	Uptime int64 `json:"uptime_ms"`
+	Type     string `json:"type"` // pong
+	Version  string `json:"version"`
+	Protocol int    `json:"protocol"`
 	// Configured says that Configure has succeeded.
 	Configured bool `json:"configured"`
-	// Time is what the machine's clock says.
+	// Time is what the VM's clock says.
 	Time time.Time `json:"time,omitzero"`
-	// Controllers are the cgroup controllers that limits can be set with.
-	Controllers []string `json:"controllers,omitempty"`
 }
 
 // State is what a container is doing.
@@ -167,7 +162,7 @@ type ContainerStatus struct {
 	ID        string `json:"id"`
 	Attempt   int    `json:"attempt"`
 	State     State  `json:"state"`
-	PID       int    `json:"pid,omitempty"` // of its first process, in the machine
+	PID       int    `json:"pid,omitempty"` // of its first process, in the VM
 	// StartedAt is the zero time before it runs.
 	StartedAt time.Time `json:"started_at,omitzero"`
 	Exit      *Exit     `json:"exit,omitempty"` // state exited
@@ -188,8 +183,7 @@ type Exit struct {
 	// TimedOut says that the time of an exec was over.
 	TimedOut bool `json:"timed_out,omitempty"`
 	// Error says why an exec could not be run (Code is 126 or 127 then). Without a terminal its stderr has said so, too.
-	Error      string    `json:"error,omitempty"`
-	FinishedAt time.Time `json:"finished_at,omitzero"`
+	Error string `json:"error,omitempty"`
 	// Message is the end of the termination message, at most [MaxMessage] bytes.
 	Message []byte `json:"message,omitempty"`
 }
@@ -228,18 +222,15 @@ func (r *ProbeReply) Check() { r.Message = clean(r.Message) }
 
 // StatsReply is the reply to [Stats].
 type StatsReply struct {
-	Type string `json:"type"` // stats
-	// Time is when it was measured.
-	Time       time.Time        `json:"time"`
-	Machine    MachineStats     `json:"machine"`
+	Type       string           `json:"type"` // stats
+	VM         VMStats          `json:"machine"`
 	Containers []ContainerStats `json:"containers"`
 }
 
-// MachineStats is the whole machine, in bytes and microseconds.
-type MachineStats struct {
+// VMStats is the whole VM, in bytes.
+type VMStats struct {
 	MemoryTotal     uint64 `json:"memory_total"`
 	MemoryAvailable uint64 `json:"memory_available"`
-	CPUUsec         uint64 `json:"cpu_usec"`
 }
 
 // ContainerStats is one container, in bytes and microseconds. What the kernel does not count is 0.
@@ -250,5 +241,4 @@ type ContainerStats struct {
 	MemoryWorkingSet uint64 `json:"memory_working_set"` // without inactive file pages, as the kubelet counts
 	MemoryLimit      uint64 `json:"memory_limit,omitempty"`
 	PIDs             uint64 `json:"pids"`
-	OOMKills         uint64 `json:"oom_kills,omitempty"`
 }

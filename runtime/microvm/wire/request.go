@@ -43,11 +43,11 @@ type Request interface {
 // Ping asks whether the agent is there. Reply: [Pong].
 type Ping struct {
 	Head
-	// Time sets the clock of a machine that has been configured, when it is off by more than [MaxClockError]; the zero time leaves it.
+	// Time sets the clock of a VM that has been configured, when it is off by more than [MaxClockError]; the zero time leaves it.
 	Time time.Time `json:"time,omitzero"`
 }
 
-// Configure sets up the machine. It may be repeated: what is mounted stays, the network becomes what is said, and containers go on. It must have succeeded
+// Configure sets up the VM. It may be repeated: what is mounted stays, the network becomes what is said, and containers go on. It must have succeeded
 // once before the first Create.
 type Configure struct {
 	Head
@@ -55,19 +55,17 @@ type Configure struct {
 	// Time sets the clock; the zero time leaves it.
 	Time    time.Time `json:"time,omitzero"`
 	Network *Network  `json:"network,omitempty"`
-	// Scratch is the serial of the disk for containers' writable layers and emptyDirs, a file system of ext4. Empty: they are in the memory of the machine.
+	// Scratch is the serial of the disk for containers' writable layers and emptyDirs, a file system of ext4. Empty: they are in the memory of the VM.
 	Scratch string `json:"scratch,omitempty"`
 	// Shares are the tags of virtiofs file systems to mount.
 	Shares []string `json:"shares,omitempty"`
 	// SharePID asks for one PID namespace for all containers (shareProcessNamespace).
 	SharePID bool `json:"share_pid,omitempty"`
-	// Sysctls are set in the machine, by name (net.ipv4.ip_forward).
+	// Sysctls are set in the VM, by name (net.ipv4.ip_forward).
 	Sysctls map[string]string `json:"sysctls,omitempty"`
-	// ShmBytes bounds /dev/shm, which all containers share; 0: 64 MiB.
-	ShmBytes int64 `json:"shm_bytes,omitempty"`
 }
 
-// Network is the machine's one network interface; lo is always set up.
+// Network is the VM's one network interface, eth0; lo is always set up.
 type Network struct {
 	// MAC is the hardware address that the interface is found by, with colons.
 	MAC string `json:"mac"`
@@ -76,23 +74,15 @@ type Network struct {
 	// Addresses are IPv4 and IPv6 addresses with prefix length.
 	Addresses []string `json:"addresses,omitempty"`
 	Routes    []Route  `json:"routes,omitempty"`
-	// Name is what the interface is called; empty: eth0.
-	Name string `json:"name,omitempty"`
 }
 
-// Route is one route.
+// Route is the default route of a family.
 type Route struct {
-	// To is a prefix; empty: a default route of the family of Via.
-	To string `json:"to,omitempty"`
-	// Via is the gateway, reachable on the interface even if no prefix covers it; empty: on the link.
-	Via string `json:"via,omitempty"`
-	// Source is the preferred source address; empty: the kernel's choice.
-	Source string `json:"source,omitempty"`
-	// Metric is the priority; 0: the kernel's.
-	Metric int `json:"metric,omitempty"`
+	// Via is the gateway, reachable on the interface even if no prefix covers it.
+	Via string `json:"via"`
 }
 
-// Copy sends a volume that the machine keeps in memory (configMap, secret, files of /etc). After a first ok the host sends a tar stream in data frames, an
+// Copy sends a volume that the VM keeps in memory (configMap, secret, files of /etc). After a first ok the host sends a tar stream in data frames, an
 // empty one at its end, and the agent replies again. The volume is made equal to the stream, file by file in the order of the stream, and what the stream has
 // not is removed last: a container that has it mounted sees the new files.
 type Copy struct {
@@ -108,7 +98,7 @@ type Create struct {
 	ID        string `json:"id"` // of the attempt, chosen by the host
 	Attempt   int    `json:"attempt"`
 	// Spec is the OCI runtime spec, config.json. root.path, linux.cgroupsPath and the namespaces but user and cgroup are the agent's to fill in: the network,
-	// IPC and UTS namespaces are the machine's. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the machine.
+	// IPC and UTS namespaces are the VM's. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the VM.
 	Spec json.RawMessage `json:"spec"`
 	// Rootfs is the read-only part of the container's root file system. Above it lies a writable layer of the attempt.
 	Rootfs Image   `json:"rootfs"`
@@ -155,7 +145,7 @@ type Mount struct {
 	Mode uint32 `json:"mode,omitempty"`
 	// GID (scratch, tmpfs) is its group when it is made.
 	GID uint32 `json:"gid,omitempty"`
-	// Bytes (tmpfs) is its size; 0: half of the machine's memory.
+	// Bytes (tmpfs) is its size; 0: half of the VM's memory.
 	Bytes int64 `json:"bytes,omitempty"`
 }
 
@@ -236,7 +226,6 @@ type TCPProbe struct {
 // Stats asks for what the containers use. Reply: [StatsReply].
 type Stats struct {
 	Head
-	Container string `json:"container,omitempty"` // empty: all
 }
 
 // Update changes the limits of a container.
@@ -247,11 +236,9 @@ type Update struct {
 	Resources json.RawMessage `json:"resources"`
 }
 
-// PowerOff kills the containers, writes the disks and ends the machine. The reply comes before that.
+// PowerOff kills the containers, writes the disks and ends the VM. The reply comes before that.
 type PowerOff struct {
 	Head
-	// Reboot ends the machine by a reset, for a VMM that takes that for the end and knows no power button.
-	Reboot bool `json:"reboot,omitempty"`
 }
 
 // The names of the actions.

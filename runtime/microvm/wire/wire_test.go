@@ -16,12 +16,12 @@ import (
 // all are one request of each kind, as full as it can be.
 func all() []Request {
 	return []Request{
-		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &PowerOff{Reboot: true}, &Copy{Volume: "etc.a"},
+		&Ping{}, &Ping{Time: time.Unix(1, 2).UTC()}, &PowerOff{}, &Copy{Volume: "etc.a"},
 		&Configure{
-			Hostname: "web", Time: time.Unix(1, 2).UTC(), Scratch: "scratch", Shares: []string{"share"}, SharePID: true, Sysctls: map[string]string{"net.core.somaxconn": "5"}, ShmBytes: 7,
+			Hostname: "web", Time: time.Unix(1, 2).UTC(), Scratch: "scratch", Shares: []string{"share"}, SharePID: true, Sysctls: map[string]string{"net.core.somaxconn": "5"},
 			Network: &Network{
-				MAC: "02:00:00:00:00:01", MTU: 1400, Name: "eth0", Addresses: []string{"10.0.0.2/24", "fd00::2/64"},
-				Routes: []Route{{Via: "10.0.0.1"}, {To: "fd01::/64", Via: "fd00::1", Source: "fd00::2", Metric: 3}},
+				MAC: "02:00:00:00:00:01", MTU: 1400, Addresses: []string{"10.0.0.2/24", "fd00::2/64"},
+				Routes: []Route{{Via: "10.0.0.1"}, {Via: "fd00::1"}},
 			},
 		},
 		&Create{

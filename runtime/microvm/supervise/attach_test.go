@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/microvm/attach"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
@@ -57,7 +58,7 @@ func rootfs(t *testing.T) (r runtime.Rootfs, merged []string) {
 	return runtime.Rootfs{Dir: dir, Layers: []string{"low", "high"}}, merged
 }
 
-// TestDisks plugs the disk of an image, and a scratch disk that is there from the start, and has the guest's kernel read and write them.
+// TestDisks attaches the disk of an image, and a scratch disk that is there from the start, and has the guest's kernel read and write them.
 func TestDisks(t *testing.T) {
 	for _, machine := range []string{"pc", "q35"} {
 		t.Run(machine, func(t *testing.T) {
@@ -77,7 +78,7 @@ func TestDisks(t *testing.T) {
 			disk := vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true}
 			begin := time.Now()
 			for range 2 { // the second time nothing happens
-				if place, err := AttachDisk(context.Background(), m.Config, disk); err != nil || place != (vmm.Place{Disk: image.Serial}) {
+				if place, err := m.attach().Disk(context.Background(), disk); err != nil || place != (vmm.Place{Disk: image.Serial}) {
 					t.Fatalf("attached as %+v, %v", place, err)
 				}
 			}
@@ -90,7 +91,7 @@ func TestDisks(t *testing.T) {
 			if got := m.ask(request{Action: "disks"}).Lines; !slices.Equal(got, []string{image.Serial, "scratch"}) {
 				t.Errorf("the guest's disks: %q", got)
 			}
-			if _, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: image.Path, Serial: "other", ReadOnly: true}); err != nil {
+			if _, err := m.attach().Disk(context.Background(), vmm.Disk{Path: image.Path, Serial: "other", ReadOnly: true}); err != nil {
 				t.Fatal(err)
 			}
 			m.sees(image.Serial, "other", "scratch")
@@ -98,8 +99,13 @@ func TestDisks(t *testing.T) {
 	}
 }
 
+// attachTo is a VM to attach something to.
+func attachTo(c *Config) attach.VM { return attach.VM{Config: &c.VM, State: c.ReadState} }
+
+func (m *testVM) attach() attach.VM { return attachTo(m.Config) }
+
 // tree lists what is in an image.
-func (m *machine) tree(p vmm.Place) []string {
+func (m *testVM) tree(p vmm.Place) []string {
 	m.t.Helper()
 	r := request{Action: "tree", Serial: p.Disk, FSType: "erofs"}
 	if p.Disk == "" {
@@ -111,7 +117,7 @@ func (m *machine) tree(p vmm.Place) []string {
 }
 
 // sees waits until the guest has exactly these disks.
-func (m *machine) sees(serials ...string) {
+func (m *testVM) sees(serials ...string) {
 	m.t.Helper()
 	slices.Sort(serials)
 	var got []string
@@ -133,7 +139,7 @@ func TestManyDisks(t *testing.T) {
 	var serials []string
 	for i := range (vmm.QEMU{}).Can(&m.VM).MaxDisks {
 		serial := "disk" + string(rune('a'+i))
-		if _, err := AttachDisk(context.Background(), m.Config, vmm.Disk{Path: path, Serial: serial, ReadOnly: true}); err != nil {
+		if _, err := m.attach().Disk(context.Background(), vmm.Disk{Path: path, Serial: serial, ReadOnly: true}); err != nil {
 			t.Fatalf("disk %d: %v", i, err)
 		}
 		serials = append(serials, serial)
@@ -154,7 +160,7 @@ func TestShareDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time nothing happens
-		place, err := ShareDisk(m.Config, vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true})
+		place, err := m.attach().ShareDisk(vmm.Disk{Path: image.Path, Serial: image.Serial, ReadOnly: true})
 		if err != nil || place != (vmm.Place{Share: "share", File: image.Serial + ".erofs"}) {
 			t.Fatalf("shared as %+v, %v", place, err)
 		}
@@ -167,7 +173,7 @@ func TestShareDisk(t *testing.T) {
 	}
 }
 
-// TestNIC: the guest has the address it is given, on a tap that is up and goes with the machine.
+// TestNIC: the guest has the address it is given, on a tap that is up and goes with the VM.
 func TestNIC(t *testing.T) {
 	const name, address = "vmtest0", "02:00:00:00:00:07"
 	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.NIC = &vmm.NIC{Tap: name, MAC: address, MTU: 1400} })
@@ -203,11 +209,11 @@ func TestShare(t *testing.T) {
 	}
 	m := boot(t, vmm.QEMU{}, func(c *Config) { c.VM.Share = &vmm.Share{Tag: "share", Daemon: daemon} })
 	for _, name := range []string{"rw", "ro"} {
-		if err := BindShare(m.Config, name, filepath.Join(dir, name), name == "ro"); err != nil {
+		if err := m.attach().Share(name, filepath.Join(dir, name), name == "ro"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := BindShare(m.Config, "file", filepath.Join(dir, "ro", "hello"), true); err != nil {
+	if err := m.attach().Share("file", filepath.Join(dir, "ro", "hello"), true); err != nil {
 		t.Fatal(err)
 	}
 	share := request{Action: "tree", Serial: "share", FSType: "virtiofs"}
@@ -225,44 +231,8 @@ func TestShare(t *testing.T) {
 		t.Errorf("a write to what is read-only: %v", err)
 	}
 	for _, bad := range []string{"", "..", "a/b"} {
-		if err := BindShare(m.Config, bad, dir, true); err == nil {
+		if err := m.attach().Share(bad, dir, true); err == nil {
 			t.Errorf("%q counts as a name", bad)
-		}
-	}
-}
-
-// TestMountPoint: what a guest may have put into the directory that it shares is neither followed nor opened.
-func TestMountPoint(t *testing.T) {
-	dir := t.TempDir()
-	at := func(name string) string { return filepath.Join(dir, "shared", name) }
-	if err := os.MkdirAll(at("dir"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	outside := filepath.Join(dir, "outside")
-	for name, err := range map[string]error{
-		"fifo": unix.Mkfifo(at("fifo"), 0o600), "link": os.Symlink(outside, at("link")), "link to dir": os.Symlink(dir, at("link to dir")), "file": os.WriteFile(at("file"), nil, 0o600),
-	} {
-		if err != nil {
-			t.Fatal(name, err)
-		}
-	}
-	for name, kind := range map[string]uint32{"fifo": unix.S_IFREG, "link": unix.S_IFREG, "link to dir": unix.S_IFDIR, "file": unix.S_IFDIR, "dir": unix.S_IFREG} {
-		if fd, err := mountPoint(at(name), kind); err == nil || !strings.Contains(err.Error(), "something else") {
-			t.Errorf("%s: %d, %v", name, fd, err)
-		}
-	}
-	if _, err := os.Lstat(outside); err == nil {
-		t.Error("a file was made at the end of a link")
-	}
-	for name, kind := range map[string]uint32{"file": unix.S_IFREG, "dir": unix.S_IFDIR, "new file": unix.S_IFREG, "new dir": unix.S_IFDIR, "device": unix.S_IFCHR} {
-		fd, err := mountPoint(at(name), kind)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		unix.Close(fd)
-		if fi, err := os.Lstat(at(name)); err != nil || fi.IsDir() != (kind == unix.S_IFDIR) {
-			t.Errorf("%s: %v, %v", name, fi, err)
 		}
 	}
 }
