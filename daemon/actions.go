@@ -15,11 +15,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // Start starts a pod as a job, which ends when all its containers have been started.
-func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
+func (d *Daemon) Start(ctx context.Context, ref pod.Ref) (uint32, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return 0, err
@@ -27,7 +26,7 @@ func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
 	if err := w.usable("start"); err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
+	return d.jobs.start(ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishRun, fresh: true})
 		return w.waitStarted(ctx, job, n, "start")
 	})
@@ -71,12 +70,12 @@ func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) 
 }
 
 // Stop stops a pod as a job; it stays, and can be started again.
-func (d *Daemon) Stop(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+func (d *Daemon) Stop(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
+	return d.jobs.start(ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), force: o.Force})
 		snap, err := w.wait(ctx, func(s *snapshot) bool {
 			job.meets(s.problem)
@@ -107,7 +106,7 @@ func graceOf(o pod.StopOptions) *time.Duration {
 }
 
 // Restart stops a pod and starts it again, as a job.
-func (d *Daemon) Restart(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+func (d *Daemon) Restart(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return 0, err
@@ -115,19 +114,19 @@ func (d *Daemon) Restart(_ context.Context, ref pod.Ref, o pod.StopOptions) (uin
 	if err := w.usable("restart"); err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
+	return d.jobs.start(ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
 		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), thenRun: true})
 		return w.waitStarted(ctx, job, n, "restart")
 	})
 }
 
 // Delete deletes a pod as a job, which ends when nothing is left of it.
-func (d *Daemon) Delete(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+func (d *Daemon) Delete(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
+	return d.jobs.start(ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
 		w.give(order{wish: pod.WishDelete, grace: graceOf(o), force: o.Force})
 		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.gone }); err != nil {
 			return nil, err
@@ -169,26 +168,6 @@ func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig sy
 
 func noContainer(s *snapshot, name string) error {
 	return pod.Errorf(pod.NotFound, "cannot find container %q in pod %s: it has %s", name, s.detail.Ref, strings.Join(containerNames(s.detail.Pod), ", "))
-}
-
-// Exec runs a process in a container, the first one when container is "".
-func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error) {
-	w, err := d.find(ref)
-	if err != nil {
-		return runtime.ExitStatus{}, err
-	}
-	snap := w.snapshot()
-	if container == "" {
-		container = defaultContainer(snap.detail.Pod)
-	}
-	if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
-		return runtime.ExitStatus{}, noContainer(snap, container)
-	}
-	status, err := w.manager.Exec(ctx, w.ref, container, p)
-	if pod.KindOf(err) == pod.NotFound { // the manifest has it, the runtime has not
-		err = pod.Errorf(pod.Conflict, "cannot run a process in container %q of pod %s: it does not run", container, ref)
-	}
-	return status, err
 }
 
 // defaultContainer is the container that a command means which names none (kubectl.kubernetes.io/default-container, else the first).

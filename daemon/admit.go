@@ -102,7 +102,7 @@ func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (ui
 	if o.NoStart {
 		kind = "create"
 	}
-	id, err := d.jobs.start(d.ctx, kind, r.names(), r.timeout(), r.do)
+	id, err := d.jobs.start(ctx, kind, r.names(), r.timeout(), r.do)
 	if err != nil {
 		d.unreserve(r)
 	}

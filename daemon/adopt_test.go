@@ -330,8 +330,8 @@ func TestDamagedRecords(t *testing.T) {
 				if _, err := w.run(manifest("bad"), pod.RunOptions{}); pod.KindOf(err) != pod.AlreadyExists {
 					t.Errorf("another pod of that name: %v", err)
 				}
-				if _, err := w.d.Exec(t.Context(), bad, "", runtimePkg.Process{Args: []string{"true"}}); pod.KindOf(err) != pod.NotFound {
-					t.Errorf("exec: %v", err)
+				if _, err := w.job(w.exec(t.Context(), bad, "", runtimePkg.Process{Args: []string{"true"}})); pod.KindOf(err) != pod.NotFound {
+					t.Errorf("exec: %v; want NotFound", err)
 				}
 				if err := w.d.RemoveImage(t.Context(), "localhost/other:1", false); pod.KindOf(err) != pod.Conflict {
 					t.Errorf("an image that it may use was removed: %v", err)

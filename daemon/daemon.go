@@ -85,7 +85,7 @@ type Daemon struct {
 	log      *slog.Logger
 	store    recordStore
 	objects  objects
-	jobs     jobs
+	jobs     *jobs
 	pulls    *puller
 	metrics  *metricsSet
 	logs     *logs.Reader
@@ -119,10 +119,12 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	d.store = recordStore{config: &d.config}
 	d.objects = objects{dir: filepath.Join(o.Config.StateDir, "volumes")}
 	d.metrics = newMetrics(d.List)
-	d.jobs = jobs{notices: &d.notices, ended: func(kind string, result pod.JobResult, took time.Duration) {
-		d.metrics.observeJob(kind, result, took)
+	d.jobs = newJobs(d.ctx, &d.notices, func(kind string, result pod.JobResult, took time.Duration) {
+		if kind != "exec" { // that takes as long as its command
+			d.metrics.observeJob(kind, result, took)
+		}
 		d.touch()
-	}}
+	})
 	d.logs = logs.NewReader()
 	for _, class := range d.registry.Classes() {
 		d.starts[class.Name] = make(chan struct{}, maxStarts)

@@ -175,12 +175,12 @@ func platformFor(p *corev1.Pod) string {
 func isLocal(reference string) bool { return strings.HasPrefix(reference, "localhost/") }
 
 // PullImage pulls an image as a job.
-func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOptions) (uint32, error) {
+func (d *Daemon) PullImage(ctx context.Context, reference string, o pod.PullOptions) (uint32, error) {
 	name, err := image.Normalize(reference)
 	if err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "pull", []string{name}, 0, func(ctx context.Context, job *job) ([]string, error) {
+	return d.jobs.start(ctx, "pull", []string{name}, 0, func(ctx context.Context, job *job) ([]string, error) {
 		if _, err := d.images.ResolveFor(name, o.Platform); err == nil && (!o.Always || isLocal(name)) {
 			return []string{name}, nil
 		}

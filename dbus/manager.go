@@ -82,7 +82,6 @@ func (c *call) job(id uint32, err error) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.server.pump.setOwner(id, c.sender)
 	return []any{JobPath(id)}, nil
 }
 
@@ -183,7 +182,7 @@ func (c *call) listJobs() ([]any, error) {
 		Path        godbus.ObjectPath
 	}
 	rows := []row{}
-	for _, j := range c.server.jobs() {
+	for _, j := range c.server.backend.Jobs() {
 		rows = append(rows, row{j.ID, j.Kind, j.State, JobPath(j.ID)})
 	}
 	return []any{rows}, nil
@@ -233,8 +232,8 @@ func (c *call) managedObjects() ([]any, error) {
 		}
 		all[PodPath(d.UID)] = map[string]properties{PodInterface: podProperties(&d)}
 	}
-	for _, j := range c.server.jobs() {
-		all[JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j, nil)}
+	for _, j := range c.server.backend.Jobs() {
+		all[JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j)}
 	}
 	return []any{all}, nil
 }

@@ -13,6 +13,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/jobowner"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -95,7 +96,7 @@ func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.
 		return nil, toBus(err)
 	}
 	return []any{&call{
-		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
+		ctx: jobowner.With(m.server.ctx, sender), server: m.server, method: m.method, path: m.path,
 		sender: sender, ticket: t, body: body, files: files, msg: msg,
 	}}, nil
 }

@@ -169,7 +169,7 @@ func TestIntrospection(t *testing.T) {
 	}{
 		{ManagerPath, ManagerInterface, properties{"Version": godbus.MakeVariant("")}},
 		{path, PodInterface, podProperties(&detail)},
-		{JobPath(1), JobInterface, jobProperties(pod.JobInfo{}, nil)},
+		{JobPath(1), JobInterface, jobProperties(pod.JobInfo{})},
 	}
 	for _, test := range cases {
 		var text string
