@@ -27,17 +27,17 @@ func (d *Daemon) Start(ctx context.Context, ref pod.Ref) (uint32, error) {
 		return 0, err
 	}
 	return d.jobs.start(ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
-		n := w.give(order{wish: pod.WishRun, fresh: true})
+		n := w.give(order{desired: pod.DesiredRun, fresh: true})
 		return w.waitStarted(ctx, job, n, "start")
 	})
 }
 
-// usable is a Conflict when nothing but its end can be wished of the pod.
+// usable is a Conflict when the pod can do nothing but end.
 func (w *worker) usable(verb string) error {
 	switch {
 	case w.damaged:
 		return pod.Errorf(pod.Conflict, "cannot %s pod %s: its record is damaged (it can be deleted)", verb, w.ref)
-	case w.snapshot().seen.Wish == pod.WishDelete:
+	case w.snapshot().Desired == pod.DesiredDelete:
 		return pod.Errorf(pod.Conflict, "cannot %s pod %s: it is being deleted", verb, w.ref)
 	}
 	return nil
@@ -48,20 +48,20 @@ func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) 
 	var failure error
 	snap, err := w.wait(ctx, func(s *snapshot) bool {
 		job.meets(s.problem)
-		if s.orders < n || s.thenRun {
+		if s.taken < n || s.ThenRun {
 			return false
 		}
 		job.progress(s.detail.State, 0)
 		failure = nil
-		if s.seen.Wish == pod.WishRun {
+		if s.Desired == pod.DesiredRun {
 			failure = startFailure(s)
 		}
-		return s.seen.Wish != pod.WishRun || failure != nil || pod.Started(s.detail.Pod, s.seen)
+		return s.Desired != pod.DesiredRun || failure != nil || pod.Started(s.Pod, s.Observation)
 	})
 	switch {
 	case err != nil:
 		return nil, notYet(w, snap, pod.WaitStarted, err)
-	case snap.gone || snap.seen.Wish != pod.WishRun:
+	case snap.removed || snap.Desired != pod.DesiredRun:
 		return nil, pod.Errorf(pod.Conflict, "cannot %s pod %s: somebody else has stopped or deleted it meanwhile", verb, w.ref)
 	case failure != nil:
 		return nil, failure
@@ -76,15 +76,15 @@ func (d *Daemon) Stop(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint
 		return 0, err
 	}
 	return d.jobs.start(ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
-		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), force: o.Force})
+		n := w.give(order{desired: pod.DesiredStop, grace: graceOf(o), force: o.Force})
 		snap, err := w.wait(ctx, func(s *snapshot) bool {
 			job.meets(s.problem)
-			return s.orders >= n && (s.seen.Wish == pod.WishRun || stopped(s))
+			return s.taken >= n && (s.Desired == pod.DesiredRun || stopped(s))
 		})
 		switch {
 		case err != nil:
 			return nil, err
-		case !snap.gone && snap.seen.Wish == pod.WishRun:
+		case !snap.removed && snap.Desired == pod.DesiredRun:
 			return nil, pod.Errorf(pod.Conflict, "cannot stop pod %s: somebody else has started it meanwhile", ref)
 		}
 		return []string{ref.String()}, nil
@@ -93,7 +93,7 @@ func (d *Daemon) Stop(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint
 
 // stopped says whether nothing of the pod runs.
 func stopped(s *snapshot) bool {
-	return s.seen.Wish == pod.WishStop && !s.thenRun && (s.seen.Sandbox.Stage == pod.SandboxAbsent || s.seen.Sandbox.Stage == "")
+	return s.Desired == pod.DesiredStop && !s.ThenRun && (s.Sandbox.Stage == pod.SandboxAbsent || s.Sandbox.Stage == "")
 }
 
 // graceOf is the grace period that replaces the manifest's.
@@ -115,7 +115,7 @@ func (d *Daemon) Restart(ctx context.Context, ref pod.Ref, o pod.StopOptions) (u
 		return 0, err
 	}
 	return d.jobs.start(ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
-		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), thenRun: true})
+		n := w.give(order{desired: pod.DesiredStop, grace: graceOf(o), thenRun: true})
 		return w.waitStarted(ctx, job, n, "restart")
 	})
 }
@@ -127,8 +127,8 @@ func (d *Daemon) Delete(ctx context.Context, ref pod.Ref, o pod.StopOptions) (ui
 		return 0, err
 	}
 	return d.jobs.start(ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
-		w.give(order{wish: pod.WishDelete, grace: graceOf(o), force: o.Force})
-		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.gone }); err != nil {
+		w.give(order{desired: pod.DesiredDelete, grace: graceOf(o), force: o.Force})
+		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.removed }); err != nil {
 			return nil, err
 		}
 		return []string{ref.String()}, nil
@@ -143,14 +143,14 @@ func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig sy
 	}
 	snap := w.snapshot()
 	if container != "" {
-		if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
+		if pod.FindContainer(&snap.Pod.Spec, container) == nil {
 			return noContainer(snap, container)
 		}
 		return w.manager.SignalContainer(ctx, w.ref, container, sig)
 	}
 	running := 0
 	var errs []error
-	for name, o := range snap.seen.Containers {
+	for name, o := range snap.Containers {
 		if o.Stage != pod.ContainerRunning && o.Stage != pod.ContainerStopping {
 			continue
 		}
@@ -167,7 +167,7 @@ func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig sy
 }
 
 func noContainer(s *snapshot, name string) error {
-	return pod.Errorf(pod.NotFound, "cannot find container %q in pod %s: it has %s", name, s.detail.Ref, strings.Join(containerNames(s.detail.Pod), ", "))
+	return pod.Errorf(pod.NotFound, "cannot find container %q in pod %s: it has %s", name, s.detail.Ref, strings.Join(containerNames(s.Pod), ", "))
 }
 
 // defaultContainer is the container that a command means which names none (kubectl.kubernetes.io/default-container, else the first).

@@ -53,7 +53,7 @@ func TestStartWithoutEffect(t *testing.T) {
 	})
 }
 
-// TestRepeatedSteps checks that steps which come again and again are held back, whatever the reason.
+// TestRepeatedSteps checks that steps which come again and again are put into backoff, whatever the reason.
 func TestRepeatedSteps(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		worker, err := w.d.find(w.mustRun(manifest("web")))
@@ -65,12 +65,12 @@ func TestRepeatedSteps(t *testing.T) {
 		for range maxRepeats {
 			worker.countRepeats(steps)
 		}
-		if ready, _ := worker.ready(steps, time.Now()); len(ready) != 1 {
-			t.Errorf("held back after %d times", maxRepeats)
+		if ready, _ := worker.due(steps, time.Now()); len(ready) != 1 {
+			t.Errorf("in backoff after %d times", maxRepeats)
 		}
 		worker.countRepeats(steps)
-		if ready, until := worker.ready(steps, time.Now()); len(ready) != 0 || until.IsZero() {
-			t.Error("not held back")
+		if ready, until := worker.due(steps, time.Now()); len(ready) != 0 || until.IsZero() {
+			t.Error("not in backoff")
 		}
 		worker.countRepeats([]pod.Step{{Op: pod.OpStopContainer, Container: "other"}})
 		if worker.repeats != 0 {
@@ -121,7 +121,7 @@ func TestWaitForTheRemoved(t *testing.T) {
 				}
 				return false
 			})
-			if err != nil || !snap.gone {
+			if err != nil || !snap.removed {
 				t.Fatalf("%v", err)
 			}
 		}
@@ -236,12 +236,12 @@ func TestGoneMeansFree(t *testing.T) {
 		for range 200_000 {
 			runtime.Gosched()
 		}
-		if ghost.snapshot().gone {
+		if ghost.snapshot().removed {
 			t.Error("told while the name is taken")
 		}
 		w.d.mu.Unlock()
 		<-done
-		if !ghost.snapshot().gone {
+		if !ghost.snapshot().removed {
 			t.Error("never told")
 		}
 		w.d.add(old)

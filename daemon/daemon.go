@@ -203,10 +203,10 @@ func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning strin
 	if !r.Committed {
 		// Its run never succeeded, and nobody waits for it any more.
 		zero := time.Duration(0)
-		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishDelete, time.Now(), &zero, false
+		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredDelete, time.Now(), &zero, false
 	}
 	w = d.newWorker(r, manager)
-	for began := time.Now(); ; time.Sleep(firstHold) {
+	for began := time.Now(); ; time.Sleep(firstBackoff) {
 		err := manager.Adopt(ctx, ref)
 		switch kind := pod.KindOf(err); {
 		case err == nil:
@@ -253,7 +253,7 @@ func (d *Daemon) removed(w *worker) {
 	d.busyAt = time.Now()
 	d.mu.Unlock()
 	w.publish()
-	d.notices.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
+	d.notices.report(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
 }
 
 // changed wakes the worker of a pod about which the runtime has news.
@@ -265,7 +265,7 @@ func (d *Daemon) changed(ref pod.Ref) {
 	}
 	d.mu.Unlock()
 	if w != nil {
-		w.nudge()
+		w.wake()
 	}
 }
 
@@ -400,7 +400,7 @@ func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
 		return statsBy(ctx, d.host.CgroupRoot, slice, w.ref, reader)
 	}
 	containers := make(map[string]string)
-	for name, o := range w.snapshot().seen.Containers {
+	for name, o := range w.snapshot().Containers {
 		if o.Stage.Live() {
 			containers[name] = path.Join(slice, units.ContainerService(w.ref.Namespace, w.ref.Name, name))
 		}

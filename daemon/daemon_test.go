@@ -244,7 +244,7 @@ func TestAdminStop(t *testing.T) {
 	})
 }
 
-func TestNewerWishCutsShort(t *testing.T) {
+func TestNewerDesiredStateCutsShort(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.fake.Behave("main", runtimetest.Behavior{IgnoreStop: true})
 		ref := w.mustRun(manifest("stubborn", "terminationGracePeriodSeconds: 300", "containers: [{name: main, image: 'localhost/app:1'}]"))

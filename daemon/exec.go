@@ -70,9 +70,9 @@ func (d *Daemon) exec(ctx context.Context, ref pod.Ref, container string, p runt
 	}
 	snap := w.snapshot()
 	if container == "" {
-		container = defaultContainer(snap.detail.Pod)
+		container = defaultContainer(snap.Pod)
 	}
-	if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
+	if pod.FindContainer(&snap.Pod.Spec, container) == nil {
 		return status, noContainer(snap, container)
 	}
 	status, err = w.manager.Exec(ctx, w.ref, container, p)

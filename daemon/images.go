@@ -247,12 +247,12 @@ func (d *Daemon) imageUsers() map[string][]string {
 				seen[i.ID] = true
 			}
 		}
-		for _, o := range snap.seen.Containers {
+		for _, o := range snap.Containers {
 			seen[o.ImageID] = true
 		}
-		for c := range pod.AllContainers(&snap.detail.Pod.Spec) {
+		for c := range pod.AllContainers(&snap.Pod.Spec) {
 			if name, err := image.Normalize(c.Image); err == nil {
-				if img, err := d.images.ResolveFor(name, platformFor(snap.detail.Pod)); err == nil {
+				if img, err := d.images.ResolveFor(name, platformFor(snap.Pod)); err == nil {
 					seen[img.ID] = true
 				}
 			}
@@ -274,7 +274,7 @@ func (d *Daemon) imageNamers(reference string) []string {
 	}
 	var pods []string
 	for _, w := range d.workers() {
-		for c := range pod.AllContainers(&w.snapshot().detail.Pod.Spec) {
+		for c := range pod.AllContainers(&w.snapshot().Pod.Spec) {
 			if own, err := image.Normalize(c.Image); err == nil && own == name {
 				pods = append(pods, w.ref.String())
 				break

@@ -75,7 +75,7 @@ func (j *jobs) run(one *job, timeout time.Duration, do func(ctx context.Context,
 		one.cancel(nil)
 		return 0, err
 	}
-	j.notices.tell(pod.Notice{Kind: pod.NoticeJobNew, Job: one.info})
+	j.notices.report(pod.Notice{Kind: pod.NoticeJobNew, Job: one.info})
 	id, kind := one.info.ID, one.info.Kind
 	go func() {
 		defer j.wg.Done()
@@ -152,7 +152,7 @@ func (j *jobs) end(one *job, result pod.JobResult, output []string, err error) {
 	defer j.mu.Unlock()
 	delete(j.running, info.ID)
 	j.numbers(info.Kind).running--
-	j.notices.tell(pod.Notice{Kind: pod.NoticeJobRemoved, Job: info})
+	j.notices.report(pod.Notice{Kind: pod.NoticeJobRemoved, Job: info})
 }
 
 // progress tells how far the job is; fraction is in 0 to 1.
@@ -163,7 +163,7 @@ func (one *job) progress(text string, fraction float64) {
 		return
 	}
 	one.info.Progress, one.info.Fraction = text, fraction
-	one.jobs.notices.tell(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
+	one.jobs.notices.report(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
 }
 
 // warn tells what the job does not do of what was asked for.
@@ -181,7 +181,7 @@ func (one *job) meets(problem error) {
 		return
 	}
 	one.info.Err = problem
-	one.jobs.notices.tell(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
+	one.jobs.notices.report(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
 }
 
 func errorText(err error) string {

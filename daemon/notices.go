@@ -30,7 +30,7 @@ func (n *notices) Subscribe(notify func(pod.Notice)) (unsubscribe func()) {
 	}
 }
 
-func (n *notices) tell(notice pod.Notice) {
+func (n *notices) report(notice pod.Notice) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, notify := range n.listeners {

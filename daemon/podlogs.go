@@ -21,9 +21,9 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	}
 	snap := w.snapshot()
 	if o.Container == "" {
-		o.Container = defaultContainer(snap.detail.Pod)
+		o.Container = defaultContainer(snap.Pod)
 	}
-	if pod.FindContainer(&snap.detail.Pod.Spec, o.Container) == nil {
+	if pod.FindContainer(&snap.Pod.Spec, o.Container) == nil {
 		return nil, noContainer(snap, o.Container)
 	}
 	if o.Follow && !o.Previous {
@@ -32,7 +32,7 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 			return nil, err
 		}
 	}
-	seen := snap.seen.Containers[o.Container]
+	seen := snap.Containers[o.Container]
 	switch {
 	case o.Previous && seen.Last == nil:
 		return nil, pod.Errorf(pod.NotFound, "cannot read the log: previous terminated container %q in pod %s not found", o.Container, ref)
@@ -45,7 +45,7 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	}
 	q.Wait = func(ctx context.Context) {
 		_, _ = w.wait(ctx, func(s *snapshot) bool {
-			now := s.seen.Containers[o.Container]
+			now := s.Containers[o.Container]
 			return now.Attempt != q.Attempt || !now.Stage.Live()
 		})
 	}
@@ -62,13 +62,13 @@ func (d *Daemon) logRequest(ref pod.Ref, o pod.LogOptions, attempt int, ended ti
 
 // hasLog says whether an attempt was made at the container.
 func hasLog(s *snapshot, container string) bool {
-	stage := s.seen.Containers[container].Stage
+	stage := s.Containers[container].Stage
 	return stage != "" && stage != pod.ContainerAbsent
 }
 
 // mayStart says whether the pod is on its way up.
 func mayStart(s *snapshot) bool {
-	return s.seen.Wish == pod.WishRun && !s.seen.Finished && startFailure(s) == nil
+	return s.Desired == pod.DesiredRun && !s.Finished && startFailure(s) == nil
 }
 
 func waitingFor(o pod.ContainerObservation) string {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -34,7 +35,7 @@ type prober struct {
 	wg      sync.WaitGroup
 	mu      sync.Mutex
 	pod     *corev1.Pod
-	ips     []string
+	ips     []netip.Addr
 	closed  bool
 	running map[pod.ProbeRef]context.CancelFunc
 }
@@ -50,7 +51,7 @@ func newProber(run func(ctx context.Context, ref pod.Ref, container string, p ru
 // call: what the probe has found so far, and when its container started. ips are the pod's addresses, the first one is probed.
 //
 // A result of a probe that Set has ended is not reported unless report was being called already.
-func (b *prober) Set(p *corev1.Pod, ips []string, refs []pod.ProbeRef, lookup func(ref pod.ProbeRef) (state pod.ProbeState, started time.Time)) {
+func (b *prober) Set(p *corev1.Pod, ips []netip.Addr, refs []pod.ProbeRef, lookup func(ref pod.ProbeRef) (state pod.ProbeState, started time.Time)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -159,7 +160,7 @@ func (b *prober) probe(ctx context.Context, c *corev1.Container, spec *corev1.Pr
 	host := ""
 	switch {
 	case len(ips) > 0:
-		host = ips[0]
+		host = ips[0].String()
 	case p.Spec.HostNetwork:
 		host = "127.0.0.1"
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,17 +35,10 @@ type record struct {
 	Committed bool        `json:"committed"`
 	Pod       *corev1.Pod `json:"pod"` // spec with defaults, and status
 
-	Wish     pod.Wish       `json:"wish"`
-	WishedAt time.Time      `json:"wishedAt"`
-	Grace    *time.Duration `json:"grace,omitempty"`
-	Force    bool           `json:"force,omitempty"`
-	ThenRun  bool           `json:"thenRun,omitempty"` // start again once stopped
-	Finished bool           `json:"finished,omitempty"`
-
-	Sandbox    pod.SandboxState                    `json:"sandbox"`
-	Containers map[string]pod.ContainerObservation `json:"containers,omitempty"`
-	PodIPs     []netip.Addr                        `json:"podIPs,omitempty"`
-	Events     []pod.Event                         `json:"events,omitempty"`
+	pod.Observation
+	Force   bool        `json:"force,omitempty"`
+	ThenRun bool        `json:"thenRun,omitempty"` // start again once stopped
+	Events  []pod.Event `json:"events,omitempty"`
 }
 
 // recordStore reads and writes records.
@@ -240,14 +232,14 @@ func readRecord(path, uid string) (*record, error) {
 		return nil, errors.New("it is not the record of this pod")
 	case pod.ValidateName(r.Pod.Name) != nil || pod.ValidateNamespace(r.Pod.Namespace) != nil:
 		return nil, errors.New("the pod in it has no valid name")
-	case r.Wish != pod.WishRun && r.Wish != pod.WishStop && r.Wish != pod.WishDelete:
-		return nil, fmt.Errorf("the wish %q in it is unknown", r.Wish)
+	case r.Desired != pod.DesiredRun && r.Desired != pod.DesiredStop && r.Desired != pod.DesiredDelete:
+		return nil, fmt.Errorf("the desired state %q in it is unknown", r.Desired)
 	}
 	return &r, nil
 }
 
-// lean is the memory of the containers without what changes at every run of a probe.
-func lean(memory map[string]pod.ContainerObservation) map[string]pod.ContainerObservation {
+// withoutRuns is the memory of the containers without what changes at every run of a probe.
+func withoutRuns(memory map[string]pod.ContainerObservation) map[string]pod.ContainerObservation {
 	out := make(map[string]pod.ContainerObservation, len(memory))
 	for name, o := range memory {
 		for _, p := range []*pod.ProbeState{&o.Startup, &o.Liveness, &o.Readiness} {

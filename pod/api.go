@@ -27,7 +27,6 @@ type Detail struct {
 	Summary
 	Pod    *corev1.Pod // spec and status, what kubectl get -o json would print; never modified after it was handed out
 	Events []Event     // the newest ones, oldest first
-	Wish   Wish
 }
 
 // Event is something that happened to a pod, as kubectl describe would list it.

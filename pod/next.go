@@ -19,7 +19,7 @@ const minSidecarGrace = 2 * time.Second
 func Next(spec *corev1.Pod, seen Observation, now time.Time) Plan {
 	p := &planner{view: newView(spec, seen, now)}
 	switch {
-	case seen.Wish == WishStop || seen.Wish == WishDelete:
+	case seen.Desired == DesiredStop || seen.Desired == DesiredDelete:
 		p.shutDown()
 	case seen.Finished:
 		p.removeSandbox("the pod has finished")
@@ -50,18 +50,18 @@ func (p *planner) removeSandbox(why string) {
 	}
 }
 
-// shutDown stops the pod, and removes it when that is the wish. A pod without running sidecars goes in one step: systemd stops its containers
+// shutDown stops the pod, and removes it when that is desired. A pod without running sidecars goes in one step: systemd stops its containers
 // all at once.
 func (p *planner) shutDown() {
 	why := "the pod is stopped"
-	if p.seen.Wish == WishDelete {
+	if p.seen.Desired == DesiredDelete {
 		why = "the pod is deleted"
 	}
 	if p.seen.Sandbox.Stage != SandboxAbsent && !p.stopInOrder(why) {
 		return
 	}
 	p.removeSandbox(why)
-	if p.seen.Wish == WishDelete {
+	if p.seen.Desired == DesiredDelete {
 		p.add(Step{Op: OpDeletePod})
 	}
 }

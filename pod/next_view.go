@@ -297,14 +297,14 @@ func GraceLeft(spec *corev1.Pod, seen Observation, now time.Time) time.Duration 
 // graceLeft is what is left of the grace period of a stop or delete, in whole seconds from one second on; otherwise the whole of it.
 func (v *view) graceLeft() time.Duration {
 	grace := v.grace()
-	if v.seen.Wish == WishRun || v.seen.Wish == "" {
+	if v.seen.Desired == DesiredRun || v.seen.Desired == "" {
 		return grace
 	}
 	if v.seen.Grace != nil {
 		grace = max(*v.seen.Grace, 0)
 	}
 	left := grace
-	if used := v.now.Sub(v.seen.WishedAt); !v.seen.WishedAt.IsZero() && used > 0 {
+	if used := v.now.Sub(v.seen.DesiredAt); !v.seen.DesiredAt.IsZero() && used > 0 {
 		left = max(grace-used, min(grace, minSidecarGrace))
 	}
 	if left > time.Second {

@@ -44,10 +44,10 @@ func StatusOf(spec *corev1.Pod, seen Observation, prev corev1.PodStatus, now tim
 		status.Phase = corev1.PodRunning // a phase that was left does not come back (Kubernetes: pod lifecycle)
 	}
 	for _, ip := range seen.PodIPs {
-		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: ip})
+		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: ip.String()})
 	}
-	if len(seen.PodIPs) > 0 {
-		status.PodIP = seen.PodIPs[0]
+	if len(status.PodIPs) > 0 {
+		status.PodIP = status.PodIPs[0].IP
 	}
 	for _, m := range v.members {
 		cs := v.containerStatus(m)
@@ -68,21 +68,23 @@ func (v *view) startTime(prev *metav1.Time) *metav1.Time {
 		return &t
 	}
 	down := v.seen.Sandbox.Stage == SandboxAbsent && v.again() && !v.seen.Finished
-	if down && !v.stopping() && v.seen.WishedAt.After(prev.Time) {
-		t := metav1.NewTime(v.seen.WishedAt)
+	if down && !v.stopping() && v.seen.DesiredAt.After(prev.Time) {
+		t := metav1.NewTime(v.seen.DesiredAt)
 		return &t
 	}
 	return prev
 }
 
-func (v *view) stopping() bool { return v.seen.Wish == WishStop || v.seen.Wish == WishDelete }
+func (v *view) stopping() bool {
+	return v.seen.Desired == DesiredStop || v.seen.Desired == DesiredDelete
+}
 
 // resting says whether the pod is down, and stays so until its user starts it.
 func (v *view) resting() bool {
 	if v.seen.Finished {
 		return false
 	}
-	if v.seen.Wish == WishStop && v.seen.Sandbox.Stage == SandboxAbsent {
+	if v.seen.Desired == DesiredStop && v.seen.Sandbox.Stage == SandboxAbsent {
 		return true
 	}
 	if v.seen.Sandbox.StoppedByAdmin && !v.again() {
@@ -138,7 +140,7 @@ func (v *view) phase(prev corev1.PodStatus) (phase corev1.PodPhase, reason, mess
 const deadlineMessage = "Pod was active on the node longer than the specified deadline"
 
 func (v *view) stoppedMessage() string {
-	if v.seen.Wish == WishStop {
+	if v.seen.Desired == DesiredStop {
 		return "The pod was stopped by its user"
 	}
 	return "The pod was stopped through systemd; it stays down until it is started"

@@ -11,9 +11,9 @@ import (
 // p carries the status that belongs to seen.
 func DisplayState(p *corev1.Pod, seen Observation) string {
 	switch {
-	case seen.Wish == WishDelete:
+	case seen.Desired == DesiredDelete:
 		return "Terminating"
-	case seen.Wish == WishStop && seen.Sandbox.Stage != SandboxAbsent && seen.Sandbox.Stage != "":
+	case seen.Desired == DesiredStop && seen.Sandbox.Stage != SandboxAbsent && seen.Sandbox.Stage != "":
 		return "Stopping"
 	case p.Status.Reason == ReasonStopped:
 		return ReasonStopped
@@ -140,7 +140,7 @@ func Started(p *corev1.Pod, seen Observation) bool {
 
 // IsReady says whether the pod's condition Ready is true.
 func IsReady(p *corev1.Pod, seen Observation) bool {
-	if seen.Finished || seen.Wish == WishDelete {
+	if seen.Finished || seen.Desired == DesiredDelete {
 		return false
 	}
 	return len(newView(p, seen, time.Time{}).unready()) == 0
