@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // maxWarnings is after how many of them no pod's own are added: a manifest with many pods would have the same ones for each.
@@ -448,9 +447,4 @@ func (w *worker) commitAndWait(ctx context.Context) error {
 		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has deleted it meanwhile", w.ref)
 	}
 	return snap.commitErr
-}
-
-// managerOf returns the class of a stored pod, which may not be able to start anything any more: what runs goes on, and can be stopped and deleted.
-func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
-	return d.registry.Find(pod.ClassOf(p))
 }

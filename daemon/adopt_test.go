@@ -324,7 +324,7 @@ func TestDamagedRecords(t *testing.T) {
 					t.Errorf("the pod is %+v", d.Summary)
 				}
 				w.onlyAdopted()
-				if w.d.objects.configMap("default", "c") == nil || len(w.net.pods) != 2 {
+				if w.d.objects.get("configmaps", "default", "c") == nil || len(w.net.pods) != 2 {
 					t.Error("what the pod has is gone")
 				}
 				if _, err := w.run(manifest("bad"), pod.RunOptions{}); pod.KindOf(err) != pod.AlreadyExists {
@@ -347,7 +347,7 @@ func TestDamagedRecords(t *testing.T) {
 				if _, err := w.run(manifest("bad"), pod.RunOptions{Replace: true}); err != nil {
 					t.Fatal(err)
 				}
-				if w.d.objects.configMap("default", "c") != nil {
+				if w.d.objects.get("configmaps", "default", "c") != nil {
 					t.Error("what the pod had is still there")
 				}
 				for _, name := range []string{"good", "bad"} {
@@ -435,7 +435,7 @@ func TestUnreadableRecords(t *testing.T) {
 		}
 		w.next(nil)
 		w.start()
-		if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 || w.d.objects.configMap("default", "c") == nil {
+		if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 || w.d.objects.get("configmaps", "default", "c") == nil {
 			t.Errorf("the pod is %+v", d.Summary)
 		}
 	})

@@ -182,7 +182,7 @@ func TestRuntimeGone(t *testing.T) {
 		w.fake = w.fake.Restart()
 		w.fake.Info.Available, w.fake.Info.Reason = false, "no OCI runtime is installed"
 		w.start()
-		if d := w.get(ref); d.State != "Running" || len(w.net.leaks()) != 1 || w.d.objects.configMap("default", "c") == nil {
+		if d := w.get(ref); d.State != "Running" || len(w.net.leaks()) != 1 || w.d.objects.get("configmaps", "default", "c") == nil {
 			t.Errorf("the pod is %+v, its networks %v", d.Summary, w.net.leaks())
 		}
 		if _, err := w.run(manifest("other"), pod.RunOptions{}); pod.KindOf(err) != pod.Invalid {

@@ -193,7 +193,7 @@ const adoptPatience = 5 * time.Second
 // the worker's, which tries again and does nothing before it has been adopted.
 func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string, err error) {
 	ref := pod.RefOf(r.Pod)
-	manager, err := d.managerOf(r.Pod)
+	manager, err := d.registry.Find(pod.ClassOf(r.Pod)) // it may not be able to start anything any more: what runs goes on, and can be stopped and deleted
 	if err != nil {
 		return nil, "pod " + ref.String() + " is left alone: " + err.Error(), nil
 	}
@@ -331,14 +331,14 @@ func (d *Daemon) Idle() (since time.Time, ok bool) {
 func (d *Daemon) volumeSources(p *corev1.Pod) volume.Sources {
 	return volume.Sources{
 		ConfigMap: func(name string) (*corev1.ConfigMap, error) {
-			if c := d.objects.configMap(p.Namespace, name); c != nil {
-				return c, nil
+			if o := d.objects.get("configmaps", p.Namespace, name); o != nil {
+				return o.ConfigMap, nil
 			}
 			return nil, pod.Errorf(pod.NotFound, "configmap %q not found in namespace %s (put it into the manifest)", name, p.Namespace)
 		},
 		Secret: func(name string) (*corev1.Secret, error) {
-			if c := d.objects.secret(p.Namespace, name); c != nil {
-				return c, nil
+			if o := d.objects.get("secrets", p.Namespace, name); o != nil {
+				return o.Secret, nil
 			}
 			return nil, pod.Errorf(pod.NotFound, "secret %q not found in namespace %s (put it into the manifest)", name, p.Namespace)
 		},

@@ -291,8 +291,8 @@ func (c *Client) check(ctx context.Context, job godbus.ObjectPath) error {
 
 // Run runs (or, with o.NoStart, creates) the pods of the manifest and returns the job.
 func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (job godbus.ObjectPath, err error) {
-	if size := len(manifest); size > pod.MaxManifestBytes { // a bus drops a client whose message is too large
-		return "", pod.Errorf(pod.Invalid, "cannot read the manifest: it has %d bytes, and %d are allowed", size, pod.MaxManifestBytes)
+	if err := pod.CheckManifestSize(manifest); err != nil { // a bus drops a client whose message is too large
+		return "", err
 	}
 	opts := properties{}
 	if o.Namespace != "" {
@@ -326,10 +326,7 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (path godbus.O
 
 // List returns the pods of a namespace; "": of all.
 func (c *Client) List(ctx context.Context, namespace string) ([]pod.Summary, error) {
-	var rows []struct {
-		Path       godbus.ObjectPath
-		Properties properties
-	}
+	var rows []podRow
 	if err := c.manager(ctx, "DescribePods", []any{namespace}, &rows); err != nil {
 		return nil, err
 	}
@@ -370,10 +367,7 @@ func (c *Client) Manifest(ctx context.Context, path godbus.ObjectPath) (text str
 
 // Events returns the newest events of a pod, oldest first.
 func (c *Client) Events(ctx context.Context, path godbus.ObjectPath) ([]pod.Event, error) {
-	var rows []struct {
-		USec                             uint64
-		Type, Reason, Container, Message string
-	}
+	var rows []eventRow
 	if err := c.pod(ctx, path, "ListEvents", nil, &rows); err != nil {
 		return nil, err
 	}

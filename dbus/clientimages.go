@@ -43,14 +43,7 @@ func (c *Client) SaveImage(ctx context.Context, refs []string, archive *os.File)
 
 // ListImages lists the images.
 func (c *Client) ListImages(ctx context.Context) ([]pod.ImageSummary, error) {
-	var rows []struct {
-		ID         string
-		References []string
-		Digest     string
-		Size       uint64
-		Created    int64
-		Pods       uint32
-	}
+	var rows []imageRow
 	if err := c.manager(ctx, "ListImages", nil, &rows); err != nil {
 		return nil, err
 	}

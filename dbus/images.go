@@ -114,22 +114,24 @@ func (c *call) archive(ctx context.Context, mode int) (*os.File, error) {
 	return end, nil
 }
 
+// imageRow is an image in the answer of ListImages.
+type imageRow struct {
+	ID         string
+	References []string
+	Digest     string
+	Size       uint64
+	Created    int64
+	Pods       uint32
+}
+
 func (c *call) listImages() ([]any, error) {
 	images, err := c.server.backend.ListImages(c.ctx)
 	if err != nil {
 		return nil, err
 	}
-	type row struct {
-		ID         string
-		References []string
-		Digest     string
-		Size       uint64
-		Created    int64
-		Pods       uint32
-	}
-	rows := []row{}
+	rows := []imageRow{}
 	for _, i := range images {
-		rows = append(rows, row{i.ID, notNil(i.References), i.Digest, uint64(max(i.Size, 0)), int64(usec(i.Created)), uint32(max(i.Pods, 0))})
+		rows = append(rows, imageRow{i.ID, notNil(i.References), i.Digest, uint64(max(i.Size, 0)), int64(usec(i.Created)), uint32(max(i.Pods, 0))})
 	}
 	return []any{rows}, nil
 }

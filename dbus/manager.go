@@ -162,17 +162,19 @@ func (c *call) listPods() ([]any, error) {
 
 func (c *call) describePods() ([]any, error) {
 	namespace := c.body[0].(string)
-	type row struct {
-		Path       godbus.ObjectPath
-		Properties properties
-	}
-	rows := []row{}
+	rows := []podRow{}
 	for _, p := range c.server.backend.List() {
 		if namespace == "" || p.Namespace == namespace {
-			rows = append(rows, row{PodPath(p.UID), summaryProperties(&p)})
+			rows = append(rows, podRow{PodPath(p.UID), summaryProperties(&p)})
 		}
 	}
 	return []any{rows}, nil
+}
+
+// podRow is a pod in the answer of DescribePods.
+type podRow struct {
+	Path       godbus.ObjectPath
+	Properties properties
 }
 
 func (c *call) listJobs() ([]any, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -234,7 +235,7 @@ func (o *options) take(name string, dest any) *options {
 		return o
 	}
 	delete(o.left, name)
-	want := godbus.SignatureOf(dereference(dest))
+	want := godbus.SignatureOfType(reflect.TypeOf(dest).Elem())
 	if v.Signature() != want && o.err == nil {
 		o.err = pod.Errorf(pod.Invalid, "cannot use option %q: it is of type %q, not %q", name, want, v.Signature())
 		return o
@@ -255,22 +256,4 @@ func (o *options) end() error {
 		return pod.Errorf(pod.Invalid, "cannot use option %q: there is none of that name (known: %s)", name, strings.Join(o.known, ", "))
 	}
 	return nil
-}
-
-func dereference(p any) any {
-	switch p := p.(type) {
-	case *string:
-		return *p
-	case *bool:
-		return *p
-	case *uint64:
-		return *p
-	case *int64:
-		return *p
-	case *uint16:
-		return *p
-	case *[]string:
-		return *p
-	}
-	panic(fmt.Sprintf("internal error: no option has the type %T", p))
 }

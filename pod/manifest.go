@@ -49,8 +49,8 @@ func Read(data []byte, namespace string, stop func() error) (m *Manifest, errs, 
 // The error has the kind Invalid; [ProblemsOf] lists everything it found.
 func Parse(data []byte) (Manifest, error) {
 	var m Manifest
-	if len(data) > MaxManifestBytes {
-		return m, Errorf(Invalid, "cannot read the manifest: it is larger than %d bytes (1 MiB); split it into several files", MaxManifestBytes)
+	if err := CheckManifestSize(data); err != nil {
+		return m, err
 	}
 	docs, err := splitDocuments(string(data))
 	if err != nil {
@@ -69,6 +69,14 @@ func Parse(data []byte) (Manifest, error) {
 		return m, Errorf(Invalid, "cannot read the manifest: there is no Pod, ConfigMap or Secret in it")
 	}
 	return m, nil
+}
+
+// CheckManifestSize says why a manifest is not read at all: it has more than [MaxManifestBytes].
+func CheckManifestSize(data []byte) error {
+	if len(data) > MaxManifestBytes {
+		return Errorf(Invalid, "cannot read the manifest: it is larger than %d bytes (1 MiB); split it into several files", MaxManifestBytes)
+	}
+	return nil
 }
 
 // parser collects the objects and the problems of a manifest.
