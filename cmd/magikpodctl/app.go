@@ -258,7 +258,7 @@ var (
 	someArgs = usageArgs(cobra.MinimumNArgs(1))
 )
 
-// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so that who takes it says that it is too long.
+// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so that it shows when it is too long.
 func readFile(name string) ([]byte, error) {
 	var in io.Reader = os.Stdin
 	if name != "-" {
@@ -273,7 +273,7 @@ func readFile(name string) ([]byte, error) {
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot read the manifest %s: %w", name, err)
 	}
-	return text, nil
+	return text, pod.CheckManifestSize(text)
 }
 
 func fileKind(err error) pod.Kind {
