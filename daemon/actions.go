@@ -93,7 +93,7 @@ func (d *Daemon) Stop(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint
 
 // stopped says whether nothing of the pod runs.
 func stopped(s *snapshot) bool {
-	return s.Desired == pod.DesiredStop && !s.ThenRun && (s.Sandbox.Stage == pod.SandboxAbsent || s.Sandbox.Stage == "")
+	return s.Desired == pod.DesiredStop && !s.ThenRun && s.Sandbox.Stage.Absent()
 }
 
 // graceOf is the grace period that replaces the manifest's.

@@ -325,10 +325,10 @@ func startFailure(s *snapshot) error {
 	case s.removed || s.Desired != pod.DesiredRun:
 		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has stopped or deleted it meanwhile", s.detail.Ref)
 	case s.sandboxErr != nil:
-		return pod.WithKind(pod.KindOf(s.sandboxErr), fmt.Errorf("cannot start pod %s: %w", s.detail.Ref, s.sandboxErr))
+		return pod.Errorf(pod.KindOf(s.sandboxErr), "cannot start pod %s: %w", s.detail.Ref, s.sandboxErr)
 	}
 	if err := pod.StartFailure(s.Pod, s.Observation); err != nil {
-		return pod.WithKind(pod.KindOf(err), fmt.Errorf("cannot run pod %s: %w", s.detail.Ref, err))
+		return pod.Errorf(pod.KindOf(err), "cannot run pod %s: %w", s.detail.Ref, err)
 	}
 	return nil
 }
@@ -358,7 +358,7 @@ func notYet(w *worker, s *snapshot, what pod.WaitMode, err error) error {
 	if len(waiting) > 0 {
 		detail = ": " + strings.Join(waiting, ", ")
 	}
-	return pod.WithKind(pod.Unavailable, fmt.Errorf("cannot wait any longer for pod %s to be %s%s: %w", w.ref, what, detail, err))
+	return pod.Errorf(pod.Unavailable, "cannot wait any longer for pod %s to be %s%s: %w", w.ref, what, detail, err)
 }
 
 // rollBack removes the pods of a run that failed.
@@ -371,7 +371,7 @@ func (r *runJob) rollBack(cause error) error {
 	}
 	for _, w := range r.workers {
 		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.removed }); err != nil && r.d.ctx.Err() == nil {
-			return pod.WithKind(pod.KindOf(cause), fmt.Errorf("%w; pod %s is still being removed", cause, w.ref))
+			return pod.Errorf(pod.KindOf(cause), "%w; pod %s is still being removed", cause, w.ref)
 		}
 	}
 	return cause

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -258,13 +259,7 @@ func (d *Daemon) removed(w *worker) {
 
 // changed wakes the worker of a pod about which the runtime has news.
 func (d *Daemon) changed(ref pod.Ref) {
-	d.mu.Lock()
-	w := d.byUID[ref.UID]
-	if w == nil && ref.UID == "" {
-		w = d.byName[ref.String()]
-	}
-	d.mu.Unlock()
-	if w != nil {
+	if w, err := d.find(ref); err == nil {
 		w.wake()
 	}
 }
@@ -292,10 +287,7 @@ func (d *Daemon) workers() []*worker {
 	}
 	d.mu.Unlock()
 	slices.SortFunc(list, func(a, b *worker) int {
-		if c := strings.Compare(a.ref.Namespace, b.ref.Namespace); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ref.Name, b.ref.Name)
+		return cmp.Or(strings.Compare(a.ref.Namespace, b.ref.Namespace), strings.Compare(a.ref.Name, b.ref.Name))
 	})
 	return list
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
@@ -75,8 +76,8 @@ func (w *worker) failed(s pod.Step, err error) {
 		b = new(backoff)
 		w.backoffs[key] = b
 	}
-	b.until = time.Now().Add(min(firstBackoff<<min(b.failures, 16), maxBackoff))
 	b.failures++
+	b.until = time.Now().Add(pod.Backoff(stepBackoff, b.failures))
 }
 
 // act carries out steps, neighbours of one kind at the same time. It returns early when a newer order comes.
@@ -360,16 +361,8 @@ func readBounded(path string) []byte {
 		return nil
 	}
 	defer f.Close()
-	data := make([]byte, 256<<10)
-	n := 0
-	for n < len(data) {
-		got, err := f.Read(data[n:])
-		n += got
-		if err != nil {
-			break
-		}
-	}
-	return data[:n]
+	data, _ := io.ReadAll(io.LimitReader(f, 256<<10)) // what could be read
+	return data
 }
 
 // started takes in what has become of an attempt at a container.

@@ -58,10 +58,10 @@ func (s *recordStore) save(r *record, durable bool) error {
 		name = recordName
 	}
 	if err := s.write(s.config.podStateDir(uid), name, data, durable); err != nil {
-		return pod.WithKind(pod.Exhausted, fmt.Errorf("cannot save pod %s: %w", pod.RefOf(r.Pod), err))
+		return pod.Errorf(pod.Exhausted, "cannot save pod %s: %w", pod.RefOf(r.Pod), err)
 	}
 	if spare != nil {
-		return pod.WithKind(pod.Exhausted, fmt.Errorf("cannot save pod %s: %w", pod.RefOf(r.Pod), spare))
+		return pod.Errorf(pod.Exhausted, "cannot save pod %s: %w", pod.RefOf(r.Pod), spare)
 	}
 	return nil
 }

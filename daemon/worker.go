@@ -27,6 +27,9 @@ const (
 	maxRepeats = 10
 )
 
+// stepBackoff is the pause after a step that failed.
+var stepBackoff = pod.Policy{BackoffInitial: firstBackoff, BackoffMax: maxBackoff}
+
 // errNewOrder cuts a step short: the user wants something else by now.
 var errNewOrder = errors.New("the user wants something else by now")
 
@@ -300,7 +303,7 @@ func (w *worker) takeOrder() {
 	if o != nil {
 		w.obey(o)
 	}
-	if w.adopted && r.Desired == pod.DesiredStop && r.ThenRun && w.atRest() {
+	if w.adopted && r.Desired == pod.DesiredStop && r.ThenRun && r.Sandbox.Stage.Absent() {
 		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredRun, time.Now(), nil, false
 		r.Restart()
 	}
@@ -316,17 +319,13 @@ func (w *worker) takeCommit() {
 	}
 }
 
-func (w *worker) atRest() bool {
-	return w.record.Sandbox.Stage == pod.SandboxAbsent || w.record.Sandbox.Stage == ""
-}
-
 // obey applies one order.
 func (w *worker) obey(o *order) {
 	r := w.record
 	switch {
 	case r.Desired == pod.DesiredDelete && o.desired != pod.DesiredDelete:
 		return // a delete cannot be taken back
-	case o.desired == pod.DesiredRun && r.Desired == pod.DesiredStop && !w.atRest():
+	case o.desired == pod.DesiredRun && r.Desired == pod.DesiredStop && !r.Sandbox.Stage.Absent():
 		r.ThenRun = true // the stop is completed first
 	case o.desired == pod.DesiredRun:
 		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredRun, o.at, nil, false

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -86,7 +87,7 @@ func (c *Client) read() {
 	case <-c.Lost():
 	}
 	for s := range c.signals {
-		_, name, _ := cutLast(s.Name, ".")
+		name := s.Name[strings.LastIndexByte(s.Name, '.')+1:]
 		if s.Sender == busDriver {
 			if name == "NameOwnerChanged" && len(s.Body) == 3 && s.Body[0] == BusName {
 				owner, _ = s.Body[2].(string)
@@ -126,14 +127,6 @@ func (c *Client) read() {
 			notify(Signal{Path: s.Path, Name: name, Body: s.Body})
 		}
 	}
-}
-
-func cutLast(s, sep string) (before, after string, ok bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return "", s, false
-	}
-	return s[:i], s[i+len(sep):], true
 }
 
 // state returns what is known of a job; c.mu is held.
@@ -294,19 +287,9 @@ func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (jo
 	if err := pod.CheckManifestSize(manifest); err != nil { // a bus drops a client whose message is too large
 		return "", err
 	}
-	opts := properties{}
-	if o.Namespace != "" {
-		opts["namespace"] = godbus.MakeVariant(o.Namespace)
-	}
-	if o.Replace {
-		opts["replace"] = godbus.MakeVariant(true)
-	}
-	if o.Wait != "" {
-		opts["wait"] = godbus.MakeVariant(string(o.Wait))
-	}
-	if o.Timeout > 0 {
-		opts["timeout_usec"] = godbus.MakeVariant(uint64(o.Timeout.Microseconds()))
-	}
+	opts := given(map[string]any{
+		"namespace": o.Namespace, "replace": o.Replace, "wait": string(o.Wait), "timeout_usec": uint64(max(o.Timeout, 0).Microseconds()),
+	})
 	method := "RunPod"
 	if o.NoStart {
 		method = "CreatePod"
@@ -316,6 +299,17 @@ func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (jo
 	}
 	err = c.manager(ctx, method, []any{string(manifest), opts}, &job)
 	return job, err
+}
+
+// given makes an a{sv} of the options that are not zero.
+func given(options map[string]any) properties {
+	p := make(properties)
+	for name, value := range options {
+		if !reflect.ValueOf(value).IsZero() {
+			p[name] = godbus.MakeVariant(value)
+		}
+	}
+	return p
 }
 
 // Pod returns the path of a pod.
@@ -416,10 +410,10 @@ func (c *Client) Kill(ctx context.Context, path godbus.ObjectPath, container str
 
 // Logs returns a pipe of log lines; the caller closes it.
 func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOptions) (*os.File, error) {
-	opts := properties{
-		"follow": godbus.MakeVariant(o.Follow), "previous": godbus.MakeVariant(o.Previous), "timestamps": godbus.MakeVariant(o.Timestamps),
-		"tail": godbus.MakeVariant(int64(o.Tail)), "since_usec": godbus.MakeVariant(usec(o.Since)),
-	}
+	opts := given(map[string]any{
+		"follow": o.Follow, "previous": o.Previous, "timestamps": o.Timestamps, "since_usec": usec(o.Since),
+	})
+	opts["tail"] = godbus.MakeVariant(int64(o.Tail)) // 0 is none, and not all
 	var fd godbus.UnixFD
 	if err := c.pod(ctx, path, "GetLogs", []any{o.Container, opts}, &fd); err != nil {
 		return nil, err
@@ -435,19 +429,9 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 // Exec runs a process in a container and returns its exit status. It copies between pipes and p's files, which stay the caller's; what it has read of Stdin is gone,
 // also when the process has not taken it. With an error of a command that could not be executed come 126 or 127, and the reason is on p's Stderr or terminal already.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
-	opts := properties{"tty": godbus.MakeVariant(p.TTY)}
-	if len(p.Env) > 0 {
-		opts["env"] = godbus.MakeVariant(p.Env)
-	}
-	if p.WorkingDir != "" {
-		opts["working_dir"] = godbus.MakeVariant(p.WorkingDir)
-	}
-	if p.User != "" {
-		opts["user"] = godbus.MakeVariant(p.User)
-	}
-	if p.TTY {
-		opts["rows"], opts["cols"] = godbus.MakeVariant(size.Rows), godbus.MakeVariant(size.Cols)
-	}
+	opts := given(map[string]any{
+		"tty": p.TTY, "env": p.Env, "working_dir": p.WorkingDir, "user": p.User, "rows": size.Rows, "cols": size.Cols,
+	})
 	files, err := newClientStdio(p)
 	if err != nil {
 		return 0, err

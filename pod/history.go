@@ -10,6 +10,9 @@ func (s ContainerStage) Live() bool {
 	return s == ContainerStarting || s == ContainerRunning || s == ContainerStopping
 }
 
+// Absent says whether there is no sandbox; the zero value is that stage, too.
+func (s SandboxStage) Absent() bool { return s == SandboxAbsent || s == "" }
+
 // Fold takes what a runtime sees of a whole pod into the memory of its containers and returns the new memory; memory itself is not changed.
 // Call it with every result of Observe and DeleteSandbox. names are all the containers of the pod.
 func Fold(names []string, memory map[string]ContainerObservation, state RuntimeState, now time.Time, policy Policy) map[string]ContainerObservation {

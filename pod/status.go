@@ -101,12 +101,7 @@ func (v *view) resting() bool {
 }
 
 func (v *view) heldInit() bool {
-	for _, m := range v.members {
-		if m.kind == kindInit && m.class == classHeld {
-			return true
-		}
-	}
-	return false
+	return v.any(func(m *member) bool { return m.kind == kindInit && m.class == classHeld })
 }
 
 // phase is the pod's phase with its reason and message (kubelet: getPhase).
@@ -129,10 +124,8 @@ func (v *view) phase(prev corev1.PodStatus) (phase corev1.PodPhase, reason, mess
 	if !v.stopping() && v.deadlineExceeded() {
 		reason, message = ReasonDeadlineExceeded, deadlineMessage
 	}
-	for _, m := range v.members {
-		if m.kind == kindContainer && v.neverRan(m) && !v.ended() {
-			return corev1.PodPending, reason, message
-		}
+	if !v.ended() && v.any(func(m *member) bool { return m.kind == kindContainer && v.neverRan(m) }) {
+		return corev1.PodPending, reason, message
 	}
 	return corev1.PodRunning, reason, message
 }
