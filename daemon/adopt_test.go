@@ -46,7 +46,7 @@ func (w *world) records() map[string]string {
 	return files
 }
 
-// onlyAdopted fails when the runtime was asked for anything but to adopt, and to tell what it sees.
+// onlyAdopted fails when the runtime was asked for anything but to adopt, and to say what it sees.
 func (w *world) onlyAdopted() {
 	w.t.Helper()
 	for _, c := range w.fake.Calls() {
@@ -191,7 +191,7 @@ func TestNotAdopted(t *testing.T) {
 	}
 }
 
-// TestNotObserved checks that nothing is concluded, and nothing done, while the runtime cannot tell what is true.
+// TestNotObserved checks that nothing is concluded, and nothing done, while the runtime cannot say what is true.
 func TestNotObserved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref, run := w.mustRun(manifest("a")), w.mustRun(never("b"))

@@ -17,18 +17,18 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// deaf is a PodManager whose RunContainer succeeds and does nothing.
-type deaf struct {
+// inert is a PodManager whose RunContainer succeeds and does nothing.
+type inert struct {
 	magikruntime.PodManager
 	starts int
 }
 
-func (d *deaf) RunContainer(context.Context, magikruntime.ContainerConfig) error {
+func (d *inert) RunContainer(context.Context, magikruntime.ContainerConfig) error {
 	d.starts++
 	return nil
 }
 
-// TestStartWithoutEffect checks that the daemon does not turn without end when a runtime says that it has done something, and has not.
+// TestStartWithoutEffect checks that the daemon does not sync without end when a runtime says that it has done something, and has not.
 func TestStartWithoutEffect(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("web"))
@@ -36,7 +36,7 @@ func TestStartWithoutEffect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		manager := &deaf{PodManager: w.fake}
+		manager := &inert{PodManager: w.fake}
 		synctest.Wait()
 		worker.manager = manager
 		w.fake.Exit(ref, "main", 1)
@@ -220,7 +220,7 @@ func TestStartEndsWhenStarted(t *testing.T) {
 	})
 }
 
-// TestGoneMeansFree checks that nobody is told of a pod's end before its name is free: a replacement would be taken off the lists together with it.
+// TestGoneMeansFree checks that a pod's end is not reported before its name is free: a replacement would be taken off the lists together with it.
 func TestGoneMeansFree(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		old, err := w.d.find(w.mustRun(manifest("web")))
@@ -237,12 +237,12 @@ func TestGoneMeansFree(t *testing.T) {
 			runtime.Gosched()
 		}
 		if ghost.snapshot().removed {
-			t.Error("told while the name is taken")
+			t.Error("the end was reported while the name is taken")
 		}
 		w.d.mu.Unlock()
 		<-done
 		if !ghost.snapshot().removed {
-			t.Error("never told")
+			t.Error("the end was never reported")
 		}
 		w.d.add(old)
 	})

@@ -28,7 +28,7 @@ import (
 	"github.com/magikrun/magikpod/volume"
 )
 
-// maxStarts bounds the containers of one class that are being started at once. Each class has its own: to start a container in a machine, that must have booted, and a machine that hangs
+// maxStarts bounds the containers of one class that are being started at once. Each class has its own: to start a container in a VM, that must have booted, and a VM that hangs
 // must not keep other classes' containers waiting.
 const maxStarts = 16
 
@@ -190,7 +190,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 // adoptPatience is for how long a runtime that is not to be reached is asked again when the daemon starts: systemd may be executing itself anew.
 const adoptPatience = 5 * time.Second
 
-// adopt makes the worker of a record that an earlier daemon has left. An error that tells nothing about the pod ends the start; one about the pod alone is
+// adopt makes the worker of a record that an earlier daemon has left. An error that says nothing about the pod ends the start; one about the pod alone is
 // the worker's, which tries again and does nothing before it has been adopted.
 func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string, err error) {
 	ref := pod.RefOf(r.Pod)
@@ -245,7 +245,7 @@ func (d *Daemon) add(w *worker) {
 	delete(d.reserved, w.ref.String())
 }
 
-// removed takes a pod off the lists: its name is free, and then those are told who wait for that.
+// removed takes a pod off the lists: its name is free, and then who waits for that hears it.
 func (d *Daemon) removed(w *worker) {
 	d.mu.Lock()
 	delete(d.byUID, w.ref.UID)

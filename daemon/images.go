@@ -89,8 +89,8 @@ func (p *puller) run(ctx context.Context, reference, platform string, one *pull)
 			one.mu.Lock()
 			listeners := one.listeners
 			one.mu.Unlock()
-			for _, tell := range listeners {
-				tell(at)
+			for _, report := range listeners {
+				report(at)
 			}
 		}})
 		<-p.slots // what the classes do with it may take long, and holds up no other pull
@@ -212,7 +212,7 @@ func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, o pod.LoadOpti
 	return refs, err
 }
 
-// prepareImage has the runtime classes do for a new image what takes long. What goes wrong, the start of a container tells, too.
+// prepareImage has the runtime classes do for a new image what takes long. The start of a container reports what goes wrong, too.
 func (d *Daemon) prepareImage(ctx context.Context, img runtime.Image) {
 	if err := d.registry.PrepareImage(ctx, img); err != nil {
 		d.log.Warn("cannot prepare an image", "image", img.Reference, "error", err)
@@ -235,7 +235,7 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	return list, nil
 }
 
-// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
+// imageUsers returns which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
 // record is damaged may use any.
 func (d *Daemon) imageUsers() map[string][]string {
 	users := make(map[string][]string)
@@ -266,7 +266,7 @@ func (d *Daemon) imageUsers() map[string][]string {
 	return users
 }
 
-// imageNamers tells which pods name an image in their manifests: the next start of a container looks for that name, whatever others the image has.
+// imageNamers returns which pods name an image in their manifests: the next start of a container looks for that name, whatever others the image has.
 func (d *Daemon) imageNamers(reference string) []string {
 	name, err := image.Normalize(reference)
 	if err != nil {

@@ -155,7 +155,7 @@ func (j *jobs) end(one *job, result pod.JobResult, output []string, err error) {
 	j.notices.report(pod.Notice{Kind: pod.NoticeJobRemoved, Job: info})
 }
 
-// progress tells how far the job is; fraction is in 0 to 1.
+// progress reports how far the job is; fraction is in 0 to 1.
 func (one *job) progress(text string, fraction float64) {
 	one.mu.Lock()
 	defer one.mu.Unlock()
@@ -166,14 +166,14 @@ func (one *job) progress(text string, fraction float64) {
 	one.jobs.notices.report(pod.Notice{Kind: pod.NoticeJobChanged, Job: one.info})
 }
 
-// warn tells what the job does not do of what was asked for.
+// warn reports what the job does not do of what was asked for.
 func (one *job) warn(warnings []string) {
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	one.info.Warnings = warnings
 }
 
-// meets tells what the job has met with last and tries again; nil: nothing any more.
+// meets reports what the job has met with last and tries again; nil: nothing any more.
 func (one *job) meets(problem error) {
 	one.mu.Lock()
 	defer one.mu.Unlock()

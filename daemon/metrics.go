@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// metricsPhases are the phases that are always told, also when there is no such pod.
+// metricsPhases are the phases that are always reported, also when there is no such pod.
 var metricsPhases = []string{"Pending", "Running", "Succeeded", "Failed", "Unknown"}
 
 // metricsBuckets are the upper bounds of the histograms, in seconds: from the start of a small pod to the pull of a large image.

@@ -11,7 +11,7 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// newProber makes the prober of a worker: results wait until the worker's next turn.
+// newProber makes the prober of a worker: results wait until the worker's next sync.
 func (w *worker) newProber() *prober {
 	b := newProber(w.manager.Exec, func(ref pod.ProbeRef, ok bool, message string) {
 		w.mu.Lock()

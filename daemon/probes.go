@@ -24,7 +24,7 @@ const defaultProbeTimeout = time.Second
 type prober struct {
 	run    func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error)
 	report func(ref pod.ProbeRef, ok bool, message string)
-	// errored, when not nil, is told of a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
+	// errored, when not nil, gets a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
 	// It is set before the first Set.
 	errored func(ref pod.ProbeRef, err error)
 	// remote, when not nil, makes the probes. It is set before the first Set.
@@ -40,7 +40,7 @@ type prober struct {
 	running map[pod.ProbeRef]context.CancelFunc
 }
 
-// newProber makes a prober without probes. run executes a process in a container; report is told each result, from any goroutine, and must not
+// newProber makes a prober without probes. run executes a process in a container; report gets each result, from any goroutine, and must not
 // call the prober. The message of a failure is the kubelet's.
 func newProber(run func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error),
 	report func(ref pod.ProbeRef, ok bool, message string)) *prober {
@@ -113,7 +113,7 @@ func probeOf(p *corev1.Pod, ref pod.ProbeRef) (*corev1.Container, *corev1.Probe)
 func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Container, probe *corev1.Probe, state pod.ProbeState, started time.Time) {
 	at := state.NextAt(probe, started)
 	if period := state.NextAt(probe, time.Time{}).Sub(state.LastAt); !state.LastAt.IsZero() && time.Since(at) > period {
-		// A whole turn was missed: the daemon has just started. Not all the probes of the host at once.
+		// A whole period was missed: the daemon has just started. Not all the probes of the host at once.
 		at = time.Now().Add(rand.N(max(period, 1)))
 	}
 	timer := time.NewTimer(time.Until(at))

@@ -166,7 +166,7 @@ func TestProbeClose(t *testing.T) {
 	})
 }
 
-// A probe goes on where the daemon before this one was, a missed turn is made up for within a period, and another attempt's results count for nothing.
+// A probe goes on where the daemon before this one was, a missed run is made up for within a period, and another attempt's results count for nothing.
 func TestProbeResume(t *testing.T) {
 	tests := []struct {
 		name    string

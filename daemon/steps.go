@@ -301,7 +301,7 @@ func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, ip
 	defer cancel(nil)
 	wg.Go(func() {
 		if result, netErr = w.d.networks.Setup(ctx, want, ns); netErr != nil {
-			cancel(netErr) // a machine waits for its network
+			cancel(netErr) // a VM waits for its network
 		}
 	})
 	err = w.manager.CreateSandbox(creating, config)

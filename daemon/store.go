@@ -124,7 +124,7 @@ func (l *loaded) has(uid types.UID) bool {
 	return slices.Contains(l.damaged, uid) || slices.ContainsFunc(l.records, func(r *record) bool { return r.Pod.UID == uid })
 }
 
-// load reads all records. One that is damaged is set aside and told in warnings; it is never fatal. Unavailable: one cannot be read now, so that nobody
+// load reads all records. One that is damaged is set aside and reported in warnings; it is never fatal. Unavailable: one cannot be read now, so that nobody
 // knows what it says.
 func (s *recordStore) load() (*loaded, error) {
 	uids := map[string]bool{}

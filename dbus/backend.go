@@ -66,7 +66,7 @@ type Backend interface {
 	// Validate returns every problem of the manifest on this host; an empty list: it would be accepted. The end of ctx ends it.
 	Validate(ctx context.Context, manifest []byte) ([]pod.Problem, error)
 
-	// Subscribe makes notify be told of every change from now on, in the order of the changes of one object, until the returned function
+	// Subscribe has notify called with every change from now on, in the order of the changes of one object, until the returned function
 	// was called. notify doesn't block and calls no method of the backend.
 	Subscribe(notify func(pod.Notice)) (unsubscribe func())
 }

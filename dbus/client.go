@@ -31,7 +31,7 @@ type Client struct {
 	done   chan struct{}
 }
 
-// jobState is what signals told of a job.
+// jobState is what signals said of a job.
 type jobState struct {
 	info    pod.JobInfo
 	exit    int
@@ -83,7 +83,7 @@ func (c *Client) read() {
 	var owner string
 	select {
 	case call := <-c.owner.Done:
-		_ = call.Store(&owner) // it has not been started yet: the bus tells of it
+		_ = call.Store(&owner) // it has not been started yet: the bus reports it
 	case <-c.Lost():
 	}
 	for s := range c.signals {
@@ -104,7 +104,7 @@ func (c *Client) read() {
 					c.update(s.Path, props, false)
 				}
 			}
-		case "InterfacesAdded": // of a job that is told of when it is known already whose it is
+		case "InterfacesAdded": // of a job whose owner is known from its beginning
 			if len(s.Body) == 2 {
 				path, _ := s.Body[0].(godbus.ObjectPath)
 				interfaces, _ := s.Body[1].(map[string]map[string]godbus.Variant)
@@ -154,7 +154,7 @@ func (c *Client) update(path godbus.ObjectPath, p properties, ended bool) {
 	str("State", &j.info.State)
 	str("ErrorMessage", &text)
 	str("ErrorName", &name)
-	if _, told := p["ErrorName"]; told {
+	if _, ok := p["ErrorName"]; ok {
 		j.info.Err = nil
 	}
 	if name != "" {
@@ -264,10 +264,10 @@ func (c *Client) wait(ctx context.Context, job godbus.ObjectPath, progress func(
 	}
 }
 
-// daemonCheck is how often a waiting client looks whether the daemon is still there: no signal tells that it died.
+// daemonCheck is how often a waiting client looks whether the daemon is still there: no signal says that it died.
 const daemonCheck = 2 * time.Second
 
-// check asks the daemon for the job, in case its signals were lost with an earlier daemon. NotFound, Unavailable: nobody will tell its end.
+// check asks the daemon for the job, in case its signals were lost with an earlier daemon. NotFound, Unavailable: nobody will report its end.
 func (c *Client) check(ctx context.Context, job godbus.ObjectPath) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -491,7 +491,7 @@ func (c *Client) Stats(ctx context.Context, path godbus.ObjectPath) (text string
 	return text, err
 }
 
-// Event returns the event that the signal tells; ok is false when it tells something else.
+// Event returns the event that the signal reports; ok is false when it reports something else.
 func (s Signal) Event() (e pod.Event, ok bool) {
 	if s.Name != "Event" {
 		return e, false

@@ -144,7 +144,7 @@ func (c *call) answer() error {
 	return c.sendReply(out)
 }
 
-// heavy answers when it is the caller's turn. What only tells something ends when its caller leaves the bus; a pod is run although nobody waits for it.
+// heavy waits until the caller may, and answers. What only returns something ends when its caller leaves the bus; a pod is run although nobody waits for it.
 func (c *call) heavy() error {
 	if c.method.action == ActionRead {
 		ctx, release, err := c.server.whileThere(c.ctx, c.sender)

@@ -35,7 +35,7 @@ type pump struct {
 	ended   map[uint32]pod.JobInfo
 	order   []uint32 // of ended, oldest first
 
-	// Only run touches these: what subscribers were last told.
+	// Only run touches these: what subscribers were last sent.
 	sentPods map[types.UID]properties
 	sentJobs map[uint32]properties
 }

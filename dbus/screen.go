@@ -100,7 +100,7 @@ func (s *Server) answerPeer(h *buslink.Head) {
 	case "GetMachineId":
 		id, err := os.ReadFile("/etc/machine-id")
 		if err != nil {
-			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot tell the machine's ID: %w", err))
+			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot read the machine ID: %w", err))
 			return
 		}
 		_ = s.send(h.Sender, h.Serial, "", strings.TrimSpace(string(id)))

@@ -131,7 +131,7 @@ func (s *Server) enter() (done func(), err error) {
 	return s.wg.Done, nil
 }
 
-// Idle tells since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
+// Idle says since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
 // subscribed.
 func (s *Server) Idle() (since time.Time, ok bool) {
 	since, ok = s.gate.idle()

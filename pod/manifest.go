@@ -149,7 +149,7 @@ func (p *parser) list(fields map[string]any, prefix string) {
 	}
 }
 
-// typed reads an object of a known kind; it tells whether the kind is one.
+// typed reads an object of a known kind; it says whether the kind is one.
 func (p *parser) typed(kind string, fields map[string]any, prefix, at string) bool {
 	var target any
 	switch kind {
@@ -285,7 +285,7 @@ func splitDocuments(data string) ([]document, error) {
 	return docs, nil
 }
 
-// hasContent tells whether a document says anything: a line that is not blank, a comment or a directive.
+// hasContent says whether a document says anything: a line that is not blank, a comment or a directive.
 func hasContent(text string) bool {
 	for l := range strings.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" && l[0] != '#' && l[0] != '%' {

@@ -143,7 +143,7 @@ func (p *planner) end() {
 
 // worthASandbox says whether a container waits for a new sandbox: none does when all have ended or are kept down by an administrator.
 func (p *planner) worthASandbox() bool {
-	return !p.heldInit() && p.any(func(m *member) bool {
+	return !p.stoppedInit() && p.any(func(m *member) bool {
 		return m.kind == kindContainer && (m.class == classIdle || m.class == classRetry)
 	})
 }

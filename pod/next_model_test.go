@@ -20,7 +20,7 @@ func TestNextModel(t *testing.T) {
 			m.world = newWorld(m.randomPod())
 			for range 60 {
 				m.event()
-				m.turns(m.r.Intn(4))
+				m.syncs(m.r.Intn(4))
 				if m.deleted {
 					return
 				}
@@ -98,8 +98,8 @@ func (m *model) event() {
 	}
 }
 
-// turns makes n turns of a worker; some are cut short in the middle.
-func (m *model) turns(n int) {
+// syncs makes n syncs of a worker; some are cut short in the middle.
+func (m *model) syncs(n int) {
 	for range n {
 		m.observe()
 		plan := m.check()
@@ -193,7 +193,7 @@ func (m *model) healthy() bool {
 func (m *model) remove() {
 	m.desired(DesiredDelete, nil)
 	for range 60 {
-		m.turns(1)
+		m.syncs(1)
 		if m.deleted {
 			return
 		}

@@ -47,7 +47,7 @@ func (w *world) names() []string {
 	return names
 }
 
-// observe is the first half of a worker's turn: fold, then publish the status.
+// observe is the first half of a worker's sync: fold, then publish the status.
 func (w *world) observe() {
 	w.seen.Containers = Fold(w.names(), w.seen.Containers, w.state, w.now, w.seen.Policy)
 	w.seen.Sandbox = w.state.Sandbox

@@ -25,7 +25,7 @@ const (
 	classRetry                  // ended, and to be started again
 	classSucceeded              // ended for good
 	classFailed                 // ended for good
-	classHeld                   // an administrator stopped it
+	classStopped                // an administrator stopped it
 )
 
 // member is one container of the pod with what is known of it.
@@ -93,7 +93,7 @@ func (v *view) classify(m *member) class {
 	case o.Stage.Live():
 		return classLive
 	case o.StoppedByAdmin:
-		return classHeld
+		return classStopped
 	case o.Stage == ContainerAbsent || o.Again:
 		return classIdle
 	case m.kind == kindSidecar:
@@ -202,7 +202,7 @@ func (v *view) newestInit() int {
 		if m.kind == kindContainer {
 			break
 		}
-		if m.class == classLive || m.class == classHeld || m.obs.Stage == ContainerExited && !m.obs.Gone && !m.obs.Again {
+		if m.class == classLive || m.class == classStopped || m.obs.Stage == ContainerExited && !m.obs.Gone && !m.obs.Again {
 			newest = i
 		}
 	}

@@ -29,7 +29,7 @@ const (
 	SandboxAbsent SandboxStage = "absent"
 	// SandboxStarting: its units are queued; containers may be queued behind it.
 	SandboxStarting SandboxStage = "starting"
-	// SandboxReady: its namespaces are held by a living pause process (or VM).
+	// SandboxReady: its namespaces are kept by a living pause process (or VM).
 	SandboxReady SandboxStage = "ready"
 	// SandboxDead: it failed or was killed; what is left of it must be deleted before a new one is made.
 	SandboxDead SandboxStage = "dead"
@@ -83,7 +83,7 @@ type ContainerState struct {
 	Message    string    `json:"message,omitempty"` // for people: the runtime's own error for a StartError
 	// StoppedByAdmin is true when somebody else than magikpod stopped the unit on purpose (systemctl stop). The container is not restarted.
 	StoppedByAdmin bool `json:"stoppedByAdmin,omitempty"`
-	// Frozen is true while somebody holds all of its processes (systemctl freeze): it runs, but does nothing.
+	// Frozen is true while somebody has frozen all of its processes (systemctl freeze): it runs, but does nothing.
 	Frozen bool `json:"frozen,omitempty"`
 }
 

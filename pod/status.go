@@ -90,18 +90,18 @@ func (v *view) resting() bool {
 	if v.seen.Sandbox.StoppedByAdmin && !v.again() {
 		return true
 	}
-	held := false
+	stopped := false
 	for _, m := range v.members {
-		if m.class == classLive || m.kind == kindContainer && (m.class == classIdle || m.class == classRetry) && !v.heldInit() {
+		if m.class == classLive || m.kind == kindContainer && (m.class == classIdle || m.class == classRetry) && !v.stoppedInit() {
 			return false
 		}
-		held = held || m.class == classHeld
+		stopped = stopped || m.class == classStopped
 	}
-	return held
+	return stopped
 }
 
-func (v *view) heldInit() bool {
-	return v.any(func(m *member) bool { return m.kind == kindInit && m.class == classHeld })
+func (v *view) stoppedInit() bool {
+	return v.any(func(m *member) bool { return m.kind == kindInit && m.class == classStopped })
 }
 
 // phase is the pod's phase with its reason and message (kubelet: getPhase).
@@ -169,7 +169,7 @@ func (v *view) containerStatus(m *member) corev1.ContainerStatus {
 		if waiting == nil {
 			cs.State.Terminated = terminated(&m.obs.ContainerState)
 			cs.Ready = m.kind == kindInit && m.obs.succeeded()
-			if m.class == classHeld && cs.State.Terminated.Message == "" {
+			if m.class == classStopped && cs.State.Terminated.Message == "" {
 				cs.State.Terminated.Message = "stopped through systemd; it stays down until the pod is started"
 			}
 			return cs

@@ -142,7 +142,7 @@ func imageList(a *app) *cobra.Command {
 	}
 }
 
-// platformOf asks for what ListImages does not tell; empty: an image does not say, or is gone by now.
+// platformOf asks for what ListImages does not say; empty: an image does not say, or is gone by now.
 func platformOf(ctx context.Context, c *dbus.Client, id string) string {
 	var image pod.ImageSummary
 	if text, err := c.InspectImage(ctx, id); err == nil {

@@ -1,5 +1,5 @@
 // Package fakepods is a daemon in memory for tests: it behaves as the real one does, jobs, events and conflicts included, but runs nothing
-// except exec, which runs the command on this machine.
+// except exec, which runs the command on this host.
 package fakepods
 
 import (
@@ -48,8 +48,8 @@ func New() *Backend {
 // Close waits for the jobs.
 func (b *Backend) Close() { b.wg.Wait() }
 
-// tell tells the listeners; b.mu is held.
-func (b *Backend) tell(n pod.Notice) {
+// report calls the listeners; b.mu is held.
+func (b *Backend) report(n pod.Notice) {
 	for _, f := range b.listeners {
 		f(n)
 	}
@@ -68,7 +68,7 @@ func (b *Backend) begin(ctx context.Context, kind, object string) pod.JobInfo {
 		job.ID = b.lastJob
 	}
 	b.jobs[job.ID] = job
-	b.tell(pod.Notice{Kind: pod.NoticeJobNew, Job: job})
+	b.report(pod.Notice{Kind: pod.NoticeJobNew, Job: job})
 	return job
 }
 
@@ -79,7 +79,7 @@ func (b *Backend) end(job pod.JobInfo) {
 	if job.Err != nil {
 		job.State = string(pod.JobFailed)
 	}
-	b.tell(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
+	b.report(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
 }
 
 // start runs do as a job, with b.mu held while it does.
@@ -126,8 +126,8 @@ func (b *Backend) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (u
 		event := pod.Event{Time: time.Now(), Type: "Normal", Reason: "Started", Object: d.Ref, Message: "started"}
 		d.Events = []pod.Event{event}
 		b.pods[key] = d
-		b.tell(pod.Notice{Kind: pod.NoticePodNew, Ref: d.Ref})
-		b.tell(pod.Notice{Kind: pod.NoticeEvent, Event: event})
+		b.report(pod.Notice{Kind: pod.NoticePodNew, Ref: d.Ref})
+		b.report(pod.Notice{Kind: pod.NoticeEvent, Event: event})
 		return []string{key}, nil
 	}), nil
 }
@@ -144,7 +144,7 @@ func (b *Backend) change(ctx context.Context, kind string, ref pod.Ref, state st
 			d.Ready = d.Total
 		}
 		b.pods[ref.String()] = &d
-		b.tell(pod.Notice{Kind: pod.NoticePodChanged, Ref: d.Ref})
+		b.report(pod.Notice{Kind: pod.NoticePodChanged, Ref: d.Ref})
 		return []string{ref.String()}, nil
 	}), nil
 }
@@ -168,7 +168,7 @@ func (b *Backend) Restart(ctx context.Context, ref pod.Ref, _ pod.StopOptions) (
 func (b *Backend) Delete(ctx context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
 	return b.start(ctx, "delete", ref.String(), func() ([]string, error) {
 		delete(b.pods, ref.String())
-		b.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: ref})
+		b.report(pod.Notice{Kind: pod.NoticePodRemoved, Ref: ref})
 		return []string{ref.String()}, nil
 	}), nil
 }
@@ -428,14 +428,14 @@ func (b *Backend) Subscribe(notify func(pod.Notice)) func() {
 	}
 }
 
-// Change tells that the pod has changed, n times.
+// Change reports that the pod has changed, n times.
 func (b *Backend) Change(ref pod.Ref, n int) {
 	for i := range n {
 		b.mu.Lock()
 		d := *b.pods[ref.String()]
 		d.Restarts = i + 1
 		b.pods[ref.String()] = &d
-		b.tell(pod.Notice{Kind: pod.NoticePodChanged, Ref: ref})
+		b.report(pod.Notice{Kind: pod.NoticePodChanged, Ref: ref})
 		b.mu.Unlock()
 	}
 }
