@@ -68,12 +68,8 @@ func (d *Daemon) exec(ctx context.Context, ref pod.Ref, container string, p runt
 	if err != nil {
 		return status, err
 	}
-	snap := w.snapshot()
-	if container == "" {
-		container = defaultContainer(snap.Pod)
-	}
-	if pod.FindContainer(&snap.Pod.Spec, container) == nil {
-		return status, noContainer(snap, container)
+	if container, err = w.snapshot().container(container); err != nil {
+		return status, err
 	}
 	status, err = w.manager.Exec(ctx, w.ref, container, p)
 	if pod.KindOf(err) == pod.NotFound { // the manifest has it, the runtime has not

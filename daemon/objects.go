@@ -223,12 +223,8 @@ func (s *objects) sweep(kind string) {
 }
 
 func readObject(path string, k objectKey) (*object, error) {
-	data, err := atomicfile.Read(path, maxRecordBytes)
-	if err != nil {
-		return nil, err
-	}
 	var o object
-	if err := json.Unmarshal(data, &o); err != nil {
+	if err := readJSON(path, &o); err != nil {
 		return nil, err
 	}
 	switch {

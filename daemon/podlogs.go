@@ -20,11 +20,8 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 		return nil, err
 	}
 	snap := w.snapshot()
-	if o.Container == "" {
-		o.Container = defaultContainer(snap.Pod)
-	}
-	if pod.FindContainer(&snap.Pod.Spec, o.Container) == nil {
-		return nil, noContainer(snap, o.Container)
+	if o.Container, err = snap.container(o.Container); err != nil {
+		return nil, err
 	}
 	if o.Follow && !o.Previous {
 		// A container that is about to be started is waited for.

@@ -216,13 +216,18 @@ func setAside(path string) string {
 	return aside
 }
 
-func readRecord(path, uid string) (*record, error) {
+// readJSON reads a file that this package has written.
+func readJSON(path string, into any) error {
 	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	return json.Unmarshal(data, into)
+}
+
+func readRecord(path, uid string) (*record, error) {
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	if err := readJSON(path, &r); err != nil {
 		return nil, err
 	}
 	switch {
