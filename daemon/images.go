@@ -230,15 +230,9 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	infos := d.images.List()
 	list := make([]pod.ImageSummary, 0, len(infos))
 	for _, i := range infos {
-		list = append(list, imageSummary(i, users))
+		list = append(list, pod.ImageSummary{ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Platform: i.Platform, Pods: len(users[i.ID])})
 	}
 	return list, nil
-}
-
-func imageSummary(i image.Info, users map[string][]string) pod.ImageSummary {
-	return pod.ImageSummary{
-		ID: i.ID, References: i.References, Digest: i.Digest, Size: i.Size, Created: i.Created, Platform: i.Platform, Pods: len(users[i.ID]),
-	}
 }
 
 // imageUsers returns which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
@@ -331,7 +325,7 @@ func (d *Daemon) InspectImage(_ context.Context, reference string) ([]byte, erro
 	data, err := json.Marshal(struct {
 		pod.ImageSummary
 		Config json.RawMessage `json:"config"`
-	}{imageSummary(info, d.imageUsers()), config})
+	}{pod.ImageSummary{ID: info.ID, References: info.References, Digest: info.Digest, Size: info.Size, Created: info.Created, Platform: info.Platform, Pods: len(d.imageUsers()[info.ID])}, config})
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot inspect image %s: %w", reference, err)
 	}

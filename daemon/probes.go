@@ -40,7 +40,7 @@ type prober struct {
 	running map[pod.ProbeRef]context.CancelFunc
 }
 
-// newProber makes a prober without probes. run executes a process in a container; report gets each result, from any goroutine, and must not
+// newProber makes a prober without probes. run executes a process in a container; report is told each result, from any goroutine, and must not
 // call the prober. The message of a failure is the kubelet's.
 func newProber(run func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error),
 	report func(ref pod.ProbeRef, ok bool, message string)) *prober {

@@ -98,7 +98,7 @@ func TestStatsRemote(t *testing.T) {
 	if err != nil || *got.Pod.MemoryBytes != 5000 || got.Pod.Processes != nil || len(got.Containers) != 1 || *got.Containers["a"].MemoryBytes != 17 {
 		t.Errorf("%+v, %v", got, err)
 	}
-	r.err = errors.New("the VM is gone")
+	r.err = errors.New("the machine is gone")
 	if _, err := statsBy(t.Context(), root, "pod.slice", pod.Ref{}, r); err == nil {
 		t.Error("an error of the class is lost")
 	}
