@@ -77,7 +77,6 @@ func TestExecEnds(t *testing.T) {
 // TestExecLimit checks that execs have a limit of their own, and that a panic ends one of them and not the daemon.
 func TestExecLimit(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		ref := w.mustRun(manifest("web"))
 		var bad atomic.Bool
 		w.fake.Fault = func(c runtimetest.Call) error {
 			if c.Method == "Exec" && bad.Load() {
@@ -85,6 +84,7 @@ func TestExecLimit(t *testing.T) {
 			}
 			return nil
 		}
+		ref := w.mustRun(manifest("web"))
 		bad.Store(true)
 		if _, err := w.job(w.exec(t.Context(), ref, "", runtime.Process{Args: []string{"true"}})); err == nil || !strings.Contains(err.Error(), "internal error: bad") {
 			t.Errorf("a panic ends the exec with %v", err)
