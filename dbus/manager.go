@@ -21,18 +21,18 @@ const (
 var managerMethods = []method{
 	{name: "RunPod", in: "sa{sv}", out: "o", action: ActionManagePods, max: maxManifestCall, heavy: true, handle: func(c *call) ([]any, error) { return c.run(false) }},
 	{name: "CreatePod", in: "sa{sv}", out: "o", action: ActionManagePods, max: maxManifestCall, heavy: true, handle: func(c *call) ([]any, error) { return c.run(true) }},
-	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, max: maxManifestCall, heavy: true, handle: (*call).validate},
+	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, max: maxManifestCall, heavy: true, bound: true, handle: (*call).validate},
 	{name: "GetPod", in: "ss", out: "o", action: ActionRead, handle: (*call).getPod},
 	{name: "GetPodByPID", in: "u", out: "o", action: ActionRead, handle: (*call).getPodByPID},
-	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, heavy: true, handle: (*call).listPods},
-	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, heavy: true, handle: (*call).describePods},
+	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, heavy: true, bound: true, handle: (*call).listPods},
+	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, heavy: true, bound: true, handle: (*call).describePods},
 	{name: "ListJobs", out: "a(usso)", action: ActionRead, handle: (*call).listJobs},
 	{name: "PullImage", in: "sa{sv}", out: "o", action: ActionManageImages, handle: (*call).pullImage},
-	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "LoadImageWithOptions", in: "ha{sv}", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, handle: (*call).saveImage},
-	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, handle: (*call).listImages},
+	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, bound: true, handle: (*call).loadImage},
+	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, bound: true, handle: (*call).loadImage},
+	{name: "LoadImageWithOptions", in: "ha{sv}", out: "as", action: ActionManageImages, bound: true, handle: (*call).loadImage},
+	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, bound: true, handle: (*call).saveImage},
+	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, bound: true, handle: (*call).listImages},
 	{name: "RemoveImage", in: "sb", action: ActionManageImages, handle: (*call).removeImage},
 	{name: "TagImage", in: "ss", action: ActionManageImages, handle: (*call).tagImage},
 	{name: "InspectImage", in: "s", out: "s", action: ActionRead, handle: (*call).inspectImage},
@@ -44,7 +44,7 @@ var managerMethods = []method{
 
 // objectManagerMethods is org.freedesktop.DBus.ObjectManager.
 var objectManagerMethods = []method{
-	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, heavy: true, handle: (*call).managedObjects},
+	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, heavy: true, bound: true, handle: (*call).managedObjects},
 }
 
 func (c *call) run(noStart bool) ([]any, error) {

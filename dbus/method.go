@@ -25,6 +25,7 @@ type method struct {
 	action  Action // "": needs none
 	max     int    // bytes of the arguments; 0: maxArguments
 	heavy   bool   // it costs much memory or time, so that few of them are done at once
+	bound   bool   // it ends when its caller leaves the bus; a pod is run although nobody waits for it
 	handle  func(c *call) ([]any, error)
 }
 
@@ -37,7 +38,7 @@ func (m *method) wrongArguments(signature string) error {
 
 // call is one method call while it is being answered.
 type call struct {
-	ctx    context.Context // ends when the server closes, or earlier when the handler watches the sender
+	ctx    context.Context // ends when the server closes, or earlier when the method is bound
 	server *Server
 	method *method
 	path   godbus.ObjectPath
@@ -129,8 +130,20 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 	if err := c.authorise(m.method.action); err != nil {
 		return nil, err
 	}
+	if m.method.bound {
+		ctx, release, err := m.server.whileThere(c.ctx, c.sender)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		c.ctx = ctx
+	}
 	if m.method.heavy {
-		return nil, c.heavy()
+		done, err := m.server.gate.work(c.ctx, c.ticket.user)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 	}
 	return nil, c.answer()
 }
@@ -142,24 +155,6 @@ func (c *call) answer() error {
 		return err
 	}
 	return c.sendReply(out)
-}
-
-// heavy waits until the caller may, and answers. What only returns something ends when its caller leaves the bus; a pod is run although nobody waits for it.
-func (c *call) heavy() error {
-	if c.method.action == ActionRead {
-		ctx, release, err := c.server.whileThere(c.ctx, c.sender)
-		if err != nil {
-			return err
-		}
-		defer release()
-		c.ctx = ctx
-	}
-	done, err := c.server.gate.work(c.ctx, c.ticket.user)
-	if err != nil {
-		return err
-	}
-	defer done()
-	return c.answer()
 }
 
 // sendReply answers by itself: godbus would do so after the call was counted out, and the reply's files closed.
