@@ -200,8 +200,8 @@ func (w *worker) plan(seen bool, now time.Time) pod.Plan {
 		return pod.Next(w.record.Pod, w.record.Observation, now)
 	}
 	plan := pod.Plan{WakeAt: now.Add(maxBackoff)}
-	if h := w.backoffs[backoffKey{op: opAdopt}]; h != nil {
-		plan.WakeAt = h.until
+	if b := w.backoffs[backoffKey{op: opAdopt}]; b != nil {
+		plan.WakeAt = b.until
 	}
 	if desired := w.record.Desired; !w.adopted && (desired == pod.DesiredStop || desired == pod.DesiredDelete) {
 		plan.Steps = []pod.Step{{Op: pod.OpDeleteSandbox, Grace: pod.GraceLeft(w.record.Pod, w.record.Observation, now), Why: "the pod ends, whatever it is"}}
@@ -211,7 +211,7 @@ func (w *worker) plan(seen bool, now time.Time) pod.Plan {
 
 // adopt has the runtime know a pod that an earlier daemon has left, if it does not yet.
 func (w *worker) adopt(ctx context.Context) bool {
-	if h := w.backoffs[backoffKey{op: opAdopt}]; w.adopted || w.damaged || h != nil && h.until.After(time.Now()) {
+	if b := w.backoffs[backoffKey{op: opAdopt}]; w.adopted || w.damaged || b != nil && b.until.After(time.Now()) {
 		return w.adopted
 	}
 	err := w.manager.Adopt(ctx, w.ref)
