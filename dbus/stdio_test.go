@@ -43,8 +43,11 @@ func rawExec(c *Client, path godbus.ObjectPath, files [3]*os.File, argv ...strin
 	if err != nil {
 		return 0, err
 	}
-	_, code, err := c.wait(context.Background(), job, nil)
-	return code, err
+	info, err := c.Wait(context.Background(), job, nil)
+	if info.ExitStatus == nil {
+		return -1, err
+	}
+	return *info.ExitStatus, err
 }
 
 func fromCall(call *godbus.Call, results ...any) error {
