@@ -175,12 +175,9 @@ func (w *worker) sync(ctx context.Context) (again bool, wakeAt time.Time) {
 	plan := w.plan(seen, now)
 	w.prober.Set(w.record.Pod, w.record.PodIPs, plan.Probes, w.probeState)
 	steps, backoffUntil := w.due(plan.Steps, now)
-	wakeAt = plan.WakeAt
-	if !backoffUntil.IsZero() && (wakeAt.IsZero() || backoffUntil.Before(wakeAt)) {
-		wakeAt = backoffUntil
-	}
-	if later := now.Add(maxBackoff); w.saveFault && (wakeAt.IsZero() || later.Before(wakeAt)) {
-		wakeAt = later
+	wakeAt = earlier(plan.WakeAt, backoffUntil)
+	if w.saveFault {
+		wakeAt = earlier(wakeAt, now.Add(maxBackoff))
 	}
 	if len(steps) == 0 {
 		return false, wakeAt
@@ -188,6 +185,14 @@ func (w *worker) sync(ctx context.Context) (again bool, wakeAt time.Time) {
 	w.act(ctx, steps)
 	w.countRepeats(steps)
 	return true, wakeAt
+}
+
+// earlier is the earlier one of two times; zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // opAdopt is the step that comes before all others, for a pod that an earlier daemon has left.

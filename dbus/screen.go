@@ -111,21 +111,11 @@ func (s *Server) answerPeer(h *buslink.Head) {
 
 // send answers a call that godbus does not answer. errorName is empty for what was asked for.
 func (s *Server) send(to string, serial uint32, errorName string, body ...any) error {
-	m := &godbus.Message{
-		Type:  godbus.TypeMethodReply,
-		Flags: godbus.FlagNoReplyExpected,
-		Headers: map[godbus.HeaderField]godbus.Variant{
-			godbus.FieldDestination: godbus.MakeVariant(to),
-			godbus.FieldReplySerial: godbus.MakeVariant(serial),
-		},
-		Body: fit(body),
-	}
+	m := message(godbus.TypeMethodReply, to, body)
+	m.Headers[godbus.FieldReplySerial] = godbus.MakeVariant(serial)
 	if errorName != "" {
 		m.Type = godbus.TypeError
 		m.Headers[godbus.FieldErrorName] = godbus.MakeVariant(errorName)
-	}
-	if len(body) > 0 {
-		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
 	}
 	return s.conn.Send(m, nil).Err
 }
