@@ -11,90 +11,90 @@ import (
 	"syscall"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
-// Start starts a pod as a job, which ends when all its containers have been started.
-func (d *Daemon) Start(_ context.Context, ref pod.Ref) (uint32, error) {
+// podJob starts a job for a pod, whose output is the pod's name. Timeout 0: it never times out.
+func (d *Daemon) podJob(ctx context.Context, verb string, ref pod.Ref, timeout time.Duration, do func(ctx context.Context, job *job, w *worker) error) (uint32, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return 0, err
 	}
-	if err := w.usable("start"); err != nil {
-		return 0, err
+	if verb == "start" || verb == "restart" {
+		if err := w.usable(verb); err != nil {
+			return 0, err
+		}
 	}
-	return d.jobs.start(d.ctx, "start", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
-		n := w.give(order{wish: pod.WishRun, fresh: true})
-		return w.waitStarted(ctx, job, n, "start")
+	return d.jobs.start(ctx, verb, []string{ref.String()}, timeout, func(ctx context.Context, job *job) ([]string, error) {
+		if err := do(ctx, job, w); err != nil {
+			return nil, err
+		}
+		return []string{ref.String()}, nil
 	})
 }
 
-// usable is a Conflict when nothing but its end can be wished of the pod.
+// Start starts a pod as a job, which ends when all its containers have been started.
+func (d *Daemon) Start(ctx context.Context, ref pod.Ref) (uint32, error) {
+	return d.podJob(ctx, "start", ref, d.config.JobTimeout.Duration, func(ctx context.Context, job *job, w *worker) error {
+		return w.waitStarted(ctx, job, w.give(order{desired: pod.DesiredRun, fresh: true}), "start")
+	})
+}
+
+// usable is a Conflict when the pod can do nothing but end.
 func (w *worker) usable(verb string) error {
 	switch {
 	case w.damaged:
 		return pod.Errorf(pod.Conflict, "cannot %s pod %s: its record is damaged (it can be deleted)", verb, w.ref)
-	case w.snapshot().seen.Wish == pod.WishDelete:
+	case w.snapshot().Desired == pod.DesiredDelete:
 		return pod.Errorf(pod.Conflict, "cannot %s pod %s: it is being deleted", verb, w.ref)
 	}
 	return nil
 }
 
 // waitStarted waits until the order numbered n has been taken and the pod was started.
-func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) ([]string, error) {
+func (w *worker) waitStarted(ctx context.Context, job *job, n int, verb string) error {
 	var failure error
 	snap, err := w.wait(ctx, func(s *snapshot) bool {
 		job.meets(s.problem)
-		if s.orders < n || s.thenRun {
+		if s.taken < n || s.ThenRun {
 			return false
 		}
 		job.progress(s.detail.State, 0)
 		failure = nil
-		if s.seen.Wish == pod.WishRun {
+		if s.Desired == pod.DesiredRun {
 			failure = startFailure(s)
 		}
-		return s.seen.Wish != pod.WishRun || failure != nil || pod.Started(s.detail.Pod, s.seen)
+		return s.Desired != pod.DesiredRun || failure != nil || pod.Started(s.Pod, s.Observation)
 	})
 	switch {
 	case err != nil:
-		return nil, notYet(w, snap, pod.WaitStarted, err)
-	case snap.gone || snap.seen.Wish != pod.WishRun:
-		return nil, pod.Errorf(pod.Conflict, "cannot %s pod %s: somebody else has stopped or deleted it meanwhile", verb, w.ref)
-	case failure != nil:
-		return nil, failure
+		return notYet(w, snap, pod.WaitStarted, err)
+	case snap.removed || snap.Desired != pod.DesiredRun:
+		return pod.Errorf(pod.Conflict, "cannot %s pod %s: somebody else has stopped or deleted it meanwhile", verb, w.ref)
 	}
-	return []string{w.ref.String()}, nil
+	return failure
 }
 
 // Stop stops a pod as a job; it stays, and can be started again.
-func (d *Daemon) Stop(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
-	w, err := d.find(ref)
-	if err != nil {
-		return 0, err
-	}
-	return d.jobs.start(d.ctx, "stop", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
-		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), force: o.Force})
+func (d *Daemon) Stop(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+	return d.podJob(ctx, "stop", ref, 0, func(ctx context.Context, job *job, w *worker) error {
+		n := w.give(order{desired: pod.DesiredStop, grace: graceOf(o), force: o.Force})
 		snap, err := w.wait(ctx, func(s *snapshot) bool {
 			job.meets(s.problem)
-			return s.orders >= n && (s.seen.Wish == pod.WishRun || stopped(s))
+			return s.taken >= n && (s.Desired == pod.DesiredRun || stopped(s))
 		})
-		switch {
-		case err != nil:
-			return nil, err
-		case !snap.gone && snap.seen.Wish == pod.WishRun:
-			return nil, pod.Errorf(pod.Conflict, "cannot stop pod %s: somebody else has started it meanwhile", ref)
+		if err == nil && !snap.removed && snap.Desired == pod.DesiredRun {
+			err = pod.Errorf(pod.Conflict, "cannot stop pod %s: somebody else has started it meanwhile", ref)
 		}
-		return []string{ref.String()}, nil
+		return err
 	})
 }
 
 // stopped says whether nothing of the pod runs.
 func stopped(s *snapshot) bool {
-	return s.seen.Wish == pod.WishStop && !s.thenRun && (s.seen.Sandbox.Stage == pod.SandboxAbsent || s.seen.Sandbox.Stage == "")
+	return s.Desired == pod.DesiredStop && !s.ThenRun && s.Sandbox.Stage.Absent()
 }
 
 // graceOf is the grace period that replaces the manifest's.
@@ -107,32 +107,18 @@ func graceOf(o pod.StopOptions) *time.Duration {
 }
 
 // Restart stops a pod and starts it again, as a job.
-func (d *Daemon) Restart(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
-	w, err := d.find(ref)
-	if err != nil {
-		return 0, err
-	}
-	if err := w.usable("restart"); err != nil {
-		return 0, err
-	}
-	return d.jobs.start(d.ctx, "restart", []string{ref.String()}, d.config.JobTimeout.Duration, func(ctx context.Context, job *job) ([]string, error) {
-		n := w.give(order{wish: pod.WishStop, grace: graceOf(o), thenRun: true})
-		return w.waitStarted(ctx, job, n, "restart")
+func (d *Daemon) Restart(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+	return d.podJob(ctx, "restart", ref, d.config.JobTimeout.Duration, func(ctx context.Context, job *job, w *worker) error {
+		return w.waitStarted(ctx, job, w.give(order{desired: pod.DesiredStop, grace: graceOf(o), thenRun: true}), "restart")
 	})
 }
 
 // Delete deletes a pod as a job, which ends when nothing is left of it.
-func (d *Daemon) Delete(_ context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
-	w, err := d.find(ref)
-	if err != nil {
-		return 0, err
-	}
-	return d.jobs.start(d.ctx, "delete", []string{ref.String()}, 0, func(ctx context.Context, job *job) ([]string, error) {
-		w.give(order{wish: pod.WishDelete, grace: graceOf(o), force: o.Force})
-		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.gone }); err != nil {
-			return nil, err
-		}
-		return []string{ref.String()}, nil
+func (d *Daemon) Delete(ctx context.Context, ref pod.Ref, o pod.StopOptions) (uint32, error) {
+	return d.podJob(ctx, "delete", ref, 0, func(ctx context.Context, job *job, w *worker) error {
+		w.give(order{desired: pod.DesiredDelete, grace: graceOf(o), force: o.Force})
+		_, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.removed })
+		return err
 	})
 }
 
@@ -144,14 +130,14 @@ func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig sy
 	}
 	snap := w.snapshot()
 	if container != "" {
-		if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
-			return noContainer(snap, container)
+		if _, err := snap.container(container); err != nil {
+			return err
 		}
 		return w.manager.SignalContainer(ctx, w.ref, container, sig)
 	}
 	running := 0
 	var errs []error
-	for name, o := range snap.seen.Containers {
+	for name, o := range snap.Containers {
 		if o.Stage != pod.ContainerRunning && o.Stage != pod.ContainerStopping {
 			continue
 		}
@@ -165,41 +151,6 @@ func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig sy
 		return pod.Errorf(pod.Conflict, "cannot kill pod %s: no container of it runs", ref)
 	}
 	return errors.Join(errs...)
-}
-
-func noContainer(s *snapshot, name string) error {
-	return pod.Errorf(pod.NotFound, "cannot find container %q in pod %s: it has %s", name, s.detail.Ref, strings.Join(containerNames(s.detail.Pod), ", "))
-}
-
-// Exec runs a process in a container, the first one when container is "".
-func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error) {
-	w, err := d.find(ref)
-	if err != nil {
-		return runtime.ExitStatus{}, err
-	}
-	snap := w.snapshot()
-	if container == "" {
-		container = defaultContainer(snap.detail.Pod)
-	}
-	if pod.FindContainer(&snap.detail.Pod.Spec, container) == nil {
-		return runtime.ExitStatus{}, noContainer(snap, container)
-	}
-	status, err := w.manager.Exec(ctx, w.ref, container, p)
-	if pod.KindOf(err) == pod.NotFound { // the manifest has it, the runtime has not
-		err = pod.Errorf(pod.Conflict, "cannot run a process in container %q of pod %s: it does not run", container, ref)
-	}
-	return status, err
-}
-
-// defaultContainer is the container that a command means which names none (kubectl.kubernetes.io/default-container, else the first).
-func defaultContainer(p *corev1.Pod) string {
-	if name := p.Annotations["kubectl.kubernetes.io/default-container"]; name != "" && pod.FindContainer(&p.Spec, name) != nil {
-		return name
-	}
-	if len(p.Spec.Containers) == 0 { // its record is damaged
-		return ""
-	}
-	return p.Spec.Containers[0].Name
 }
 
 // Get returns everything about one pod.

@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // maxWarnings is after how many of them no pod's own are added: a manifest with many pods would have the same ones for each.
@@ -102,7 +101,7 @@ func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (ui
 	if o.NoStart {
 		kind = "create"
 	}
-	id, err := d.jobs.start(d.ctx, kind, r.names(), r.timeout(), r.do)
+	id, err := d.jobs.start(ctx, kind, r.names(), r.timeout(), r.do)
 	if err != nil {
 		d.unreserve(r)
 	}
@@ -224,10 +223,10 @@ func (r *runJob) do(ctx context.Context, job *job) ([]string, error) {
 // deleteOld deletes the pods that are replaced.
 func (r *runJob) deleteOld(ctx context.Context, job *job) error {
 	for _, w := range r.old {
-		w.give(order{wish: pod.WishDelete})
+		w.give(order{desired: pod.DesiredDelete})
 	}
 	for _, w := range r.old {
-		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.gone }); err != nil {
+		if _, err := w.wait(ctx, func(s *snapshot) bool { job.meets(s.problem); return s.removed }); err != nil {
 			return fmt.Errorf("cannot replace pod %s: %w", w.ref, err)
 		}
 	}
@@ -244,11 +243,11 @@ func (r *runJob) admit() error {
 		return err
 	}
 	for _, p := range r.pods {
-		wish := pod.WishRun
+		desired := pod.DesiredRun
 		if r.options.NoStart {
-			wish = pod.WishStop
+			desired = pod.DesiredStop
 		}
-		w, err := r.d.admit(p, wish)
+		w, err := r.d.admit(p, desired)
 		if err != nil {
 			return errors.Join(err, r.releaseUnadmitted())
 		}
@@ -305,16 +304,16 @@ func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
 			return true
 		}
 		if r.options.Wait == pod.WaitReady {
-			return pod.IsReady(s.detail.Pod, s.seen) || pod.IsFinished(s.seen) && pod.Started(s.detail.Pod, s.seen)
+			return pod.IsReady(s.Pod, s.Observation) || pod.IsFinished(s.Observation) && pod.Started(s.Pod, s.Observation)
 		}
-		return pod.Started(s.detail.Pod, s.seen)
+		return pod.Started(s.Pod, s.Observation)
 	})
 	switch {
 	case err != nil:
 		return notYet(w, snap, r.options.Wait, err)
 	case failure != nil:
 		return failure
-	case r.options.Wait == pod.WaitReady && !pod.IsReady(snap.detail.Pod, snap.seen):
+	case r.options.Wait == pod.WaitReady && !pod.IsReady(snap.Pod, snap.Observation):
 		return pod.Errorf(pod.Unavailable, "cannot run pod %s: it ended before it was ready (phase %s)", w.ref, snap.detail.Phase)
 	}
 	return nil
@@ -323,13 +322,13 @@ func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
 // startFailure is why a pod cannot come up; nil while there is hope. A stop or delete by somebody else ends the waiting too.
 func startFailure(s *snapshot) error {
 	switch {
-	case s.gone || s.seen.Wish != pod.WishRun:
+	case s.removed || s.Desired != pod.DesiredRun:
 		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has stopped or deleted it meanwhile", s.detail.Ref)
 	case s.sandboxErr != nil:
-		return pod.WithKind(pod.KindOf(s.sandboxErr), fmt.Errorf("cannot start pod %s: %w", s.detail.Ref, s.sandboxErr))
+		return pod.Errorf(pod.KindOf(s.sandboxErr), "cannot start pod %s: %w", s.detail.Ref, s.sandboxErr)
 	}
-	if err := pod.StartFailure(s.detail.Pod, s.seen); err != nil {
-		return pod.WithKind(pod.KindOf(err), fmt.Errorf("cannot run pod %s: %w", s.detail.Ref, err))
+	if err := pod.StartFailure(s.Pod, s.Observation); err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot run pod %s: %w", s.detail.Ref, err)
 	}
 	return nil
 }
@@ -340,12 +339,12 @@ func notYet(w *worker, s *snapshot, what pod.WaitMode, err error) error {
 		return err
 	}
 	var waiting []string
-	for _, cs := range slices.Concat(s.detail.Pod.Status.InitContainerStatuses, s.detail.Pod.Status.ContainerStatuses) {
+	for _, cs := range slices.Concat(s.Pod.Status.InitContainerStatuses, s.Pod.Status.ContainerStatuses) {
 		switch {
 		case cs.State.Waiting != nil:
 			waiting = append(waiting, cs.Name+" is waiting ("+cs.State.Waiting.Reason+")")
 		case cs.State.Running != nil && !cs.Ready:
-			o := s.seen.Containers[cs.Name]
+			o := s.Containers[cs.Name]
 			why := ""
 			for _, p := range []pod.ProbeState{o.Startup, o.Readiness} {
 				if p.Message != "" {
@@ -359,7 +358,7 @@ func notYet(w *worker, s *snapshot, what pod.WaitMode, err error) error {
 	if len(waiting) > 0 {
 		detail = ": " + strings.Join(waiting, ", ")
 	}
-	return pod.WithKind(pod.Unavailable, fmt.Errorf("cannot wait any longer for pod %s to be %s%s: %w", w.ref, what, detail, err))
+	return pod.Errorf(pod.Unavailable, "cannot wait any longer for pod %s to be %s%s: %w", w.ref, what, detail, err)
 }
 
 // rollBack removes the pods of a run that failed.
@@ -368,11 +367,11 @@ func (r *runJob) rollBack(cause error) error {
 	defer cancel()
 	zero := time.Duration(0)
 	for _, w := range r.workers {
-		w.give(order{wish: pod.WishDelete, grace: &zero})
+		w.give(order{desired: pod.DesiredDelete, grace: &zero})
 	}
 	for _, w := range r.workers {
-		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.gone }); err != nil && r.d.ctx.Err() == nil {
-			return pod.WithKind(pod.KindOf(cause), fmt.Errorf("%w; pod %s is still being removed", cause, w.ref))
+		if _, err := w.wait(ctx, func(s *snapshot) bool { return s.removed }); err != nil && r.d.ctx.Err() == nil {
+			return pod.Errorf(pod.KindOf(cause), "%w; pod %s is still being removed", cause, w.ref)
 		}
 	}
 	return cause
@@ -384,12 +383,12 @@ func (r *runJob) waitCompleted(ctx context.Context, job *job) error {
 	for _, w := range r.workers {
 		snap, err := w.wait(ctx, func(s *snapshot) bool {
 			job.progress(s.detail.State, 0)
-			return pod.IsFinished(s.seen)
+			return pod.IsFinished(s.Observation)
 		})
 		switch {
 		case err != nil:
 			return notYet(w, snap, pod.WaitCompleted, err)
-		case snap.gone:
+		case snap.removed:
 			errs = append(errs, pod.Errorf(pod.Conflict, "cannot wait for pod %s to complete: it was deleted", w.ref))
 		case snap.detail.Phase != string(corev1.PodSucceeded):
 			errs = append(errs, pod.Errorf(pod.Unavailable, "pod %s has not succeeded: it is %s", w.ref, describeEnd(snap)))
@@ -404,7 +403,7 @@ func (r *runJob) waitCompleted(ctx context.Context, job *job) error {
 // describeEnd is how a pod failed.
 func describeEnd(s *snapshot) string {
 	text := s.detail.Phase
-	for _, cs := range slices.Concat(s.detail.Pod.Status.InitContainerStatuses, s.detail.Pod.Status.ContainerStatuses) {
+	for _, cs := range slices.Concat(s.Pod.Status.InitContainerStatuses, s.Pod.Status.ContainerStatuses) {
 		if t := cs.State.Terminated; t != nil && t.ExitCode != 0 {
 			text += fmt.Sprintf(", container %s ended with exit code %d (%s)", cs.Name, t.ExitCode, t.Reason)
 		}
@@ -413,12 +412,12 @@ func describeEnd(s *snapshot) string {
 }
 
 // admit makes the worker of a new pod, whose name is reserved.
-func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
+func (d *Daemon) admit(p *corev1.Pod, desired pod.Desired) (*worker, error) {
 	manager, err := d.registry.Get(pod.ClassOf(p))
 	if err != nil {
 		return nil, err
 	}
-	w := d.newWorker(&record{Version: recordVersion, Pod: p, Wish: wish, WishedAt: time.Now()}, manager)
+	w := d.newWorker(&record{Version: recordVersion, Pod: p, Observation: pod.Observation{Desired: desired, DesiredAt: time.Now()}}, manager)
 	w.adopted = true
 	// Before anything of the pod exists: a daemon that comes after a crash must know of it.
 	r := *w.record
@@ -426,7 +425,7 @@ func (d *Daemon) admit(p *corev1.Pod, wish pod.Wish) (*worker, error) {
 		return nil, errors.Join(err, d.store.remove(p.UID))
 	}
 	d.add(w)
-	d.notices.tell(pod.Notice{Kind: pod.NoticePodNew, Ref: w.ref})
+	d.notices.report(pod.Notice{Kind: pod.NoticePodNew, Ref: w.ref})
 	for _, problem := range pod.Problems(nil, d.ignoredLimits(p)) {
 		w.event(corev1.EventTypeWarning, "LimitNotEnforced", "", problem.Path+": "+problem.Message)
 	}
@@ -439,18 +438,13 @@ func (w *worker) commitAndWait(ctx context.Context) error {
 	w.mu.Lock()
 	w.commit = true
 	w.mu.Unlock()
-	w.nudge()
-	snap, err := w.wait(ctx, func(s *snapshot) bool { return s.committed || s.commitErr != nil })
+	w.wake()
+	snap, err := w.wait(ctx, func(s *snapshot) bool { return s.Committed || s.commitErr != nil })
 	switch {
 	case err != nil:
 		return err
-	case snap.gone:
+	case snap.removed:
 		return pod.Errorf(pod.Conflict, "cannot run pod %s: somebody else has deleted it meanwhile", w.ref)
 	}
 	return snap.commitErr
-}
-
-// managerOf returns the class of a stored pod, which may not be able to start anything any more: what runs goes on, and can be stopped and deleted.
-func (d *Daemon) managerOf(p *corev1.Pod) (runtime.PodManager, error) {
-	return d.registry.Find(pod.ClassOf(p))
 }

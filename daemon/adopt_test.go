@@ -46,7 +46,7 @@ func (w *world) records() map[string]string {
 	return files
 }
 
-// onlyAdopted fails when the runtime was asked for anything but to adopt, and to tell what it sees.
+// onlyAdopted fails when the runtime was asked for anything but to adopt, and to say what it sees.
 func (w *world) onlyAdopted() {
 	w.t.Helper()
 	for _, c := range w.fake.Calls() {
@@ -191,7 +191,7 @@ func TestNotAdopted(t *testing.T) {
 	}
 }
 
-// TestNotObserved checks that nothing is concluded, and nothing done, while the runtime cannot tell what is true.
+// TestNotObserved checks that nothing is concluded, and nothing done, while the runtime cannot say what is true.
 func TestNotObserved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref, run := w.mustRun(manifest("a")), w.mustRun(never("b"))
@@ -324,14 +324,14 @@ func TestDamagedRecords(t *testing.T) {
 					t.Errorf("the pod is %+v", d.Summary)
 				}
 				w.onlyAdopted()
-				if w.d.objects.configMap("default", "c") == nil || len(w.net.pods) != 2 {
+				if w.d.objects.get("configmaps", "default", "c") == nil || len(w.net.pods) != 2 {
 					t.Error("what the pod has is gone")
 				}
 				if _, err := w.run(manifest("bad"), pod.RunOptions{}); pod.KindOf(err) != pod.AlreadyExists {
 					t.Errorf("another pod of that name: %v", err)
 				}
-				if _, err := w.d.Exec(t.Context(), bad, "", runtimePkg.Process{Args: []string{"true"}}); pod.KindOf(err) != pod.NotFound {
-					t.Errorf("exec: %v", err)
+				if _, err := w.job(w.exec(t.Context(), bad, "", runtimePkg.Process{Args: []string{"true"}})); pod.KindOf(err) != pod.NotFound {
+					t.Errorf("exec: %v; want NotFound", err)
 				}
 				if err := w.d.RemoveImage(t.Context(), "localhost/other:1", false); pod.KindOf(err) != pod.Conflict {
 					t.Errorf("an image that it may use was removed: %v", err)
@@ -347,7 +347,7 @@ func TestDamagedRecords(t *testing.T) {
 				if _, err := w.run(manifest("bad"), pod.RunOptions{Replace: true}); err != nil {
 					t.Fatal(err)
 				}
-				if w.d.objects.configMap("default", "c") != nil {
+				if w.d.objects.get("configmaps", "default", "c") != nil {
 					t.Error("what the pod had is still there")
 				}
 				for _, name := range []string{"good", "bad"} {
@@ -435,7 +435,7 @@ func TestUnreadableRecords(t *testing.T) {
 		}
 		w.next(nil)
 		w.start()
-		if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 || w.d.objects.configMap("default", "c") == nil {
+		if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 || w.d.objects.get("configmaps", "default", "c") == nil {
 			t.Errorf("the pod is %+v", d.Summary)
 		}
 	})

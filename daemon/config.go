@@ -79,15 +79,15 @@ func (c *NetworkConfig) check() error {
 	return nil
 }
 
-// MicroVMConfig says how the machines of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
+// MicroVMConfig says how the VMs of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
 type MicroVMConfig struct {
 	VMM     string `json:"vmm,omitempty"`     // qemu or cloud-hypervisor; empty: the first that can be used
 	Program string `json:"program,omitempty"` // its path
 	Machine string `json:"machine,omitempty"` // of qemu: pc, q35 or microvm
 	Accel   string `json:"accel,omitempty"`   // kvm or tcg
 	Kernel  string `json:"kernel,omitempty"`  // a pattern of file names
-	Runtime string `json:"runtime,omitempty"` // the path of the OCI runtime that is put into the machines
-	// Memory is what the containers of a pod without a limit have together, CPUs how many CPUs its machine has.
+	Runtime string `json:"runtime,omitempty"` // the path of the OCI runtime that is put into the VMs
+	// Memory is what the containers of a pod without a limit have together, CPUs how many CPUs its VM has.
 	Memory resource.Quantity `json:"memory,omitzero"`
 	CPUs   int               `json:"cpus,omitempty"`
 	// Scratch is the size of the disk for what containers write.

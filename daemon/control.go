@@ -8,8 +8,9 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"sync"
 	"time"
+
+	"golang.org/x/net/netutil"
 
 	"github.com/magikrun/magikpod/pod"
 )
@@ -88,7 +89,7 @@ func ServeControl(ctx context.Context, l net.Listener, handler http.Handler) err
 			server.Close()
 		}
 	})
-	err := server.Serve(&controlListener{Listener: l, free: make(chan struct{}, maxControlConns), closed: make(chan struct{})})
+	err := server.Serve(netutil.LimitListener(l, maxControlConns))
 	if !cancel() {
 		<-stopped
 		return nil
@@ -98,46 +99,4 @@ func ServeControl(ctx context.Context, l net.Listener, handler http.Handler) err
 		return nil
 	}
 	return pod.Errorf(pod.Internal, "cannot serve the control socket: %w", err)
-}
-
-// controlListener accepts a bounded number of connections at a time.
-type controlListener struct {
-	net.Listener
-	free   chan struct{} // holds one for each connection
-	once   sync.Once
-	closed chan struct{}
-}
-
-// Accept implements [net.Listener].
-func (l *controlListener) Accept() (net.Conn, error) {
-	select {
-	case l.free <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.free
-		return nil, err
-	}
-	return &controlConn{Conn: conn, free: l.free}, nil
-}
-
-// Close implements [net.Listener].
-func (l *controlListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-type controlConn struct {
-	net.Conn
-	once sync.Once
-	free chan struct{}
-}
-
-// Close implements [net.Conn].
-func (c *controlConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { <-c.free })
-	return err
 }

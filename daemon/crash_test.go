@@ -17,18 +17,18 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// deaf is a PodManager whose RunContainer succeeds and does nothing.
-type deaf struct {
+// inert is a PodManager whose RunContainer succeeds and does nothing.
+type inert struct {
 	magikruntime.PodManager
 	starts int
 }
 
-func (d *deaf) RunContainer(context.Context, magikruntime.ContainerConfig) error {
+func (d *inert) RunContainer(context.Context, magikruntime.ContainerConfig) error {
 	d.starts++
 	return nil
 }
 
-// TestStartWithoutEffect checks that the daemon does not turn without end when a runtime says that it has done something, and has not.
+// TestStartWithoutEffect checks that the daemon does not sync without end when a runtime says that it has done something, and has not.
 func TestStartWithoutEffect(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("web"))
@@ -36,7 +36,7 @@ func TestStartWithoutEffect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		manager := &deaf{PodManager: w.fake}
+		manager := &inert{PodManager: w.fake}
 		synctest.Wait()
 		worker.manager = manager
 		w.fake.Exit(ref, "main", 1)
@@ -53,7 +53,7 @@ func TestStartWithoutEffect(t *testing.T) {
 	})
 }
 
-// TestRepeatedSteps checks that steps which come again and again are held back, whatever the reason.
+// TestRepeatedSteps checks that steps which come again and again are put into backoff, whatever the reason.
 func TestRepeatedSteps(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		worker, err := w.d.find(w.mustRun(manifest("web")))
@@ -65,12 +65,12 @@ func TestRepeatedSteps(t *testing.T) {
 		for range maxRepeats {
 			worker.countRepeats(steps)
 		}
-		if ready, _ := worker.ready(steps, time.Now()); len(ready) != 1 {
-			t.Errorf("held back after %d times", maxRepeats)
+		if ready, _ := worker.due(steps, time.Now()); len(ready) != 1 {
+			t.Errorf("in backoff after %d times", maxRepeats)
 		}
 		worker.countRepeats(steps)
-		if ready, until := worker.ready(steps, time.Now()); len(ready) != 0 || until.IsZero() {
-			t.Error("not held back")
+		if ready, until := worker.due(steps, time.Now()); len(ready) != 0 || until.IsZero() {
+			t.Error("not in backoff")
 		}
 		worker.countRepeats([]pod.Step{{Op: pod.OpStopContainer, Container: "other"}})
 		if worker.repeats != 0 {
@@ -121,7 +121,7 @@ func TestWaitForTheRemoved(t *testing.T) {
 				}
 				return false
 			})
-			if err != nil || !snap.gone {
+			if err != nil || !snap.removed {
 				t.Fatalf("%v", err)
 			}
 		}
@@ -182,7 +182,7 @@ func TestRuntimeGone(t *testing.T) {
 		w.fake = w.fake.Restart()
 		w.fake.Info.Available, w.fake.Info.Reason = false, "no OCI runtime is installed"
 		w.start()
-		if d := w.get(ref); d.State != "Running" || len(w.net.leaks()) != 1 || w.d.objects.configMap("default", "c") == nil {
+		if d := w.get(ref); d.State != "Running" || len(w.net.leaks()) != 1 || w.d.objects.get("configmaps", "default", "c") == nil {
 			t.Errorf("the pod is %+v, its networks %v", d.Summary, w.net.leaks())
 		}
 		if _, err := w.run(manifest("other"), pod.RunOptions{}); pod.KindOf(err) != pod.Invalid {
@@ -220,7 +220,7 @@ func TestStartEndsWhenStarted(t *testing.T) {
 	})
 }
 
-// TestGoneMeansFree checks that nobody is told of a pod's end before its name is free: a replacement would be taken off the lists together with it.
+// TestGoneMeansFree checks that a pod's end is not reported before its name is free: a replacement would be taken off the lists together with it.
 func TestGoneMeansFree(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		old, err := w.d.find(w.mustRun(manifest("web")))
@@ -236,13 +236,13 @@ func TestGoneMeansFree(t *testing.T) {
 		for range 200_000 {
 			runtime.Gosched()
 		}
-		if ghost.snapshot().gone {
-			t.Error("told while the name is taken")
+		if ghost.snapshot().removed {
+			t.Error("the end was reported while the name is taken")
 		}
 		w.d.mu.Unlock()
 		<-done
-		if !ghost.snapshot().gone {
-			t.Error("never told")
+		if !ghost.snapshot().removed {
+			t.Error("the end was never reported")
 		}
 		w.d.add(old)
 	})

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -27,7 +28,7 @@ import (
 	"github.com/magikrun/magikpod/volume"
 )
 
-// maxStarts bounds the containers of one class that are being started at once. Each class has its own: to start a container in a machine, that must have booted, and a machine that hangs
+// maxStarts bounds the containers of one class that are being started at once. Each class has its own: to start a container in a VM, that must have booted, and a VM that hangs
 // must not keep other classes' containers waiting.
 const maxStarts = 16
 
@@ -86,7 +87,7 @@ type Daemon struct {
 	log      *slog.Logger
 	store    recordStore
 	objects  objects
-	jobs     jobs
+	jobs     *jobs
 	pulls    *puller
 	metrics  *metricsSet
 	logs     *logs.Reader
@@ -120,10 +121,12 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	d.store = recordStore{config: &d.config}
 	d.objects = objects{dir: filepath.Join(o.Config.StateDir, "volumes")}
 	d.metrics = newMetrics(d.List)
-	d.jobs = jobs{notices: &d.notices, ended: func(kind string, result pod.JobResult, took time.Duration) {
-		d.metrics.observeJob(kind, result, took)
+	d.jobs = newJobs(d.ctx, &d.notices, func(kind string, result pod.JobResult, took time.Duration) {
+		if kind != "exec" { // that takes as long as its command
+			d.metrics.observeJob(kind, result, took)
+		}
 		d.touch()
-	}}
+	})
 	d.logs = logs.NewReader()
 	for _, class := range d.registry.Classes() {
 		d.starts[class.Name] = make(chan struct{}, maxStarts)
@@ -188,11 +191,11 @@ func (d *Daemon) recover(ctx context.Context) error {
 // adoptPatience is for how long a runtime that is not to be reached is asked again when the daemon starts: systemd may be executing itself anew.
 const adoptPatience = 5 * time.Second
 
-// adopt makes the worker of a record that an earlier daemon has left. An error that tells nothing about the pod ends the start; one about the pod alone is
+// adopt makes the worker of a record that an earlier daemon has left. An error that says nothing about the pod ends the start; one about the pod alone is
 // the worker's, which tries again and does nothing before it has been adopted.
 func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string, err error) {
 	ref := pod.RefOf(r.Pod)
-	manager, err := d.managerOf(r.Pod)
+	manager, err := d.registry.Find(pod.ClassOf(r.Pod)) // it may not be able to start anything any more: what runs goes on, and can be stopped and deleted
 	if err != nil {
 		return nil, "pod " + ref.String() + " is left alone: " + err.Error(), nil
 	}
@@ -202,10 +205,10 @@ func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning strin
 	if !r.Committed {
 		// Its run never succeeded, and nobody waits for it any more.
 		zero := time.Duration(0)
-		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishDelete, time.Now(), &zero, false
+		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredDelete, time.Now(), &zero, false
 	}
 	w = d.newWorker(r, manager)
-	for began := time.Now(); ; time.Sleep(firstHold) {
+	for began := time.Now(); ; time.Sleep(firstBackoff) {
 		err := manager.Adopt(ctx, ref)
 		switch kind := pod.KindOf(err); {
 		case err == nil:
@@ -243,7 +246,7 @@ func (d *Daemon) add(w *worker) {
 	delete(d.reserved, w.ref.String())
 }
 
-// removed takes a pod off the lists: its name is free, and then those are told who wait for that.
+// removed takes a pod off the lists: its name is free, and then who waits for that hears it.
 func (d *Daemon) removed(w *worker) {
 	d.mu.Lock()
 	delete(d.byUID, w.ref.UID)
@@ -252,19 +255,13 @@ func (d *Daemon) removed(w *worker) {
 	d.busyAt = time.Now()
 	d.mu.Unlock()
 	w.publish()
-	d.notices.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
+	d.notices.report(pod.Notice{Kind: pod.NoticePodRemoved, Ref: w.ref})
 }
 
 // changed wakes the worker of a pod about which the runtime has news.
 func (d *Daemon) changed(ref pod.Ref) {
-	d.mu.Lock()
-	w := d.byUID[ref.UID]
-	if w == nil && ref.UID == "" {
-		w = d.byName[ref.String()]
-	}
-	d.mu.Unlock()
-	if w != nil {
-		w.nudge()
+	if w, err := d.find(ref); err == nil {
+		w.wake()
 	}
 }
 
@@ -291,10 +288,7 @@ func (d *Daemon) workers() []*worker {
 	}
 	d.mu.Unlock()
 	slices.SortFunc(list, func(a, b *worker) int {
-		if c := strings.Compare(a.ref.Namespace, b.ref.Namespace); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ref.Name, b.ref.Name)
+		return cmp.Or(strings.Compare(a.ref.Namespace, b.ref.Namespace), strings.Compare(a.ref.Name, b.ref.Name))
 	})
 	return list
 }
@@ -330,14 +324,14 @@ func (d *Daemon) Idle() (since time.Time, ok bool) {
 func (d *Daemon) volumeSources(p *corev1.Pod) volume.Sources {
 	return volume.Sources{
 		ConfigMap: func(name string) (*corev1.ConfigMap, error) {
-			if c := d.objects.configMap(p.Namespace, name); c != nil {
-				return c, nil
+			if o := d.objects.get("configmaps", p.Namespace, name); o != nil {
+				return o.ConfigMap, nil
 			}
 			return nil, pod.Errorf(pod.NotFound, "configmap %q not found in namespace %s (put it into the manifest)", name, p.Namespace)
 		},
 		Secret: func(name string) (*corev1.Secret, error) {
-			if c := d.objects.secret(p.Namespace, name); c != nil {
-				return c, nil
+			if o := d.objects.get("secrets", p.Namespace, name); o != nil {
+				return o.Secret, nil
 			}
 			return nil, pod.Errorf(pod.NotFound, "secret %q not found in namespace %s (put it into the manifest)", name, p.Namespace)
 		},
@@ -399,7 +393,7 @@ func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
 		return statsBy(ctx, d.host.CgroupRoot, slice, w.ref, reader)
 	}
 	containers := make(map[string]string)
-	for name, o := range w.snapshot().seen.Containers {
+	for name, o := range w.snapshot().Containers {
 		if o.Stage.Live() {
 			containers[name] = path.Join(slice, units.ContainerService(w.ref.Namespace, w.ref.Name, name))
 		}

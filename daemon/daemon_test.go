@@ -244,7 +244,7 @@ func TestAdminStop(t *testing.T) {
 	})
 }
 
-func TestNewerWishCutsShort(t *testing.T) {
+func TestNewerDesiredStateCutsShort(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.fake.Behave("main", runtimetest.Behavior{IgnoreStop: true})
 		ref := w.mustRun(manifest("stubborn", "terminationGracePeriodSeconds: 300", "containers: [{name: main, image: 'localhost/app:1'}]"))
@@ -437,7 +437,7 @@ func TestObjectsGoWithTheirOwners(t *testing.T) {
 			t.Errorf("other content under the same name: %v", err)
 		}
 		for _, ref := range []pod.Ref{one, two} {
-			if w.d.objects.configMap("default", "settings") == nil {
+			if w.d.objects.get("configmaps", "default", "settings") == nil {
 				t.Error("the configMap went before its last owner")
 			}
 			if _, err := w.job(w.d.Delete(t.Context(), ref, pod.StopOptions{})); err != nil {
@@ -449,7 +449,7 @@ func TestObjectsGoWithTheirOwners(t *testing.T) {
 			t.Errorf("a configMap alone: %v", err)
 		}
 		w.crash()
-		if w.d.objects.configMap("default", "settings") == nil {
+		if w.d.objects.get("configmaps", "default", "settings") == nil {
 			t.Error("a configMap that came alone is gone")
 		}
 	})

@@ -27,7 +27,7 @@ func (d *Daemon) adoptDamaged(uid types.UID) (w *worker, warning string) {
 	}
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, UID: uid}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodUnknown, Reason: reasonDamaged, Message: "The pod's record is damaged; what still runs of it goes on until it is deleted"}
-	w = d.newWorker(&record{Version: recordVersion, Committed: true, Pod: p, Wish: pod.WishRun, WishedAt: time.Now()}, everyClass{classes[0], classes})
+	w = d.newWorker(&record{Version: recordVersion, Committed: true, Pod: p, Observation: pod.Observation{Desired: pod.DesiredRun, DesiredAt: time.Now()}}, everyClass{classes[0], classes})
 	w.damaged = true
 	w.event(corev1.EventTypeWarning, reasonDamaged, "", p.Status.Message)
 	w.publish()

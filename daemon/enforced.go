@@ -52,7 +52,7 @@ func (h *Host) unenforced(class string) string {
 		strings.Join(what, ", "), strings.Join(missing, ", "))
 }
 
-// enforcedByClass says whether the limits of a container are enforced without the host's controller. A machine has its own, and its size is a limit; a module's
+// enforcedByClass says whether the limits of a container are enforced without the host's controller. A VM has its own, and its size is a limit; a module's
 // memory is bounded by its engine.
 func enforcedByClass(class, controller string) bool {
 	return class == pod.ClassMicroVM || class == pod.ClassWasm && controller == "memory"

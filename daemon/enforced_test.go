@@ -56,7 +56,7 @@ spec:
   - {name: b, image: "localhost/x:1", resources: {requests: {cpu: 100m}}}
 `
 
-// A limit that has no effect is told like every other field that is not honoured: by validate, by run, and by an event of the pod.
+// A limit that has no effect is reported like every other field that is not honoured: by validate, by run, and by an event of the pod.
 func TestIgnoredLimits(t *testing.T) {
 	memory := []string{"spec.containers[0].resources.limits[memory]", "spec.initContainers[0].resources.requests[memory]", "spec.resources.limits[memory]"}
 	cpu := []string{"spec.containers[0].resources.limits[cpu]", "spec.containers[1].resources.requests[cpu]"}
@@ -70,7 +70,7 @@ func TestIgnoredLimits(t *testing.T) {
 		{"no CPU", pod.ClassContainers, []string{"cpu", "pids"}, cpu},
 		{"nothing", pod.ClassContainers, []string{"cpu", "memory", "pids"}, append(slices.Clone(memory), cpu...)},
 		{"a module's memory is its engine's", pod.ClassWasm, []string{"memory"}, memory[1:]},
-		{"a machine has its own", pod.ClassMicroVM, []string{"cpu", "memory", "pids"}, nil},
+		{"a VM has its own", pod.ClassMicroVM, []string{"cpu", "memory", "pids"}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m, err := pod.Parse([]byte(strings.Replace(limitedPod, "CLASS", test.class, 1)))

@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Host is what the daemon knows of the machine it runs on.
+// Host is what the daemon knows of the host it runs on.
 type Host struct {
 	Hostname   string
 	BootID     string
@@ -32,7 +32,7 @@ type Host struct {
 	Capacity           corev1.ResourceList // cpu and memory
 }
 
-// ReadHost looks at the machine.
+// ReadHost looks at the host.
 func ReadHost(version, systemd string) Host {
 	h := Host{Version: version, Systemd: systemd, CgroupRoot: "/sys/fs/cgroup"}
 	if name, err := os.Hostname(); err == nil {

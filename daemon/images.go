@@ -89,8 +89,8 @@ func (p *puller) run(ctx context.Context, reference, platform string, one *pull)
 			one.mu.Lock()
 			listeners := one.listeners
 			one.mu.Unlock()
-			for _, tell := range listeners {
-				tell(at)
+			for _, report := range listeners {
+				report(at)
 			}
 		}})
 		<-p.slots // what the classes do with it may take long, and holds up no other pull
@@ -175,12 +175,12 @@ func platformFor(p *corev1.Pod) string {
 func isLocal(reference string) bool { return strings.HasPrefix(reference, "localhost/") }
 
 // PullImage pulls an image as a job.
-func (d *Daemon) PullImage(_ context.Context, reference string, o pod.PullOptions) (uint32, error) {
+func (d *Daemon) PullImage(ctx context.Context, reference string, o pod.PullOptions) (uint32, error) {
 	name, err := image.Normalize(reference)
 	if err != nil {
 		return 0, err
 	}
-	return d.jobs.start(d.ctx, "pull", []string{name}, 0, func(ctx context.Context, job *job) ([]string, error) {
+	return d.jobs.start(ctx, "pull", []string{name}, 0, func(ctx context.Context, job *job) ([]string, error) {
 		if _, err := d.images.ResolveFor(name, o.Platform); err == nil && (!o.Always || isLocal(name)) {
 			return []string{name}, nil
 		}
@@ -212,7 +212,7 @@ func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, o pod.LoadOpti
 	return refs, err
 }
 
-// prepareImage has the runtime classes do for a new image what takes long. What goes wrong, the start of a container tells, too.
+// prepareImage has the runtime classes do for a new image what takes long. The start of a container reports what goes wrong, too.
 func (d *Daemon) prepareImage(ctx context.Context, img runtime.Image) {
 	if err := d.registry.PrepareImage(ctx, img); err != nil {
 		d.log.Warn("cannot prepare an image", "image", img.Reference, "error", err)
@@ -234,7 +234,7 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	return list, nil
 }
 
-// imageUsers tells which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
+// imageUsers returns which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
 // record is damaged may use any.
 func (d *Daemon) imageUsers() map[string][]string {
 	users := make(map[string][]string)
@@ -246,12 +246,12 @@ func (d *Daemon) imageUsers() map[string][]string {
 				seen[i.ID] = true
 			}
 		}
-		for _, o := range snap.seen.Containers {
+		for _, o := range snap.Containers {
 			seen[o.ImageID] = true
 		}
-		for c := range pod.AllContainers(&snap.detail.Pod.Spec) {
+		for c := range pod.AllContainers(&snap.Pod.Spec) {
 			if name, err := image.Normalize(c.Image); err == nil {
-				if img, err := d.images.ResolveFor(name, platformFor(snap.detail.Pod)); err == nil {
+				if img, err := d.images.ResolveFor(name, platformFor(snap.Pod)); err == nil {
 					seen[img.ID] = true
 				}
 			}
@@ -265,7 +265,7 @@ func (d *Daemon) imageUsers() map[string][]string {
 	return users
 }
 
-// imageNamers tells which pods name an image in their manifests: the next start of a container looks for that name, whatever others the image has.
+// imageNamers returns which pods name an image in their manifests: the next start of a container looks for that name, whatever others the image has.
 func (d *Daemon) imageNamers(reference string) []string {
 	name, err := image.Normalize(reference)
 	if err != nil {
@@ -273,7 +273,7 @@ func (d *Daemon) imageNamers(reference string) []string {
 	}
 	var pods []string
 	for _, w := range d.workers() {
-		for c := range pod.AllContainers(&w.snapshot().detail.Pod.Spec) {
+		for c := range pod.AllContainers(&w.snapshot().Pod.Spec) {
 			if own, err := image.Normalize(c.Image); err == nil && own == name {
 				pods = append(pods, w.ref.String())
 				break

@@ -10,7 +10,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// TestJobMeets checks that a job which waits for something tells what, until that is over.
+// TestJobMeets checks that a job which waits for something reports what, until that is over.
 func TestJobMeets(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var failing atomic.Bool

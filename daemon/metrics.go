@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// metricsPhases are the phases that are always told, also when there is no such pod.
+// metricsPhases are the phases that are always reported, also when there is no such pod.
 var metricsPhases = []string{"Pending", "Running", "Succeeded", "Failed", "Unknown"}
 
 // metricsBuckets are the upper bounds of the histograms, in seconds: from the start of a small pod to the pull of a large image.
@@ -22,33 +22,22 @@ var metricsBuckets = []float64{0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 type metricsSet struct {
 	set  *metrics.Set
 	list func() []pod.Summary
+
+	pulled, pullsFailed, restarts *metrics.Counter
+	starts                        *metrics.PrometheusHistogram
 }
 
 // newMetrics makes a set in which nothing was observed yet. list gives the pods, and is called at each write.
 func newMetrics(list func() []pod.Summary) *metricsSet {
 	metrics.ExposeMetadata(true) // TYPE lines; a switch of the whole process
-	m := &metricsSet{set: metrics.NewSet(), list: list}
-	m.pulls(true)
-	m.pulls(false)
-	m.restarts()
-	m.starts()
-	return m
-}
-
-func (m *metricsSet) pulls(ok bool) *metrics.Counter {
-	result := "done"
-	if !ok {
-		result = "failed"
+	set := metrics.NewSet()
+	return &metricsSet{
+		set: set, list: list,
+		pulled:      set.NewCounter(`magikpod_image_pulls_total{result="done"}`),
+		pullsFailed: set.NewCounter(`magikpod_image_pulls_total{result="failed"}`),
+		restarts:    set.NewCounter("magikpod_container_restarts_total"),
+		starts:      set.NewPrometheusHistogramExt("magikpod_pod_start_duration_seconds", metricsBuckets),
 	}
-	return m.set.GetOrCreateCounter(fmt.Sprintf(`magikpod_image_pulls_total{result=%q}`, result))
-}
-
-func (m *metricsSet) restarts() *metrics.Counter {
-	return m.set.GetOrCreateCounter("magikpod_container_restarts_total")
-}
-
-func (m *metricsSet) starts() *metrics.PrometheusHistogram {
-	return m.set.GetOrCreatePrometheusHistogramExt("magikpod_pod_start_duration_seconds", metricsBuckets)
 }
 
 // observeJob counts a job that has ended after the time took. The kinds are few.
@@ -58,13 +47,19 @@ func (m *metricsSet) observeJob(kind string, result pod.JobResult, took time.Dur
 }
 
 // observeStart counts a pod all of whose containers have been started for the first time, the time took after it was admitted.
-func (m *metricsSet) observeStart(took time.Duration) { m.starts().Update(took.Seconds()) }
+func (m *metricsSet) observeStart(took time.Duration) { m.starts.Update(took.Seconds()) }
 
 // observePull counts an image that was asked for at its registry.
-func (m *metricsSet) observePull(ok bool) { m.pulls(ok).Inc() }
+func (m *metricsSet) observePull(ok bool) {
+	if ok {
+		m.pulled.Inc()
+	} else {
+		m.pullsFailed.Inc()
+	}
+}
 
 // observeRestart counts a container that was started again.
-func (m *metricsSet) observeRestart() { m.restarts().Inc() }
+func (m *metricsSet) observeRestart() { m.restarts.Inc() }
 
 // WritePrometheus writes all metrics in the Prometheus text format, and those of the process and of Go.
 func (m *metricsSet) WritePrometheus(w io.Writer) {

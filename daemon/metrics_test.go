@@ -59,7 +59,7 @@ func TestMetrics(t *testing.T) {
 	checkPrometheus(t, text)
 	pods = nil
 	if text := metricsText(m); strings.Contains(text, "magikpod_pod_") && strings.Contains(text, "uid=") || !strings.Contains(text, `magikpod_pods{phase="Running"} 0`) {
-		t.Error("pods that are gone are still told of")
+		t.Error("pods that are gone are still reported")
 	}
 }
 
@@ -86,7 +86,7 @@ func checkPrometheus(t *testing.T, text string) {
 		}
 		series, _, _ := strings.Cut(line, "} ")
 		if strings.Contains(line, "{") && seen[series] {
-			t.Errorf("told twice: %q", line)
+			t.Errorf("reported twice: %q", line)
 		}
 		seen[series] = true
 	}

@@ -6,14 +6,14 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// notices tells subscribers of changes, in the order in which they are told to it.
+// notices reports changes to subscribers, in the order in which they are reported to it.
 type notices struct {
 	mu        sync.Mutex
 	listeners map[int]func(pod.Notice)
 	last      int
 }
 
-// Subscribe makes notify be told of every change from now on. It must not block, and must not call the daemon.
+// Subscribe has notify called with every change from now on. It must not block, and must not call the daemon.
 func (n *notices) Subscribe(notify func(pod.Notice)) (unsubscribe func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -30,7 +30,7 @@ func (n *notices) Subscribe(notify func(pod.Notice)) (unsubscribe func()) {
 	}
 }
 
-func (n *notices) tell(notice pod.Notice) {
+func (n *notices) report(notice pod.Notice) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, notify := range n.listeners {

@@ -150,24 +150,11 @@ func (s *objects) release(uid types.UID) error {
 	return errors.Join(errs...)
 }
 
-// configMap returns a ConfigMap, which must not be changed; nil when there is none.
-func (s *objects) configMap(namespace, name string) *corev1.ConfigMap {
+// get returns an object, which must not be changed; nil when there is none.
+func (s *objects) get(kind, namespace, name string) *object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o := s.known[objectKey{"configmaps", namespace, name}]; o != nil {
-		return o.ConfigMap
-	}
-	return nil
-}
-
-// secret returns a Secret, which must not be changed; nil when there is none.
-func (s *objects) secret(namespace, name string) *corev1.Secret {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if o := s.known[objectKey{"secrets", namespace, name}]; o != nil {
-		return o.Secret
-	}
-	return nil
+	return s.known[objectKey{kind, namespace, name}]
 }
 
 // load reads what an earlier daemon has stored; owners that exists does not know are dropped. A file that cannot be read is set aside.
@@ -236,12 +223,8 @@ func (s *objects) sweep(kind string) {
 }
 
 func readObject(path string, k objectKey) (*object, error) {
-	data, err := atomicfile.Read(path, maxRecordBytes)
-	if err != nil {
-		return nil, err
-	}
 	var o object
-	if err := json.Unmarshal(data, &o); err != nil {
+	if err := readJSON(path, &o); err != nil {
 		return nil, err
 	}
 	switch {

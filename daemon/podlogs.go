@@ -20,11 +20,8 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 		return nil, err
 	}
 	snap := w.snapshot()
-	if o.Container == "" {
-		o.Container = defaultContainer(snap.detail.Pod)
-	}
-	if pod.FindContainer(&snap.detail.Pod.Spec, o.Container) == nil {
-		return nil, noContainer(snap, o.Container)
+	if o.Container, err = snap.container(o.Container); err != nil {
+		return nil, err
 	}
 	if o.Follow && !o.Previous {
 		// A container that is about to be started is waited for.
@@ -32,7 +29,7 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 			return nil, err
 		}
 	}
-	seen := snap.seen.Containers[o.Container]
+	seen := snap.Containers[o.Container]
 	switch {
 	case o.Previous && seen.Last == nil:
 		return nil, pod.Errorf(pod.NotFound, "cannot read the log: previous terminated container %q in pod %s not found", o.Container, ref)
@@ -45,7 +42,7 @@ func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.F
 	}
 	q.Wait = func(ctx context.Context) {
 		_, _ = w.wait(ctx, func(s *snapshot) bool {
-			now := s.seen.Containers[o.Container]
+			now := s.Containers[o.Container]
 			return now.Attempt != q.Attempt || !now.Stage.Live()
 		})
 	}
@@ -62,13 +59,13 @@ func (d *Daemon) logRequest(ref pod.Ref, o pod.LogOptions, attempt int, ended ti
 
 // hasLog says whether an attempt was made at the container.
 func hasLog(s *snapshot, container string) bool {
-	stage := s.seen.Containers[container].Stage
+	stage := s.Containers[container].Stage
 	return stage != "" && stage != pod.ContainerAbsent
 }
 
 // mayStart says whether the pod is on its way up.
 func mayStart(s *snapshot) bool {
-	return s.seen.Wish == pod.WishRun && !s.seen.Finished && startFailure(s) == nil
+	return s.Desired == pod.DesiredRun && !s.Finished && startFailure(s) == nil
 }
 
 func waitingFor(o pod.ContainerObservation) string {

@@ -11,13 +11,13 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// newProber makes the prober of a worker: results wait until the worker's next turn.
+// newProber makes the prober of a worker: results wait until the worker's next sync.
 func (w *worker) newProber() *prober {
 	b := newProber(w.manager.Exec, func(ref pod.ProbeRef, ok bool, message string) {
 		w.mu.Lock()
 		w.probed = append(w.probed, probeResult{ref: ref, ok: ok, message: message, at: time.Now()})
 		w.mu.Unlock()
-		w.nudge()
+		w.wake()
 	})
 	b.remote, _ = w.manager.(runtime.Prober)
 	if f, ok := w.manager.(runtime.Freezer); ok {
@@ -63,7 +63,7 @@ func (w *worker) foldProbe(result probeResult) {
 	if !result.ok && (was == 0 || state.Message != "" && state.Failures == int(probe.FailureThreshold)) {
 		w.event(corev1.EventTypeWarning, "Unhealthy", ref.Container, fmt.Sprintf("%s probe failed: %s", probeTitle(ref.Kind), result.message))
 	}
-	w.setContainer(ref.Container, o)
+	w.record.SetContainer(ref.Container, o)
 }
 
 func probeTitle(kind pod.ProbeKind) string {
@@ -76,8 +76,8 @@ func probeTitle(kind pod.ProbeKind) string {
 	return "Readiness"
 }
 
-// tellFrozen tells that somebody has frozen or thawed a container.
-func (w *worker) tellFrozen(name string, frozen bool) {
+// reportFrozen reports that somebody has frozen or thawed a container.
+func (w *worker) reportFrozen(name string, frozen bool) {
 	if frozen {
 		w.event(corev1.EventTypeWarning, "Frozen", name, "Container "+name+" was frozen through systemd or its cgroup: it does nothing until it is thawed or stopped")
 		return
@@ -85,8 +85,8 @@ func (w *worker) tellFrozen(name string, frozen bool) {
 	w.event(corev1.EventTypeNormal, "Thawed", name, "Container "+name+" was thawed")
 }
 
-// tellEnd tells that an attempt has ended.
-func (w *worker) tellEnd(name string, o *pod.ContainerObservation) {
+// reportEnd reports that an attempt has ended.
+func (w *worker) reportEnd(name string, o *pod.ContainerObservation) {
 	kind := corev1.EventTypeNormal
 	text := fmt.Sprintf("Container %s ended with exit code %d", name, o.ExitCode)
 	if o.Signal != 0 {
@@ -137,7 +137,7 @@ func (w *worker) askLog(name string, o *pod.ContainerObservation) {
 		w.mu.Lock()
 		w.lastSaid = append(w.lastSaid, lastWords{container: name, attempt: attempt, text: text})
 		w.mu.Unlock()
-		w.nudge()
+		w.wake()
 	})
 }
 
@@ -154,5 +154,5 @@ func (w *worker) foldLastWords(said lastWords) {
 	default:
 		return
 	}
-	w.setContainer(said.container, o)
+	w.record.SetContainer(said.container, o)
 }

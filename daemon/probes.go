@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -23,7 +24,7 @@ const defaultProbeTimeout = time.Second
 type prober struct {
 	run    func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error)
 	report func(ref pod.ProbeRef, ok bool, message string)
-	// errored, when not nil, is told of a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
+	// errored, when not nil, gets a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
 	// It is set before the first Set.
 	errored func(ref pod.ProbeRef, err error)
 	// remote, when not nil, makes the probes. It is set before the first Set.
@@ -34,7 +35,7 @@ type prober struct {
 	wg      sync.WaitGroup
 	mu      sync.Mutex
 	pod     *corev1.Pod
-	ips     []string
+	ips     []netip.Addr
 	closed  bool
 	running map[pod.ProbeRef]context.CancelFunc
 }
@@ -50,7 +51,7 @@ func newProber(run func(ctx context.Context, ref pod.Ref, container string, p ru
 // call: what the probe has found so far, and when its container started. ips are the pod's addresses, the first one is probed.
 //
 // A result of a probe that Set has ended is not reported unless report was being called already.
-func (b *prober) Set(p *corev1.Pod, ips []string, refs []pod.ProbeRef, lookup func(ref pod.ProbeRef) (state pod.ProbeState, started time.Time)) {
+func (b *prober) Set(p *corev1.Pod, ips []netip.Addr, refs []pod.ProbeRef, lookup func(ref pod.ProbeRef) (state pod.ProbeState, started time.Time)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -112,7 +113,7 @@ func probeOf(p *corev1.Pod, ref pod.ProbeRef) (*corev1.Container, *corev1.Probe)
 func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Container, probe *corev1.Probe, state pod.ProbeState, started time.Time) {
 	at := state.NextAt(probe, started)
 	if period := state.NextAt(probe, time.Time{}).Sub(state.LastAt); !state.LastAt.IsZero() && time.Since(at) > period {
-		// A whole turn was missed: the daemon has just started. Not all the probes of the host at once.
+		// A whole period was missed: the daemon has just started. Not all the probes of the host at once.
 		at = time.Now().Add(rand.N(max(period, 1)))
 	}
 	timer := time.NewTimer(time.Until(at))
@@ -159,7 +160,7 @@ func (b *prober) probe(ctx context.Context, c *corev1.Container, spec *corev1.Pr
 	host := ""
 	switch {
 	case len(ips) > 0:
-		host = ips[0]
+		host = ips[0].String()
 	case p.Spec.HostNetwork:
 		host = "127.0.0.1"
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -165,7 +166,7 @@ func TestProbeClose(t *testing.T) {
 	})
 }
 
-// A probe goes on where the daemon before this one was, a missed turn is made up for within a period, and another attempt's results count for nothing.
+// A probe goes on where the daemon before this one was, a missed run is made up for within a period, and another attempt's results count for nothing.
 func TestProbeResume(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -246,7 +247,7 @@ func TestProbeTable(t *testing.T) {
 		return runtime.ExitStatus{Code: code}, err
 	}, nil)
 	defer b.Close()
-	b.Set(&corev1.Pod{}, []string{"127.0.0.1"}, nil, nil)
+	b.Set(&corev1.Pod{}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil, nil)
 	probetest.Run(t, probetest.Listen, func(t *testing.T, p probe.Probe) (bool, string, error) {
 		spec := &corev1.Probe{TimeoutSeconds: int32(p.Timeout / time.Second)}
 		switch {
@@ -270,6 +271,14 @@ func TestProbeTable(t *testing.T) {
 	})
 }
 
+func addresses(texts ...string) []netip.Addr {
+	var list []netip.Addr
+	for _, text := range texts {
+		list = append(list, netip.MustParseAddr(text))
+	}
+	return list
+}
+
 // The address that is probed is the newest first one of the pod.
 func TestProbeAddress(t *testing.T) {
 	p := &corev1.Pod{}
@@ -279,8 +288,9 @@ func TestProbeAddress(t *testing.T) {
 	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(gone.Addr().(*net.TCPAddr).Port)}}, TimeoutSeconds: 60}
 	b := newProber(nil, nil)
 	defer b.Close()
-	check := func(ips []string, want string) {
+	check := func(texts []string, want string) {
 		t.Helper()
+		ips := addresses(texts...)
 		b.Set(p, ips, nil, nil)
 		if _, message, _ := b.probe(t.Context(), c, spec); !strings.HasPrefix(message, want) {
 			t.Errorf("with %q: message %q, want %q", ips, message, want)

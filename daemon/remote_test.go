@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,23 +45,23 @@ func TestProbeRemote(t *testing.T) {
 		name    string
 		handler corev1.ProbeHandler
 		seconds int32
-		ips     []string
+		ips     []netip.Addr
 		want    *probe.Probe
 		message string
 	}{
 		{"exec", corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "$(FILE)"}}}, 3, nil,
 			&probe.Probe{Exec: []string{"test", "-e", "/tmp/up"}, Timeout: 3 * time.Second}, "said by web"},
-		{"http with a named port", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("http"), Path: "/x?y", HTTPHeaders: headers}}, 0, []string{"10.0.0.9"},
+		{"http with a named port", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("http"), Path: "/x?y", HTTPHeaders: headers}}, 0, addresses("10.0.0.9"),
 			&probe.Probe{HTTP: &probe.HTTP{Host: "10.0.0.9", Port: 8080, Path: "/x?y", Headers: []probe.Header{{Name: "X-A", Value: "b"}, {Name: "X-A", Value: "c"}}}, Timeout: time.Second}, "said by web"},
 		{"https of another host", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(443), Scheme: corev1.URISchemeHTTPS, Host: "127.0.0.1"}}, 0, nil,
 			&probe.Probe{HTTP: &probe.HTTP{Scheme: "https", Host: "127.0.0.1", Port: 443}, Timeout: time.Second}, "said by web"},
-		{"tcp", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(5432)}}, 0, []string{"10.0.0.9", "fd00::9"},
+		{"tcp", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(5432)}}, 0, addresses("10.0.0.9", "fd00::9"),
 			&probe.Probe{TCP: &probe.TCP{Host: "10.0.0.9", Port: 5432}, Timeout: time.Second}, "said by web"},
 		{"tcp of another host, with a named port", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("http"), Host: "127.0.0.1"}}, 0, nil,
 			&probe.Probe{TCP: &probe.TCP{Host: "127.0.0.1", Port: 8080}, Timeout: time.Second}, "said by web"},
-		{"no such port", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("none")}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: none"},
-		{"port 0", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: 0"},
-		{"port 65536", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(65536)}}, 0, []string{"10.0.0.9"}, nil, "invalid port number: 65536"},
+		{"no such port", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("none")}}, 0, addresses("10.0.0.9"), nil, "invalid port number: none"},
+		{"port 0", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{}}, 0, addresses("10.0.0.9"), nil, "invalid port number: 0"},
+		{"port 65536", corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(65536)}}, 0, addresses("10.0.0.9"), nil, "invalid port number: 65536"},
 		{"no address", corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}}, 0, nil, nil, "the pod has no IP address"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

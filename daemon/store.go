@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,17 +35,10 @@ type record struct {
 	Committed bool        `json:"committed"`
 	Pod       *corev1.Pod `json:"pod"` // spec with defaults, and status
 
-	Wish     pod.Wish       `json:"wish"`
-	WishedAt time.Time      `json:"wishedAt"`
-	Grace    *time.Duration `json:"grace,omitempty"`
-	Force    bool           `json:"force,omitempty"`
-	ThenRun  bool           `json:"thenRun,omitempty"` // start again once stopped
-	Finished bool           `json:"finished,omitempty"`
-
-	Sandbox    pod.SandboxState                    `json:"sandbox"`
-	Containers map[string]pod.ContainerObservation `json:"containers,omitempty"`
-	PodIPs     []netip.Addr                        `json:"podIPs,omitempty"`
-	Events     []pod.Event                         `json:"events,omitempty"`
+	pod.Observation
+	Force   bool        `json:"force,omitempty"`
+	ThenRun bool        `json:"thenRun,omitempty"` // start again once stopped
+	Events  []pod.Event `json:"events,omitempty"`
 }
 
 // recordStore reads and writes records.
@@ -66,10 +58,10 @@ func (s *recordStore) save(r *record, durable bool) error {
 		name = recordName
 	}
 	if err := s.write(s.config.podStateDir(uid), name, data, durable); err != nil {
-		return pod.WithKind(pod.Exhausted, fmt.Errorf("cannot save pod %s: %w", pod.RefOf(r.Pod), err))
+		return pod.Errorf(pod.Exhausted, "cannot save pod %s: %w", pod.RefOf(r.Pod), err)
 	}
 	if spare != nil {
-		return pod.WithKind(pod.Exhausted, fmt.Errorf("cannot save pod %s: %w", pod.RefOf(r.Pod), spare))
+		return pod.Errorf(pod.Exhausted, "cannot save pod %s: %w", pod.RefOf(r.Pod), spare)
 	}
 	return nil
 }
@@ -132,7 +124,7 @@ func (l *loaded) has(uid types.UID) bool {
 	return slices.Contains(l.damaged, uid) || slices.ContainsFunc(l.records, func(r *record) bool { return r.Pod.UID == uid })
 }
 
-// load reads all records. One that is damaged is set aside and told in warnings; it is never fatal. Unavailable: one cannot be read now, so that nobody
+// load reads all records. One that is damaged is set aside and reported in warnings; it is never fatal. Unavailable: one cannot be read now, so that nobody
 // knows what it says.
 func (s *recordStore) load() (*loaded, error) {
 	uids := map[string]bool{}
@@ -224,13 +216,18 @@ func setAside(path string) string {
 	return aside
 }
 
-func readRecord(path, uid string) (*record, error) {
+// readJSON reads a file that this package has written.
+func readJSON(path string, into any) error {
 	data, err := atomicfile.Read(path, maxRecordBytes)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	return json.Unmarshal(data, into)
+}
+
+func readRecord(path, uid string) (*record, error) {
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	if err := readJSON(path, &r); err != nil {
 		return nil, err
 	}
 	switch {
@@ -240,14 +237,14 @@ func readRecord(path, uid string) (*record, error) {
 		return nil, errors.New("it is not the record of this pod")
 	case pod.ValidateName(r.Pod.Name) != nil || pod.ValidateNamespace(r.Pod.Namespace) != nil:
 		return nil, errors.New("the pod in it has no valid name")
-	case r.Wish != pod.WishRun && r.Wish != pod.WishStop && r.Wish != pod.WishDelete:
-		return nil, fmt.Errorf("the wish %q in it is unknown", r.Wish)
+	case r.Desired != pod.DesiredRun && r.Desired != pod.DesiredStop && r.Desired != pod.DesiredDelete:
+		return nil, fmt.Errorf("the desired state %q in it is unknown", r.Desired)
 	}
 	return &r, nil
 }
 
-// lean is the memory of the containers without what changes at every run of a probe.
-func lean(memory map[string]pod.ContainerObservation) map[string]pod.ContainerObservation {
+// withoutRuns is the memory of the containers without what changes at every run of a probe.
+func withoutRuns(memory map[string]pod.ContainerObservation) map[string]pod.ContainerObservation {
 	out := make(map[string]pod.ContainerObservation, len(memory))
 	for name, o := range memory {
 		for _, p := range []*pod.ProbeState{&o.Startup, &o.Liveness, &o.Readiness} {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -21,42 +20,27 @@ import (
 const (
 	// maxEvents is how many events are remembered of a pod.
 	maxEvents = 32
-	// firstHold and lastHold bound the pause after a step that failed.
-	firstHold = 200 * time.Millisecond
-	lastHold  = 30 * time.Second
+	// firstBackoff and maxBackoff bound the pause after a step that failed.
+	firstBackoff = 200 * time.Millisecond
+	maxBackoff   = 30 * time.Second
 	// maxRepeats is how often the same steps may be carried out in a row without a pause: each is meant to change something.
 	maxRepeats = 10
 )
+
+// stepBackoff is the pause after a step that failed.
+var stepBackoff = pod.Policy{BackoffInitial: firstBackoff, BackoffMax: maxBackoff}
 
 // errNewOrder cuts a step short: the user wants something else by now.
 var errNewOrder = errors.New("the user wants something else by now")
 
 // order is what a user asks of a pod.
 type order struct {
-	wish    pod.Wish
+	desired pod.Desired
 	at      time.Time
 	grace   *time.Duration
 	force   bool
-	thenRun bool // with WishStop: start again when stopped
-	fresh   bool // with WishRun: how the last run ended counts for nothing
-}
-
-// snapshot is an immutable picture of a pod: what readers get without waiting for the worker.
-type snapshot struct {
-	detail    pod.Detail
-	seen      pod.Observation
-	committed bool
-	thenRun   bool
-	// sandboxErr is why the sandbox could not be made, until it could.
-	sandboxErr error
-	// commitErr is why the pod could not be committed.
-	commitErr error
-	// problem is why the last step has failed, which is tried again.
-	problem error
-	// orders is how many orders the picture takes into account.
-	orders int
-	// gone: the pod is removed. Nothing follows.
-	gone bool
+	thenRun bool // with DesiredStop: start again when stopped
+	fresh   bool // with DesiredRun: how the last run ended counts for nothing
 }
 
 // worker is the one goroutine that owns what is mutable about a pod.
@@ -65,7 +49,7 @@ type worker struct {
 	ref     pod.Ref
 	manager runtime.PodManager
 	log     *slog.Logger
-	wake    chan struct{} // of size 1: wakes coalesce
+	wakes   chan struct{} // of size 1: they coalesce
 	ended   chan struct{} // closed when the goroutine has ended
 
 	mu       sync.Mutex // guards the next ones
@@ -80,31 +64,27 @@ type worker struct {
 	picture atomic.Pointer[snapshot]
 
 	// Only the worker's goroutine touches what follows.
-	record     *record
-	taken      int // orders taken
-	sandbox    *sandbox
-	held       map[holdKey]*hold
-	last       []pod.Step // the steps of the last turn
-	repeats    int        // how often they came in a row
-	sandboxErr error      // sandboxErr of the next snapshot
-	prober     *prober
-	saved      *record // as last saved
-	removed    bool
-	saveFault  bool  // the last save failed
-	commitErr  error // why the pod could not be committed
-	adopted    bool  // the runtime knows the pod: what it tells of it is true
-	damaged    bool  // there is no record that could be saved; set before the goroutine runs
-	problem    error // problem of the next snapshot
+	record *record
+	standing
+	sandbox   *sandbox
+	backoffs  map[backoffKey]*backoff
+	last      []pod.Step // the steps of the last sync
+	repeats   int        // how often they came in a row
+	prober    *prober
+	saved     *record // as last saved
+	saveFault bool    // the last save failed
+	adopted   bool    // the runtime knows the pod: what it says of it is true
+	damaged   bool    // there is no record that could be saved; set before the goroutine runs
 }
 
-// hold keeps a step that failed from being tried again at once.
-type hold struct {
+// backoff keeps a step that failed from being tried again at once.
+type backoff struct {
 	failures int
 	until    time.Time
 }
 
-// holdKey names a step that may be held back.
-type holdKey struct {
+// backoffKey names a step that may have a backoff.
+type backoffKey struct {
 	op        pod.Op
 	container string
 }
@@ -120,20 +100,21 @@ type probeResult struct {
 // newWorker prepares a worker; run is its goroutine.
 func (d *Daemon) newWorker(r *record, manager runtime.PodManager) *worker {
 	ref := pod.RefOf(r.Pod)
+	r.Policy = d.config.policy()
 	w := &worker{
 		d: d, ref: ref, manager: manager, record: r,
-		log:  d.log.With(shim.FieldPod, ref.Name, shim.FieldNamespace, ref.Namespace, shim.FieldPodUID, string(ref.UID)),
-		wake: make(chan struct{}, 1), ended: make(chan struct{}), watchers: make(chan struct{}), held: make(map[holdKey]*hold),
+		log:   d.log.With(shim.FieldPod, ref.Name, shim.FieldNamespace, ref.Namespace, shim.FieldPodUID, string(ref.UID)),
+		wakes: make(chan struct{}, 1), ended: make(chan struct{}), watchers: make(chan struct{}), backoffs: make(map[backoffKey]*backoff),
 	}
 	w.prober = w.newProber()
 	w.publish()
 	return w
 }
 
-// nudge wakes the worker; it never blocks.
-func (w *worker) nudge() {
+// wake has the worker sync once more; it never blocks.
+func (w *worker) wake() {
 	select {
-	case w.wake <- struct{}{}:
+	case w.wakes <- struct{}{}:
 	default:
 	}
 }
@@ -142,7 +123,7 @@ func (w *worker) nudge() {
 func (w *worker) give(o order) int {
 	o.at = time.Now()
 	w.mu.Lock()
-	if w.newest != nil && o.wish == pod.WishRun && w.newest.fresh {
+	if w.newest != nil && o.desired == pod.DesiredRun && w.newest.fresh {
 		o.fresh = true
 	}
 	w.newest = &o
@@ -152,44 +133,18 @@ func (w *worker) give(o order) int {
 		w.cut(errNewOrder)
 	}
 	w.mu.Unlock()
-	w.nudge()
+	w.wake()
 	return n
 }
 
-// snapshot returns the newest picture.
-func (w *worker) snapshot() *snapshot { return w.picture.Load() }
-
-// wait returns the first snapshot for which done says true. Other ends: ctx, or the worker's own (the last snapshot is returned then).
-func (w *worker) wait(ctx context.Context, done func(*snapshot) bool) (*snapshot, error) {
-	for {
-		w.mu.Lock()
-		next := w.watchers
-		w.mu.Unlock()
-		snap := w.snapshot()
-		if done(snap) || snap.gone {
-			return snap, nil
-		}
-		select {
-		case <-next:
-		case <-w.ended:
-			if snap = w.snapshot(); done(snap) || snap.gone {
-				return snap, nil
-			}
-			return snap, pod.Errorf(pod.Unavailable, "cannot wait for pod %s: the daemon is ending", w.ref)
-		case <-ctx.Done():
-			return w.snapshot(), context.Cause(ctx)
-		}
-	}
-}
-
-// run turns until the pod is removed or ctx ends.
+// run syncs until the pod is removed or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	defer close(w.ended)
 	defer w.prober.Close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		again, wakeAt := w.turn(ctx)
+		again, wakeAt := w.sync(ctx)
 		if w.removed || ctx.Err() != nil {
 			return
 		}
@@ -202,7 +157,7 @@ func (w *worker) run(ctx context.Context) {
 			alarm = timer.C
 		}
 		select {
-		case <-w.wake:
+		case <-w.wakes:
 		case <-alarm:
 		case <-ctx.Done():
 			return
@@ -210,22 +165,19 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
-// turn is one round: take orders, observe, publish, save, decide, act. again: the world was changed, look at once. wakeAt: look again then.
-func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
+// sync is one iteration: take orders, observe, publish, save, decide, act. again: the world was changed, look at once. wakeAt: look again then.
+func (w *worker) sync(ctx context.Context) (again bool, wakeAt time.Time) {
 	w.takeOrder()
 	seen := w.adopt(ctx) && w.observe(ctx)
 	now := time.Now()
 	w.refresh(now)
 	w.save()
 	plan := w.plan(seen, now)
-	w.prober.Set(w.record.Pod, texts(w.record.PodIPs), plan.Probes, w.probeState)
-	steps, heldUntil := w.ready(plan.Steps, now)
-	wakeAt = plan.WakeAt
-	if !heldUntil.IsZero() && (wakeAt.IsZero() || heldUntil.Before(wakeAt)) {
-		wakeAt = heldUntil
-	}
-	if later := now.Add(lastHold); w.saveFault && (wakeAt.IsZero() || later.Before(wakeAt)) {
-		wakeAt = later
+	w.prober.Set(w.record.Pod, w.record.PodIPs, plan.Probes, w.probeState)
+	steps, backoffUntil := w.due(plan.Steps, now)
+	wakeAt = earlier(plan.WakeAt, backoffUntil)
+	if w.saveFault {
+		wakeAt = earlier(wakeAt, now.Add(maxBackoff))
 	}
 	if len(steps) == 0 {
 		return false, wakeAt
@@ -235,6 +187,14 @@ func (w *worker) turn(ctx context.Context) (again bool, wakeAt time.Time) {
 	return true, wakeAt
 }
 
+// earlier is the earlier one of two times; zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // opAdopt is the step that comes before all others, for a pod that an earlier daemon has left.
 const opAdopt pod.Op = "adopt"
 
@@ -242,28 +202,28 @@ const opAdopt pod.Op = "adopt"
 // ends.
 func (w *worker) plan(seen bool, now time.Time) pod.Plan {
 	if seen {
-		return pod.Next(w.record.Pod, w.seen(), now)
+		return pod.Next(w.record.Pod, w.record.Observation, now)
 	}
-	plan := pod.Plan{WakeAt: now.Add(lastHold)}
-	if h := w.held[holdKey{op: opAdopt}]; h != nil {
-		plan.WakeAt = h.until
+	plan := pod.Plan{WakeAt: now.Add(maxBackoff)}
+	if b := w.backoffs[backoffKey{op: opAdopt}]; b != nil {
+		plan.WakeAt = b.until
 	}
-	if wish := w.record.Wish; !w.adopted && (wish == pod.WishStop || wish == pod.WishDelete) {
-		plan.Steps = []pod.Step{{Op: pod.OpDeleteSandbox, Grace: pod.GraceLeft(w.record.Pod, w.seen(), now), Why: "the pod ends, whatever it is"}}
+	if desired := w.record.Desired; !w.adopted && (desired == pod.DesiredStop || desired == pod.DesiredDelete) {
+		plan.Steps = []pod.Step{{Op: pod.OpDeleteSandbox, Grace: pod.GraceLeft(w.record.Pod, w.record.Observation, now), Why: "the pod ends, whatever it is"}}
 	}
 	return plan
 }
 
 // adopt has the runtime know a pod that an earlier daemon has left, if it does not yet.
 func (w *worker) adopt(ctx context.Context) bool {
-	if h := w.held[holdKey{op: opAdopt}]; w.adopted || w.damaged || h != nil && h.until.After(time.Now()) {
+	if b := w.backoffs[backoffKey{op: opAdopt}]; w.adopted || w.damaged || b != nil && b.until.After(time.Now()) {
 		return w.adopted
 	}
 	err := w.manager.Adopt(ctx, w.ref)
 	switch {
 	case err == nil:
 		w.adopted, w.problem = true, nil
-		delete(w.held, holdKey{op: opAdopt})
+		delete(w.backoffs, backoffKey{op: opAdopt})
 	case ctx.Err() == nil:
 		w.adoptFailed(err)
 	}
@@ -276,7 +236,7 @@ func (w *worker) adoptFailed(err error) {
 	w.event(corev1.EventTypeWarning, "FailedAdopt", "", err.Error()+"; it is left as it is, and this is tried again")
 }
 
-// countRepeats holds steps back that come again and again: whatever goes wrong, the worker does not turn without end.
+// countRepeats puts steps into backoff that come again and again: whatever goes wrong, the worker does not sync without end.
 func (w *worker) countRepeats(steps []pod.Step) {
 	if !slices.Equal(steps, w.last) {
 		w.last, w.repeats = steps, 0
@@ -294,7 +254,7 @@ func (w *worker) countRepeats(steps []pod.Step) {
 // errNoEffect is what is wrong with a step that comes again and again.
 var errNoEffect = errors.New("the last step has had no effect")
 
-// takeOrder makes the newest order the pod's wish.
+// takeOrder makes the newest order the pod's desired state.
 func (w *worker) takeOrder() {
 	w.mu.Lock()
 	o, n := w.newest, w.orders
@@ -306,9 +266,9 @@ func (w *worker) takeOrder() {
 	if o != nil {
 		w.obey(o)
 	}
-	if w.adopted && r.Wish == pod.WishStop && r.ThenRun && w.atRest() {
-		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishRun, time.Now(), nil, false
-		pod.Restart(&r.Finished, r.Containers)
+	if w.adopted && r.Desired == pod.DesiredStop && r.ThenRun && r.Sandbox.Stage.Absent() {
+		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredRun, time.Now(), nil, false
+		r.Restart()
 	}
 }
 
@@ -322,35 +282,31 @@ func (w *worker) takeCommit() {
 	}
 }
 
-func (w *worker) atRest() bool {
-	return w.record.Sandbox.Stage == pod.SandboxAbsent || w.record.Sandbox.Stage == ""
-}
-
 // obey applies one order.
 func (w *worker) obey(o *order) {
 	r := w.record
 	switch {
-	case r.Wish == pod.WishDelete && o.wish != pod.WishDelete:
+	case r.Desired == pod.DesiredDelete && o.desired != pod.DesiredDelete:
 		return // a delete cannot be taken back
-	case o.wish == pod.WishRun && r.Wish == pod.WishStop && !w.atRest():
+	case o.desired == pod.DesiredRun && r.Desired == pod.DesiredStop && !r.Sandbox.Stage.Absent():
 		r.ThenRun = true // the stop is completed first
-	case o.wish == pod.WishRun:
-		r.Wish, r.WishedAt, r.Grace, r.ThenRun = pod.WishRun, o.at, nil, false
+	case o.desired == pod.DesiredRun:
+		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredRun, o.at, nil, false
 		if o.fresh {
-			pod.Restart(&r.Finished, r.Containers)
+			r.Restart()
 		}
-		clear(w.held)
+		clear(w.backoffs)
 	default:
-		if r.Wish != o.wish || r.WishedAt.IsZero() || o.grace != nil {
-			r.WishedAt = o.at
+		if r.Desired != o.desired || r.DesiredAt.IsZero() || o.grace != nil {
+			r.DesiredAt = o.at
 		}
-		r.Wish, r.Grace, r.ThenRun = o.wish, o.grace, o.thenRun
+		r.Desired, r.Grace, r.ThenRun = o.desired, o.grace, o.thenRun
 		r.Force = r.Force || o.force
-		clear(w.held)
+		clear(w.backoffs)
 	}
 }
 
-// observe folds what the runtime sees, and what the probes have found, into the memory. It returns false when the runtime could not tell: then the memory
+// observe folds what the runtime sees, and what the probes have found, into the memory. It returns false when the runtime could not say: then the memory
 // is as it was.
 func (w *worker) observe(ctx context.Context) bool {
 	state, err := w.manager.Observe(ctx, w.ref)
@@ -374,7 +330,7 @@ func (w *worker) observe(ctx context.Context) bool {
 	return err == nil
 }
 
-// fold takes the runtime's facts in, and tells of what ended.
+// fold takes the runtime's facts in, and reports what ended.
 func (w *worker) fold(state pod.RuntimeState) {
 	r := w.record
 	now := time.Now()
@@ -382,7 +338,7 @@ func (w *worker) fold(state pod.RuntimeState) {
 	for name, o := range next {
 		old := r.Containers[name]
 		if o.Stage == pod.ContainerRunning && o.Frozen != old.Frozen && old.Attempt == o.Attempt {
-			w.tellFrozen(name, o.Frozen)
+			w.reportFrozen(name, o.Frozen)
 		}
 		if o.Stage == pod.ContainerExited && (old.Stage != pod.ContainerExited || old.Attempt != o.Attempt) {
 			if o.Message == "" {
@@ -390,7 +346,7 @@ func (w *worker) fold(state pod.RuntimeState) {
 				next[name] = o
 			}
 			w.askLog(name, &o)
-			w.tellEnd(name, &o)
+			w.reportEnd(name, &o)
 		}
 	}
 	if state.Sandbox.Stage == pod.SandboxDead && r.Sandbox.Stage != pod.SandboxDead {
@@ -403,85 +359,29 @@ func (w *worker) fold(state pod.RuntimeState) {
 	r.Containers, r.Sandbox = next, state.Sandbox
 }
 
-// seen is the observation that decisions and status are made from.
-func (w *worker) seen() pod.Observation {
-	r := w.record
-	return pod.Observation{
-		Wish: r.Wish, WishedAt: r.WishedAt, Grace: r.Grace, Finished: r.Finished, Sandbox: r.Sandbox,
-		Containers: r.Containers, PodIPs: texts(r.PodIPs), Policy: w.d.config.policy(),
-	}
-}
-
-// refresh computes the status and publishes it when something has changed.
-func (w *worker) refresh(now time.Time) {
-	if w.damaged {
-		w.publish()
-		return
-	}
-	status := pod.StatusOf(w.record.Pod, w.seen(), w.record.Pod.Status, now)
-	if !reflect.DeepEqual(status, w.record.Pod.Status) {
-		p := *w.record.Pod // the pod that was handed out is not modified
-		p.Status = status
-		w.record.Pod = &p
-	}
-	w.publish()
-}
-
-// publish makes a new picture and tells who waits for it.
-func (w *worker) publish() {
-	r := w.record
-	seen := w.seen()
-	seen.Containers = maps.Clone(r.Containers)
-	ready, total, restarts := pod.ReadyCount(r.Pod, seen)
-	next := &snapshot{
-		detail: pod.Detail{
-			Summary: pod.Summary{
-				Ref: w.ref, Phase: string(r.Pod.Status.Phase), State: pod.DisplayState(r.Pod, seen), Class: pod.ClassOf(r.Pod),
-				Ready: ready, Total: total, Restarts: restarts, IPs: texts(r.PodIPs), Created: r.Pod.CreationTimestamp.Time,
-				Slice: w.d.sliceOf(w.ref),
-			},
-			Pod: r.Pod, Events: r.Events, Wish: r.Wish,
-		},
-		seen: seen, committed: r.Committed, thenRun: r.ThenRun, sandboxErr: w.sandboxErr, commitErr: w.commitErr, orders: w.taken, gone: w.removed, problem: w.problem,
-	}
-	old := w.picture.Load()
-	if old != nil && reflect.DeepEqual(old, next) {
-		return
-	}
-	w.picture.Store(next)
-	w.mu.Lock()
-	close(w.watchers)
-	w.watchers = make(chan struct{})
-	w.mu.Unlock()
-	if old == nil || next.gone {
-		return
-	}
-	if !reflect.DeepEqual(old.detail, next.detail) {
-		w.d.notices.tell(pod.Notice{Kind: pod.NoticePodChanged, Ref: w.ref})
-	}
-}
-
-// save writes the record when it has changed; a new wish is durable when it returns. A disk that is full stops nothing: the pod goes on, and every
-// turn tries again.
+// save writes the record when it has changed; a new desired state is durable when it returns. A disk that is full stops nothing: the pod goes on, and
+// every sync tries again.
 func (w *worker) save() {
 	if w.damaged {
 		return
 	}
-	r := *w.record
-	r.Containers = lean(r.Containers)
-	if w.saved != nil {
-		r.Serial = w.saved.Serial
-		if !w.saveFault && reflect.DeepEqual(r, *w.saved) {
-			return
-		}
+	r, old := w.toSave(), w.saved
+	if old != nil && !w.saveFault && reflect.DeepEqual(r, old) {
+		return
 	}
-	old := w.saved
-	durable := r.Committed && (old == nil || !old.Committed || r.Wish != old.Wish || r.ThenRun != old.ThenRun || r.Finished != old.Finished)
-	err := w.write(&r, durable)
+	durable := r.Committed && (old == nil || !old.Committed || r.Desired != old.Desired || r.ThenRun != old.ThenRun || r.Finished != old.Finished)
+	err := w.write(r, durable)
 	if err != nil && !w.saveFault {
 		w.event(corev1.EventTypeWarning, "FailedSave", "", err.Error()+"; the pod goes on, and saving is tried again")
 	}
 	w.saveFault = err != nil
+}
+
+// toSave is the record as it is kept.
+func (w *worker) toSave() *record {
+	r := *w.record
+	r.Containers = withoutRuns(r.Containers)
+	return &r
 }
 
 // write saves r as the newest record.
@@ -494,12 +394,9 @@ func (w *worker) write(r *record, durable bool) error {
 
 // commitNow makes the pod one that stays: it is on the disk when this returns nil.
 func (w *worker) commitNow() error {
-	r := *w.record
-	r.Containers, r.Committed = lean(r.Containers), true
-	if w.saved != nil {
-		r.Serial = w.saved.Serial
-	}
-	if err := w.write(&r, true); err != nil {
+	r := w.toSave()
+	r.Committed = true
+	if err := w.write(r, true); err != nil {
 		w.saveFault = true
 		return err
 	}
@@ -507,7 +404,7 @@ func (w *worker) commitNow() error {
 	return nil
 }
 
-// event remembers and tells something that happened.
+// event remembers and reports something that happened.
 func (w *worker) event(kind, reason, container, message string) {
 	if len(message) > 4096 {
 		message = message[:4096] + "..."
@@ -524,5 +421,5 @@ func (w *worker) event(kind, reason, container, message string) {
 		level = slog.LevelWarn
 	}
 	w.log.Log(context.Background(), level, message, "reason", reason, shim.FieldContainer, container)
-	w.d.notices.tell(pod.Notice{Kind: pod.NoticeEvent, Ref: w.ref, Event: e})
+	w.d.notices.report(pod.Notice{Kind: pod.NoticeEvent, Ref: w.ref, Event: e})
 }

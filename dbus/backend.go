@@ -14,7 +14,8 @@ import (
 // Backend is what the server puts on the bus. All methods may be called from any goroutine. Errors carry a [pod.Kind].
 //
 // Long work is a job: the method returns the job's number (never 0) as soon as the request was accepted, and the job goes on when ctx ends.
-// A job is told to subscribers as JobNew, any number of JobChanged, and JobRemoved, in this order.
+// A job is reported to subscribers as JobNew, any number of JobChanged, and JobRemoved, in this order. Its owner is the client that ctx names
+// (package jobowner).
 type Backend interface {
 	// Run admits the pods of the manifest and starts them (unless o.NoStart).
 	Run(ctx context.Context, manifest []byte, o pod.RunOptions) (job uint32, err error)
@@ -39,9 +40,12 @@ type Backend interface {
 	// CancelJob asks the job to end with [pod.JobCanceled]. NotFound: no such job; Conflict: it cannot be cancelled any more.
 	CancelJob(id uint32) error
 
-	// Exec runs p in the container (the first one when it is "") until it ends or ctx does; it does not close p's files.
-	// The end of ctx kills the process.
-	Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error)
+	// Exec runs p in the container (the first one when it is "") as a job, whose number is [pod.FirstExecJob] or a higher one. The end of ctx kills the
+	// process. size is of its terminal; zero: not known. finish is called once: when the process has ended, before that is reported, or before Exec
+	// returns an error. It closes p's files.
+	Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process, size runtime.WinSize, finish func(context.Context)) (job uint32, err error)
+	// ResizeTerminal: NotFound: no such exec runs; Conflict: it has no terminal; Invalid: that is no size.
+	ResizeTerminal(job uint32, size runtime.WinSize) error
 	// Logs returns the read end of a pipe that gets the lines as text, each ended by a newline. The writer ends when all lines were written
 	// or when nobody reads any more; the caller closes the file.
 	Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.File, error)
@@ -64,7 +68,7 @@ type Backend interface {
 	// Validate returns every problem of the manifest on this host; an empty list: it would be accepted. The end of ctx ends it.
 	Validate(ctx context.Context, manifest []byte) ([]pod.Problem, error)
 
-	// Subscribe makes notify be told of every change from now on, in the order of the changes of one object, until the returned function
+	// Subscribe has notify called with every change from now on, in the order of the changes of one object, until the returned function
 	// was called. notify doesn't block and calls no method of the backend.
 	Subscribe(notify func(pod.Notice)) (unsubscribe func())
 }

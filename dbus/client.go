@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,14 +29,6 @@ type Client struct {
 	jobs   map[godbus.ObjectPath]*jobState
 	notify func(Signal)
 	done   chan struct{}
-}
-
-// jobState is what signals told of a job.
-type jobState struct {
-	info    pod.JobInfo
-	exit    int
-	changed chan struct{} // size 1
-	ended   bool
 }
 
 // Signal is a signal of the manager or of a pod or job, as it came.
@@ -82,11 +75,11 @@ func (c *Client) read() {
 	var owner string
 	select {
 	case call := <-c.owner.Done:
-		_ = call.Store(&owner) // it has not been started yet: the bus tells of it
+		_ = call.Store(&owner) // it has not been started yet: the bus reports it
 	case <-c.Lost():
 	}
 	for s := range c.signals {
-		_, name, _ := cutLast(s.Name, ".")
+		name := s.Name[strings.LastIndexByte(s.Name, '.')+1:]
 		if s.Sender == busDriver {
 			if name == "NameOwnerChanged" && len(s.Body) == 3 && s.Body[0] == BusName {
 				owner, _ = s.Body[2].(string)
@@ -103,7 +96,7 @@ func (c *Client) read() {
 					c.update(s.Path, props, false)
 				}
 			}
-		case "InterfacesAdded": // of a job that is told of when it is known already whose it is
+		case "InterfacesAdded": // of a job whose owner is known from its beginning
 			if len(s.Body) == 2 {
 				path, _ := s.Body[0].(godbus.ObjectPath)
 				interfaces, _ := s.Body[1].(map[string]map[string]godbus.Variant)
@@ -125,65 +118,6 @@ func (c *Client) read() {
 		if notify != nil {
 			notify(Signal{Path: s.Path, Name: name, Body: s.Body})
 		}
-	}
-}
-
-func cutLast(s, sep string) (before, after string, ok bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return "", s, false
-	}
-	return s[:i], s[i+len(sep):], true
-}
-
-// state returns what is known of a job; c.mu is held.
-func (c *Client) state(path godbus.ObjectPath) *jobState {
-	j := c.jobs[path]
-	if j == nil {
-		id, _ := jobOfPath(path)
-		j = &jobState{info: pod.JobInfo{ID: id}, exit: -1, changed: make(chan struct{}, 1)}
-		c.jobs[path] = j
-	}
-	return j
-}
-
-func (c *Client) update(path godbus.ObjectPath, p properties, ended bool) {
-	c.mu.Lock()
-	j := c.state(path)
-	text, name := "", ""
-	str := func(key string, to *string) {
-		if v, ok := p[key].Value().(string); ok {
-			*to = v
-		}
-	}
-	str("Kind", &j.info.Kind)
-	str("Progress", &j.info.Progress)
-	str("State", &j.info.State)
-	str("ErrorMessage", &text)
-	str("ErrorName", &name)
-	if _, told := p["ErrorName"]; told {
-		j.info.Err = nil
-	}
-	if name != "" {
-		j.info.Err = fromName(name, text)
-	}
-	if v, ok := p["Fraction"].Value().(float64); ok {
-		j.info.Fraction = v
-	}
-	if v, ok := p["Output"].Value().([]string); ok {
-		j.info.Output = v
-	}
-	if v, ok := p["Warnings"].Value().([]string); ok {
-		j.info.Warnings = v
-	}
-	if v, ok := p["ExitStatus"].Value().(int32); ok {
-		j.exit = int(v)
-	}
-	j.ended = j.ended || ended
-	c.mu.Unlock()
-	select {
-	case j.changed <- struct{}{}:
-	default:
 	}
 }
 
@@ -226,87 +160,14 @@ func (c *Client) pod(ctx context.Context, path godbus.ObjectPath, method string,
 	return c.call(ctx, path, PodInterface+"."+method, args, results...)
 }
 
-// Wait waits for the end of a job and calls progress, unless it is nil, for each change. The job's own error is returned as err, beside what is
-// known of the job. The end of ctx leaves the job alone.
-func (c *Client) Wait(ctx context.Context, job godbus.ObjectPath, progress func(pod.JobInfo)) (pod.JobInfo, error) {
-	info, _, err := c.wait(ctx, job, progress)
-	return info, err
-}
-
-func (c *Client) wait(ctx context.Context, job godbus.ObjectPath, progress func(pod.JobInfo)) (pod.JobInfo, int, error) {
-	ticker := time.NewTicker(daemonCheck)
-	defer ticker.Stop()
-	for {
-		c.mu.Lock()
-		j := c.state(job)
-		info, exit, ended := j.info, j.exit, j.ended
-		if ended {
-			delete(c.jobs, job)
-		}
-		c.mu.Unlock()
-		if ended {
-			if info.Err == nil && info.State != string(pod.JobDone) {
-				info.Err = pod.Errorf(pod.Unavailable, "the job ended: %s", info.State)
-			}
-			return info, exit, info.Err
-		}
-		if progress != nil {
-			progress(info)
-		}
-		select {
-		case <-j.changed:
-		case <-ctx.Done():
-			return info, exit, context.Cause(ctx)
-		case <-c.Lost():
-			return info, exit, pod.Errorf(pod.Unavailable, "cannot follow the job: the connection to magikpodd was lost")
-		case <-ticker.C:
-			err := c.check(ctx, job)
-			c.mu.Lock()
-			ended := j.ended // the signal may have come meanwhile
-			c.mu.Unlock()
-			if kind := pod.KindOf(err); !ended && (kind == pod.Unavailable || kind == pod.NotFound) {
-				return info, exit, pod.Errorf(pod.Unavailable, "cannot follow the job: magikpodd has ended or was started anew")
-			}
-		}
-	}
-}
-
-// daemonCheck is how often a waiting client looks whether the daemon is still there: no signal tells that it died.
-const daemonCheck = 2 * time.Second
-
-// check asks the daemon for the job, in case its signals were lost with an earlier daemon. NotFound, Unavailable: nobody will tell its end.
-func (c *Client) check(ctx context.Context, job godbus.ObjectPath) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	var props properties
-	err := c.conn.Object(BusName, job).CallWithContext(ctx, propertiesInterface+".GetAll", godbus.FlagNoAutoStart, JobInterface).Store(&props)
-	if err != nil {
-		return fromBus(err)
-	}
-	if state, _ := props["State"].Value().(string); state != "running" {
-		c.update(job, props, true)
-	}
-	return nil
-}
-
 // Run runs (or, with o.NoStart, creates) the pods of the manifest and returns the job.
 func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (job godbus.ObjectPath, err error) {
-	if size := len(manifest); size > pod.MaxManifestBytes { // a bus drops a client whose message is too large
-		return "", pod.Errorf(pod.Invalid, "cannot read the manifest: it has %d bytes, and %d are allowed", size, pod.MaxManifestBytes)
+	if err := pod.CheckManifestSize(manifest); err != nil { // a bus drops a client whose message is too large
+		return "", err
 	}
-	opts := properties{}
-	if o.Namespace != "" {
-		opts["namespace"] = godbus.MakeVariant(o.Namespace)
-	}
-	if o.Replace {
-		opts["replace"] = godbus.MakeVariant(true)
-	}
-	if o.Wait != "" {
-		opts["wait"] = godbus.MakeVariant(string(o.Wait))
-	}
-	if o.Timeout > 0 {
-		opts["timeout_usec"] = godbus.MakeVariant(uint64(o.Timeout.Microseconds()))
-	}
+	opts := given(map[string]any{
+		"namespace": o.Namespace, "replace": o.Replace, "wait": string(o.Wait), "timeout_usec": uint64(max(o.Timeout, 0).Microseconds()),
+	})
 	method := "RunPod"
 	if o.NoStart {
 		method = "CreatePod"
@@ -318,6 +179,17 @@ func (c *Client) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (jo
 	return job, err
 }
 
+// given makes an a{sv} of the options that are not zero.
+func given(options map[string]any) properties {
+	p := make(properties)
+	for name, value := range options {
+		if !reflect.ValueOf(value).IsZero() {
+			p[name] = godbus.MakeVariant(value)
+		}
+	}
+	return p
+}
+
 // Pod returns the path of a pod.
 func (c *Client) Pod(ctx context.Context, namespace, name string) (path godbus.ObjectPath, err error) {
 	err = c.manager(ctx, "GetPod", []any{namespace, name}, &path)
@@ -326,10 +198,7 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (path godbus.O
 
 // List returns the pods of a namespace; "": of all.
 func (c *Client) List(ctx context.Context, namespace string) ([]pod.Summary, error) {
-	var rows []struct {
-		Path       godbus.ObjectPath
-		Properties properties
-	}
+	var rows []podRow
 	if err := c.manager(ctx, "DescribePods", []any{namespace}, &rows); err != nil {
 		return nil, err
 	}
@@ -370,10 +239,7 @@ func (c *Client) Manifest(ctx context.Context, path godbus.ObjectPath) (text str
 
 // Events returns the newest events of a pod, oldest first.
 func (c *Client) Events(ctx context.Context, path godbus.ObjectPath) ([]pod.Event, error) {
-	var rows []struct {
-		USec                             uint64
-		Type, Reason, Container, Message string
-	}
+	var rows []eventRow
 	if err := c.pod(ctx, path, "ListEvents", nil, &rows); err != nil {
 		return nil, err
 	}
@@ -422,10 +288,10 @@ func (c *Client) Kill(ctx context.Context, path godbus.ObjectPath, container str
 
 // Logs returns a pipe of log lines; the caller closes it.
 func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOptions) (*os.File, error) {
-	opts := properties{
-		"follow": godbus.MakeVariant(o.Follow), "previous": godbus.MakeVariant(o.Previous), "timestamps": godbus.MakeVariant(o.Timestamps),
-		"tail": godbus.MakeVariant(int64(o.Tail)), "since_usec": godbus.MakeVariant(usec(o.Since)),
-	}
+	opts := given(map[string]any{
+		"follow": o.Follow, "previous": o.Previous, "timestamps": o.Timestamps, "since_usec": usec(o.Since),
+	})
+	opts["tail"] = godbus.MakeVariant(int64(o.Tail)) // 0 is none, and not all
 	var fd godbus.UnixFD
 	if err := c.pod(ctx, path, "GetLogs", []any{o.Container, opts}, &fd); err != nil {
 		return nil, err
@@ -441,19 +307,9 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 // Exec runs a process in a container and returns its exit status. It copies between pipes and p's files, which stay the caller's; what it has read of Stdin is gone,
 // also when the process has not taken it. With an error of a command that could not be executed come 126 or 127, and the reason is on p's Stderr or terminal already.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
-	opts := properties{"tty": godbus.MakeVariant(p.TTY)}
-	if len(p.Env) > 0 {
-		opts["env"] = godbus.MakeVariant(p.Env)
-	}
-	if p.WorkingDir != "" {
-		opts["working_dir"] = godbus.MakeVariant(p.WorkingDir)
-	}
-	if p.User != "" {
-		opts["user"] = godbus.MakeVariant(p.User)
-	}
-	if p.TTY {
-		opts["rows"], opts["cols"] = godbus.MakeVariant(size.Rows), godbus.MakeVariant(size.Cols)
-	}
+	opts := given(map[string]any{
+		"tty": p.TTY, "env": p.Env, "working_dir": p.WorkingDir, "user": p.User, "rows": size.Rows, "cols": size.Cols,
+	})
 	files, err := newClientStdio(p)
 	if err != nil {
 		return 0, err
@@ -479,7 +335,10 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 			}
 		}()
 	}
-	_, code, err = c.wait(ctx, job, nil)
+	info, err := c.Wait(ctx, job, nil)
+	if info.ExitStatus != nil {
+		code = *info.ExitStatus
+	}
 	if failed := files.wait(ctx); err == nil {
 		err = failed
 	}
@@ -513,7 +372,7 @@ func (c *Client) Stats(ctx context.Context, path godbus.ObjectPath) (text string
 	return text, err
 }
 
-// Event returns the event that the signal tells; ok is false when it tells something else.
+// Event returns the event that the signal reports; ok is false when it reports something else.
 func (s Signal) Event() (e pod.Event, ok bool) {
 	if s.Name != "Event" {
 		return e, false

@@ -11,11 +11,7 @@ import (
 
 // PullImage pulls an image and returns the job.
 func (c *Client) PullImage(ctx context.Context, ref string, o pod.PullOptions) (job godbus.ObjectPath, err error) {
-	options := properties{"always": godbus.MakeVariant(o.Always)}
-	if o.Platform != "" {
-		options["platform"] = godbus.MakeVariant(o.Platform)
-	}
-	err = c.manager(ctx, "PullImage", []any{ref, options}, &job)
+	err = c.manager(ctx, "PullImage", []any{ref, given(map[string]any{"always": o.Always, "platform": o.Platform})}, &job)
 	return job, err
 }
 
@@ -43,14 +39,7 @@ func (c *Client) SaveImage(ctx context.Context, refs []string, archive *os.File)
 
 // ListImages lists the images.
 func (c *Client) ListImages(ctx context.Context) ([]pod.ImageSummary, error) {
-	var rows []struct {
-		ID         string
-		References []string
-		Digest     string
-		Size       uint64
-		Created    int64
-		Pods       uint32
-	}
+	var rows []imageRow
 	if err := c.manager(ctx, "ListImages", nil, &rows); err != nil {
 		return nil, err
 	}

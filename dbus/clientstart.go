@@ -14,7 +14,7 @@ const NotStarted = "cannot start: "
 // startCheck is how often a client looks why it gets no answer. The bus waits 25 s for a daemon that systemd starts again and again.
 const startCheck = 500 * time.Millisecond
 
-// notStarted is what the daemon told systemd.
+// notStarted is what the daemon reported to systemd.
 type notStarted struct{ reason string }
 
 func (e *notStarted) Error() string {

@@ -69,7 +69,8 @@ func (b *rawBus) hear() {
 // send sends a message whose body is what it is, with descriptors.
 func (b *rawBus) send(kind godbus.Type, to string, path godbus.ObjectPath, member, signature string, body []byte, fds []int) uint32 {
 	b.t.Helper()
-	in, name, _ := cutLast(member, ".")
+	dot := strings.LastIndexByte(member, '.')
+	in, name := member[:dot], member[dot+1:]
 	b.serial++
 	m := &godbus.Message{Type: kind, Headers: map[godbus.HeaderField]godbus.Variant{
 		godbus.FieldDestination: godbus.MakeVariant(to), godbus.FieldPath: godbus.MakeVariant(path),

@@ -22,7 +22,7 @@ var kinds = []pod.Kind{
 	pod.Invalid, pod.NotFound, pod.AlreadyExists, pod.Conflict, pod.Denied, pod.Exhausted, pod.Unsupported, pod.Unavailable, pod.Internal,
 }
 
-// foreignKinds tells what the errors of the bus itself mean to a client.
+// foreignKinds says what the errors of the bus itself mean to a client.
 var foreignKinds = map[string]pod.Kind{
 	"org.freedesktop.DBus.Error.ServiceUnknown":                   pod.Unavailable,
 	"org.freedesktop.DBus.Error.NameHasNoOwner":                   pod.Unavailable,

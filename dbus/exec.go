@@ -2,11 +2,9 @@ package dbus
 
 import (
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -19,43 +17,8 @@ import (
 const (
 	maxArgs     = 4096    // of one exec
 	maxArgBytes = 1 << 20 // all of its arguments and environment
-	maxExecs    = 512     // processes started by exec that run at once, of all clients
 	maxExecCall = maxArgBytes + 8*maxArgs + maxArguments
 )
-
-// execJob is a process that a client started in a container. It is a job of its own: it ends with the process, or ends the process when the
-// client leaves the bus.
-type execJob struct {
-	id     uint32
-	owner  string
-	object string
-	tty    bool
-	cancel context.CancelFunc
-
-	mu        sync.Mutex
-	resize    chan runtime.WinSize // size 1: the newest size
-	state     string
-	err       error
-	exit      *int
-	cancelled bool
-}
-
-func (e *execJob) info() (pod.JobInfo, *int) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return pod.JobInfo{ID: e.id, Kind: "exec", Objects: []string{e.object}, State: e.state, Err: e.err}, e.exit
-}
-
-// setSize passes a window size on without waiting: a newer size replaces one that was not applied yet.
-func (e *execJob) setSize(size runtime.WinSize) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	select {
-	case <-e.resize:
-	default:
-	}
-	e.resize <- size
-}
 
 // exec serves Exec.
 func (c *call) exec() ([]any, error) {
@@ -143,97 +106,26 @@ func (c *call) process(args ...any) (container string, p runtime.Process, size r
 	return container, p, size, nil
 }
 
-// startExec runs the process behind a new job. It calls finish when the process has ended, or was not started: that closes its files.
-func (c *call) startExec(container string, p runtime.Process, size runtime.WinSize, finish func(context.Context)) (path godbus.ObjectPath, err error) {
-	defer func() {
-		if err != nil {
-			finish(c.ctx)
-		}
-	}()
+// startExec runs the process as a job, which ends when the client leaves the bus. finish closes the process' files when it has ended, or was not started.
+func (c *call) startExec(container string, p runtime.Process, size runtime.WinSize, finish func(context.Context)) (godbus.ObjectPath, error) {
+	s := c.server
 	ref, err := c.ref()
 	if err != nil {
+		finish(c.ctx)
 		return "", err
 	}
-	s := c.server
-	ctx, release, err := s.whileThere(s.ctx, c.sender)
+	ctx, release, err := s.whileThere(c.ctx, c.sender)
 	if err != nil {
+		finish(c.ctx)
 		return "", err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	e := &execJob{owner: c.sender, object: ref.String(), tty: p.TTY, cancel: cancel, resize: make(chan runtime.WinSize, 1), state: "running"}
-	if size.Rows > 0 && size.Cols > 0 {
-		e.resize <- size
-	}
-	p.Resize = e.resize
-	if err := s.addExec(e); err != nil {
-		cancel()
+	s.wg.Add(1)
+	id, err := s.backend.Exec(ctx, ref, container, p, size, func(ctx context.Context) {
+		finish(ctx)
 		release()
-		return "", err
-	}
-	s.pump.setOwner(e.id, c.sender)
-	s.pump.notify(pod.Notice{Kind: pod.NoticeJobNew, Job: pod.JobInfo{ID: e.id, Kind: "exec", Objects: []string{e.object}, State: "running"}})
-	s.wg.Go(func() {
-		defer release()
-		defer cancel()
-		status, err := s.runExec(ctx, ref, container, p)
-		finish(ctx) // before the end is told: who waits for the end of the output gets it first
-		s.endExec(ctx, e, status, err)
+		s.wg.Done()
 	})
-	return JobPath(e.id), nil
-}
-
-// runExec keeps a panic of the backend from ending the daemon.
-func (s *Server) runExec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (status runtime.ExitStatus, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			s.log.Error("internal error in exec", "pod", ref.String(), "panic", v)
-			err = pod.Errorf(pod.Internal, "cannot exec: internal error: %v", v)
-		}
-	}()
-	return s.backend.Exec(ctx, ref, container, p)
-}
-
-// addExec gives the job a number. Exhausted: too many run already.
-func (s *Server) addExec(e *execJob) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.execs) >= maxExecs {
-		return pod.Errorf(pod.Exhausted, "cannot exec: %d processes started by exec run already", maxExecs)
-	}
-	for {
-		s.lastExec++
-		if s.lastExec < firstExecID { // wrapped around
-			s.lastExec = firstExecID
-		}
-		if s.execs[s.lastExec] == nil {
-			break
-		}
-	}
-	e.id = s.lastExec
-	s.execs[e.id] = e
-	return nil
-}
-
-// endExec records how the process ended and tells it.
-func (s *Server) endExec(ctx context.Context, e *execJob, status runtime.ExitStatus, err error) {
-	e.mu.Lock()
-	switch {
-	case e.cancelled || err != nil && errors.Is(err, context.Canceled) && ctx.Err() != nil:
-		e.state, e.err = string(pod.JobCanceled), err
-	case err != nil:
-		e.state, e.err = string(pod.JobFailed), err
-		if status.Code == runtime.ExitNotExecutable || status.Code == runtime.ExitNotFound {
-			e.exit = &status.Code
-		}
-	default:
-		e.state, e.exit = string(pod.JobDone), &status.Code
-	}
-	e.mu.Unlock()
-	info, exit := e.info()
-	s.pump.endExec(info, exit)
-	s.mu.Lock()
-	delete(s.execs, e.id)
-	s.mu.Unlock()
+	return JobPath(id), err
 }
 
 // reply answers with a file, which is closed once it is on its way.

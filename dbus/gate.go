@@ -371,7 +371,7 @@ func (g *gate) spend(bytes int) {
 	})
 }
 
-// idle tells since when no call has been under way.
+// idle says since when no call has been under way.
 func (g *gate) idle() (since time.Time, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -389,7 +389,7 @@ func (g *gate) close() {
 	g.room.Broadcast()
 }
 
-// work waits for the turn of a call that costs much memory or time: one at a time of each user, and few in all. Root doesn't wait for others.
+// work waits until a call may be answered that costs much memory or time: one at a time of each user, and few in all. Root doesn't wait for others.
 func (g *gate) work(ctx context.Context, u *user) (done func(), err error) {
 	slots := []chan struct{}{u.heavy, g.heavyOthers}
 	if u.root() {
@@ -399,15 +399,15 @@ func (g *gate) work(ctx context.Context, u *user) (done func(), err error) {
 		select {
 		case slot <- struct{}{}:
 		case <-ctx.Done():
-			for _, held := range slots[:i] {
-				<-held
+			for _, taken := range slots[:i] {
+				<-taken
 			}
 			return nil, pod.Errorf(pod.Unavailable, "cannot take the call: %w", context.Cause(ctx))
 		}
 	}
 	return func() {
-		for _, held := range slots {
-			<-held
+		for _, taken := range slots {
+			<-taken
 		}
 	}, nil
 }

@@ -40,7 +40,7 @@ func connectAs(t *testing.T, address string, uid int) *godbus.Conn {
 	}
 	done := make(chan result)
 	go func() {
-		// The kernel tells the bus who connected: the thread's user. The thread ends with the goroutine.
+		// The kernel says to the bus who connected: the thread's user. The thread ends with the goroutine.
 		runtime.LockOSThread()
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), 0); errno != 0 {
 			done <- result{nil, errno}
@@ -57,7 +57,7 @@ func connectAs(t *testing.T, address string, uid int) *godbus.Conn {
 	return r.conn
 }
 
-// slow lets root's calls through, and others' when it is told to.
+// slow lets root's calls through, and others' when it is to.
 type slow struct {
 	server  atomic.Pointer[Server]
 	asked   atomic.Int32

@@ -41,7 +41,7 @@ func (c *call) pullImage() ([]any, error) {
 	return c.job(job, err)
 }
 
-// loadImage serves LoadImage(h), LoadImageAs(hs) and LoadImageWithOptions(ha{sv}). It ends when the client leaves.
+// loadImage serves LoadImage(h), LoadImageAs(hs) and LoadImageWithOptions(ha{sv}).
 func (c *call) loadImage() ([]any, error) {
 	var o pod.LoadOptions
 	if len(c.body) > 1 {
@@ -58,17 +58,12 @@ func (c *call) loadImage() ([]any, error) {
 			return nil, err
 		}
 	}
-	ctx, release, err := c.server.whileThere(c.ctx, c.sender)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	archive, err := c.archive(ctx, os.O_RDONLY)
+	archive, err := c.archive(os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer archive.Close()
-	refs, err := c.server.backend.LoadImage(ctx, archive, o)
+	refs, err := c.server.backend.LoadImage(c.ctx, archive, o)
 	if err != nil {
 		return nil, err
 	}
@@ -85,21 +80,16 @@ func (c *call) saveImage() ([]any, error) {
 			return nil, err
 		}
 	}
-	ctx, release, err := c.server.whileThere(c.ctx, c.sender)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	archive, err := c.archive(ctx, os.O_WRONLY)
+	archive, err := c.archive(os.O_WRONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer archive.Close()
-	return nil, c.server.backend.SaveImage(ctx, refs, archive)
+	return nil, c.server.backend.SaveImage(c.ctx, refs, archive)
 }
 
-// archive is the file of the call: a regular one, or a pipe, which ends with ctx whoever has its other end. The caller closes it.
-func (c *call) archive(ctx context.Context, mode int) (*os.File, error) {
+// archive is the file of the call: a regular one, or a pipe, which ends with the call's context whoever has its other end. The caller closes it.
+func (c *call) archive(mode int) (*os.File, error) {
 	f := c.take()[0]
 	info, err := f.Stat()
 	if err == nil && info.Mode().IsRegular() {
@@ -110,8 +100,18 @@ func (c *call) archive(ctx context.Context, mode int) (*os.File, error) {
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot take it: %w", err)
 	}
-	context.AfterFunc(ctx, func() { _ = end.SetDeadline(time.Unix(1, 0)) })
+	context.AfterFunc(c.ctx, func() { _ = end.SetDeadline(time.Unix(1, 0)) })
 	return end, nil
+}
+
+// imageRow is an image in the answer of ListImages.
+type imageRow struct {
+	ID         string
+	References []string
+	Digest     string
+	Size       uint64
+	Created    int64
+	Pods       uint32
 }
 
 func (c *call) listImages() ([]any, error) {
@@ -119,17 +119,9 @@ func (c *call) listImages() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	type row struct {
-		ID         string
-		References []string
-		Digest     string
-		Size       uint64
-		Created    int64
-		Pods       uint32
-	}
-	rows := []row{}
+	rows := []imageRow{}
 	for _, i := range images {
-		rows = append(rows, row{i.ID, notNil(i.References), i.Digest, uint64(max(i.Size, 0)), int64(usec(i.Created)), uint32(max(i.Pods, 0))})
+		rows = append(rows, imageRow{i.ID, notNil(i.References), i.Digest, uint64(max(i.Size, 0)), int64(usec(i.Created)), uint32(max(i.Pods, 0))})
 	}
 	return []any{rows}, nil
 }

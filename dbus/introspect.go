@@ -41,7 +41,7 @@ func (c *call) introspect() ([]any, error) {
 		}
 	case path+"/" == jobPrefix:
 		if c.authorise(ActionRead) == nil {
-			for _, j := range c.server.jobs() {
+			for _, j := range c.server.backend.Jobs() {
 				nodes = append(nodes, strings.TrimPrefix(string(JobPath(j.ID)), jobPrefix))
 			}
 		}

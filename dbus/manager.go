@@ -21,18 +21,18 @@ const (
 var managerMethods = []method{
 	{name: "RunPod", in: "sa{sv}", out: "o", action: ActionManagePods, max: maxManifestCall, heavy: true, handle: func(c *call) ([]any, error) { return c.run(false) }},
 	{name: "CreatePod", in: "sa{sv}", out: "o", action: ActionManagePods, max: maxManifestCall, heavy: true, handle: func(c *call) ([]any, error) { return c.run(true) }},
-	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, max: maxManifestCall, heavy: true, handle: (*call).validate},
+	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, max: maxManifestCall, heavy: true, bound: true, handle: (*call).validate},
 	{name: "GetPod", in: "ss", out: "o", action: ActionRead, handle: (*call).getPod},
 	{name: "GetPodByPID", in: "u", out: "o", action: ActionRead, handle: (*call).getPodByPID},
-	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, heavy: true, handle: (*call).listPods},
-	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, heavy: true, handle: (*call).describePods},
+	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, heavy: true, bound: true, handle: (*call).listPods},
+	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, heavy: true, bound: true, handle: (*call).describePods},
 	{name: "ListJobs", out: "a(usso)", action: ActionRead, handle: (*call).listJobs},
 	{name: "PullImage", in: "sa{sv}", out: "o", action: ActionManageImages, handle: (*call).pullImage},
-	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "LoadImageWithOptions", in: "ha{sv}", out: "as", action: ActionManageImages, handle: (*call).loadImage},
-	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, handle: (*call).saveImage},
-	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, handle: (*call).listImages},
+	{name: "LoadImage", in: "h", out: "as", action: ActionManageImages, bound: true, handle: (*call).loadImage},
+	{name: "LoadImageAs", in: "hs", out: "as", action: ActionManageImages, bound: true, handle: (*call).loadImage},
+	{name: "LoadImageWithOptions", in: "ha{sv}", out: "as", action: ActionManageImages, bound: true, handle: (*call).loadImage},
+	{name: "SaveImage", in: "ash", action: ActionManageImages, max: 1 << 20, bound: true, handle: (*call).saveImage},
+	{name: "ListImages", out: "a(sasstxu)", action: ActionRead, heavy: true, bound: true, handle: (*call).listImages},
 	{name: "RemoveImage", in: "sb", action: ActionManageImages, handle: (*call).removeImage},
 	{name: "PruneImages", out: "as", action: ActionManageImages, handle: (*call).pruneImages},
 	{name: "TagImage", in: "ss", action: ActionManageImages, handle: (*call).tagImage},
@@ -45,7 +45,7 @@ var managerMethods = []method{
 
 // objectManagerMethods is org.freedesktop.DBus.ObjectManager.
 var objectManagerMethods = []method{
-	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, heavy: true, handle: (*call).managedObjects},
+	{name: "GetManagedObjects", out: "a{oa{sa{sv}}}", action: ActionRead, heavy: true, bound: true, handle: (*call).managedObjects},
 }
 
 func (c *call) run(noStart bool) ([]any, error) {
@@ -83,7 +83,6 @@ func (c *call) job(id uint32, err error) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.server.pump.setOwner(id, c.sender)
 	return []any{JobPath(id)}, nil
 }
 
@@ -164,17 +163,19 @@ func (c *call) listPods() ([]any, error) {
 
 func (c *call) describePods() ([]any, error) {
 	namespace := c.body[0].(string)
-	type row struct {
-		Path       godbus.ObjectPath
-		Properties properties
-	}
-	rows := []row{}
+	rows := []podRow{}
 	for _, p := range c.server.backend.List() {
 		if namespace == "" || p.Namespace == namespace {
-			rows = append(rows, row{PodPath(p.UID), summaryProperties(&p)})
+			rows = append(rows, podRow{PodPath(p.UID), summaryProperties(&p)})
 		}
 	}
 	return []any{rows}, nil
+}
+
+// podRow is a pod in the answer of DescribePods.
+type podRow struct {
+	Path       godbus.ObjectPath
+	Properties properties
 }
 
 func (c *call) listJobs() ([]any, error) {
@@ -184,7 +185,7 @@ func (c *call) listJobs() ([]any, error) {
 		Path        godbus.ObjectPath
 	}
 	rows := []row{}
-	for _, j := range c.server.jobs() {
+	for _, j := range c.server.backend.Jobs() {
 		rows = append(rows, row{j.ID, j.Kind, j.State, JobPath(j.ID)})
 	}
 	return []any{rows}, nil
@@ -234,8 +235,8 @@ func (c *call) managedObjects() ([]any, error) {
 		}
 		all[PodPath(d.UID)] = map[string]properties{PodInterface: podProperties(&d)}
 	}
-	for _, j := range c.server.jobs() {
-		all[JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j, nil)}
+	for _, j := range c.server.backend.Jobs() {
+		all[JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j)}
 	}
 	return []any{all}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/jobowner"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -23,6 +25,7 @@ type method struct {
 	action  Action // "": needs none
 	max     int    // bytes of the arguments; 0: maxArguments
 	heavy   bool   // it costs much memory or time, so that few of them are done at once
+	bound   bool   // it ends when its caller leaves the bus; a pod is run although nobody waits for it
 	handle  func(c *call) ([]any, error)
 }
 
@@ -35,7 +38,7 @@ func (m *method) wrongArguments(signature string) error {
 
 // call is one method call while it is being answered.
 type call struct {
-	ctx    context.Context // ends when the server closes, or earlier when the handler watches the sender
+	ctx    context.Context // ends when the server closes, or earlier when the method is bound
 	server *Server
 	method *method
 	path   godbus.ObjectPath
@@ -95,7 +98,7 @@ func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.
 		return nil, toBus(err)
 	}
 	return []any{&call{
-		ctx: m.server.ctx, server: m.server, method: m.method, path: m.path,
+		ctx: jobowner.With(m.server.ctx, sender), server: m.server, method: m.method, path: m.path,
 		sender: sender, ticket: t, body: body, files: files, msg: msg,
 	}}, nil
 }
@@ -127,8 +130,20 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 	if err := c.authorise(m.method.action); err != nil {
 		return nil, err
 	}
+	if m.method.bound {
+		ctx, release, err := m.server.whileThere(c.ctx, c.sender)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		c.ctx = ctx
+	}
 	if m.method.heavy {
-		return nil, c.heavy()
+		done, err := m.server.gate.work(c.ctx, c.ticket.user)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 	}
 	return nil, c.answer()
 }
@@ -140,24 +155,6 @@ func (c *call) answer() error {
 		return err
 	}
 	return c.sendReply(out)
-}
-
-// heavy answers when it is the caller's turn. What only tells something ends when its caller leaves the bus; a pod is run although nobody waits for it.
-func (c *call) heavy() error {
-	if c.method.action == ActionRead {
-		ctx, release, err := c.server.whileThere(c.ctx, c.sender)
-		if err != nil {
-			return err
-		}
-		defer release()
-		c.ctx = ctx
-	}
-	done, err := c.server.gate.work(c.ctx, c.ticket.user)
-	if err != nil {
-		return err
-	}
-	defer done()
-	return c.answer()
 }
 
 // sendReply answers by itself: godbus would do so after the call was counted out, and the reply's files closed.
@@ -233,7 +230,7 @@ func (o *options) take(name string, dest any) *options {
 		return o
 	}
 	delete(o.left, name)
-	want := godbus.SignatureOf(dereference(dest))
+	want := godbus.SignatureOfType(reflect.TypeOf(dest).Elem())
 	if v.Signature() != want && o.err == nil {
 		o.err = pod.Errorf(pod.Invalid, "cannot use option %q: it is of type %q, not %q", name, want, v.Signature())
 		return o
@@ -254,22 +251,4 @@ func (o *options) end() error {
 		return pod.Errorf(pod.Invalid, "cannot use option %q: there is none of that name (known: %s)", name, strings.Join(o.known, ", "))
 	}
 	return nil
-}
-
-func dereference(p any) any {
-	switch p := p.(type) {
-	case *string:
-		return *p
-	case *bool:
-		return *p
-	case *uint64:
-		return *p
-	case *int64:
-		return *p
-	case *uint16:
-		return *p
-	case *[]string:
-		return *p
-	}
-	panic(fmt.Sprintf("internal error: no option has the type %T", p))
 }

@@ -42,9 +42,6 @@ const (
 // NoGrace in a grace_usec argument keeps the grace period of the manifest.
 const NoGrace = ^uint64(0)
 
-// firstExecID is the number of the first exec job. Those of the backend lie below.
-const firstExecID = uint32(1 << 31)
-
 // PodPath returns the path of a pod's object. Every byte of the UID that is not a letter or a digit is written as _ and two hexadecimal
 // digits, as systemd writes unit names in paths.
 func PodPath(uid types.UID) godbus.ObjectPath {

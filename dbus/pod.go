@@ -1,7 +1,6 @@
 package dbus
 
 import (
-	"encoding/json"
 	"syscall"
 	"time"
 
@@ -12,18 +11,30 @@ import (
 
 // podMethods is org.magikpod1.Pod.
 var podMethods = []method{
-	{name: "Start", out: "o", action: ActionManagePods, handle: (*call).start},
-	{name: "Stop", in: "t", out: "o", action: ActionManagePods, handle: (*call).stop},
-	{name: "Restart", out: "o", action: ActionManagePods, handle: (*call).restart},
+	{name: "Start", out: "o", action: ActionManagePods, handle: podJob((*call).start)},
+	{name: "Stop", in: "t", out: "o", action: ActionManagePods, handle: podJob((*call).stop)},
+	{name: "Restart", out: "o", action: ActionManagePods, handle: podJob((*call).restart)},
 	{name: "Kill", in: "si", action: ActionManagePods, handle: (*call).kill},
-	{name: "Delete", in: "b", out: "o", action: ActionManagePods, handle: (*call).delete},
-	{name: "DeleteWithGrace", in: "bt", out: "o", action: ActionManagePods, handle: (*call).delete},
+	{name: "Delete", in: "b", out: "o", action: ActionManagePods, handle: podJob((*call).delete)},
+	{name: "DeleteWithGrace", in: "bt", out: "o", action: ActionManagePods, handle: podJob((*call).delete)},
 	{name: "Exec", in: "sasa{sv}hhh", out: "o", action: ActionExec, max: maxExecCall, handle: (*call).exec},
 	{name: "OpenTerminal", in: "sasa{sv}", out: "oh", action: ActionExec, max: maxExecCall, handle: (*call).openTerminal},
 	{name: "GetLogs", in: "sa{sv}", out: "h", action: ActionReadLogs, handle: (*call).getLogs},
 	{name: "GetStats", out: "s", action: ActionRead, handle: (*call).getStats},
 	{name: "GetManifest", out: "s", action: ActionRead, handle: (*call).getManifest},
 	{name: "ListEvents", out: "a(tssss)", action: ActionRead, handle: (*call).listEvents},
+}
+
+// podJob answers with the path of a job that do starts for the pod that the call is for.
+func podJob(do func(c *call, ref pod.Ref) (uint32, error)) func(*call) ([]any, error) {
+	return func(c *call) ([]any, error) {
+		ref, err := c.ref()
+		if err != nil {
+			return nil, err
+		}
+		id, err := do(c, ref)
+		return c.job(id, err)
+	}
 }
 
 // detail returns the pod that the call is for.
@@ -38,26 +49,14 @@ func (c *call) ref() (pod.Ref, error) {
 	return d.Ref, err
 }
 
-func (c *call) start() ([]any, error) {
-	ref, err := c.ref()
-	if err != nil {
-		return nil, err
-	}
-	job, err := c.server.backend.Start(c.ctx, ref)
-	return c.job(job, err)
-}
+func (c *call) start(ref pod.Ref) (uint32, error) { return c.server.backend.Start(c.ctx, ref) }
 
-func (c *call) stop() ([]any, error) {
-	ref, err := c.ref()
+func (c *call) stop(ref pod.Ref) (uint32, error) {
+	grace, err := grace(c.body[0].(uint64))
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	o := pod.StopOptions{}
-	if o.Grace, err = grace(c.body[0].(uint64)); err != nil {
-		return nil, err
-	}
-	job, err := c.server.backend.Stop(c.ctx, ref, o)
-	return c.job(job, err)
+	return c.server.backend.Stop(c.ctx, ref, pod.StopOptions{Grace: grace})
 }
 
 // grace reads a grace_usec argument.
@@ -71,13 +70,8 @@ func grace(usec uint64) (*time.Duration, error) {
 	return new(time.Duration(usec) * time.Microsecond), nil
 }
 
-func (c *call) restart() ([]any, error) {
-	ref, err := c.ref()
-	if err != nil {
-		return nil, err
-	}
-	job, err := c.server.backend.Restart(c.ctx, ref, pod.StopOptions{})
-	return c.job(job, err)
+func (c *call) restart(ref pod.Ref) (uint32, error) {
+	return c.server.backend.Restart(c.ctx, ref, pod.StopOptions{})
 }
 
 func (c *call) kill() ([]any, error) {
@@ -103,19 +97,14 @@ func checkContainer(name string) error {
 }
 
 // delete serves Delete(b) and DeleteWithGrace(bt).
-func (c *call) delete() ([]any, error) {
-	ref, err := c.ref()
-	if err != nil {
-		return nil, err
-	}
+func (c *call) delete(ref pod.Ref) (_ uint32, err error) {
 	o := pod.StopOptions{Force: c.body[0].(bool)}
 	if len(c.body) > 1 {
 		if o.Grace, err = grace(c.body[1].(uint64)); err != nil {
-			return nil, err
+			return 0, err
 		}
 	}
-	job, err := c.server.backend.Delete(c.ctx, ref, o)
-	return c.job(job, err)
+	return c.server.backend.Delete(c.ctx, ref, o)
 }
 
 func (c *call) getLogs() ([]any, error) {
@@ -174,11 +163,7 @@ func (c *call) getManifest() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(d.Pod)
-	if err != nil {
-		return nil, pod.Errorf(pod.Internal, "cannot encode the pod: %w", err)
-	}
-	return []any{string(text)}, nil
+	return jsonReply(d.Pod)
 }
 
 func (c *call) listEvents() ([]any, error) {
@@ -186,13 +171,15 @@ func (c *call) listEvents() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	type row struct {
-		USec                             uint64
-		Type, Reason, Container, Message string
-	}
-	rows := []row{}
+	rows := []eventRow{}
 	for _, e := range d.Events {
-		rows = append(rows, row{usec(e.Time), e.Type, e.Reason, e.Container, busText(e.Message)})
+		rows = append(rows, eventRow{usec(e.Time), e.Type, e.Reason, e.Container, busText(e.Message)})
 	}
 	return []any{rows}, nil
+}
+
+// eventRow is an event in the answer of ListEvents.
+type eventRow struct {
+	USec                             uint64
+	Type, Reason, Container, Message string
 }

@@ -95,7 +95,7 @@ func (p *polkit) Check(ctx context.Context, sender string, action Action, intera
 	if err := p.refusedBefore(key); err != nil && !interactive {
 		return err
 	}
-	done, err := p.turn(ctx, u, interactive)
+	done, err := p.wait(ctx, u, interactive)
 	if err != nil {
 		return err
 	}
@@ -125,8 +125,8 @@ func (p *polkit) refuse(key refusal, why error) {
 	p.refused[key] = refusedFor{why, time.Now().Add(refusedTime)}
 }
 
-// turn waits until the user may ask another question. A dialog doesn't keep the questions of others waiting.
-func (p *polkit) turn(ctx context.Context, u *user, interactive bool) (done func(), err error) {
+// wait waits until the user may ask another question. A dialog doesn't keep the questions of others waiting.
+func (p *polkit) wait(ctx context.Context, u *user, interactive bool) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	select {

@@ -44,15 +44,15 @@ func summaryProperties(s *pod.Summary) properties {
 	}
 }
 
-// jobProperties makes the properties of org.magikpod1.Job. exit is the exit status of a process that has ended.
-func jobProperties(j pod.JobInfo, exit *int) properties {
+// jobProperties makes the properties of org.magikpod1.Job.
+func jobProperties(j pod.JobInfo) properties {
 	text := ""
 	if j.Err != nil {
 		text = busText(j.Err.Error())
 	}
 	status := int32(-1)
-	if exit != nil {
-		status = int32(*exit)
+	if j.ExitStatus != nil {
+		status = int32(*j.ExitStatus)
 	}
 	return properties{
 		"Id":           godbus.MakeVariant(j.ID),
@@ -92,16 +92,16 @@ func podPropertiesOf(c *call) (string, properties, error) {
 // jobPropertiesOf returns the properties of the job that the call is for. Who started a job may look at it.
 func jobPropertiesOf(c *call) (string, properties, error) {
 	id, _ := jobOfPath(c.path)
-	if c.sender != c.server.jobOwner(id) {
+	job, ok := c.server.job(id)
+	if !ok || job.Owner != c.sender {
 		if err := c.authorise(ActionRead); err != nil {
 			return "", nil, err
 		}
 	}
-	p, ok := c.server.jobPropertiesByID(id)
 	if !ok {
 		return "", nil, pod.Errorf(pod.NotFound, "cannot find job %d: there is none of that number", id)
 	}
-	return JobInterface, p, nil
+	return JobInterface, jobProperties(job), nil
 }
 
 // propertyMethods is org.freedesktop.DBus.Properties for the objects whose interface and properties read returns.

@@ -2,6 +2,7 @@ package dbus
 
 import (
 	"reflect"
+	"slices"
 	"sync"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -31,12 +32,10 @@ type pump struct {
 	queue   []pod.Notice
 	changed map[types.UID]bool // pods with a NoticePodChanged in the queue
 	events  int                // in the queue
-	owners  map[uint32]string  // who started the job
 	ended   map[uint32]pod.JobInfo
-	order   []uint32       // of ended, oldest first
-	exits   map[uint32]int // exit statuses of ended exec jobs
+	order   []uint32 // of ended, oldest first
 
-	// Only run touches these: what subscribers were last told.
+	// Only run touches these: what subscribers were last sent.
 	sentPods map[types.UID]properties
 	sentJobs map[uint32]properties
 }
@@ -44,8 +43,7 @@ type pump struct {
 func newPump(s *Server) *pump {
 	return &pump{
 		server: s, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		changed: make(map[types.UID]bool), owners: make(map[uint32]string), ended: make(map[uint32]pod.JobInfo),
-		exits:    make(map[uint32]int),
+		changed: make(map[types.UID]bool), ended: make(map[uint32]pod.JobInfo),
 		sentPods: make(map[types.UID]properties), sentJobs: make(map[uint32]properties),
 	}
 }
@@ -74,11 +72,6 @@ func (p *pump) notify(n pod.Notice) {
 		}
 		p.events++
 	}
-	p.enqueue(n)
-}
-
-// enqueue has run send a notice. The mutex is held.
-func (p *pump) enqueue(n pod.Notice) {
 	p.queue = append(p.queue, n)
 	select {
 	case p.wake <- struct{}{}:
@@ -115,29 +108,8 @@ func (p *pump) remember(job pod.JobInfo) {
 	p.ended[job.ID] = job
 	if len(p.order) > maxEnded {
 		delete(p.ended, p.order[0])
-		delete(p.exits, p.order[0])
 		p.order = p.order[1:]
 	}
-}
-
-// endExec tells the end of an exec job; exit is nil when the process never ran to its end.
-func (p *pump) endExec(job pod.JobInfo, exit *int) {
-	if exit != nil {
-		p.mu.Lock()
-		p.exits[job.ID] = *exit
-		p.mu.Unlock()
-	}
-	p.notify(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
-}
-
-// exit returns the exit status of an ended exec job; nil for others.
-func (p *pump) exit(id uint32) *int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if code, ok := p.exits[id]; ok {
-		return &code
-	}
-	return nil
 }
 
 // endedJob returns a job that ended a short while ago.
@@ -146,33 +118,6 @@ func (p *pump) endedJob(id uint32) (pod.JobInfo, bool) {
 	defer p.mu.Unlock()
 	job, ok := p.ended[id]
 	return job, ok
-}
-
-// owner returns who started the job.
-func (p *pump) owner(id uint32) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.owners[id]
-}
-
-// setOwner makes sender hear of the job. A job may have ended, or met with an error, before its number was known: then that is told again.
-func (p *pump) setOwner(id uint32, sender string) {
-	p.mu.Lock()
-	if len(p.owners) > 2*pod.MaxPods { // only when a backend forgets to tell that its jobs ended
-		clear(p.owners)
-	}
-	p.owners[id] = sender
-	job, ended := p.ended[id]
-	if ended {
-		p.enqueue(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
-	}
-	p.mu.Unlock()
-	if ended {
-		return
-	}
-	if job, ok := p.server.backend.Job(id); ok && job.Err != nil {
-		p.notify(pod.Notice{Kind: pod.NoticeJobChanged, Job: job})
-	}
 }
 
 // run sends until close.
@@ -248,11 +193,10 @@ func (p *pump) sendPod(n pod.Notice, names []string) {
 
 func (p *pump) sendJob(n pod.Notice, names []string) {
 	id := n.Job.ID
-	owner := p.owner(id)
-	if owner != "" {
-		names = with(names, owner)
+	if owner := n.Job.Owner; owner != "" && !slices.Contains(names, owner) {
+		names = append(names, owner)
 	}
-	path, now := JobPath(id), jobProperties(n.Job, p.exit(id))
+	path, now := JobPath(id), jobProperties(n.Job)
 	switch n.Kind {
 	case pod.NoticeJobNew:
 		p.emit(names, ManagerPath, objectManagerInterface+".InterfacesAdded", path, map[string]properties{JobInterface: now})
@@ -262,24 +206,11 @@ func (p *pump) sendJob(n pod.Notice, names []string) {
 			p.emit(names, path, propertiesInterface+".PropertiesChanged", JobInterface, changed, []string{})
 		}
 	}
-	if owner != "" { // who is named later shall hear all of it
-		p.sentJobs[id] = now
-	}
+	p.sentJobs[id] = now
 	if n.Kind == pod.NoticeJobRemoved {
 		delete(p.sentJobs, id)
 		p.emit(names, ManagerPath, objectManagerInterface+".InterfacesRemoved", path, []string{JobInterface})
 		p.emit(names, ManagerPath, ManagerInterface+".JobRemoved", path, n.Job.State)
-		p.disown(id, owner)
-	}
-}
-
-// disown forgets who started a job, after its end was told to owner. When that was nobody, somebody may have been named meanwhile, who is
-// still to be told.
-func (p *pump) disown(id uint32, owner string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.owners[id] == owner {
-		delete(p.owners, id)
 	}
 }
 
@@ -301,14 +232,4 @@ func difference(before, now properties) properties {
 		}
 	}
 	return changed
-}
-
-// with returns names and name, once.
-func with(names []string, name string) []string {
-	for _, n := range names {
-		if n == name {
-			return names
-		}
-	}
-	return append(names[:len(names):len(names)], name)
 }

@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,23 +12,36 @@ import (
 
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
+	"github.com/magikrun/magikpod/internal/jobowner"
 	"github.com/magikrun/magikpod/pod"
 )
 
-// TestOwnerOfAJobThatEndsAtOnce checks that a client is told the end of its job even when that is just being told to others.
+// atOnce is a daemon whose deletions have ended, and everybody has heard it, before the client knows the job.
+type atOnce struct{ *meeting }
+
+func (a atOnce) Delete(ctx context.Context, _ pod.Ref, _ pod.StopOptions) (uint32, error) {
+	job := pod.JobInfo{ID: 7, Kind: "delete", State: "running", Owner: jobowner.Of(ctx)}
+	a.notify(pod.Notice{Kind: pod.NoticeJobNew, Job: job})
+	job.State, job.Output = string(pod.JobDone), []string{"default/web"}
+	a.notify(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
+	<-a.heard
+	return job.ID, nil
+}
+
+// TestOwnerOfAJobThatEndsAtOnce checks that a client hears the end of its job even when others have heard it before the client could know the job.
 func TestOwnerOfAJobThatEndsAtOnce(t *testing.T) {
-	p := newPump(nil)
-	p.notify(pod.Notice{Kind: pod.NoticeJobRemoved, Job: pod.JobInfo{ID: 7, State: "done"}})
-	p.queue = nil // the end is being told, to nobody in particular
-	owner := p.owner(7)
-	p.setOwner(7, ":1.1")
-	p.disown(7, owner)
-	if len(p.queue) != 1 || p.queue[0].Job.ID != 7 || p.owner(7) != ":1.1" {
-		t.Errorf("the queue is %+v, the owner %q", p.queue, p.owner(7))
+	s, c := meetingServer(t, "JobRemoved", JobPath(7), func(m *meeting) Backend { return atOnce{m} })
+	job, err := c.Delete(t.Context(), runWeb(t, c), pod.StopOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	p.disown(7, ":1.1")
-	if len(p.owners) != 0 {
-		t.Errorf("owners are left: %v", p.owners)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if info, err := c.Wait(ctx, job, nil); err != nil || !slices.Equal(info.Output, []string{"default/web"}) {
+		t.Errorf("the job ended with %+v, %v; want the output default/web", info, err)
+	}
+	if info, ok := s.job(7); !ok || info.State != string(pod.JobDone) {
+		t.Errorf("the ended job is %+v, %v; want it to be readable for a while", info, ok)
 	}
 }
 
@@ -45,24 +59,26 @@ func (m *meeting) Subscribe(notify func(pod.Notice)) func() {
 	return m.Backend.Subscribe(notify)
 }
 
-func (m *meeting) Delete(context.Context, pod.Ref, pod.StopOptions) (uint32, error) {
-	m.notify(pod.Notice{Kind: pod.NoticeJobNew, Job: met})
+func (m *meeting) Delete(ctx context.Context, _ pod.Ref, _ pod.StopOptions) (uint32, error) {
+	job := met
+	job.Owner = jobowner.Of(ctx)
+	m.notify(pod.Notice{Kind: pod.NoticeJobNew, Job: job})
 	<-m.heard
-	return met.ID, nil
+	return job.ID, nil
 }
 
 func (m *meeting) Job(id uint32) (pod.JobInfo, bool) { return met, id == met.ID }
 
-// TestOwnerOfAJobThatMeetsAnError checks that a client is told what its job has met with, which may be the last news for long: when that was told to others
-// before it could know the job, and when it is told together with the job.
-func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
-	backend := &meeting{Backend: fakepods.New(), heard: make(chan struct{}, 1)}
+// meetingServer serves a meeting daemon, which goes on when a subscriber has heard the signal about the job. It returns another client.
+func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*meeting) Backend) (*Server, *Client) {
+	t.Helper()
+	m := &meeting{Backend: fakepods.New(), heard: make(chan struct{}, 1)}
 	address := bustest.Start(t)
-	s, err := Serve(t.Context(), backend, ServerOptions{Address: address, Authorizer: rule{}})
+	s, err := Serve(t.Context(), of(m), ServerOptions{Address: address, Authorizer: rule{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close(); backend.Close() })
+	t.Cleanup(func() { _ = s.Close(); m.Backend.Close() })
 	dial := func() *Client {
 		c, err := Dial(address)
 		if err != nil {
@@ -73,13 +89,20 @@ func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
 	}
 	watcher, c := dial(), dial()
 	watcher.OnSignal(func(s Signal) {
-		if s.Name == "JobNew" && s.Body[0] == JobPath(met.ID) {
-			backend.heard <- struct{}{}
+		if s.Name == signal && s.Body[0] == job {
+			m.heard <- struct{}{}
 		}
 	})
 	if err := watcher.Subscribe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return s, c
+}
+
+// TestOwnerOfAJobThatMeetsAnError checks that a client hears what its job has met with, which may be the last news for long: when others have heard it
+// before the client could know the job, and when it is reported together with the job.
+func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
+	s, c := meetingServer(t, "JobNew", JobPath(met.ID), func(m *meeting) Backend { return m })
 	hears := func(c *Client, job godbus.ObjectPath) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -101,7 +124,7 @@ func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
 
 	together := met
 	together.ID++
-	s.pump.setOwner(together.ID, c.conn.Names()[0])
+	together.Owner = c.conn.Names()[0]
 	s.pump.notify(pod.Notice{Kind: pod.NoticeJobNew, Job: together})
 	hears(c, JobPath(together.ID))
 }

@@ -100,7 +100,7 @@ func (s *Server) answerPeer(h *buslink.Head) {
 	case "GetMachineId":
 		id, err := os.ReadFile("/etc/machine-id")
 		if err != nil {
-			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot tell the machine's ID: %w", err))
+			s.gate.refuse(h, pod.Errorf(pod.Unavailable, "cannot read the machine ID: %w", err))
 			return
 		}
 		_ = s.send(h.Sender, h.Serial, "", strings.TrimSpace(string(id)))
@@ -111,21 +111,11 @@ func (s *Server) answerPeer(h *buslink.Head) {
 
 // send answers a call that godbus does not answer. errorName is empty for what was asked for.
 func (s *Server) send(to string, serial uint32, errorName string, body ...any) error {
-	m := &godbus.Message{
-		Type:  godbus.TypeMethodReply,
-		Flags: godbus.FlagNoReplyExpected,
-		Headers: map[godbus.HeaderField]godbus.Variant{
-			godbus.FieldDestination: godbus.MakeVariant(to),
-			godbus.FieldReplySerial: godbus.MakeVariant(serial),
-		},
-		Body: fit(body),
-	}
+	m := message(godbus.TypeMethodReply, to, body)
+	m.Headers[godbus.FieldReplySerial] = godbus.MakeVariant(serial)
 	if errorName != "" {
 		m.Type = godbus.TypeError
 		m.Headers[godbus.FieldErrorName] = godbus.MakeVariant(errorName)
-	}
-	if len(body) > 0 {
-		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
 	}
 	return s.conn.Send(m, nil).Err
 }

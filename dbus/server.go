@@ -47,10 +47,8 @@ type Server struct {
 
 	mu        sync.Mutex
 	closed    bool
-	idleSince time.Time           // when execs and subscribers last became empty
-	watches   map[string]*watch   // by sender
-	execs     map[uint32]*execJob // running, and the latest ended ones
-	lastExec  uint32
+	idleSince time.Time         // when watches last became empty
+	watches   map[string]*watch // by sender
 }
 
 // Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns once the name is owned.
@@ -61,8 +59,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	}
 	s := &Server{
 		backend: backend, auth: o.Authorizer, log: o.Log,
-		watches: make(map[string]*watch), execs: make(map[uint32]*execJob),
-		lastExec: firstExecID - 1, idleSince: time.Now(),
+		watches: make(map[string]*watch), idleSince: time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.gate = newGate(s)
@@ -134,7 +131,7 @@ func (s *Server) enter() (done func(), err error) {
 	return s.wg.Done, nil
 }
 
-// Idle tells since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
+// Idle says since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
 // subscribed.
 func (s *Server) Idle() (since time.Time, ok bool) {
 	since, ok = s.gate.idle()

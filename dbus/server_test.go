@@ -169,7 +169,7 @@ func TestIntrospection(t *testing.T) {
 	}{
 		{ManagerPath, ManagerInterface, properties{"Version": godbus.MakeVariant("")}},
 		{path, PodInterface, podProperties(&detail)},
-		{JobPath(1), JobInterface, jobProperties(pod.JobInfo{}, nil)},
+		{JobPath(1), JobInterface, jobProperties(pod.JobInfo{})},
 	}
 	for _, test := range cases {
 		var text string
@@ -380,7 +380,7 @@ func TestSlowClient(t *testing.T) {
 	start := time.Now()
 	backend.Change(d.Ref, 20000)
 	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("telling 20000 changes took %s", took)
+		t.Errorf("reporting 20000 changes took %s", took)
 	}
 	for range 500 {
 		if last.Load() == 20000 {

@@ -112,7 +112,7 @@ func (s *stdio) start() {
 			if errors.Is(err, os.ErrDeadlineExceeded) { // finish
 				drain(s.outs[i], from)
 			}
-			_ = from.Close() // nobody reads any more: the process is told by SIGPIPE
+			_ = from.Close() // nobody reads any more: the process learns it by SIGPIPE
 		})
 	}
 }

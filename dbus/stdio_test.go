@@ -43,8 +43,11 @@ func rawExec(c *Client, path godbus.ObjectPath, files [3]*os.File, argv ...strin
 	if err != nil {
 		return 0, err
 	}
-	_, code, err := c.wait(context.Background(), job, nil)
-	return code, err
+	info, err := c.Wait(context.Background(), job, nil)
+	if info.ExitStatus == nil {
+		return -1, err
+	}
+	return *info.ExitStatus, err
 }
 
 func fromCall(call *godbus.Call, results ...any) error {
@@ -171,8 +174,8 @@ func TestExecLeftBehind(t *testing.T) {
 	s, _, c, _ := serve(t, rule{})
 	path := runWeb(t, c)
 	outR, out := testPipe(t)
-	told := filepath.Join(t.TempDir(), "told")
-	script := `(trap '' PIPE; read x; echo "input $?" >` + told + `; sleep 1; echo late && echo written >>` + told + `; echo end >>` + told + `) & head -c 60000 /dev/zero; exit 4`
+	heard := filepath.Join(t.TempDir(), "heard")
+	script := `(trap '' PIPE; read x; echo "input $?" >` + heard + `; sleep 1; echo late && echo written >>` + heard + `; echo end >>` + heard + `) & head -c 60000 /dev/zero; exit 4`
 	p := runtime.Process{Args: []string{"sh", "-c", script}, Stdin: nil, Stdout: out, Stderr: nil}
 	inR, _ := testPipe(t)
 	p.Stdin = inR // nobody writes to it, and it does not end
@@ -190,7 +193,7 @@ func TestExecLeftBehind(t *testing.T) {
 		t.Errorf("%d, %v, %d bytes", code, err, len(text))
 	}
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		data, _ := os.ReadFile(told)
+		data, _ := os.ReadFile(heard)
 		if strings.HasSuffix(string(data), "end\n") {
 			if string(data) != "input 1\nend\n" {
 				t.Errorf("what was left behind says %q", data)

@@ -12,7 +12,7 @@ import (
 // watch follows one client until it leaves the bus.
 type watch struct {
 	users      int           // contexts and the subscription
-	subscriber *user         // nil: it is told nothing
+	subscriber *user         // nil: it is sent nothing
 	gone       chan struct{} // closed when the client has left the bus
 }
 
@@ -22,7 +22,7 @@ const (
 	maxOtherSubscriptions = 256
 )
 
-// watchNames hears of clients that leave the bus. One rule tells of all: the bus limits the rules of a connection to 512, which the clients of a few users
+// watchNames hears of clients that leave the bus. One rule reports all: the bus limits the rules of a connection to 512, which the clients of a few users
 // would use up.
 func (s *Server) watchNames() error {
 	ch := make(chan *godbus.Signal, 64)
@@ -89,7 +89,7 @@ func (s *Server) maySubscribe(u *user) bool {
 
 // subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too many such clients.
 func (s *Server) subscribeClient(sender string, u *user) error {
-	w, err := s.hold(sender)
+	w, err := s.keep(sender)
 	if err != nil {
 		return err
 	}
@@ -121,8 +121,8 @@ func (s *Server) unsubscribeClient(sender string) {
 	}
 }
 
-// hold adds a user to the client's watch. Unavailable: the client has left.
-func (s *Server) hold(sender string) (*watch, error) {
+// keep adds a user to the client's watch. Unavailable: the client has left.
+func (s *Server) keep(sender string) (*watch, error) {
 	s.mu.Lock()
 	w := s.watches[sender]
 	fresh := w == nil
@@ -160,7 +160,7 @@ func (s *Server) release(sender string, w *watch) {
 
 // whileThere returns a context that ends when the client leaves the bus.
 func (s *Server) whileThere(ctx context.Context, sender string) (context.Context, func(), error) {
-	w, err := s.hold(sender)
+	w, err := s.keep(sender)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -175,7 +175,7 @@ func (s *Server) whileThere(ctx context.Context, sender string) (context.Context
 	return ctx, func() { cancel(); s.release(sender, w) }, nil
 }
 
-// subscribers lists the clients that are told everything.
+// subscribers lists the clients that are sent everything.
 func (s *Server) subscribers() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -27,7 +27,6 @@ type Detail struct {
 	Summary
 	Pod    *corev1.Pod // spec and status, what kubectl get -o json would print; never modified after it was handed out
 	Events []Event     // the newest ones, oldest first
-	Wish   Wish
 }
 
 // Event is something that happened to a pod, as kubectl describe would list it.
@@ -54,16 +53,21 @@ const (
 // JobInfo is an immutable picture of a job.
 type JobInfo struct {
 	ID       uint32
-	Kind     string // run, create, start, stop, restart, delete, pull
+	Kind     string // run, create, start, stop, restart, delete, pull, exec
+	Owner    string // the client on the bus that asked for it; "": none did
 	Objects  []string
 	Progress string // for people, one line
 	Fraction float64
 	State    string   // running, or a JobResult
 	Err      error    // why it has failed; while it runs: what it has met with last, and tries again
 	Warnings []string // what of a manifest is not honoured, one line each
-	Output   []string
-	// Output: what the job made, one entry a line: NAMESPACE/NAME for pods, references for images.
+	Output   []string // what the job made, one entry a line: NAMESPACE/NAME for pods, references for images
+	// ExitStatus is that of an exec whose process has ended, or could not be executed (126, 127).
+	ExitStatus *int
 }
+
+// FirstExecJob is the number of the first exec job. Those of all other jobs lie below.
+const FirstExecJob = uint32(1 << 31)
 
 // WaitMode is what a run waits for.
 type WaitMode string

@@ -57,7 +57,7 @@ type Problem struct {
 	Message  string `json:"message"`
 }
 
-// NoticeKind is what a [Notice] tells.
+// NoticeKind is what a [Notice] reports.
 type NoticeKind int
 
 // The kinds of notice.
@@ -76,7 +76,7 @@ const (
 	NoticeEvent
 )
 
-// Notice tells of one change. It is a value that nobody modifies after it was handed out.
+// Notice reports one change. It is a value that nobody modifies after it was handed out.
 type Notice struct {
 	Kind  NoticeKind
 	Ref   Ref

@@ -147,7 +147,7 @@ func defaultPodResources(s *corev1.PodSpec) {
 	}
 }
 
-// effectiveRequest is the [Effective] request of a resource; ok tells whether any container requests it.
+// effectiveRequest is the [Effective] request of a resource; ok says whether any container requests it.
 func effectiveRequest(s *corev1.PodSpec, name corev1.ResourceName) (total resource.Quantity, ok bool) {
 	total = Effective(s, func(c *corev1.Container) resource.Quantity {
 		request, has := c.Resources.Requests[name]

@@ -1,11 +1,17 @@
 package pod
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // Live says whether the stage is one of an attempt that has not ended.
 func (s ContainerStage) Live() bool {
 	return s == ContainerStarting || s == ContainerRunning || s == ContainerStopping
 }
+
+// Absent says whether there is no sandbox; the zero value is that stage, too.
+func (s SandboxStage) Absent() bool { return s == SandboxAbsent || s == "" }
 
 // Fold takes what a runtime sees of a whole pod into the memory of its containers and returns the new memory; memory itself is not changed.
 // Call it with every result of Observe and DeleteSandbox. names are all the containers of the pod.
@@ -135,26 +141,36 @@ func lost(s ContainerState, at time.Time) ContainerState {
 	return s
 }
 
-// Restart prepares the memory for a start that the user asked for, in place: a pod that is down (finished, stopped, or interrupted) begins
-// afresh with the next attempt of every container; in a pod that is up, the containers that an administrator stopped, that wait in a
-// backoff or for an image are started at once. Containers that run are left alone.
-func Restart(finished *bool, containers map[string]ContainerObservation) {
+// Restart prepares the memory for a start that the user asked for: a pod that is down (finished, stopped, or interrupted) begins afresh with the next
+// attempt of every container; in a pod that is up, the containers that an administrator stopped, that wait in a backoff or for an image are started at
+// once. Containers that run are left alone.
+func (o *Observation) Restart() {
 	down := true
-	for _, o := range containers {
-		if o.Stage.Live() || (o.Stage == ContainerExited && !o.Gone && !o.StoppedByAdmin) {
+	for _, c := range o.Containers {
+		if c.Stage.Live() || (c.Stage == ContainerExited && !c.Gone && !c.StoppedByAdmin) {
 			down = false
 		}
 	}
-	down = down || *finished
-	*finished = false
-	for name, o := range containers {
-		if o.Stage.Live() {
+	down = down || o.Finished
+	o.Finished = false
+	o.Containers = maps.Clone(o.Containers)
+	for name, c := range o.Containers {
+		if c.Stage.Live() {
 			continue
 		}
-		if o.StoppedByAdmin || (down && o.Stage == ContainerExited) {
-			o.Again = true
+		if c.StoppedByAdmin || (down && c.Stage == ContainerExited) {
+			c.Again = true
 		}
-		o.StoppedByAdmin, o.Waiting, o.Failures = false, nil, 0
-		containers[name] = o
+		c.StoppedByAdmin, c.Waiting, c.Failures = false, nil, 0
+		o.Containers[name] = c
 	}
+}
+
+// SetContainer replaces the memory of one container.
+func (o *Observation) SetContainer(name string, c ContainerObservation) {
+	o.Containers = maps.Clone(o.Containers)
+	if o.Containers == nil {
+		o.Containers = make(map[string]ContainerObservation)
+	}
+	o.Containers[name] = c
 }

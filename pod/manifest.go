@@ -49,8 +49,8 @@ func Read(data []byte, namespace string, stop func() error) (m *Manifest, errs, 
 // The error has the kind Invalid; [ProblemsOf] lists everything it found.
 func Parse(data []byte) (Manifest, error) {
 	var m Manifest
-	if len(data) > MaxManifestBytes {
-		return m, Errorf(Invalid, "cannot read the manifest: it is larger than %d bytes (1 MiB); split it into several files", MaxManifestBytes)
+	if err := CheckManifestSize(data); err != nil {
+		return m, err
 	}
 	docs, err := splitDocuments(string(data))
 	if err != nil {
@@ -69,6 +69,14 @@ func Parse(data []byte) (Manifest, error) {
 		return m, Errorf(Invalid, "cannot read the manifest: there is no Pod, ConfigMap or Secret in it")
 	}
 	return m, nil
+}
+
+// CheckManifestSize says why a manifest is not read at all: it has more than [MaxManifestBytes].
+func CheckManifestSize(data []byte) error {
+	if len(data) > MaxManifestBytes {
+		return Errorf(Invalid, "cannot read the manifest: it is larger than %d bytes (1 MiB); split it into several files", MaxManifestBytes)
+	}
+	return nil
 }
 
 // parser collects the objects and the problems of a manifest.
@@ -141,7 +149,7 @@ func (p *parser) list(fields map[string]any, prefix string) {
 	}
 }
 
-// typed reads an object of a known kind; it tells whether the kind is one.
+// typed reads an object of a known kind; it says whether the kind is one.
 func (p *parser) typed(kind string, fields map[string]any, prefix, at string) bool {
 	var target any
 	switch kind {
@@ -277,7 +285,7 @@ func splitDocuments(data string) ([]document, error) {
 	return docs, nil
 }
 
-// hasContent tells whether a document says anything: a line that is not blank, a comment or a directive.
+// hasContent says whether a document says anything: a line that is not blank, a comment or a directive.
 func hasContent(text string) bool {
 	for l := range strings.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" && l[0] != '#' && l[0] != '%' {

@@ -2,18 +2,18 @@ package pod
 
 import "k8s.io/apimachinery/pkg/util/validation"
 
-// ValidateName tells whether name can be the name of a pod, a ConfigMap or a Secret: a DNS-1123 subdomain of at most 253 characters, as in Kubernetes.
+// ValidateName says whether name can be the name of a pod, a ConfigMap or a Secret: a DNS-1123 subdomain of at most 253 characters, as in Kubernetes.
 // The error is of kind Invalid and one line, whatever name holds.
 func ValidateName(name string) error {
 	return nameError("name", name, validation.IsDNS1123Subdomain(name))
 }
 
-// ValidateNamespace tells whether ns can be a namespace: a DNS-1123 label of at most 63 characters.
+// ValidateNamespace says whether ns can be a namespace: a DNS-1123 label of at most 63 characters.
 func ValidateNamespace(ns string) error {
 	return nameError("namespace", ns, validation.IsDNS1123Label(ns))
 }
 
-// ValidateContainerName tells whether name can be the name of a container: a DNS-1123 label of at most 63 characters.
+// ValidateContainerName says whether name can be the name of a container: a DNS-1123 label of at most 63 characters.
 func ValidateContainerName(name string) error {
 	return nameError("container name", name, validation.IsDNS1123Label(name))
 }

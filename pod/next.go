@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,7 +20,7 @@ const minSidecarGrace = 2 * time.Second
 func Next(spec *corev1.Pod, seen Observation, now time.Time) Plan {
 	p := &planner{view: newView(spec, seen, now)}
 	switch {
-	case seen.Wish == WishStop || seen.Wish == WishDelete:
+	case seen.Desired == DesiredStop || seen.Desired == DesiredDelete:
 		p.shutDown()
 	case seen.Finished:
 		p.removeSandbox("the pod has finished")
@@ -50,18 +51,18 @@ func (p *planner) removeSandbox(why string) {
 	}
 }
 
-// shutDown stops the pod, and removes it when that is the wish. A pod without running sidecars goes in one step: systemd stops its containers
+// shutDown stops the pod, and removes it when that is desired. A pod without running sidecars goes in one step: systemd stops its containers
 // all at once.
 func (p *planner) shutDown() {
 	why := "the pod is stopped"
-	if p.seen.Wish == WishDelete {
+	if p.seen.Desired == DesiredDelete {
 		why = "the pod is deleted"
 	}
 	if p.seen.Sandbox.Stage != SandboxAbsent && !p.stopInOrder(why) {
 		return
 	}
 	p.removeSandbox(why)
-	if p.seen.Wish == WishDelete {
+	if p.seen.Desired == DesiredDelete {
 		p.add(Step{Op: OpDeletePod})
 	}
 }
@@ -107,7 +108,7 @@ func (p *planner) keepRunning() {
 		}
 		p.removeSandbox("the sandbox is dead")
 		return
-	case SandboxAbsent, "":
+	case SandboxAbsent:
 		if !p.worthASandbox() {
 			return
 		}
@@ -133,8 +134,7 @@ func (p *planner) end() {
 	case p.failedInit() != nil:
 		why = "init container " + p.failedInit().name + " failed"
 	}
-	stage := p.seen.Sandbox.Stage
-	if stage != SandboxAbsent && stage != "" && !p.stopInOrder(why) {
+	if p.seen.Sandbox.Stage != SandboxAbsent && !p.stopInOrder(why) {
 		return
 	}
 	p.removeSandbox(why)
@@ -143,17 +143,9 @@ func (p *planner) end() {
 
 // worthASandbox says whether a container waits for a new sandbox: none does when all have ended or are kept down by an administrator.
 func (p *planner) worthASandbox() bool {
-	for _, m := range p.members {
-		if m.kind == kindInit && m.class == classHeld {
-			return false
-		}
-	}
-	for _, m := range p.members {
-		if m.kind == kindContainer && (m.class == classIdle || m.class == classRetry) {
-			return true
-		}
-	}
-	return false
+	return !p.stoppedInit() && p.any(func(m *member) bool {
+		return m.kind == kindContainer && (m.class == classIdle || m.class == classRetry)
+	})
 }
 
 // stopUnhealthy stops the containers that failed their startup or liveness probe.
@@ -218,7 +210,7 @@ func (p *planner) start(m *member) {
 	}
 	why := ""
 	if m.class == classRetry {
-		why = "it ended with exit code " + itoa(m.obs.ExitCode)
+		why = "it ended with exit code " + strconv.Itoa(m.obs.ExitCode)
 	}
 	p.add(Step{Op: OpStartContainer, Container: m.name, Attempt: m.nextAttempt(), Why: why})
 }

@@ -20,7 +20,7 @@ func TestNextModel(t *testing.T) {
 			m.world = newWorld(m.randomPod())
 			for range 60 {
 				m.event()
-				m.turns(m.r.Intn(4))
+				m.syncs(m.r.Intn(4))
 				if m.deleted {
 					return
 				}
@@ -88,9 +88,9 @@ func (m *model) event() {
 	case n < 88:
 		m.reboot()
 	case n < 94:
-		m.wish(WishRun, nil)
+		m.desired(DesiredRun, nil)
 	case n < 98:
-		m.wish(WishStop, nil)
+		m.desired(DesiredStop, nil)
 	case n < 99:
 		m.stubborn[name] = true
 	default:
@@ -98,8 +98,8 @@ func (m *model) event() {
 	}
 }
 
-// turns makes n turns of a worker; some are cut short in the middle.
-func (m *model) turns(n int) {
+// syncs makes n syncs of a worker; some are cut short in the middle.
+func (m *model) syncs(n int) {
 	for range n {
 		m.observe()
 		plan := m.check()
@@ -132,8 +132,8 @@ func (m *model) check() Plan {
 	if !plan.WakeAt.IsZero() && !plan.WakeAt.After(m.now) {
 		m.t.Fatalf("wake at %s, now is %s", plan.WakeAt, m.now)
 	}
-	if m.seen.Wish != WishRun && (len(plan.Probes) > 0 || !plan.WakeAt.IsZero()) {
-		m.t.Fatalf("probes or a timer while the wish is %s: %+v", m.seen.Wish, plan)
+	if m.seen.Desired != DesiredRun && (len(plan.Probes) > 0 || !plan.WakeAt.IsZero()) {
+		m.t.Fatalf("probes or a timer while the desired state is %s: %+v", m.seen.Desired, plan)
 	}
 	for _, s := range plan.Steps {
 		if s.Op == OpStartContainer {
@@ -166,7 +166,7 @@ func (m *model) checkOrder(name string) {
 
 // healthy says whether all that shall run runs, and nothing is asked of the pod.
 func (m *model) healthy() bool {
-	if m.seen.Wish != WishRun || m.seen.Finished || m.state.Sandbox.Stage != SandboxReady {
+	if m.seen.Desired != DesiredRun || m.seen.Finished || m.state.Sandbox.Stage != SandboxReady {
 		return false
 	}
 	if d := m.pod.Spec.ActiveDeadlineSeconds; d != nil && !m.now.Before(m.pod.Status.StartTime.Add(time.Duration(*d)*time.Second)) {
@@ -191,9 +191,9 @@ func (m *model) healthy() bool {
 
 // remove deletes the pod, which must come to an end whatever state it is in, and must leave nothing.
 func (m *model) remove() {
-	m.wish(WishDelete, nil)
+	m.desired(DesiredDelete, nil)
 	for range 60 {
-		m.turns(1)
+		m.syncs(1)
 		if m.deleted {
 			return
 		}

@@ -3,6 +3,7 @@ package pod
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,7 +16,7 @@ var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 type world struct {
 	pod     *corev1.Pod
 	now     time.Time
-	seen    Observation // wish, finished flag and memory; the runtime's facts are in state
+	seen    Observation // desired state, finished flag and memory; the runtime's facts are in state
 	state   RuntimeState
 	deleted bool
 
@@ -29,7 +30,7 @@ type world struct {
 func newWorld(p *corev1.Pod) *world {
 	return &world{
 		pod: p, now: epoch,
-		seen:        Observation{Wish: WishRun, WishedAt: epoch, Containers: map[string]ContainerObservation{}},
+		seen:        Observation{Desired: DesiredRun, DesiredAt: epoch, Containers: map[string]ContainerObservation{}},
 		state:       RuntimeState{Sandbox: SandboxState{Stage: SandboxAbsent}, Containers: map[string]ContainerState{}},
 		imageErrors: map[string]int{}, startErrors: map[string]int{}, stubborn: map[string]bool{}, graceful: map[string]bool{},
 	}
@@ -46,13 +47,13 @@ func (w *world) names() []string {
 	return names
 }
 
-// observe is the first half of a worker's turn: fold, then publish the status.
+// observe is the first half of a worker's sync: fold, then publish the status.
 func (w *world) observe() {
 	w.seen.Containers = Fold(w.names(), w.seen.Containers, w.state, w.now, w.seen.Policy)
 	w.seen.Sandbox = w.state.Sandbox
 	w.seen.PodIPs = nil
 	if w.state.Sandbox.Stage == SandboxReady {
-		w.seen.PodIPs = []string{"10.0.0.2"}
+		w.seen.PodIPs = []netip.Addr{netip.MustParseAddr("10.0.0.2")}
 	}
 	p := *w.pod
 	p.Status = StatusOf(w.pod, w.seen, w.pod.Status, w.now)
@@ -62,11 +63,10 @@ func (w *world) observe() {
 	w.pod = &p
 }
 
-func (w *world) wish(wish Wish, grace *time.Duration) {
-	w.seen.Wish, w.seen.WishedAt, w.seen.Grace = wish, w.now, grace
-	if wish == WishRun {
-		w.seen.Containers = maps.Clone(w.seen.Containers)
-		Restart(&w.seen.Finished, w.seen.Containers)
+func (w *world) desired(desired Desired, grace *time.Duration) {
+	w.seen.Desired, w.seen.DesiredAt, w.seen.Grace = desired, w.now, grace
+	if desired == DesiredRun {
+		w.seen.Restart()
 	}
 }
 
@@ -110,8 +110,8 @@ func (w *world) startContainer(s Step) {
 	if w.state.Sandbox.Stage != SandboxReady {
 		w.violate("%s is started while the sandbox is %s", s.Container, w.state.Sandbox.Stage)
 	}
-	if w.seen.Wish != WishRun {
-		w.violate("%s is started while the wish is %s", s.Container, w.seen.Wish)
+	if w.seen.Desired != DesiredRun {
+		w.violate("%s is started while the desired state is %s", s.Container, w.seen.Desired)
 	}
 	old, known := w.state.Containers[s.Container]
 	if known && old.Stage.Live() {

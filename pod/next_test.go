@@ -20,7 +20,7 @@ import (
 // event a line, and the file want: for each event, the plans that follow until nothing is left to do, and how the pod stands then. Events:
 //
 //	start                      the first look
-//	wish run|stop|delete [GRACE]
+//	desired run|stop|delete [GRACE]
 //	advance DURATION           time passes
 //	exit CONTAINER CODE        a container ends
 //	oom CONTAINER              the kernel kills it for its memory
@@ -103,7 +103,7 @@ func play(t *testing.T, w *world, line string, out *strings.Builder) {
 	ok := true
 	switch f[0] {
 	case "start", "":
-	case "wish":
+	case "desired":
 		var grace *time.Duration
 		if f[2] != "" {
 			d, err := time.ParseDuration(f[2])
@@ -112,7 +112,7 @@ func play(t *testing.T, w *world, line string, out *strings.Builder) {
 			}
 			grace = &d
 		}
-		w.wish(Wish(f[1]), grace)
+		w.desired(Desired(f[1]), grace)
 	case "advance":
 		d, err := time.ParseDuration(f[1])
 		if err != nil {

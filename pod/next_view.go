@@ -1,7 +1,7 @@
 package pod
 
 import (
-	"strconv"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +25,7 @@ const (
 	classRetry                  // ended, and to be started again
 	classSucceeded              // ended for good
 	classFailed                 // ended for good
-	classHeld                   // an administrator stopped it
+	classStopped                // an administrator stopped it
 )
 
 // member is one container of the pod with what is known of it.
@@ -93,7 +93,7 @@ func (v *view) classify(m *member) class {
 	case o.Stage.Live():
 		return classLive
 	case o.StoppedByAdmin:
-		return classHeld
+		return classStopped
 	case o.Stage == ContainerAbsent || o.Again:
 		return classIdle
 	case m.kind == kindSidecar:
@@ -118,10 +118,9 @@ func (v *view) abandon() {
 	if v.policy != corev1.RestartPolicyNever {
 		return
 	}
-	over := false
-	for _, m := range v.members {
-		over = over || m.kind == kindContainer && m.obs.Gone && (m.class == classSucceeded || m.class == classFailed)
-	}
+	over := v.any(func(m *member) bool {
+		return m.kind == kindContainer && m.obs.Gone && (m.class == classSucceeded || m.class == classFailed)
+	})
 	for _, m := range v.members {
 		if over && m.kind == kindContainer && m.class == classIdle && !m.obs.Again {
 			m.class = classFailed
@@ -188,13 +187,13 @@ func (v *view) startAt(m *member) time.Time {
 
 // initialized says whether the pod's initialisation is over in this sandbox: a container was started in it.
 func (v *view) initialized() bool {
-	for _, m := range v.members {
-		if m.kind == kindContainer && m.obs.Stage != ContainerAbsent && !m.obs.Gone && !m.obs.Again {
-			return true
-		}
-	}
-	return false
+	return v.any(func(m *member) bool {
+		return m.kind == kindContainer && m.obs.Stage != ContainerAbsent && !m.obs.Gone && !m.obs.Again
+	})
 }
+
+// any says whether one of the containers is so.
+func (v *view) any(is func(m *member) bool) bool { return slices.ContainsFunc(v.members, is) }
 
 // newestInit is the index of the last init container or sidecar that was started in this sandbox; -1 when there is none.
 func (v *view) newestInit() int {
@@ -203,7 +202,7 @@ func (v *view) newestInit() int {
 		if m.kind == kindContainer {
 			break
 		}
-		if m.class == classLive || m.class == classHeld || m.obs.Stage == ContainerExited && !m.obs.Gone && !m.obs.Again {
+		if m.class == classLive || m.class == classStopped || m.obs.Stage == ContainerExited && !m.obs.Gone && !m.obs.Again {
 			newest = i
 		}
 	}
@@ -212,45 +211,27 @@ func (v *view) newestInit() int {
 
 // failedInit returns the init container that failed for good, if any.
 func (v *view) failedInit() *member {
-	for _, m := range v.members {
-		if m.kind == kindInit && m.class == classFailed {
-			return m
-		}
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.kind == kindInit && m.class == classFailed }); i >= 0 {
+		return v.members[i]
 	}
 	return nil
 }
 
 // ended says whether the pod has nothing more to do.
 func (v *view) ended() bool {
-	if v.failedInit() != nil {
-		return true
-	}
-	for _, m := range v.members {
-		if m.kind == kindContainer && m.class != classSucceeded && m.class != classFailed {
-			return false
-		}
-	}
-	return true
+	return v.failedInit() != nil || !v.any(func(m *member) bool {
+		return m.kind == kindContainer && m.class != classSucceeded && m.class != classFailed
+	})
 }
 
 // failed says whether an ended pod has failed.
 func (v *view) failed() bool {
-	for _, m := range v.members {
-		if m.kind != kindSidecar && m.class == classFailed {
-			return true
-		}
-	}
-	return false
+	return v.any(func(m *member) bool { return m.kind != kindSidecar && m.class == classFailed })
 }
 
 // again says whether the user has asked for a fresh start that has not happened yet.
 func (v *view) again() bool {
-	for _, m := range v.members {
-		if m.obs.Again {
-			return true
-		}
-	}
-	return false
+	return v.any(func(m *member) bool { return m.obs.Again })
 }
 
 // deadline is when activeDeadlineSeconds is over; it counts from the pod's startTime.
@@ -297,14 +278,14 @@ func GraceLeft(spec *corev1.Pod, seen Observation, now time.Time) time.Duration 
 // graceLeft is what is left of the grace period of a stop or delete, in whole seconds from one second on; otherwise the whole of it.
 func (v *view) graceLeft() time.Duration {
 	grace := v.grace()
-	if v.seen.Wish == WishRun || v.seen.Wish == "" {
+	if v.seen.Desired == DesiredRun || v.seen.Desired == "" {
 		return grace
 	}
 	if v.seen.Grace != nil {
 		grace = max(*v.seen.Grace, 0)
 	}
 	left := grace
-	if used := v.now.Sub(v.seen.WishedAt); !v.seen.WishedAt.IsZero() && used > 0 {
+	if used := v.now.Sub(v.seen.DesiredAt); !v.seen.DesiredAt.IsZero() && used > 0 {
 		left = max(grace-used, min(grace, minSidecarGrace))
 	}
 	if left > time.Second {
@@ -312,5 +293,3 @@ func (v *view) graceLeft() time.Duration {
 	}
 	return left
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

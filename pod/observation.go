@@ -1,20 +1,21 @@
 package pod
 
 import (
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Wish is what the user last asked of a pod.
-type Wish string
+// Desired is what the user last asked of a pod.
+type Desired string
 
-// The wishes.
+// The desired states.
 const (
-	WishRun    Wish = "run"
-	WishStop   Wish = "stop"
-	WishDelete Wish = "delete"
+	DesiredRun    Desired = "run"
+	DesiredStop   Desired = "stop"
+	DesiredDelete Desired = "delete"
 )
 
 // SandboxStage is where a sandbox stands.
@@ -28,7 +29,7 @@ const (
 	SandboxAbsent SandboxStage = "absent"
 	// SandboxStarting: its units are queued; containers may be queued behind it.
 	SandboxStarting SandboxStage = "starting"
-	// SandboxReady: its namespaces are held by a living pause process (or VM).
+	// SandboxReady: its namespaces are kept by a living pause process (or VM).
 	SandboxReady SandboxStage = "ready"
 	// SandboxDead: it failed or was killed; what is left of it must be deleted before a new one is made.
 	SandboxDead SandboxStage = "dead"
@@ -82,7 +83,7 @@ type ContainerState struct {
 	Message    string    `json:"message,omitempty"` // for people: the runtime's own error for a StartError
 	// StoppedByAdmin is true when somebody else than magikpod stopped the unit on purpose (systemctl stop). The container is not restarted.
 	StoppedByAdmin bool `json:"stoppedByAdmin,omitempty"`
-	// Frozen is true while somebody holds all of its processes (systemctl freeze): it runs, but does nothing.
+	// Frozen is true while somebody has frozen all of its processes (systemctl freeze): it runs, but does nothing.
 	Frozen bool `json:"frozen,omitempty"`
 }
 
@@ -105,7 +106,7 @@ type ContainerObservation struct {
 	// Gone is true when the sandbox of the latest attempt no longer exists: init containers run again in the next one. [Fold] sets it.
 	Gone bool `json:"gone,omitempty"`
 	// Again is true when the user asked for a fresh start after the latest attempt: how it ended counts for nothing, only its number does.
-	// [Restart] sets it, the next attempt clears it.
+	// [Observation.Restart] sets it, the next attempt clears it.
 	Again bool `json:"again,omitempty"`
 
 	Startup   ProbeState `json:"startup,omitzero"`
@@ -133,18 +134,19 @@ type Policy struct {
 	BackoffReset   time.Duration // default 10 min
 }
 
-// Observation is what is true of one pod now: facts read from the world, and the user's wish.
+// Observation is what is true of one pod now: facts read from the world, and the state that the user desires.
 type Observation struct {
-	Wish     Wish
-	WishedAt time.Time
+	Desired   Desired   `json:"wish"`
+	DesiredAt time.Time `json:"wishedAt"`
 	// Grace replaces terminationGracePeriodSeconds in this stop or delete; nil keeps the manifest's.
-	Grace *time.Duration
+	Grace *time.Duration `json:"grace,omitempty"`
 	// Finished is true once the pod has reached the phase Succeeded or Failed; it stays true until the user starts the pod again.
-	Finished   bool
-	Sandbox    SandboxState
-	Containers map[string]ContainerObservation // init containers, sidecars and containers, by name
-	PodIPs     []string
-	Policy     Policy
+	Finished bool         `json:"finished,omitempty"`
+	Sandbox  SandboxState `json:"sandbox"`
+	// Containers are the init containers, sidecars and containers, by name. The map is replaced, never changed.
+	Containers map[string]ContainerObservation `json:"containers,omitempty"`
+	PodIPs     []netip.Addr                    `json:"podIPs,omitempty"`
+	Policy     Policy                          `json:"-"`
 }
 
 // Ref names one pod.

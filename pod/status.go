@@ -44,10 +44,10 @@ func StatusOf(spec *corev1.Pod, seen Observation, prev corev1.PodStatus, now tim
 		status.Phase = corev1.PodRunning // a phase that was left does not come back (Kubernetes: pod lifecycle)
 	}
 	for _, ip := range seen.PodIPs {
-		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: ip})
+		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: ip.String()})
 	}
-	if len(seen.PodIPs) > 0 {
-		status.PodIP = seen.PodIPs[0]
+	if len(status.PodIPs) > 0 {
+		status.PodIP = status.PodIPs[0].IP
 	}
 	for _, m := range v.members {
 		cs := v.containerStatus(m)
@@ -68,43 +68,40 @@ func (v *view) startTime(prev *metav1.Time) *metav1.Time {
 		return &t
 	}
 	down := v.seen.Sandbox.Stage == SandboxAbsent && v.again() && !v.seen.Finished
-	if down && !v.stopping() && v.seen.WishedAt.After(prev.Time) {
-		t := metav1.NewTime(v.seen.WishedAt)
+	if down && !v.stopping() && v.seen.DesiredAt.After(prev.Time) {
+		t := metav1.NewTime(v.seen.DesiredAt)
 		return &t
 	}
 	return prev
 }
 
-func (v *view) stopping() bool { return v.seen.Wish == WishStop || v.seen.Wish == WishDelete }
+func (v *view) stopping() bool {
+	return v.seen.Desired == DesiredStop || v.seen.Desired == DesiredDelete
+}
 
 // resting says whether the pod is down, and stays so until its user starts it.
 func (v *view) resting() bool {
 	if v.seen.Finished {
 		return false
 	}
-	if v.seen.Wish == WishStop && v.seen.Sandbox.Stage == SandboxAbsent {
+	if v.seen.Desired == DesiredStop && v.seen.Sandbox.Stage == SandboxAbsent {
 		return true
 	}
 	if v.seen.Sandbox.StoppedByAdmin && !v.again() {
 		return true
 	}
-	held := false
+	stopped := false
 	for _, m := range v.members {
-		if m.class == classLive || m.kind == kindContainer && (m.class == classIdle || m.class == classRetry) && !v.heldInit() {
+		if m.class == classLive || m.kind == kindContainer && (m.class == classIdle || m.class == classRetry) && !v.stoppedInit() {
 			return false
 		}
-		held = held || m.class == classHeld
+		stopped = stopped || m.class == classStopped
 	}
-	return held
+	return stopped
 }
 
-func (v *view) heldInit() bool {
-	for _, m := range v.members {
-		if m.kind == kindInit && m.class == classHeld {
-			return true
-		}
-	}
-	return false
+func (v *view) stoppedInit() bool {
+	return v.any(func(m *member) bool { return m.kind == kindInit && m.class == classStopped })
 }
 
 // phase is the pod's phase with its reason and message (kubelet: getPhase).
@@ -127,10 +124,8 @@ func (v *view) phase(prev corev1.PodStatus) (phase corev1.PodPhase, reason, mess
 	if !v.stopping() && v.deadlineExceeded() {
 		reason, message = ReasonDeadlineExceeded, deadlineMessage
 	}
-	for _, m := range v.members {
-		if m.kind == kindContainer && v.neverRan(m) && !v.ended() {
-			return corev1.PodPending, reason, message
-		}
+	if !v.ended() && v.any(func(m *member) bool { return m.kind == kindContainer && v.neverRan(m) }) {
+		return corev1.PodPending, reason, message
 	}
 	return corev1.PodRunning, reason, message
 }
@@ -138,7 +133,7 @@ func (v *view) phase(prev corev1.PodStatus) (phase corev1.PodPhase, reason, mess
 const deadlineMessage = "Pod was active on the node longer than the specified deadline"
 
 func (v *view) stoppedMessage() string {
-	if v.seen.Wish == WishStop {
+	if v.seen.Desired == DesiredStop {
 		return "The pod was stopped by its user"
 	}
 	return "The pod was stopped through systemd; it stays down until it is started"
@@ -174,7 +169,7 @@ func (v *view) containerStatus(m *member) corev1.ContainerStatus {
 		if waiting == nil {
 			cs.State.Terminated = terminated(&m.obs.ContainerState)
 			cs.Ready = m.kind == kindInit && m.obs.succeeded()
-			if m.class == classHeld && cs.State.Terminated.Message == "" {
+			if m.class == classStopped && cs.State.Terminated.Message == "" {
 				cs.State.Terminated.Message = "stopped through systemd; it stays down until the pod is started"
 			}
 			return cs

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,9 +12,9 @@ import (
 // p carries the status that belongs to seen.
 func DisplayState(p *corev1.Pod, seen Observation) string {
 	switch {
-	case seen.Wish == WishDelete:
+	case seen.Desired == DesiredDelete:
 		return "Terminating"
-	case seen.Wish == WishStop && seen.Sandbox.Stage != SandboxAbsent && seen.Sandbox.Stage != "":
+	case seen.Desired == DesiredStop && !seen.Sandbox.Stage.Absent():
 		return "Stopping"
 	case p.Status.Reason == ReasonStopped:
 		return ReasonStopped
@@ -95,12 +96,9 @@ func endDisplay(t *corev1.ContainerStateTerminated) string {
 }
 
 func conditionTrue(p *corev1.Pod, kind corev1.PodConditionType) bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == kind {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == kind && c.Status == corev1.ConditionTrue
+	})
 }
 
 // ReadyCount is the READY column and the RESTARTS column: sidecars count among the containers; plain init containers' restarts count only
@@ -124,23 +122,15 @@ func ReadyCount(p *corev1.Pod, seen Observation) (ready, total, restarts int) {
 
 // Started says whether the pod is initialised and every container of it has been started in this start of the pod.
 func Started(p *corev1.Pod, seen Observation) bool {
-	v := newView(p, seen, time.Time{})
-	for _, m := range v.members {
-		if m.kind != kindContainer {
-			continue
-		}
-		notYet := m.obs.Stage == ContainerStarting
+	return !newView(p, seen, time.Time{}).any(func(m *member) bool {
 		startError := m.obs.Stage == ContainerExited && m.obs.Reason == ReasonStartError
-		if m.obs.Stage == ContainerAbsent || m.obs.Again || notYet || startError {
-			return false
-		}
-	}
-	return true
+		return m.kind == kindContainer && (m.obs.Stage == ContainerAbsent || m.obs.Stage == ContainerStarting || m.obs.Again || startError)
+	})
 }
 
 // IsReady says whether the pod's condition Ready is true.
 func IsReady(p *corev1.Pod, seen Observation) bool {
-	if seen.Finished || seen.Wish == WishDelete {
+	if seen.Finished || seen.Desired == DesiredDelete {
 		return false
 	}
 	return len(newView(p, seen, time.Time{}).unready()) == 0

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// What is told of one manifest at most.
+// What is reported of one manifest at most.
 const (
 	maxProblems     = 200      // errors, and as many warnings
 	maxProblemBytes = 64 << 10 // of their text
@@ -65,7 +65,7 @@ func finish(list field.ErrorList, prefix string) field.ErrorList {
 	return list
 }
 
-// bounded leaves one more than are told, which [Problems] makes a sentence of.
+// bounded leaves one more than are reported, which [Problems] makes a sentence of.
 func bounded(list field.ErrorList) field.ErrorList {
 	return list[:min(len(list), maxProblems+1)]
 }

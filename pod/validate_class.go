@@ -95,17 +95,17 @@ func (c *checker) wasmContainer(s *corev1.PodSpec, container *corev1.Container, 
 	}
 }
 
-// microVM refuses what a pod in a machine of its own cannot have. Sysctls are all allowed: they are the machine's.
+// microVM refuses what a pod in a VM cannot have. Sysctls are all allowed: they are the VM's.
 func (c *checker) microVM(s *corev1.PodSpec) {
 	spec := field.NewPath("spec")
 	if s.HostNetwork {
-		c.refuse(spec.Child("hostNetwork"), "a machine has a network of its own; use a hostPort")
+		c.refuse(spec.Child("hostNetwork"), "a VM has a network of its own; use a hostPort")
 	}
 	if s.HostPID {
-		c.refuse(spec.Child("hostPID"), "a machine does not see the host's processes")
+		c.refuse(spec.Child("hostPID"), "a VM does not see the host's processes")
 	}
 	if s.HostIPC {
-		c.refuse(spec.Child("hostIPC"), "a machine does not share memory with the host's processes")
+		c.refuse(spec.Child("hostIPC"), "a VM does not share memory with the host's processes")
 	}
 	if sc := s.SecurityContext; sc != nil {
 		c.noLocalAppArmor(sc.AppArmorProfile, spec.Child("securityContext"))
@@ -117,18 +117,18 @@ func (c *checker) microVM(s *corev1.PodSpec) {
 		at := spec.Child("volumes").Index(i).Child("hostPath", "type")
 		switch *v.HostPath.Type {
 		case corev1.HostPathSocket:
-			c.refuse(at, "nobody listens on the host's sockets in a machine")
+			c.refuse(at, "nobody listens on the host's sockets in a VM")
 		case corev1.HostPathCharDev, corev1.HostPathBlockDev:
-			c.refuse(at, "the host's devices are not in a machine")
+			c.refuse(at, "the host's devices are not in a VM")
 		}
 	}
 	for container, path := range ContainerPaths(s) {
 		if l := container.Lifecycle; l != nil && l.StopSignal != nil && (*l.StopSignal == corev1.SIGURG || *l.StopSignal == corev1.SIGPIPE) {
-			c.refuse(path.Child("lifecycle", "stopSignal"), "the process that stands in for a machine's container cannot pass it on")
+			c.refuse(path.Child("lifecycle", "stopSignal"), "the process that stands in for a VM's container cannot pass it on")
 		}
 		for i, m := range container.VolumeMounts {
 			if m.MountPropagation != nil && *m.MountPropagation != "" && *m.MountPropagation != corev1.MountPropagationNone {
-				c.refuse(path.Child("volumeMounts").Index(i).Child("mountPropagation"), "mounts are the machine's own: none comes from the host later, and none goes to it")
+				c.refuse(path.Child("volumeMounts").Index(i).Child("mountPropagation"), "mounts are the VM's own: none comes from the host later, and none goes to it")
 			}
 		}
 		if sc := container.SecurityContext; sc != nil {

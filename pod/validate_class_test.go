@@ -23,7 +23,7 @@ func TestClassRules(t *testing.T) {
 		}
 		return text
 	}
-	const all, modules, machine, native = "all", ClassWasm, ClassMicroVM, ClassContainers
+	const all, modules, vm, native = "all", ClassWasm, ClassMicroVM, ClassContainers
 	for _, c := range []struct {
 		name string
 		spec string
@@ -48,22 +48,22 @@ func TestClassRules(t *testing.T) {
 		{"shared processes", "shareProcessNamespace: true\n" + main, modules, "spec.shareProcessNamespace: Forbidden: a WebAssembly module sees no processes"},
 		{"sysctl of the pod", "securityContext: {sysctls: [{name: net.core.somaxconn, value: '1'}]}\n" + main, modules, "spec.securityContext.sysctls: Forbidden"},
 
-		{"hostIPC", "hostIPC: true\n" + main, machine, "spec.hostIPC: Forbidden: a machine does not share memory"},
-		{"hostNetwork", "hostNetwork: true\n" + main, machine, "spec.hostNetwork: Forbidden: a machine has a network of its own"},
-		{"socket", volume("Socket"), machine, "spec.volumes[0].hostPath.type: Forbidden: nobody listens"},
-		{"device", volume("CharDevice"), machine, "spec.volumes[0].hostPath.type: Forbidden: the host's devices"},
-		{"block device of the host", volume("BlockDevice"), machine, "spec.volumes[0].hostPath.type: Forbidden: the host's devices"},
+		{"hostIPC", "hostIPC: true\n" + main, vm, "spec.hostIPC: Forbidden: a VM does not share memory"},
+		{"hostNetwork", "hostNetwork: true\n" + main, vm, "spec.hostNetwork: Forbidden: a VM has a network of its own"},
+		{"socket", volume("Socket"), vm, "spec.volumes[0].hostPath.type: Forbidden: nobody listens"},
+		{"device", volume("CharDevice"), vm, "spec.volumes[0].hostPath.type: Forbidden: the host's devices"},
+		{"block device of the host", volume("BlockDevice"), vm, "spec.volumes[0].hostPath.type: Forbidden: the host's devices"},
 		{"no propagation", mount("containers", "None"), "", ""},
-		{"host to container", mount("initContainers", "HostToContainer"), machine, "spec.initContainers[0].volumeMounts[0].mountPropagation: Forbidden"},
+		{"host to container", mount("initContainers", "HostToContainer"), vm, "spec.initContainers[0].volumeMounts[0].mountPropagation: Forbidden"},
 		{"SIGRTMIN+3", container("lifecycle: {stopSignal: SIGRTMIN+3}"), "", ""},
 		{"SIGRTMIN", container("lifecycle: {stopSignal: SIGRTMIN}"), "", ""},
 		{"SIGKILL", container("lifecycle: {stopSignal: SIGKILL}"), "", ""},
-		{"SIGPIPE", container("lifecycle: {stopSignal: SIGPIPE}"), machine, "spec.containers[0].lifecycle.stopSignal: Forbidden: the process that stands in"},
-		{"SIGURG", container("lifecycle: {stopSignal: SIGURG}"), machine, "spec.containers[0].lifecycle.stopSignal: Forbidden"},
-		{"own AppArmor", container("securityContext: {appArmorProfile: {type: Localhost, localhostProfile: p}}"), machine, "spec.containers[0].securityContext.appArmorProfile.type: Unsupported value"},
-		{"own AppArmor of the pod", "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: p}}\n" + main, machine, "spec.securityContext.appArmorProfile.type: Unsupported value"},
+		{"SIGPIPE", container("lifecycle: {stopSignal: SIGPIPE}"), vm, "spec.containers[0].lifecycle.stopSignal: Forbidden: the process that stands in"},
+		{"SIGURG", container("lifecycle: {stopSignal: SIGURG}"), vm, "spec.containers[0].lifecycle.stopSignal: Forbidden"},
+		{"own AppArmor", container("securityContext: {appArmorProfile: {type: Localhost, localhostProfile: p}}"), vm, "spec.containers[0].securityContext.appArmorProfile.type: Unsupported value"},
+		{"own AppArmor of the pod", "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: p}}\n" + main, vm, "spec.securityContext.appArmorProfile.type: Unsupported value"},
 	} {
-		for _, class := range []string{native, modules, machine} {
+		for _, class := range []string{native, modules, vm} {
 			t.Run(c.name+" in "+class, func(t *testing.T) {
 				want := ""
 				if c.by == all || c.by == class {
@@ -80,7 +80,7 @@ func TestClassRulesOf(t *testing.T) {
 	const main = "containers: [{name: main, image: i}]"
 	for name, c := range map[string]struct{ class, annotation, spec, want string }{
 		"processes of the host in modules": {ClassWasm, "", "hostPID: true\n" + main, "spec.hostPID: Forbidden: a WebAssembly module sees no processes"},
-		"processes of the host in a VM":    {ClassMicroVM, "", "hostPID: true\n" + main, "spec.hostPID: Forbidden: a machine does not see the host's processes"},
+		"processes of the host in a VM":    {ClassMicroVM, "", "hostPID: true\n" + main, "spec.hostPID: Forbidden: a VM does not see the host's processes"},
 		"processes of the host":            {ClassContainers, "", "hostPID: true\n" + main, ""},
 		"any sysctl in a VM":               {ClassMicroVM, "", "securityContext: {sysctls: [{name: vm.max_map_count, value: '1'}]}\n" + main, ""},
 		"any sysctl": {ClassContainers, "", "hostIPC: true\nsecurityContext: {sysctls: [{name: fs.mqueue.msg_max, value: '1'}, {name: kernel.sem, value: '1'}, {name: net.core.somaxconn, value: '1'}, {name: vm.swappiness, value: '1'}]}\n" + main,

@@ -64,7 +64,7 @@ func (k *containerChecker) name() {
 	}
 }
 
-// reservedContainers are names that units and files of a pod have already: its pause process, and its virtual machine.
+// reservedContainers are names that units and files of a pod have already: its pause process, and its VM.
 var reservedContainers = []string{"pause", "vm"}
 
 // maxImageName bounds a reference to an image; a repository's name has at most 255 characters, a tag 128.

@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// TestEveryField sets each field of the API, one at a time, and wants to be told about it, unless testdata/honoured.txt says who honours it. A new
+// TestEveryField sets each field of the API, one at a time, and wants it to be reported, unless testdata/honoured.txt says who honours it. A new
 // version of k8s.io/api fails here when it brings a field that nobody has thought of.
 func TestEveryField(t *testing.T) {
 	w := fieldWalker{t: t, honoured: honouredFields(t), seen: map[reflect.Type]bool{}, used: map[string]bool{}}
@@ -144,7 +144,7 @@ func (w *fieldWalker) try(fresh func() any, id, path string, at place) {
 			return
 		}
 	}
-	w.t.Errorf("%s (%s) is set and nobody says a word about it: honour it (and say so in testdata/honoured.txt), refuse it, or warn; told is only:\n%s",
+	w.t.Errorf("%s (%s) is set and nobody says a word about it: honour it (and say so in testdata/honoured.txt), refuse it, or warn; reported is only:\n%s",
 		id, path, fmt.Sprint(problems))
 }
 

@@ -84,7 +84,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestNULAndKernelPaths: what the kernel would be told a part of, or what would hide its own files, is refused with its path and the reason.
+// TestNULAndKernelPaths: what the kernel would get a part of, or what would hide its own files, is refused with its path and the reason.
 func TestNULAndKernelPaths(t *testing.T) {
 	mount := func(path string) string {
 		return podManifest("  volumes: [{name: a, emptyDir: {}}]\n", "    volumeMounts: [{name: a, mountPath: "+path+"}]\n")

@@ -48,7 +48,7 @@ func resourceNames(list corev1.ResourceList) []corev1.ResourceName {
 	return slices.Sorted(maps.Keys(list))
 }
 
-// quantity tells whether the name is one that is supported, and the value can be compared.
+// quantity says whether the name is one that is supported, and the value can be compared.
 func (c *checker) quantity(at *field.Path, name corev1.ResourceName, q resource.Quantity) bool {
 	switch {
 	case name == corev1.ResourceCPU:

@@ -162,7 +162,7 @@ var ipcSysctls = []string{
 
 var sysctlName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)+$`)
 
-// sysctls allows those that belong to a namespace of the pod: the others would change the host. A pod in a machine has a kernel of its own.
+// sysctls allows those that belong to a namespace of the pod: the others would change the host. A pod in a VM has a kernel of its own.
 func (c *checker) sysctls(s *corev1.PodSpec, at *field.Path) {
 	seen := make(map[string]bool)
 	for i, sysctl := range s.SecurityContext.Sysctls {

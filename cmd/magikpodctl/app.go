@@ -111,6 +111,28 @@ func (a *app) split(arg string) (namespace, name string, err error) {
 	return namespace, name, nil
 }
 
+// withClient makes a verb of what is done with a connection to the daemon.
+func (a *app) withClient(do func(ctx context.Context, c *dbus.Client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), c, args)
+	}
+}
+
+// withPod makes a verb of what is done with the one pod that the arguments name.
+func (a *app) withPod(do func(ctx context.Context, c *dbus.Client, path godbus.ObjectPath) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, path, err := a.podOf(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), c, path)
+	}
+}
+
 // podOf finds the pod that args name.
 func (a *app) podOf(ctx context.Context, args []string) (*dbus.Client, godbus.ObjectPath, error) {
 	arg, err := a.onePod(ctx, args)
@@ -152,13 +174,28 @@ func (a *app) each(args []string, do func(arg string) error) error {
 	return first
 }
 
-// eachPod is each for the pods that args name, once all of these were understood.
-func (a *app) eachPod(ctx context.Context, args []string, do func(arg string) error) error {
+// eachPod does something to each of the pods that args name, once all of these were understood, and waits for the job, if it makes one.
+func (a *app) eachPod(ctx context.Context, args []string, do func(c *dbus.Client, path godbus.ObjectPath) (job godbus.ObjectPath, err error)) error {
 	names, err := a.names(ctx, args)
 	if err != nil {
 		return err
 	}
-	return a.each(names, do)
+	return a.eachNamed(ctx, names, do)
+}
+
+// eachNamed is eachPod for names that were understood already.
+func (a *app) eachNamed(ctx context.Context, names []string, do func(c *dbus.Client, path godbus.ObjectPath) (job godbus.ObjectPath, err error)) error {
+	return a.each(names, func(arg string) error {
+		c, path, err := a.pod(ctx, arg)
+		if err != nil {
+			return err
+		}
+		job, err := do(c, path)
+		if job == "" {
+			return err
+		}
+		return a.job(ctx, c, job, err)
+	})
 }
 
 // job waits for a job and prints what it made, one a line.
@@ -221,7 +258,7 @@ var (
 	someArgs = usageArgs(cobra.MinimumNArgs(1))
 )
 
-// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so that the daemon or the client says that it is too long.
+// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so that it shows when it is too long.
 func readFile(name string) ([]byte, error) {
 	var in io.Reader = os.Stdin
 	if name != "-" {
@@ -236,10 +273,7 @@ func readFile(name string) ([]byte, error) {
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot read the manifest %s: %w", name, err)
 	}
-	if len(text) > pod.MaxManifestBytes {
-		return nil, pod.Errorf(pod.Invalid, "cannot read the manifest %s: it has more than the %d bytes that are allowed", name, pod.MaxManifestBytes)
-	}
-	return text, nil
+	return text, pod.CheckManifestSize(text)
 }
 
 func fileKind(err error) pod.Kind {

@@ -3,8 +3,10 @@ package main
 import (
 	"time"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/dbus"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -25,13 +27,8 @@ func deleteCommand(a *app) *cobra.Command {
 			if args, err = a.deleteArgs(cmd, args, file, all); err != nil {
 				return err
 			}
-			return a.each(args, func(arg string) error {
-				c, path, err := a.pod(cmd.Context(), arg)
-				if err != nil {
-					return err
-				}
-				job, err := c.Delete(cmd.Context(), path, pod.StopOptions{Force: force, Grace: g})
-				return a.job(cmd.Context(), c, job, err)
+			return a.eachNamed(cmd.Context(), args, func(c *dbus.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
+				return c.Delete(cmd.Context(), path, pod.StopOptions{Force: force, Grace: g})
 			})
 		},
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -15,11 +16,7 @@ func eventsCommand(a *app) *cobra.Command {
 	var follow, all bool
 	cmd := &cobra.Command{
 		Use: "events", Short: "Print what happened to pods", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, _ []string) error {
 			events := make(chan pod.Event, 4096)
 			if follow {
 				c.OnSignal(func(s dbus.Signal) {
@@ -30,7 +27,7 @@ func eventsCommand(a *app) *cobra.Command {
 						}
 					}
 				})
-				if err := c.Subscribe(cmd.Context()); err != nil {
+				if err := c.Subscribe(ctx); err != nil {
 					return err
 				}
 			}
@@ -38,12 +35,12 @@ func eventsCommand(a *app) *cobra.Command {
 			if all {
 				namespace = ""
 			}
-			pods, err := c.List(cmd.Context(), namespace)
+			pods, err := c.List(ctx, namespace)
 			if err != nil {
 				return err
 			}
 			for _, p := range pods {
-				old, err := c.Events(cmd.Context(), dbus.PodPath(p.UID))
+				old, err := c.Events(ctx, dbus.PodPath(p.UID))
 				if err != nil {
 					continue // gone since
 				}
@@ -58,14 +55,14 @@ func eventsCommand(a *app) *cobra.Command {
 					if namespace == "" || namespace == e.Object.Namespace {
 						a.printEvent(e)
 					}
-				case <-cmd.Context().Done():
-					return cmd.Context().Err()
+				case <-ctx.Done():
+					return ctx.Err()
 				case <-c.Lost():
 					return pod.Errorf(pod.Unavailable, "cannot follow the events: the connection to the bus was lost")
 				}
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new events")
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")

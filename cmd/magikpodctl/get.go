@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/dbus"
 )
 
 func getCommand(a *app) *cobra.Command {
@@ -12,20 +16,16 @@ func getCommand(a *app) *cobra.Command {
 		Use: "get POD", Short: "Print a pod as Kubernetes would, with its status", Args: podArg, ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl get web
   magikpodctl get production/web -o json`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, path, err := a.podOf(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
+		RunE: a.withPod(func(ctx context.Context, c *dbus.Client, path godbus.ObjectPath) error {
 			if a.output == "name" {
-				s, err := c.Summary(cmd.Context(), path)
+				s, err := c.Summary(ctx, path)
 				if err != nil {
 					return err
 				}
 				_, err = fmt.Fprintln(a.out, s.Ref)
 				return err
 			}
-			text, err := c.Manifest(cmd.Context(), path)
+			text, err := c.Manifest(ctx, path)
 			if err != nil {
 				return err
 			}
@@ -33,6 +33,6 @@ func getCommand(a *app) *cobra.Command {
 				a.output = "yaml"
 			}
 			return a.printValue(json.RawMessage(text))
-		},
+		}),
 	}
 }

@@ -27,15 +27,11 @@ func imagePull(a *app) *cobra.Command {
 	var o pod.PullOptions
 	cmd := &cobra.Command{
 		Use: "pull [--platform OS/ARCH] REFERENCE", Short: "Pull an image from a registry", Args: oneArg,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, args []string) error {
 			o.Always = true
-			job, err := c.PullImage(cmd.Context(), args[0], o)
-			return a.job(cmd.Context(), c, job, err)
-		},
+			job, err := c.PullImage(ctx, args[0], o)
+			return a.job(ctx, c, job, err)
+		}),
 	}
 	platformFlag(cmd, &o.Platform, "the host's")
 	return cmd
@@ -111,18 +107,14 @@ func imageSave(a *app) *cobra.Command {
 func imageList(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List images", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			images, err := c.ListImages(cmd.Context())
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, _ []string) error {
+			images, err := c.ListImages(ctx)
 			if err != nil {
 				return err
 			}
 			if a.output != "name" {
 				for i := range images {
-					images[i].Platform = platformOf(cmd.Context(), c, images[i].ID)
+					images[i].Platform = platformOf(ctx, c, images[i].ID)
 				}
 			}
 			if a.structured() {
@@ -146,11 +138,11 @@ func imageList(a *app) *cobra.Command {
 				return nil
 			}
 			return printTable(a.out, []string{"REFERENCE", "ID", "PLATFORM", "SIZE", "AGE"}, rows)
-		},
+		}),
 	}
 }
 
-// platformOf asks for what ListImages does not tell; empty: an image does not say, or is gone by now.
+// platformOf asks for what ListImages does not say; empty: an image does not say, or is gone by now.
 func platformOf(ctx context.Context, c *dbus.Client, id string) string {
 	var image pod.ImageSummary
 	if text, err := c.InspectImage(ctx, id); err == nil {
@@ -169,30 +161,22 @@ func shortID(id string, whole bool) string {
 func imageTag(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "tag REFERENCE NEW", Short: "Give an image one more name", Args: usageArgs(cobra.ExactArgs(2)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			return c.TagImage(cmd.Context(), args[0], args[1])
-		},
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, args []string) error {
+			return c.TagImage(ctx, args[0], args[1])
+		}),
 	}
 }
 
 func imageInspect(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect REFERENCE", Short: "Print what is known of an image", Args: oneArg,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			text, err := c.InspectImage(cmd.Context(), args[0])
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, args []string) error {
+			text, err := c.InspectImage(ctx, args[0])
 			if err != nil {
 				return err
 			}
 			return a.printValue(json.RawMessage(text))
-		},
+		}),
 	}
 }
 
@@ -200,13 +184,9 @@ func imageRemove(a *app) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "remove REFERENCE...", Aliases: []string{"rm"}, Short: "Remove images", Args: someArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			return a.each(args, func(ref string) error { return c.RemoveImage(cmd.Context(), ref, force) })
-		},
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, args []string) error {
+			return a.each(args, func(ref string) error { return c.RemoveImage(ctx, ref, force) })
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even if a stopped pod uses it")
 	return cmd

@@ -1,23 +1,23 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"runtime"
 	"strconv"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
+
+	"github.com/magikrun/magikpod/dbus"
 )
 
 func classesCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "classes", Short: "List the runtime classes and whether they can be used here", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := c.Classes(cmd.Context())
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, _ []string) error {
+			list, err := c.Classes(ctx)
 			if err != nil {
 				return err
 			}
@@ -29,19 +29,15 @@ func classesCommand(a *app) *cobra.Command {
 				rows = append(rows, []string{class.Name, strconv.FormatBool(class.Available), class.Reason})
 			}
 			return printTable(a.out, []string{"CLASS", "AVAILABLE", "DETAIL"}, rows)
-		},
+		}),
 	}
 }
 
 func infoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "info", Short: "Describe the daemon and its host", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			info, err := c.Info(cmd.Context())
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, _ []string) error {
+			info, err := c.Info(ctx)
 			if err != nil {
 				return err
 			}
@@ -49,7 +45,7 @@ func infoCommand(a *app) *cobra.Command {
 				a.output = "yaml"
 			}
 			return a.printValue(info)
-		},
+		}),
 	}
 }
 
@@ -82,16 +78,12 @@ func statsCommand(a *app) *cobra.Command {
 		Use: "stats POD", Short: "Print the resources that a pod uses", Args: podArg,
 		Long:              "Print the resources that a pod and its containers use. A figure is null when it is not known: this host does not count it (no cgroup controller memory or pids).",
 		ValidArgsFunction: a.completePods,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, path, err := a.podOf(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			text, err := c.Stats(cmd.Context(), path)
+		RunE: a.withPod(func(ctx context.Context, c *dbus.Client, path godbus.ObjectPath) error {
+			text, err := c.Stats(ctx, path)
 			if err != nil {
 				return err
 			}
 			return a.printValue(json.RawMessage(text))
-		},
+		}),
 	}
 }

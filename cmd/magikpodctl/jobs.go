@@ -5,8 +5,10 @@ import (
 	"os"
 	"time"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/dbus"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -34,13 +36,8 @@ func startCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "start POD...", Short: "Start stopped pods", Args: someArgs, ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.eachPod(cmd.Context(), args, func(arg string) error {
-				c, path, err := a.pod(cmd.Context(), arg)
-				if err != nil {
-					return err
-				}
-				job, err := c.Start(cmd.Context(), path)
-				return a.job(cmd.Context(), c, job, err)
+			return a.eachPod(cmd.Context(), args, func(c *dbus.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
+				return c.Start(cmd.Context(), path)
 			})
 		},
 	}
@@ -57,13 +54,8 @@ func stopCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.eachPod(cmd.Context(), args, func(arg string) error {
-				c, path, err := a.pod(cmd.Context(), arg)
-				if err != nil {
-					return err
-				}
-				job, err := c.Stop(cmd.Context(), path, g)
-				return a.job(cmd.Context(), c, job, err)
+			return a.eachPod(cmd.Context(), args, func(c *dbus.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
+				return c.Stop(cmd.Context(), path, g)
 			})
 		},
 	}
@@ -75,13 +67,8 @@ func restartCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "restart POD...", Short: "Stop pods and start them again", Args: someArgs, ValidArgsFunction: a.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.eachPod(cmd.Context(), args, func(arg string) error {
-				c, path, err := a.pod(cmd.Context(), arg)
-				if err != nil {
-					return err
-				}
-				job, err := c.Restart(cmd.Context(), path)
-				return a.job(cmd.Context(), c, job, err)
+			return a.eachPod(cmd.Context(), args, func(c *dbus.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
+				return c.Restart(cmd.Context(), path)
 			})
 		},
 	}

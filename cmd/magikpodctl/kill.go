@@ -5,8 +5,11 @@ import (
 	"strings"
 	"syscall"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/dbus"
 )
 
 func killCommand(a *app) *cobra.Command {
@@ -18,12 +21,8 @@ func killCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.eachPod(cmd.Context(), args, func(arg string) error {
-				c, path, err := a.pod(cmd.Context(), arg)
-				if err != nil {
-					return err
-				}
-				return c.Kill(cmd.Context(), path, container, sig)
+			return a.eachPod(cmd.Context(), args, func(c *dbus.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
+				return "", c.Kill(cmd.Context(), path, container, sig)
 			})
 		},
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -17,16 +18,12 @@ func listCommand(a *app) *cobra.Command {
 		Use: "list", Aliases: []string{"ps"}, Short: "List pods", Args: noArgs,
 		Example: `  magikpodctl list
   magikpodctl list --all-namespaces -o wide`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.withClient(func(ctx context.Context, c *dbus.Client, _ []string) error {
 			namespace := a.ownNamespace()
 			if all {
 				namespace = ""
 			}
-			pods, err := c.List(cmd.Context(), namespace)
+			pods, err := c.List(ctx, namespace)
 			if err != nil {
 				return err
 			}
@@ -34,7 +31,7 @@ func listCommand(a *app) *cobra.Command {
 				list := map[string]any{"apiVersion": "v1", "kind": "List", "items": []any{}}
 				items := []any{}
 				for _, p := range pods {
-					text, err := c.Manifest(cmd.Context(), dbus.PodPath(p.UID))
+					text, err := c.Manifest(ctx, dbus.PodPath(p.UID))
 					if err != nil {
 						continue // gone since
 					}
@@ -65,7 +62,7 @@ func listCommand(a *app) *cobra.Command {
 				head = append(head, "IP", "CLASS", "SLICE")
 			}
 			return printTable(a.out, head, rows)
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")
 	return cmd

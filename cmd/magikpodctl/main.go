@@ -63,7 +63,7 @@ type usageError struct{ error }
 // usagef makes one.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// report tells the user what went wrong, in one line, and returns the exit status.
+// report says to the user what went wrong, in one line, and returns the exit status.
 func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0

@@ -65,7 +65,7 @@ func (a *app) printName(name string) error {
 	return err
 }
 
-// structured tells whether -o asks for JSON or YAML.
+// structured says whether -o asks for JSON or YAML.
 func (a *app) structured() bool { return a.output == "json" || a.output == "yaml" }
 
 func orNone(s string) string {

@@ -1,28 +1,27 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
 
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/magikrun/magikpod/dbus"
 	"github.com/magikrun/magikpod/internal/printable"
 )
 
 func statusCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "status POD", Short: "Show how a pod is doing, and what happened to it", Args: podArg, ValidArgsFunction: a.completePods,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, path, err := a.podOf(cmd.Context(), args)
+		RunE: a.withPod(func(ctx context.Context, c *dbus.Client, path godbus.ObjectPath) error {
+			s, err := c.Summary(ctx, path)
 			if err != nil {
 				return err
 			}
-			s, err := c.Summary(cmd.Context(), path)
-			if err != nil {
-				return err
-			}
-			events, err := c.Events(cmd.Context(), path)
+			events, err := c.Events(ctx, path)
 			if err != nil {
 				return err
 			}
@@ -45,6 +44,6 @@ func statusCommand(a *app) *cobra.Command {
 				rows = append(rows, []string{"  " + age(e.Time), e.Type, e.Reason, orNone(e.Container), printable.Line(e.Message)})
 			}
 			return printTable(a.out, []string{"  AGE", "TYPE", "REASON", "CONTAINER", "MESSAGE"}, rows)
-		},
+		}),
 	}
 }

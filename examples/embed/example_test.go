@@ -26,7 +26,7 @@ spec:
 	}
 
 	// Next is pure: it decides from what is true now. A caller observes, calls it, carries out the steps, and begins again.
-	seen := pod.Observation{Wish: pod.WishRun}
+	seen := pod.Observation{Desired: pod.DesiredRun}
 	fmt.Println(pod.Next(web, seen, time.Now()).Steps)
 	seen.Sandbox.Stage = pod.SandboxReady
 	fmt.Println(pod.Next(web, seen, time.Now()).Steps)

@@ -239,7 +239,7 @@ func (r *receiver) Read(p []byte) (int, error) {
 	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, space[:])
 	if messages, parseErr := syscall.ParseSocketControlMessage(space[:oobn]); parseErr == nil {
 		for i := range messages {
-			// What did not fit, because this process has too many open, is missing: whoever counts on it is told.
+			// What did not fit, because this process has too many open, is missing: whoever counts on it learns it.
 			if fds, err := syscall.ParseUnixRights(&messages[i]); err == nil {
 				r.fds = append(r.fds, fds...)
 			}
@@ -286,7 +286,7 @@ func closeFiles(fds []int) {
 func (l *link) outgoing(m *godbus.Message) {
 	n, err := m.CountFds()
 	if err != nil || n == 0 {
-		return // godbus tells of the error
+		return // godbus reports the error
 	}
 	m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(n))
 	var b bytes.Buffer

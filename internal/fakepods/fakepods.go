@@ -1,8 +1,9 @@
 // Package fakepods is a daemon in memory for tests: it behaves as the real one does, jobs, events and conflicts included, but runs nothing
-// except exec, which runs the command on this machine.
+// except exec, which runs the command on this host.
 package fakepods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"github.com/magikrun/magikpod/internal/jobowner"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -29,6 +31,7 @@ type Backend struct {
 	pods      map[string]*pod.Detail // by NAMESPACE/NAME
 	jobs      map[uint32]pod.JobInfo
 	lastJob   uint32
+	lastExec  uint32
 	listeners map[int]func(pod.Notice)
 	lastID    int
 	images    map[string]string // reference: id
@@ -45,37 +48,55 @@ func New() *Backend {
 // Close waits for the jobs.
 func (b *Backend) Close() { b.wg.Wait() }
 
-// tell tells the listeners; b.mu is held.
-func (b *Backend) tell(n pod.Notice) {
+// report calls the listeners; b.mu is held.
+func (b *Backend) report(n pod.Notice) {
 	for _, f := range b.listeners {
 		f(n)
 	}
 }
 
-// start runs do as a job, with b.mu held while it does.
-func (b *Backend) start(kind, object string, do func() ([]string, error)) uint32 {
+// begin reports a new job.
+func (b *Backend) begin(ctx context.Context, kind, object string) pod.JobInfo {
 	b.mu.Lock()
-	b.lastJob++
-	job := pod.JobInfo{ID: b.lastJob, Kind: kind, Objects: []string{object}, State: "running"}
+	defer b.mu.Unlock()
+	job := pod.JobInfo{Kind: kind, Objects: []string{object}, State: "running", Owner: jobowner.Of(ctx)}
+	if kind == "exec" {
+		job.ID = pod.FirstExecJob + b.lastExec
+		b.lastExec++
+	} else {
+		b.lastJob++
+		job.ID = b.lastJob
+	}
 	b.jobs[job.ID] = job
-	b.tell(pod.Notice{Kind: pod.NoticeJobNew, Job: job})
-	b.mu.Unlock()
+	b.report(pod.Notice{Kind: pod.NoticeJobNew, Job: job})
+	return job
+}
+
+// end reports the end of a job; b.mu is held.
+func (b *Backend) end(job pod.JobInfo) {
+	delete(b.jobs, job.ID)
+	job.State = string(pod.JobDone)
+	if job.Err != nil {
+		job.State = string(pod.JobFailed)
+	}
+	b.report(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
+}
+
+// start runs do as a job, with b.mu held while it does.
+func (b *Backend) start(ctx context.Context, kind, object string, do func() ([]string, error)) uint32 {
+	job := b.begin(ctx, kind, object)
 	b.wg.Go(func() {
 		time.Sleep(b.Delay)
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		delete(b.jobs, job.ID)
-		job.State = string(pod.JobDone)
-		if job.Output, job.Err = do(); job.Err != nil {
-			job.State = string(pod.JobFailed)
-		}
-		b.tell(pod.Notice{Kind: pod.NoticeJobRemoved, Job: job})
+		job.Output, job.Err = do()
+		b.end(job)
 	})
 	return job.ID
 }
 
 // Run implements dbus.Backend.
-func (b *Backend) Run(_ context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
+func (b *Backend) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
 	var p corev1.Pod
 	if err := yaml.UnmarshalStrict(manifest, &p); err != nil {
 		return 0, pod.Errorf(pod.Invalid, "cannot read the manifest: %w", err)
@@ -93,7 +114,7 @@ func (b *Backend) Run(_ context.Context, manifest []byte, o pod.RunOptions) (uin
 	if taken && !o.Replace {
 		return 0, pod.Errorf(pod.AlreadyExists, "cannot run pod %s: there is one of that name", key)
 	}
-	return b.start("run", key, func() ([]string, error) {
+	return b.start(ctx, "run", key, func() ([]string, error) {
 		p.UID = types.UID(fmt.Sprintf("00000000-0000-0000-0000-%012d", b.lastJob))
 		p.Status.Phase = corev1.PodRunning
 		total := len(p.Spec.Containers)
@@ -105,15 +126,15 @@ func (b *Backend) Run(_ context.Context, manifest []byte, o pod.RunOptions) (uin
 		event := pod.Event{Time: time.Now(), Type: "Normal", Reason: "Started", Object: d.Ref, Message: "started"}
 		d.Events = []pod.Event{event}
 		b.pods[key] = d
-		b.tell(pod.Notice{Kind: pod.NoticePodNew, Ref: d.Ref})
-		b.tell(pod.Notice{Kind: pod.NoticeEvent, Event: event})
+		b.report(pod.Notice{Kind: pod.NoticePodNew, Ref: d.Ref})
+		b.report(pod.Notice{Kind: pod.NoticeEvent, Event: event})
 		return []string{key}, nil
 	}), nil
 }
 
 // change replaces the pod's detail by a changed copy, as a job.
-func (b *Backend) change(kind string, ref pod.Ref, state string, ready bool) (uint32, error) {
-	return b.start(kind, ref.String(), func() ([]string, error) {
+func (b *Backend) change(ctx context.Context, kind string, ref pod.Ref, state string, ready bool) (uint32, error) {
+	return b.start(ctx, kind, ref.String(), func() ([]string, error) {
 		old := b.pods[ref.String()]
 		if old == nil {
 			return nil, pod.Errorf(pod.NotFound, "cannot %s pod %s: it is gone", kind, ref)
@@ -123,31 +144,31 @@ func (b *Backend) change(kind string, ref pod.Ref, state string, ready bool) (ui
 			d.Ready = d.Total
 		}
 		b.pods[ref.String()] = &d
-		b.tell(pod.Notice{Kind: pod.NoticePodChanged, Ref: d.Ref})
+		b.report(pod.Notice{Kind: pod.NoticePodChanged, Ref: d.Ref})
 		return []string{ref.String()}, nil
 	}), nil
 }
 
 // Start implements dbus.Backend.
-func (b *Backend) Start(_ context.Context, ref pod.Ref) (uint32, error) {
-	return b.change("start", ref, "Running", true)
+func (b *Backend) Start(ctx context.Context, ref pod.Ref) (uint32, error) {
+	return b.change(ctx, "start", ref, "Running", true)
 }
 
 // Stop implements dbus.Backend.
-func (b *Backend) Stop(_ context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
-	return b.change("stop", ref, "Stopped", false)
+func (b *Backend) Stop(ctx context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
+	return b.change(ctx, "stop", ref, "Stopped", false)
 }
 
 // Restart implements dbus.Backend.
-func (b *Backend) Restart(_ context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
-	return b.change("restart", ref, "Running", true)
+func (b *Backend) Restart(ctx context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
+	return b.change(ctx, "restart", ref, "Running", true)
 }
 
 // Delete implements dbus.Backend.
-func (b *Backend) Delete(_ context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
-	return b.start("delete", ref.String(), func() ([]string, error) {
+func (b *Backend) Delete(ctx context.Context, ref pod.Ref, _ pod.StopOptions) (uint32, error) {
+	return b.start(ctx, "delete", ref.String(), func() ([]string, error) {
 		delete(b.pods, ref.String())
-		b.tell(pod.Notice{Kind: pod.NoticePodRemoved, Ref: ref})
+		b.report(pod.Notice{Kind: pod.NoticePodRemoved, Ref: ref})
 		return []string{ref.String()}, nil
 	}), nil
 }
@@ -223,6 +244,7 @@ func (b *Backend) Jobs() []pod.JobInfo {
 	for _, j := range b.jobs {
 		list = append(list, j)
 	}
+	slices.SortFunc(list, func(x, y pod.JobInfo) int { return cmp.Compare(x.ID, y.ID) })
 	return list
 }
 
@@ -242,29 +264,49 @@ func (b *Backend) CancelJob(id uint32) error {
 	return pod.Errorf(pod.Conflict, "cannot cancel job %d: it is nearly done", id)
 }
 
-// Exec implements dbus.Backend: it runs the command on this machine.
-func (b *Backend) Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error) {
+// Exec implements dbus.Backend: it runs the command on this host.
+func (b *Backend) Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process, _ runtime.WinSize, finish func(context.Context)) (uint32, error) {
+	job := b.begin(ctx, "exec", ref.String())
+	b.wg.Go(func() {
+		code, err := b.exec(ctx, ref, container, p)
+		finish(ctx)
+		if job.Err = err; err == nil || code != 0 {
+			job.ExitStatus = &code
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.end(job)
+	})
+	return job.ID, nil
+}
+
+func (b *Backend) exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (code int, err error) {
 	d, err := b.Get(ref.Namespace, ref.Name)
 	if err != nil {
-		return runtime.ExitStatus{}, err
+		return 0, err
 	}
 	if err := b.container(d, container); err != nil {
-		return runtime.ExitStatus{}, err
+		return 0, err
 	}
 	cmd := exec.CommandContext(ctx, p.Args[0], p.Args[1:]...)
 	cmd.Env = append(os.Environ(), p.Env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.Stdin, p.Stdout, p.Stderr
 	err = cmd.Run()
 	if ctx.Err() != nil {
-		return runtime.ExitStatus{}, ctx.Err()
+		return 0, ctx.Err()
 	}
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return runtime.ExitStatus{Code: exit.ExitCode()}, nil
+		return exit.ExitCode(), nil
 	}
 	if err != nil {
-		return runtime.ExitStatus{Code: runtime.ExitNotFound}, pod.Errorf(pod.Invalid, "cannot exec %q: %w", p.Args[0], err)
+		return runtime.ExitNotFound, pod.Errorf(pod.Invalid, "cannot exec %q: %w", p.Args[0], err)
 	}
-	return runtime.ExitStatus{}, nil
+	return 0, nil
+}
+
+// ResizeTerminal implements dbus.Backend: there are no terminals here.
+func (b *Backend) ResizeTerminal(job uint32, _ runtime.WinSize) error {
+	return pod.Errorf(pod.Conflict, "cannot resize the terminal of job %d: it has none", job)
 }
 
 // Logs implements dbus.Backend.
@@ -287,8 +329,8 @@ func (b *Backend) Logs(_ context.Context, ref pod.Ref, o pod.LogOptions) (*os.Fi
 }
 
 // PullImage implements dbus.Backend.
-func (b *Backend) PullImage(_ context.Context, ref string, _ pod.PullOptions) (uint32, error) {
-	return b.start("pull", ref, func() ([]string, error) {
+func (b *Backend) PullImage(ctx context.Context, ref string, _ pod.PullOptions) (uint32, error) {
+	return b.start(ctx, "pull", ref, func() ([]string, error) {
 		if strings.Contains(ref, "missing") {
 			return nil, pod.Errorf(pod.NotFound, "cannot pull %s: the registry has no such image", ref)
 		}
@@ -391,14 +433,14 @@ func (b *Backend) Subscribe(notify func(pod.Notice)) func() {
 	}
 }
 
-// Change tells that the pod has changed, n times.
+// Change reports that the pod has changed, n times.
 func (b *Backend) Change(ref pod.Ref, n int) {
 	for i := range n {
 		b.mu.Lock()
 		d := *b.pods[ref.String()]
 		d.Restarts = i + 1
 		b.pods[ref.String()] = &d
-		b.tell(pod.Notice{Kind: pod.NoticePodChanged, Ref: ref})
+		b.report(pod.Notice{Kind: pod.NoticePodChanged, Ref: ref})
 		b.mu.Unlock()
 	}
 }
