@@ -136,7 +136,8 @@ func TestGuestEnds(t *testing.T) {
 
 // TestMonitorFails: a monitor that ends before it has answered is the end of it, at once.
 func TestMonitorFails(t *testing.T) {
-	c := newConfig(t, vmm.QEMU{}, func(c *Config) { c.VM.Program = "/usr/bin/false" })
+	c := newConfig(t, vmm.QEMU{}, nil)
+	c.VM.Program = "/usr/bin/false"
 	text, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
