@@ -1,6 +1,7 @@
-package native
+package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/onhost"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -117,6 +120,19 @@ func TestAdoptNothing(t *testing.T) {
 	}
 }
 
+// ofAnother is a Runtime whose launches are another process's.
+type ofAnother struct{ Runtime }
+
+func (r ofAnother) Prepare(ctx context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
+	launch, err := r.Runtime.Prepare(ctx, s, a, config)
+	if err == nil {
+		c := launch.Files[onhost.LaunchFile].(shim.LaunchConfig)
+		c.Owner.StartTime++
+		launch.Files[onhost.LaunchFile] = c
+	}
+	return launch, err
+}
+
 // TestNamespacesGone checks a container that was started for a daemon which has died: it never began, and what was before stays.
 func TestNamespacesGone(t *testing.T) {
 	onSystemd(t)
@@ -124,12 +140,13 @@ func TestNamespacesGone(t *testing.T) {
 	p := w.pod("gone", "exit 4")
 	w.up(p)
 	w.await(p, "a", pod.ContainerExited)
-	w.owner.StartTime++ // of another process
+	sound := w.runtime
+	w.runtime = ofAnother{sound}
 	err := w.RunContainer(t.Context(), w.configOf(p, "a", 1))
 	if pod.KindOf(err) != pod.Unavailable {
 		t.Errorf("%v", err)
 	}
-	w.owner.StartTime--
+	w.runtime = sound
 	if c := w.state(p).Containers["a"]; c.Stage != pod.ContainerExited || c.Attempt != 0 || c.ExitCode != 4 {
 		t.Errorf("%+v", c)
 	}
@@ -163,7 +180,7 @@ func TestDaemonDiesBeforeTheStart(t *testing.T) {
 					w.await(p, "a", pod.ContainerExited)
 				}
 				s := w.find(pod.RefOf(p))
-				w.owner.StartTime++ // of another process: one that is gone
+				w.runtime = ofAnother{w.runtime} // one that is gone
 				a, err := w.prepare(t.Context(), s, w.configOf(p, "a", 1))
 				if err == nil {
 					err = w.clear(t.Context(), s, "a")
@@ -240,7 +257,7 @@ func TestLaunchKilled(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				config := filepath.Join(w.runDir(p.UID), containersName, "a", launchName)
+				config := filepath.Join(w.runDir(p.UID), containersName, "a", onhost.LaunchFile)
 				for begin := time.Now(); time.Since(begin) < 10*time.Second; {
 					paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 					for _, path := range paths {

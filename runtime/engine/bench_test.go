@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -110,7 +111,7 @@ func newFloor(b *testing.B, w *world, fifo string) *floor {
 	p := w.pod("floor", "sleep 1")
 	w.up(p)
 	var spec specs.Spec
-	if err := loadRecord(filepath.Join(w.runDir(p.UID), containersName, "a", "config.json"), &spec); err != nil {
+	if err := atomicfile.LoadJSON(filepath.Join(w.runDir(p.UID), containersName, "a", "config.json"), maxRecordBytes, &spec); err != nil {
 		b.Fatal(err)
 	}
 	for i := range spec.Linux.Namespaces {
@@ -142,7 +143,7 @@ func (f *floor) prepare(i int) { f.id = fmt.Sprint("floor-", i) }
 func (f *floor) unit() string { return "magikpod-" + f.id + ".service" }
 
 func (f *floor) crun(args ...string) []string {
-	return append([]string{f.w.oci.path, "--root=" + f.w.config.RunDir + "/floor", "--cgroup-manager=disabled"}, args...)
+	return append([]string{"/usr/bin/" + f.w.oci, "--root=" + f.w.config.RunDir + "/floor", "--cgroup-manager=disabled"}, args...)
 }
 
 func (f *floor) start() error {

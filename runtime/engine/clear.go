@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -47,7 +47,7 @@ const stopRetry = 100 * time.Millisecond
 
 // stopAttempt stops the unit of an attempt. An error says that it may run.
 func (m *Manager) stopAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
-	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout) // what cannot be thawed or killed is told
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout) // what cannot be thawed or killed is an error
 	defer cancel()
 	unit := s.unit(record.Container)
 	for {

@@ -1,7 +1,8 @@
-package native
+package engine
 
 import (
 	"context"
+	"os/exec"
 	"testing"
 
 	"github.com/magikrun/magikpod/runtime"
@@ -9,15 +10,15 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// TestConformance holds this class, with each OCI runtime, to what runtime.PodManager promises.
+// TestConformance holds pod-containers, with each OCI runtime, to what runtime.PodManager promises.
 func TestConformance(t *testing.T) {
 	onSystemd(t)
-	for _, kind := range ociKinds {
-		t.Run(kind.name, func(t *testing.T) {
-			if lookPath(kind.name) == "" {
-				t.Skipf("%s is not installed", kind.name)
+	for _, name := range ociRuntimes {
+		t.Run(name, func(t *testing.T) {
+			if _, err := exec.LookPath(name); err != nil {
+				t.Skipf("%s is not installed", name)
 			}
-			runtimetest.Suite(t, func(t *testing.T) runtimetest.Env { return conformanceEnv(t, kind.name) })
+			runtimetest.Suite(t, func(t *testing.T) runtimetest.Env { return conformanceEnv(t, name) })
 		})
 	}
 }

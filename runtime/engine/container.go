@@ -1,10 +1,8 @@
-package native
+package engine
 
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,17 +10,14 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
-
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
-
-const unixKILL = syscall.SIGKILL
 
 // startErrorCode is the exit code of a container that could not be started, as in containerd.
 const startErrorCode = 128
@@ -43,12 +38,12 @@ type attemptRecord struct {
 	Container string        `json:"container"`
 	Attempt   int           `json:"attempt"`
 	ID        string        `json:"id"`
-	Runtime   string        `json:"runtime"` // name of the OCI runtime
+	Runtime   string        `json:"runtime"` // Launch.Runtime
 	Grace     time.Duration `json:"grace"`   // that the unit has
 	Signal    int           `json:"signal"`  // to stop it
 	StopAfter []string      `json:"stopAfter,omitempty"`
-	OwnPID    bool          `json:"ownPID,omitempty"` // it has a PID namespace of its own
-	Traces    bool          `json:"traces,omitempty"` // it has CAP_SYS_PTRACE
+	OwnPID    bool          `json:"ownPID,omitempty"` // Launch.OwnPID
+	Traces    bool          `json:"traces,omitempty"` // Launch.Traces
 	// Failed is the observation of an attempt that could not be started.
 	Failed *pod.ContainerState `json:"failed,omitempty"`
 	// Previous is how the attempt before it ended, for the case that this one turns out never to have begun.
@@ -57,7 +52,7 @@ type attemptRecord struct {
 
 // RunContainer implements [runtime.PodManager].
 func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConfig) error {
-	ref, name := pod.RefOf(config.Pod), config.Container.Name
+	ref, name := config.Ref(), config.Container.Name
 	if !m.class.Available { // of a pod that an earlier manager has made
 		return pod.Errorf(pod.Unsupported, "cannot run container %q of pod %s: %s", name, ref, m.class.Reason)
 	}
@@ -81,7 +76,7 @@ func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConf
 		return pod.Errorf(kindOr(err, pod.Internal), "cannot run container %q: cannot clear its last attempt: %w", name, err)
 	}
 	s.begin(a.record)
-	starting, done := m.whileMachine(ctx, s)
+	starting, done := m.whileHeld(ctx, s)
 	err = m.start(starting, s, a)
 	done()
 	if err == nil {
@@ -142,8 +137,8 @@ func (s *sandbox) started(name string) {
 
 // start carries out a prepared attempt.
 func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
-	if a.refused != nil {
-		return a.refused
+	if a.launch.Refused != nil {
+		return a.launch.Refused
 	}
 	if err := m.writeBundle(s, a); err != nil {
 		return err
@@ -151,7 +146,13 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 	if err := m.fault("make log pipes"); err != nil {
 		return err
 	}
-	stdout, stderr, err := shim.MakeLogFIFOs(filepath.Join(s.dir, logName), a.record.Container, a.record.Attempt)
+	logs := filepath.Join(s.dir, logName)
+	if a.config.LogPath != "" {
+		if err := shim.SetLogPath(logs, a.record.Container, a.record.Attempt, a.config.LogPath); err != nil {
+			return pod.WithKind(pod.Internal, err)
+		}
+	}
+	stdout, stderr, err := shim.MakeLogFIFOs(logs, a.record.Container, a.record.Attempt)
 	if err != nil {
 		return pod.WithKind(pod.Internal, err)
 	}
@@ -193,7 +194,7 @@ func (m *Manager) startUnseen(ctx context.Context, s *sandbox, a *attempt, stdou
 	ctx, cancel := context.WithTimeout(ctx, holdLimit)
 	defer cancel()
 	err = m.startUnit(ctx, s, a, stdout, stderr)
-	if state, _ := m.units.State(s.unit(a.record.Container)); err == nil && m.oci != nil && !m.oci.awaitCommand(state.MainPID) {
+	if state, _ := m.units.State(s.unit(a.record.Container)); err == nil && !m.runtime.AwaitCommand(state.MainPID) {
 		err = errors.New("its command is not executed")
 	}
 	if err != nil && !m.lost() { // what has not got there must not be seen either
@@ -212,11 +213,9 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 	unit := s.unit(a.record.Container)
 	m.rememberUnit(unit, s)
 	job, err := m.units.StartTransient(ctx, unit, units.ContainerProps(units.ContainerUnit{
-		Pod: a.config.Pod, Container: a.config.Container, Names: s.names,
-		Argv:   a.argv,
-		Stdout: stdout, Stderr: stderr, StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
-		Delegate: a.launch != nil && a.launcher == nil && m.oci.subCgroup != "", Jail: a.launcher != nil, FiltersCalls: a.launcher != nil && a.launch.FiltersCalls,
-		InMachine: a.launch == nil,
+		Pod: a.config.Pod, Container: a.config.Container, Names: s.names, Argv: a.launch.Argv, Stdout: stdout, Stderr: stderr,
+		StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
+		Delegate: a.launch.Delegate, Jail: a.launch.Jail, FiltersCalls: a.launch.FiltersCalls, InMachine: a.launch.InVM,
 	}))
 	if err != nil {
 		return err
@@ -230,9 +229,9 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 	return m.awaitStarted(ctx, s, a)
 }
 
-// awaitStarted waits until the OCI runtime has started the container, or has told that it cannot. The unit is up already.
+// awaitStarted waits until the container has been started, or cannot be. The unit is up already.
 func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) error {
-	unit, launch := s.unit(a.record.Container), a.argv[len(a.argv)-1]
+	unit, launch := s.unit(a.record.Container), a.launch.Argv[len(a.launch.Argv)-1]
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
 	for {
@@ -244,7 +243,7 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		case state.StatusText == shim.StatusNotStarted:
 			return errors.New("the OCI runtime did not start it")
 		case over(state):
-			return nil // it ended so soon that launch could not tell
+			return nil // it ended so soon that launch could not say so
 		}
 		select {
 		case <-changed:
@@ -300,10 +299,10 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, err)
 	}
 	state, known := m.units.State(s.unit(name))
-	reason := lastLogError(filepath.Join(a.bundle, runtimeLog))
+	reason := crun.LastLogError(a.place.Log)
 	switch {
-	case errors.Is(err, errMachineEnded) || m.config.Sandboxes != nil && resultOf(err) == "dependency":
-		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errMachineEnded)
+	case errors.Is(err, errHolderEnded) || len(s.holders) > 1 && resultOf(err) == "dependency":
+		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errHolderEnded)
 	case known && state.ExecMainStatus == shim.ExitTempFail:
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errNeverStarted)
 	case reason != "":
@@ -313,13 +312,13 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	}
 	if stopErr := m.stopAttempt(cleanup, s, a.record); stopErr != nil {
 		if known {
-			s.started(name) // its unit tells what is true
+			s.started(name) // its unit says what is true
 		}
 		return errors.Join(err, stopErr)
 	}
 	cleanErr := m.removeStopped(cleanup, s, a.record)
 	var failed *pod.ContainerState
-	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && !errors.Is(err, errMachineEnded) && (known || a.refused != nil) {
+	if ctx.Err() == nil && !errors.Is(err, errNeverStarted) && !errors.Is(err, errHolderEnded) && (known || a.launch.Refused != nil) {
 		now := time.Now()
 		failed = &pod.ContainerState{
 			Stage: pod.ContainerExited, Attempt: a.record.Attempt, ID: a.record.ID, FinishedAt: now, ExitCode: startErrorCode,
@@ -351,28 +350,8 @@ func (m *Manager) settleFailed(s *sandbox, a *attempt, failed *pod.ContainerStat
 	record := *c.record
 	record.Failed = failed
 	c.record = &record
-	if err := os.MkdirAll(a.bundle, 0o700); err != nil {
+	if err := os.MkdirAll(a.place.Bundle, 0o700); err != nil {
 		return err
 	}
-	return saveRecord(filepath.Join(a.bundle, attemptName), record)
-}
-
-// newID is a container ID as other CRI runtimes make them: 64 hexadecimal digits.
-func newID() string {
-	var data [32]byte
-	_, _ = rand.Read(data[:]) // never fails (crypto/rand)
-	return hex.EncodeToString(data[:])
-}
-
-// stopSignal is the container's lifecycle.stopSignal, else the image's, else SIGTERM.
-func stopSignal(c *corev1.Container, image runtime.ImageConfig) syscall.Signal {
-	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {
-		if sig := parseSignal(string(*c.Lifecycle.StopSignal)); sig != 0 {
-			return sig
-		}
-	}
-	if sig := parseSignal(image.StopSignal); sig != 0 {
-		return sig
-	}
-	return unix.SIGTERM
+	return atomicfile.SaveJSON(filepath.Join(a.place.Bundle, attemptName), record)
 }

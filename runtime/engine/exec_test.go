@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"bytes"
@@ -87,11 +87,14 @@ func shell(script string) runtime.Process { return runtime.Process{Args: []strin
 func TestExec(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		// The daemon's own score must not be the process's.
-		old := ownScore()
+		old, err := os.ReadFile("/proc/self/oom_score_adj")
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile("/proc/self/oom_score_adj", []byte("123"), 0); err != nil {
 			t.Fatal(err)
 		}
-		defer os.WriteFile("/proc/self/oom_score_adj", []byte(fmt.Sprint(old)), 0)
+		defer os.WriteFile("/proc/self/oom_score_adj", old, 0)
 		p := w.pod("exec", "sleep 1000")
 		w.up(p)
 		user := shell("id -u; id -g; id -G; echo $HOME")
@@ -177,7 +180,7 @@ func TestExecNoFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		script := `for i in 0 1 2; do chmod 0 /proc/self/fd/$i; done; head -c 1000000 /dev/zero; cat; `
-		if w.oci.name != "runc" { // which copies by itself, and waits for whoever has its pipes
+		if w.oci != "runc" { // which copies by itself, and waits for whoever has its pipes
 			script += "sleep 1000 & "
 		}
 		script += "exit 5"

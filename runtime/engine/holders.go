@@ -1,152 +1,165 @@
-package native
+package engine
 
 import (
 	"context"
 	"errors"
 	"path/filepath"
-	"syscall"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/units"
 )
 
-// machineName is the directory of a machine below RunDir/pods/UID and StateDir/pods/UID.
-const machineName = "vm"
-
-// SandboxManager is a [Manager] with a [SandboxLauncher]: it makes probes and reads what the containers use, too.
-type SandboxManager struct{ *Manager }
-
-var (
-	_ runtime.PodManager    = (*SandboxManager)(nil)
-	_ runtime.ImagePreparer = (*SandboxManager)(nil)
-	_ runtime.Prober        = (*SandboxManager)(nil)
-	_ runtime.StatsReader   = (*SandboxManager)(nil)
-)
-
-// NewSandboxManager is [New] for a config that has Sandboxes.
-func NewSandboxManager(ctx context.Context, config Config) (*SandboxManager, error) {
-	if config.Sandboxes == nil {
-		return nil, pod.Errorf(pod.Internal, "cannot make a runtime class of machines: nothing runs them")
-	}
-	m, err := New(ctx, config)
-	if err != nil {
-		return nil, err
-	}
-	return &SandboxManager{m}, nil
+// holder is one of the units that a sandbox lives in, and is as well as the worst of.
+type holder struct {
+	kind runtime.HolderKind
+	unit string
+	job  *units.Job // of its start; nil when another daemon has started it. The sandbox's lock guards it.
 }
 
-// Probe implements [runtime.Prober].
-func (m *SandboxManager) Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (bool, string, error) {
-	s, _, err := m.running(ref, container)
-	if err != nil {
-		return false, "", pod.Errorf(pod.KindOf(err), "cannot probe container %q of pod %s: %w", container, ref, err)
-	}
-	return m.config.Sandboxes.Probe(ctx, m.machine(s), container, p)
+// job is the start job of a holder, when this manager has made it.
+func (s *sandbox) job(h *holder) *units.Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return h.job
 }
 
-// ContainerStats implements [runtime.StatsReader].
-func (m *SandboxManager) ContainerStats(ctx context.Context, ref pod.Ref) (map[string]pod.ResourceUse, error) {
-	s := m.find(ref)
-	if s == nil || m.sandboxState(s).Stage != pod.SandboxReady {
-		return nil, nil
+// view is what the Runtime sees of a sandbox. pid is the pod's PID namespace, if it is known and has one.
+func (m *Manager) view(s *sandbox) runtime.Sandbox {
+	v := runtime.Sandbox{
+		Ref: s.ref, RunDir: s.dir, StateDir: filepath.Dir(m.layersDir(s.ref.UID)),
+		ShmDir: filepath.Join(s.dir, shmName), TmpfsDir: filepath.Join(s.dir, tmpfsName),
 	}
-	return m.config.Sandboxes.Stats(ctx, m.machine(s))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.Hostname = s.record.Hostname
+	if s.record.Host.IPC {
+		v.ShmDir = "/dev/shm"
+	}
+	if s.ns != nil {
+		v.Namespaces = runtime.Namespaces{Network: s.ns.net, IPC: s.ns.ipc, UTS: s.ns.uts, Mount: s.ns.mnt, PID: s.ns.pid}
+	}
+	return v
 }
 
-// machine names the machine of a sandbox.
-func (m *Manager) machine(s *sandbox) runtime.Machine {
-	return runtime.Machine{
-		Ref: s.ref, RunDir: filepath.Join(s.dir, machineName),
-		StateDir: filepath.Join(filepath.Dir(m.layersDir(s.ref.UID)), machineName),
-	}
-}
-
-// startMachine queues the pause unit and the VM unit.
-func (m *Manager) startMachine(ctx context.Context, s *sandbox, config runtime.SandboxConfig) error {
-	if err := m.fault("prepare machine"); err != nil {
+// startHolders queues the slices, the pause unit and the others.
+func (m *Manager) startHolders(ctx context.Context, s *sandbox, config runtime.SandboxConfig) error {
+	if err := m.fault("prepare sandbox"); err != nil {
 		return err
 	}
 	config.Network.NetNS = s.ns.net // kept as long as the sandbox, so that others can find it by its path
-	props, err := m.config.Sandboxes.PrepareSandbox(ctx, m.machine(s), config)
+	others, err := m.runtime.PrepareSandbox(ctx, m.view(s), config)
 	if err != nil {
 		return err
 	}
-	if err := m.startPause(ctx, s, config.Pod, m.config.Sandboxes.PodLimits(config.Pod)); err != nil {
+	if err := m.startPause(ctx, s, config.Pod); err != nil {
 		return err
 	}
-	if err := m.fault("start VM unit"); err != nil {
-		return err
-	}
-	job, err := m.units.StartTransient(ctx, s.names.VM, props)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.vmJob = job
-	s.mu.Unlock()
-	return m.fault("after VM unit")
-}
-
-// releaseMachine makes systemd forget the VM unit of a sandbox that was stopped, and removes what the machine has left.
-func (m *Manager) releaseMachine(ctx context.Context, s *sandbox) error {
-	if m.config.Sandboxes == nil {
-		return nil
-	}
-	return errors.Join(m.units.Release(ctx, s.names.VM), m.config.Sandboxes.RemoveSandbox(m.machine(s)))
-}
-
-// adoptMachine finds the VM unit that an earlier daemon has started. Without one the sandbox is dead.
-func (m *Manager) adoptMachine(ctx context.Context, s *sandbox) error {
-	if m.config.Sandboxes == nil {
-		return nil
-	}
-	if _, err := m.units.Track(ctx, s.names.VM); err != nil && pod.KindOf(err) != pod.NotFound {
-		return err
+	for i, other := range others {
+		h := s.holders[1+i]
+		if err := m.fault("start " + string(h.kind) + " unit"); err != nil {
+			return err
+		}
+		props := units.VMProps(units.VMUnit{Pod: config.Pod, Names: s.names, Argv: other.Argv, PowerOff: other.PowerOff})
+		if err := m.startHolder(ctx, s, h, props); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// awaitMachine waits until containers can be run in the machine.
-func (m *Manager) awaitMachine(ctx context.Context, s *sandbox) error {
-	ctx, done := m.whileMachine(ctx, s)
-	defer done()
-	s.mu.Lock()
-	job, ns := s.vmJob, s.ns
-	s.mu.Unlock()
-	if job != nil {
-		if err := job.Wait(ctx); err != nil {
-			return err
-		}
+// startPause queues the slices and the pause unit.
+func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) error {
+	if err := m.fault("start pause unit"); err != nil {
+		return err
 	}
-	if ns == nil {
-		return pod.Errorf(pod.Conflict, "its sandbox is gone")
-	}
-	err := m.config.Sandboxes.ReadySandbox(ctx, m.machine(s), ns.net)
-	if err != nil && errors.Is(context.Cause(ctx), errMachineEnded) {
-		return errMachineEnded
+	props := units.PauseProps(units.PauseUnit{
+		Pod: p, Names: s.names, SharePID: s.record.SharePID,
+		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
+	})
+	m.remember(s)
+	err := m.startHolder(ctx, s, s.holders[0], props, m.config.Layout.Slices(s.ref, p, m.runtime.PodLimits(p))...)
+	if pod.KindOf(err) == pod.AlreadyExists {
+		return pod.Errorf(pod.AlreadyExists, "units of that name run which belong to no pod that magikpod knows (systemctl status %s shows them, systemctl stop ends them)", s.names.Slice)
 	}
 	return err
 }
 
-var errMachineEnded = pod.Errorf(pod.Unavailable, "the pod's machine has ended")
+func (m *Manager) startHolder(ctx context.Context, s *sandbox, h *holder, props []units.Property, aux ...units.Aux) error {
+	job, err := m.units.StartTransient(ctx, h.unit, props, aux...)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	h.job = job
+	s.mu.Unlock()
+	return m.fault("after " + string(h.kind) + " unit")
+}
 
-// whileMachine returns a context that ends with the machine, if the class has one: what waits for an answer from it would wait in vain. done ends it, too.
-func (m *Manager) whileMachine(ctx context.Context, s *sandbox) (_ context.Context, done func()) {
-	if m.config.Sandboxes == nil {
+// releaseHolders makes systemd forget the holders of a sandbox that was stopped, and removes what they have left.
+func (m *Manager) releaseHolders(ctx context.Context, s *sandbox) error {
+	var errs []error
+	for _, h := range s.holders[1:] {
+		errs = append(errs, m.units.Release(ctx, h.unit))
+	}
+	return errors.Join(append(errs, m.runtime.RemoveSandbox(m.view(s)), m.units.Release(ctx, s.names.Pause))...)
+}
+
+// adoptHolders finds the units beside pause that an earlier daemon has started. Without one of them the sandbox is dead.
+func (m *Manager) adoptHolders(ctx context.Context, s *sandbox) error {
+	for _, h := range s.holders[1:] {
+		if _, err := m.units.Track(ctx, h.unit); err != nil && pod.KindOf(err) != pod.NotFound {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitReady waits until containers can be run in the sandbox. It does not wait for the pause process.
+func (m *Manager) awaitReady(ctx context.Context, s *sandbox) error {
+	ctx, done := m.whileHeld(ctx, s)
+	defer done()
+	for _, h := range s.holders[1:] {
+		if job := s.job(h); job != nil {
+			if err := job.Wait(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	s.mu.Lock()
+	gone := s.ns == nil
+	s.mu.Unlock()
+	if gone {
+		return pod.Errorf(pod.Conflict, "its sandbox is gone")
+	}
+	err := m.runtime.ReadySandbox(ctx, m.view(s))
+	if err != nil && errors.Is(context.Cause(ctx), errHolderEnded) {
+		return errHolderEnded
+	}
+	return err
+}
+
+var errHolderEnded = pod.Errorf(pod.Unavailable, "the pod's machine has ended")
+
+// whileHeld returns a context that ends with the sandbox's holders: what waits for an answer from one would wait in vain. done ends it, too. With pause alone nobody
+// waits for anything but units, which systemd ends with it.
+func (m *Manager) whileHeld(ctx context.Context, s *sandbox) (_ context.Context, done func()) {
+	if len(s.holders) == 1 {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	m.spawn(func() { m.cancelWithMachine(ctx, s, cancel) })
+	m.spawn(func() { m.cancelWithHolders(ctx, s, cancel) })
 	return ctx, func() { cancel(nil) }
 }
 
-// cancelWithMachine cancels ctx when the machine ends.
-func (m *Manager) cancelWithMachine(ctx context.Context, s *sandbox, cancel context.CancelCauseFunc) {
+// cancelWithHolders cancels ctx when the sandbox dies.
+func (m *Manager) cancelWithHolders(ctx context.Context, s *sandbox, cancel context.CancelCauseFunc) {
 	for {
 		changed := s.watch()
 		if m.sandboxState(s).Stage == pod.SandboxDead {
-			cancel(errMachineEnded)
+			cancel(errHolderEnded)
 			return
 		}
 		select {
@@ -157,27 +170,4 @@ func (m *Manager) cancelWithMachine(ctx context.Context, s *sandbox, cancel cont
 			return
 		}
 	}
-}
-
-// prepareInMachine is prepare for a container that runs in the pod's machine.
-func (m *Manager) prepareInMachine(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
-	name := config.Container.Name
-	if err := m.awaitMachine(ctx, s); err != nil {
-		return nil, pod.Errorf(kindOr(err, pod.Unavailable), "cannot run container %q: %w", name, err)
-	}
-	a := m.newAttempt(s, config)
-	a.record.OwnPID, a.record.Runtime = true, m.class.Name
-	var err error
-	a.document, a.argv, err = m.config.Sandboxes.PrepareContainer(ctx, m.machine(s), runtime.Attempt{
-		ID: a.record.ID, Number: config.Attempt, Bundle: a.bundle, Log: filepath.Join(a.bundle, runtimeLog), StopSignal: syscall.Signal(a.record.Signal),
-	}, config)
-	switch pod.KindOf(err) {
-	case pod.Invalid, pod.NotFound, pod.Unsupported:
-		a.refused = err
-	default:
-		if err != nil {
-			return nil, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", name, err)
-		}
-	}
-	return a, nil
 }

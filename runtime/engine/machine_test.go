@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -20,14 +20,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/onhost"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
-// testMachines is a small class of the kind of virtual machines: its machine is a process that does nothing, and a container in it is the command of the
+// testMachines is the Runtime of a small class of the kind of virtual machines: its machine is a process that does nothing, and a container in it is the command of the
 // container's unit, run on the host. What this package does for such a class is the same as for a real one.
 type testMachines struct {
 	program string
@@ -35,6 +37,7 @@ type testMachines struct {
 	prepare error                           // of PrepareSandbox, after it has made files
 	ready   func(ctx context.Context) error // of ReadySandbox
 	signals atomic.Int32
+	onhost.Base
 }
 
 // standInConfig is what the command of a container reads.
@@ -57,7 +60,7 @@ func runMachine(pidFile string) int {
 // standIn is the command of a container's unit.
 func standIn(path string) int {
 	var config standInConfig
-	if err := loadRecord(path, &config); err != nil {
+	if err := atomicfile.LoadJSON(path, maxRecordBytes, &config); err != nil {
 		return 1
 	}
 	if config.Script == "refuse" {
@@ -89,22 +92,27 @@ func (m *testMachines) Validate(p *corev1.Pod) field.ErrorList {
 	return field.ErrorList{field.Forbidden(field.NewPath("spec"), "asked "+p.Name)}
 }
 
+func (m *testMachines) PrepareImage(context.Context, runtime.Image) error { return nil }
+
 func (m *testMachines) ForgetImages(context.Context) error { return nil }
+
+func (m *testMachines) SandboxKind() runtime.SandboxKind {
+	return runtime.SandboxKind{NetworkOnly: true, Holders: []runtime.HolderKind{runtime.HolderVM}}
+}
 
 func (m *testMachines) PodLimits(*corev1.Pod) units.Limits { return m.limits }
 
-func (m *testMachines) PrepareSandbox(_ context.Context, s runtime.Machine, _ runtime.SandboxConfig) ([]units.Property, error) {
+func (m *testMachines) PrepareSandbox(_ context.Context, s runtime.Sandbox, _ runtime.SandboxConfig) ([]runtime.Holder, error) {
 	for _, dir := range []string{s.RunDir, s.StateDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, "vm"), 0o700); err != nil {
 			return nil, err
 		}
 	}
-	pause := units.PauseProps(units.PauseUnit{Names: units.Names(s.Ref.Namespace, s.Ref.Name), Pod: &corev1.Pod{}, Argv: []string{m.program, "machine", filepath.Join(s.RunDir, "pid")}, SharePID: true})
-	return pause, m.prepare
+	return []runtime.Holder{{Argv: []string{m.program, "machine", filepath.Join(s.RunDir, "vm/pid")}, PowerOff: time.Second}}, m.prepare
 }
 
-func (m *testMachines) ReadySandbox(ctx context.Context, _ runtime.Machine, network *os.File) error {
-	if network == nil {
+func (m *testMachines) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
+	if s.Namespaces.Network == nil {
 		return errors.New("no network")
 	}
 	if m.ready != nil {
@@ -113,36 +121,42 @@ func (m *testMachines) ReadySandbox(ctx context.Context, _ runtime.Machine, netw
 	return nil
 }
 
-func (m *testMachines) RemoveSandbox(s runtime.Machine) error { return os.RemoveAll(s.RunDir) }
-func (m *testMachines) ForgetSandbox(s runtime.Machine) error { return os.RemoveAll(s.StateDir) }
+func (m *testMachines) RemoveSandbox(s runtime.Sandbox) error {
+	return os.RemoveAll(filepath.Join(s.RunDir, "vm"))
+}
+func (m *testMachines) ForgetSandbox(s runtime.Sandbox) error {
+	return os.RemoveAll(filepath.Join(s.StateDir, "vm"))
+}
 
-func (m *testMachines) PrepareContainer(_ context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
+func (m *testMachines) Prepare(_ context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
 	script := config.Container.Command[2]
+	launch := runtime.Launch{Runtime: "test-machines", OwnPID: true, InVM: true, Argv: []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}}
 	if script == "invalid" {
-		return nil, nil, pod.Errorf(pod.Invalid, "it is invalid")
+		launch.Refused = pod.Errorf(pod.Invalid, "it is invalid")
 	}
-	c := standInConfig{Script: script, Status: shim.StatusStarted, Log: a.Log, Machine: filepath.Join(s.RunDir, "pid")}
+	c := standInConfig{Script: script, Status: shim.StatusStarted, Log: a.Log, Machine: filepath.Join(s.RunDir, "vm/pid")}
 	if script == "exit 137" {
 		c.Status = shim.StatusOOMKilled
 	}
-	return c, []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}, nil
+	launch.Files = map[string]any{"config.json": c}
+	return launch, nil
 }
 
-func (m *testMachines) Signal(_ context.Context, s runtime.Machine, container string, sig syscall.Signal) error {
+func (m *testMachines) Signal(context.Context, runtime.Running, syscall.Signal) error {
 	m.signals.Add(1)
 	return nil
 }
 
-func (m *testMachines) Exec(_ context.Context, _ runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error) {
-	_, err := p.Stdout.WriteString(container + strings.Join(p.Args, " "))
+func (m *testMachines) Exec(_ context.Context, c runtime.Running, p runtime.Process) (runtime.ExitStatus, error) {
+	_, err := p.Stdout.WriteString(c.Container + strings.Join(p.Args, " "))
 	return runtime.ExitStatus{Code: 3}, err
 }
 
-func (m *testMachines) Probe(_ context.Context, _ runtime.Machine, container string, p probe.Probe) (bool, string, error) {
-	return p.TCP != nil, container, nil
+func (m *testMachines) Probe(_ context.Context, c runtime.Running, p probe.Probe, _ func(runtime.Process) (runtime.ExitStatus, error)) (bool, string, error) {
+	return p.TCP != nil, c.Container, nil
 }
 
-func (m *testMachines) Stats(context.Context, runtime.Machine) (map[string]pod.ResourceUse, error) {
+func (m *testMachines) Stats(context.Context, runtime.Sandbox, map[string]string) (map[string]pod.ResourceUse, error) {
 	return map[string]pod.ResourceUse{"a": {Processes: new(uint64(2))}}, nil
 }
 
@@ -154,14 +168,15 @@ func newMachines(t *testing.T, fault func(string) error) (*world, *testMachines)
 		t.Fatal(err)
 	}
 	machines := &testMachines{program: program}
-	w := newWorld(t, "", fault, func(c *Config) { c.Sandboxes, c.PIDsLimit = machines, 16 })
+	w := newWorld(t, "", fault, func(c *Config) { c.Runtime = machines })
+	w.oci = machines.Class().Name
 	return w, machines
 }
 
 // machinePID is the process of a pod's machine.
 func (w *world) machinePID(p *corev1.Pod) int {
 	w.t.Helper()
-	data, err := os.ReadFile(filepath.Join(w.runDir(p.UID), machineName, "pid"))
+	data, err := os.ReadFile(filepath.Join(w.runDir(p.UID), "vm", "pid"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -228,7 +243,6 @@ func TestMachine(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
-	// PIDsLimit is for what runs in the machine.
 	out, err := exec.Command("systemctl", "show", "--property=MemoryMax,TasksMax", units.Names(p.Namespace, p.Name).Slice).Output()
 	if text := string(out); err != nil || !strings.Contains(text, "MemoryMax=1073741824\n") || !strings.Contains(text, "TasksMax=1000\n") {
 		t.Errorf("limits of the slice: %s, %v", out, err)
@@ -243,7 +257,7 @@ func TestMachine(t *testing.T) {
 func (w *world) checkDelegated(p *corev1.Pod, machines *testMachines) {
 	t, ref := w.t, pod.RefOf(p)
 	t.Helper()
-	m := &SandboxManager{w.Manager}
+	m := w.Manager
 	if err := m.SignalContainer(w.t.Context(), ref, "a", syscall.SIGSTOP); err != nil || machines.signals.Load() != 1 {
 		t.Errorf("signal: %v", err)
 	}
@@ -507,7 +521,7 @@ func TestMachineAdopted(t *testing.T) {
 
 // A step that fails leaves nothing, whichever it is.
 func TestMachineFaults(t *testing.T) {
-	for _, step := range []string{"make namespaces", "write sandbox records", "prepare machine", "PrepareSandbox", "start pause unit", "after pause unit", "start VM unit", "after VM unit"} {
+	for _, step := range []string{"make namespaces", "write sandbox records", "prepare sandbox", "PrepareSandbox", "start pause unit", "after pause unit", "start VM unit", "after VM unit"} {
 		t.Run(step, func(t *testing.T) {
 			w, machines := newMachines(t, func(s string) error {
 				if s == step {
@@ -529,11 +543,5 @@ func TestMachineFaults(t *testing.T) {
 				t.Errorf("left:\n%s", left)
 			}
 		})
-	}
-}
-
-func TestNewSandboxManager(t *testing.T) {
-	if _, err := NewSandboxManager(t.Context(), Config{}); pod.KindOf(err) != pod.Internal {
-		t.Error(err)
 	}
 }

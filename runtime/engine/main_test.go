@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/tests/testimage"
 	"github.com/magikrun/magikpod/units"
@@ -47,6 +48,7 @@ func TestMain(m *testing.M) {
 type world struct {
 	*Manager
 	t       testing.TB
+	oci     string // name of the OCI runtime
 	image   runtime.Image
 	pods    []*corev1.Pod
 	opened  []*Manager
@@ -57,7 +59,7 @@ type world struct {
 func onSystemd(t testing.TB) {
 	t.Helper()
 	if comm, _ := os.ReadFile("/proc/1/comm"); strings.TrimSpace(string(comm)) != "systemd" {
-		t.Skip(`PID 1 is not systemd (try: go build -o .cache/magikhost ./tests/host/magikhost && go test -exec "$PWD/.cache/magikhost run --here --" ./runtime/native)`)
+		t.Skip(`PID 1 is not systemd (try: go build -o .cache/magikhost ./tests/host/magikhost && go test -exec "$PWD/.cache/magikhost run --here --" ./runtime/engine)`)
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -67,15 +69,18 @@ func onSystemd(t testing.TB) {
 // eachRuntime runs the test with every OCI runtime that the tests know.
 func eachRuntime(t *testing.T, test func(t *testing.T, w *world)) {
 	onSystemd(t)
-	for _, kind := range ociKinds {
-		t.Run(kind.name, func(t *testing.T) {
-			if lookPath(kind.name) == "" {
-				t.Skipf("%s is not installed", kind.name)
+	for _, name := range ociRuntimes {
+		t.Run(name, func(t *testing.T) {
+			if _, err := exec.LookPath(name); err != nil {
+				t.Skipf("%s is not installed", name)
 			}
-			test(t, newWorld(t, kind.name, nil))
+			test(t, newWorld(t, name, nil))
 		})
 	}
 }
+
+// ociRuntimes are those of runtime/native.
+var ociRuntimes = []string{"crun", "runc", "youki"}
 
 func newWorld(t testing.TB, runtimeName string, fault func(string) error, changes ...func(*Config)) *world {
 	t.Helper()
@@ -100,7 +105,13 @@ func newWorld(t testing.TB, runtimeName string, fault func(string) error, change
 			m.config.Units.Close()
 		}
 	})
-	config := Config{RunDir: run, StateDir: state, Runtime: runtimeName, Fault: fault}
+	config := Config{RunDir: run, StateDir: state, Layout: units.PodLayout{}, Fault: fault}
+	rt, err := native.New(context.Background(), native.Config{RunDir: run, Runtime: runtimeName, ShimPath: shimPath(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Runtime = rt
+	w.oci, _, _ = strings.Cut(rt.Class().Reason, " ")
 	for _, change := range changes {
 		change(&config)
 	}
@@ -113,12 +124,7 @@ func newWorld(t testing.TB, runtimeName string, fault func(string) error, change
 func (w *world) manager(config Config) *Manager {
 	w.t.Helper()
 	var err error
-	if config.ShimPath, err = os.Executable(); err != nil {
-		w.t.Fatal(err)
-	}
-	if path := os.Getenv("MAGIKPOD_TEST_AGENT"); path != "" {
-		config.ShimPath = path // the real one, for measurements: it starts quicker than the test binary
-	}
+	config.ShimPath = shimPath(w.t)
 	if config.Units, err = units.Connect(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -139,6 +145,19 @@ func (w *world) manager(config Config) *Manager {
 		}
 	})
 	return m
+}
+
+// shimPath is the test binary, or, for measurements, the real magikshim, which starts quicker.
+func shimPath(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv("MAGIKPOD_TEST_AGENT"); path != "" {
+		return path
+	}
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // busyboxImage unpacks the busybox image.
@@ -201,11 +220,7 @@ func (w *world) leftovers() string {
 		return err.Error()
 	}
 	left = append(left, names...)
-	name := w.class.Name
-	if w.oci != nil {
-		name = w.oci.name
-	}
-	for _, dir := range []string{w.config.RunDir + "/pods", w.config.RunDir + "/runtime/" + name, w.config.StateDir + "/pods"} {
+	for _, dir := range []string{w.config.RunDir + "/pods", w.config.RunDir + "/runtime/" + w.oci, w.config.StateDir + "/pods"} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			left = append(left, err.Error())

@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -9,117 +9,86 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/runtime/oci"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
-
-// ClassName is the runtime class that a [Manager] implements.
-const ClassName = "pod-containers"
 
 // cleanupTimeout is how long it may take to undo what a failed or cancelled call has made.
 const cleanupTimeout = 60 * time.Second
 
 // Config is what a [Manager] is made from.
 type Config struct {
+	Runtime  Runtime
+	Layout   Layout
 	Units    *units.Manager
 	RunDir   string // /run/magikpod: what does not outlive the machine's boot
 	StateDir string // /var/lib/magikpod: the writable layers; not on an overlay
 	// ShimPath is the path of magikshim.
 	ShimPath string
-	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them that is installed.
-	Runtime string
-	// Launcher, when not nil, is what runs in the containers' units instead of an OCI runtime.
-	Launcher Launcher
-	// Sandboxes, when not nil, runs the containers in virtual machines instead of on this host; see [NewSandboxManager].
-	Sandboxes SandboxLauncher
-	// Chooser, when not nil, takes single containers from the OCI runtime: those whose pod asks for it by an annotation.
-	Chooser Chooser
-	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax]. It is not for those that run a machine: in it, the class sets limits.
-	PIDsLimit int64
 	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
 	Fault func(step string) error
 	// Log gets what goes wrong where no caller waits for it. Nil: nobody does.
 	Log *slog.Logger
 }
 
-// Manager runs pods as systemd units, by an OCI runtime. It implements [runtime.PodManager].
+// Manager runs pods as systemd units. It implements [runtime.PodManager].
 type Manager struct {
-	config Config
-	units  *units.Manager
-	oci    *ociRuntime // nil: none was found, and class tells why
-	class  pod.ClassInfo
-	facts  oci.HostFacts
-	owner  shim.Owner
+	config  Config
+	runtime Runtime
+	kind    runtime.SandboxKind
+	units   *units.Manager
+	class   pod.ClassInfo
 
-	deaf       func() // ends the calls of unitChanged
-	changed    atomic.Pointer[func(ref pod.Ref)]
-	background sync.WaitGroup
-	ctx        context.Context // of what goes on in the background
-	cancel     context.CancelFunc
+	unsubscribe func() // ends the calls of unitChanged
+	changed     atomic.Pointer[func(ref pod.Ref)]
+	background  sync.WaitGroup
+	ctx         context.Context // of what goes on in the background
+	cancel      context.CancelFunc
 
 	mu        sync.Mutex
 	closed    bool
-	sandboxes map[types.UID]*sandbox
+	sandboxes map[types.UID]*sandbox // by ID
 	byUnit    map[string]*sandbox
 	unknown   map[types.UID]error // pods that could not be adopted, and why: nobody knows what is true of them
 }
 
-var (
-	_ runtime.PodManager    = (*Manager)(nil)
-	_ runtime.ImagePreparer = (*Manager)(nil)
-	_ runtime.Freezer       = (*Manager)(nil)
-	_ runtime.Namer         = (*Manager)(nil)
-)
+var _ runtime.PodManager = (*Manager)(nil)
 
-// New makes a manager. That no OCI runtime is installed is no error: [Manager.Class] says so.
+// New makes a manager. That the class cannot be used is no error: [Manager.Class] says so.
 func New(ctx context.Context, config Config) (*Manager, error) {
+	m := &Manager{
+		runtime: config.Runtime, kind: config.Runtime.SandboxKind(), units: config.Units, class: config.Runtime.Class(),
+		sandboxes: map[types.UID]*sandbox{},
+		byUnit:    map[string]*sandbox{},
+		unknown:   map[types.UID]error{},
+	}
 	for _, path := range []*string{&config.RunDir, &config.StateDir, &config.ShimPath} {
 		if !filepath.IsAbs(*path) {
-			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: the path %q is not absolute", ClassName, *path)
+			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: the path %q is not absolute", m.class.Name, *path)
 		}
 		*path = filepath.Clean(*path)
 	}
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	start, err := shim.StartTime(os.Getpid())
-	if err != nil {
-		return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
-	}
-	m := &Manager{
-		config: config, units: config.Units, facts: hostFacts(),
-		owner:     shim.Owner{PID: os.Getpid(), StartTime: start},
-		class:     pod.ClassInfo{Name: ClassName},
-		sandboxes: map[types.UID]*sandbox{},
-		byUnit:    map[string]*sandbox{},
-		unknown:   map[types.UID]error{},
-	}
-	if other := config.other(); other != nil {
-		m.class = other.Class()
-	} else if m.oci, err = findRuntime(ctx, config.Runtime, config.RunDir); err != nil {
-		m.class.Reason = err.Error()
-	} else {
-		m.class.Available, m.class.Reason = true, m.oci.name+" "+m.oci.version
-		if err := os.MkdirAll(m.oci.root, 0o700); err != nil {
-			return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
-		}
-	}
+	m.config = config
 	if info, err := os.Stat(config.ShimPath); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 		m.class.Available, m.class.Reason = false, config.ShimPath+" is not installed (package magikpod)"
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	m.deaf = m.units.OnChange(m.unitChanged)
+	m.unsubscribe = m.units.OnChange(m.unitChanged)
 	return m, nil
 }
 
 // Close ends what goes on in the background and forgets the namespaces. The pods go on; another manager can adopt them.
 func (m *Manager) Close() error {
-	m.deaf()
+	m.unsubscribe()
 	m.cancel()
 	m.mu.Lock()
 	m.closed = true
@@ -137,6 +106,20 @@ func (m *Manager) Close() error {
 
 // Class implements [runtime.PodManager].
 func (m *Manager) Class() pod.ClassInfo { return m.class }
+
+// Validate implements [runtime.PodManager]: what no pod of the class can have on any host, [pod.Validate] refuses.
+func (m *Manager) Validate(p *corev1.Pod) field.ErrorList { return m.runtime.Validate(p) }
+
+// PrepareImage implements [runtime.PodManager].
+func (m *Manager) PrepareImage(ctx context.Context, image runtime.Image) error {
+	if !m.class.Available {
+		return nil
+	}
+	return m.runtime.PrepareImage(ctx, image)
+}
+
+// ForgetImages implements [runtime.PodManager].
+func (m *Manager) ForgetImages(ctx context.Context) error { return m.runtime.ForgetImages(ctx) }
 
 // OnChange implements [runtime.PodManager].
 func (m *Manager) OnChange(changed func(ref pod.Ref)) { m.changed.Store(&changed) }
@@ -167,7 +150,7 @@ func (m *Manager) find(ref pod.Ref) *sandbox {
 	return m.sandboxes[ref.UID]
 }
 
-// lost says whether the connection to systemd has ended: what was told last is no longer true then, and what is asked of it is an error.
+// lost says whether the connection to systemd has ended: what it said last is no longer true then, and what is asked of it is an error.
 func (m *Manager) lost() bool {
 	select {
 	case <-m.units.Lost():
@@ -182,9 +165,8 @@ func (m *Manager) remember(s *sandbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sandboxes[s.ref.UID] = s
-	m.byUnit[s.names.Pause] = s
-	if m.config.Sandboxes != nil {
-		m.byUnit[s.names.VM] = s
+	for _, h := range s.holders {
+		m.byUnit[h.unit] = s
 	}
 }
 
@@ -213,7 +195,7 @@ func (m *Manager) forgetSandbox(s *sandbox) {
 	ns.close()
 }
 
-// unitChanged is told by systemd's signals that something about a unit has changed. It does not block.
+// unitChanged is called when systemd has said that something about a unit has changed. It does not block.
 func (m *Manager) unitChanged(unit string) {
 	m.mu.Lock()
 	s := m.byUnit[unit]

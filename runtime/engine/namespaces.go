@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -219,14 +219,6 @@ func (s *sandbox) hold(ns *namespaces) {
 	s.ns = ns
 }
 
-// nsPath names an open namespace for other processes; empty for the host's.
-func nsPath(f *os.File) string {
-	if f == nil {
-		return ""
-	}
-	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
-}
-
 // close forgets the namespaces; they live on for as long as a process is in them. A nil receiver is fine.
 func (ns *namespaces) close() {
 	if ns == nil {
@@ -237,16 +229,4 @@ func (ns *namespaces) close() {
 			f.Close()
 		}
 	}
-}
-
-// dupFile duplicates f, close-on-exec. A nil f stays nil.
-func dupFile(f *os.File) (*os.File, error) {
-	if f == nil {
-		return nil, nil
-	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }

@@ -1,10 +1,6 @@
-package native
+package engine
 
 import (
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -43,48 +39,6 @@ func TestStopSignal(t *testing.T) {
 		if got := stopSignal(c, runtime.ImageConfig{StopSignal: tc.image}); got != tc.want {
 			t.Errorf("%+v: %d", tc, got)
 		}
-	}
-}
-
-func TestLastLogError(t *testing.T) {
-	for log, want := range map[string]string{
-		"": "",
-		"{\"msg\":\"first\",\"level\":\"error\",\"time\":\"t\"}\n{\"msg\":\"second\",\"level\":\"error\"}\n":                           "second",
-		"{\"level\":\"error\",\"msg\":\"real\"}\n{\"level\":\"warning\",\"msg\":\"later\"}\nnoise\n{\"level\":\"error\",\"msg\":\"\"}": "real",
-		`{"timestamp":"t","level":"ERROR","fields":{"message":"youki's"},"target":"x"}`:                                                "youki's",
-		`{"level":"error","msg":"cut`: "",
-		`[1]`:                         "",
-	} {
-		path := filepath.Join(t.TempDir(), "log")
-		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := lastLogError(path); got != want {
-			t.Errorf("%q: %q, want %q", log, got, want)
-		}
-	}
-	if got := lastLogError(filepath.Join(t.TempDir(), "none")); got != "" {
-		t.Errorf("%q", got)
-	}
-}
-
-func TestStageMounts(t *testing.T) {
-	mounts, binds := stageMounts("/run/p", "/run/p/c/a", []runtime.Mount{
-		{Source: "/v/one", SubPath: "x", Destination: "/one", ReadOnly: true, Propagation: "rslave"},
-		{Destination: "/scratch"},
-		{SharedTmpfs: "mem", Destination: "/mem"},
-	})
-	wantMounts := []runtime.Mount{
-		{Source: "/run/p/c/a/mnt/0", Destination: "/one", ReadOnly: true, Propagation: "rslave"},
-		{Destination: "/scratch"},
-		{Source: "/run/p/c/a/mnt/1", Destination: "/mem"},
-	}
-	wantBinds := []shim.Bind{
-		{Source: "/v/one", SubPath: "x", Target: "/run/p/c/a/mnt/0", ReadOnly: true},
-		{Source: "/run/p/tmpfs/mem", Target: "/run/p/c/a/mnt/1"},
-	}
-	if !slices.Equal(mounts, wantMounts) || !slices.Equal(binds, wantBinds) {
-		t.Errorf("%+v\n%+v", mounts, binds)
 	}
 }
 
@@ -144,46 +98,6 @@ func TestStateOf(t *testing.T) {
 		}
 		if got := stateOf(c, tc.unit, !tc.unknown); got != tc.want {
 			t.Errorf("%s: %+v\nwant %+v", tc.name, got, tc.want)
-		}
-	}
-}
-
-func TestHostFacts(t *testing.T) {
-	facts := hostFacts()
-	if facts.MemoryBytes < 1<<20 {
-		t.Errorf("%d bytes of memory", facts.MemoryBytes)
-	}
-	if os.Getuid() == 0 && !slices.Contains(facts.Capabilities, "CAP_CHOWN") {
-		t.Errorf("%v", facts.Capabilities)
-	}
-	if facts.LowerOOMScore != slices.Contains(facts.Capabilities, "CAP_SYS_RESOURCE") {
-		t.Errorf("%+v", facts)
-	}
-	found := false
-	for _, device := range hostDevices("/dev") {
-		found = found || device.Path == "/dev/null" && device.Type == "c" && device.Major == 1 && device.Minor == 3
-		if strings.HasPrefix(device.Path, "/dev/pts/") || device.Path == "/dev/console" {
-			t.Errorf("%+v", device)
-		}
-	}
-	if !found {
-		t.Error("no /dev/null")
-	}
-}
-
-func TestFindRuntime(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "runc-9")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\necho runc version 9.1+x\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	r, err := findRuntime(t.Context(), path, "/run/x")
-	if err != nil || r.name != "runc" || r.version != "9.1+x" || r.root != "/run/x/runtime/runc" || r.cgroupsPath("a/b.service") != "/a/b.service/container" {
-		t.Errorf("%+v, %v", r, err)
-	}
-	for _, wanted := range []string{"kata", "/usr/bin/kata", filepath.Join(dir, "crun-missing")} {
-		if _, err := findRuntime(t.Context(), wanted, "/run/x"); pod.KindOf(err) != pod.Unsupported {
-			t.Errorf("%s: %v", wanted, err)
 		}
 	}
 }

@@ -1,16 +1,13 @@
-package native
+package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
@@ -26,17 +23,15 @@ const (
 	containersName = "c"
 	pidnsName      = "pidns.pid"
 
-	launchName  = "launch.json"
 	attemptName = "attempt.json"
 	runtimeLog  = "runtime.log"
 	pidName     = "pid"
-	rootfsName  = "rootfs"
-	mountsName  = "mnt"
 )
 
 // maxRecordBytes bounds the records and logs that are read back.
 const maxRecordBytes = 4 << 20
 
+// runDir is where what is known of a sandbox is, by its ID.
 func (m *Manager) runDir(uid types.UID) string {
 	return filepath.Join(m.config.RunDir, "pods", string(uid))
 }
@@ -52,27 +47,6 @@ func checkRef(ref pod.Ref) error {
 // layersDir is where a pod's writable layers are.
 func (m *Manager) layersDir(uid types.UID) string {
 	return filepath.Join(m.config.StateDir, "pods", string(uid), "containers")
-}
-
-// saveRecord writes v as JSON, atomically but not durably: what it tells does not outlive the machine's boot either.
-func saveRecord(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	return atomicfile.WriteNoSync(path, data, 0o600)
-}
-
-// loadRecord reads what saveRecord has written.
-func loadRecord(path string, v any) error {
-	data, err := atomicfile.Read(path, maxRecordBytes)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("cannot read %s: %w", path, err)
-	}
-	return nil
 }
 
 // removeAll removes the paths, and goes on after an error. Writable layers hold whatever a container has made: trees of any depth, immutable files.

@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -10,8 +10,10 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
@@ -22,7 +24,8 @@ import (
 type sandbox struct {
 	ref   pod.Ref
 	names units.PodNames
-	dir   string // RunDir/pods/UID
+	unit  func(container string) string // the unit of a container
+	dir   string                        // RunDir/pods/UID
 	// strays are the units of a pod that could not be adopted and is being removed.
 	strays []string
 
@@ -30,8 +33,7 @@ type sandbox struct {
 	mu         sync.Mutex
 	record     sandboxRecord
 	ns         *namespaces
-	pauseJob   *units.Job // of this daemon's CreateSandbox; nil after a restart of the daemon
-	vmJob      *units.Job // as pauseJob, of the VM unit
+	holders    []*holder // the pause unit is the first; only their jobs change
 	containers map[string]*container
 	changed    chan struct{} // closed at the next change of one of its units
 
@@ -43,13 +45,6 @@ func (s *sandbox) watch() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.changed
-}
-
-// jobs are the start jobs of the pause unit and the VM unit, when this manager has made them.
-func (s *sandbox) jobs() (pause, vm *units.Job) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.pauseJob, s.vmJob
 }
 
 // wake closes what watch has returned.
@@ -67,8 +62,10 @@ type sandboxRecord struct {
 	SharePID bool           `json:"sharePID,omitempty"`
 	// Traced says that there are containers with CAP_SYS_PTRACE.
 	Traced bool `json:"traced,omitempty"`
-	// NetworkOnly says that the pause process holds no other namespace: the containers are in a machine.
+	// NetworkOnly says that the pause process holds no other namespace: the containers are in a VM.
 	NetworkOnly bool `json:"networkOnly,omitempty"`
+	// PodUID is the pod's UID where it is not the sandbox's ID.
+	PodUID types.UID `json:"podUID,omitempty"`
 }
 
 // hostNamespaces are the namespaces that the pod shares with the host. With the network goes the host's name.
@@ -78,17 +75,24 @@ type hostNamespaces struct {
 }
 
 func (m *Manager) newSandbox(ref pod.Ref) *sandbox {
-	return &sandbox{ref: ref, names: units.Names(ref.Namespace, ref.Name), dir: m.runDir(ref.UID), containers: map[string]*container{}, changed: make(chan struct{}), entering: make(chan struct{}, 1)}
-}
-
-// unit is the name of a container's unit.
-func (s *sandbox) unit(container string) string {
-	return units.ContainerService(s.ref.Namespace, s.ref.Name, container)
+	names := m.config.Layout.Names(ref)
+	s := &sandbox{
+		ref: ref, names: names, dir: m.runDir(ref.UID), holders: []*holder{{kind: runtime.HolderPause, unit: names.Pause}},
+		containers: map[string]*container{}, changed: make(chan struct{}), entering: make(chan struct{}, 1),
+	}
+	s.unit = func(container string) string { return m.config.Layout.Container(ref, container) }
+	for _, kind := range m.kind.Holders {
+		s.holders = append(s.holders, &holder{kind: kind, unit: names.VM})
+	}
+	return s
 }
 
 // CreateSandbox implements [runtime.PodManager]. It does not wait for the pause process: the namespaces are made here.
 func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfig) error {
-	ref := pod.RefOf(config.Pod)
+	ref := config.Ref()
+	if err := checkRef(ref); err != nil {
+		return err
+	}
 	if !m.class.Available {
 		return pod.Errorf(pod.Unsupported, "cannot create sandbox of pod %s: %s", ref, m.class.Reason)
 	}
@@ -156,36 +160,33 @@ func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.
 	}
 	s.ns = ns
 	if !s.record.Host.Network {
-		if ns.net, err = dupFile(config.Network.NetNS); err != nil {
+		if ns.net, err = nsfile.Dup(config.Network.NetNS); err != nil {
 			return pod.Errorf(pod.Internal, "cannot keep the network namespace: %w", err)
 		}
 	}
 	if err := m.fault("write sandbox records"); err != nil {
 		return err
 	}
-	if err := saveRecord(filepath.Join(s.dir, sandboxName), s.record); err != nil {
+	if err := atomicfile.SaveJSON(filepath.Join(s.dir, sandboxName), s.record); err != nil {
 		return err
 	}
-	if err := saveRecord(filepath.Join(s.dir, pauseName), m.pauseConfig(s, config)); err != nil {
+	if err := atomicfile.SaveJSON(filepath.Join(s.dir, pauseName), m.pauseConfig(s, config)); err != nil {
 		return err
 	}
-	if m.config.Sandboxes != nil {
-		return m.startMachine(ctx, s, config)
-	}
-	return m.startPause(ctx, s, config.Pod, m.podLimits(config.Pod))
+	return m.startHolders(ctx, s, config)
 }
 
 // sandboxRecordOf decides what a sandbox is.
 func (m *Manager) sandboxRecordOf(config runtime.SandboxConfig) sandboxRecord {
-	if m.config.Sandboxes != nil {
-		return sandboxRecord{Hostname: config.Network.Hostname, NetworkOnly: true}
+	record := sandboxRecord{Hostname: config.Network.Hostname, NetworkOnly: m.kind.NetworkOnly}
+	if config.Ref().UID != config.Pod.UID {
+		record.PodUID = config.Pod.UID
 	}
-	return sandboxRecord{
-		Hostname: config.Network.Hostname,
-		Host:     hostNamespaces{Network: config.Network.Host, IPC: config.Pod.Spec.HostIPC},
-		SharePID: sharePID(config.Pod),
-		Traced:   tracesAny(config.Pod),
+	if !record.NetworkOnly {
+		record.Host = hostNamespaces{Network: config.Network.Host, IPC: config.Pod.Spec.HostIPC}
+		record.SharePID, record.Traced = sharePID(config.Pod), tracesAny(config.Pod)
 	}
+	return record
 }
 
 // wanted are the namespaces of the sandbox beside the network's.
@@ -197,44 +198,12 @@ func (s *sandbox) wanted(config runtime.SandboxConfig) namespacesWanted {
 	return want
 }
 
-// startPause queues the slice and the pause unit.
-func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod, limits units.Limits) error {
-	if err := m.fault("start pause unit"); err != nil {
-		return err
-	}
-	props := units.PauseProps(units.PauseUnit{
-		Pod: p, Names: s.names, SharePID: s.record.SharePID,
-		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
-	})
-	m.remember(s)
-	job, err := m.units.StartTransient(ctx, s.names.Pause, props, units.PodSlices(p, limits)...)
-	if pod.KindOf(err) == pod.AlreadyExists {
-		return pod.Errorf(pod.AlreadyExists, "units of that name run which belong to no pod that magikpod knows (systemctl status %s shows them, systemctl stop ends them)", s.names.Slice)
-	}
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.pauseJob = job
-	s.mu.Unlock()
-	return m.fault("after pause unit")
-}
-
-// podLimits are those of the slice of a pod whose processes are the host's.
-func (m *Manager) podLimits(p *corev1.Pod) units.Limits {
-	limits := units.PodLimits(p)
-	if m.config.PIDsLimit > 0 {
-		limits.TasksMax = uint64(m.config.PIDsLimit)
-	}
-	return limits
-}
-
 // pauseConfig is what the pause process reads.
 func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) shim.PauseConfig {
 	c := shim.PauseConfig{
-		Owner: m.owner, NetNS: nsPath(s.ns.net), IPCNS: nsPath(s.ns.ipc), UTSNS: nsPath(s.ns.uts), MountNS: nsPath(s.ns.mnt),
+		Owner: nsfile.Self(), NetNS: nsfile.Path(s.ns.net), IPCNS: nsfile.Path(s.ns.ipc), UTSNS: nsfile.Path(s.ns.uts), MountNS: nsfile.Path(s.ns.mnt),
 		SharePID: s.record.SharePID, FIFODir: filepath.Join(s.dir, logName),
-		Namespace: s.ref.Namespace, Pod: s.ref.Name, UID: string(s.ref.UID), Units: map[string]string{},
+		Namespace: s.ref.Namespace, Pod: s.ref.Name, UID: string(config.Pod.UID), Units: map[string]string{},
 	}
 	if c.SharePID {
 		c.PIDFile = filepath.Join(s.dir, pidnsName)
@@ -248,36 +217,36 @@ func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) shim.Pau
 	return c
 }
 
-// podPID returns the pod's PID namespace, which pause has made when its unit is up. Nil: every container has its own.
-func (m *Manager) podPID(ctx context.Context, s *sandbox) (*os.File, error) {
+// findPodPID opens the pod's PID namespace, which pause has made when its unit is up, if there is to be one.
+func (m *Manager) findPodPID(ctx context.Context, s *sandbox) error {
 	s.mu.Lock()
-	ns, job, shared := s.ns, s.pauseJob, s.record.SharePID
+	ns, job, shared := s.ns, s.holders[0].job, s.record.SharePID
 	s.mu.Unlock()
 	if !shared || ns == nil {
-		return nil, nil
+		return nil
 	}
 	if job != nil {
 		if err := job.Wait(ctx); err != nil {
-			return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
+			return pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ns.pid != nil {
-		return ns.pid, nil
+		return nil
 	}
 	data, err := atomicfile.Read(filepath.Join(s.dir, pidnsName), maxRecordBytes)
 	if err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
+		return pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil || pid <= 1 {
-		return nil, pod.Errorf(pod.Internal, "cannot use the pod's PID namespace: bad PID %q", data)
+		return pod.Errorf(pod.Internal, "cannot use the pod's PID namespace: bad PID %q", data)
 	}
 	if ns.pid, err = os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid")); err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
+		return pod.Errorf(pod.Unavailable, "cannot use the pod's PID namespace: %w", err)
 	}
-	return ns.pid, nil
+	return nil
 }
 
 // sharePID says whether the pod's containers see each other's processes, in a PID namespace of the pod.

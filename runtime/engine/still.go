@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"bufio"
@@ -7,8 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,31 +22,13 @@ import (
 // An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and only then takes from it what a container may not have: all capabilities, and, of a
 // new container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take them all in the meantime. So its processes stand still then.
 
-// firstCgroup is the child cgroup for the processes of a container with CAP_SYS_PTRACE that are no exec's.
-const firstCgroup = "first"
-
 // holdLimit bounds how long a start or an exec may hold others.
 const holdLimit = 30 * time.Second
 
-// traces says whether a container gets CAP_SYS_PTRACE. A privileged one has the host anyway.
-func traces(c *corev1.Container) bool {
-	sc := c.SecurityContext
-	if sc == nil || sc.Capabilities == nil || sc.Privileged != nil && *sc.Privileged {
-		return false
-	}
-	return slices.ContainsFunc(sc.Capabilities.Add, func(name corev1.Capability) bool {
-		name = corev1.Capability(strings.TrimPrefix(strings.ToUpper(string(name)), "CAP_"))
-		return name == "SYS_PTRACE" || name == "ALL"
-	})
-}
-
-// tracesAny says whether one of a pod's containers gets it. What has the host's PID namespace has the host anyway.
+// tracesAny says whether one of a pod's containers gets CAP_SYS_PTRACE.
 func tracesAny(p *corev1.Pod) bool {
-	if p.Spec.HostPID {
-		return false
-	}
 	for c := range pod.AllContainers(&p.Spec) {
-		if traces(c) {
+		if runtime.Traces(p, c) {
 			return true
 		}
 	}
@@ -105,7 +85,7 @@ func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string
 		if unit == "" {
 			return nil, pod.Errorf(pod.Unavailable, "cannot tell the cgroup of container %s", name)
 		}
-		for _, parent := range []string{unit, filepath.Join(unit, containerCgroup)} {
+		for _, parent := range []string{unit, filepath.Join(unit, runtime.ContainerCgroup)} {
 			entries, err := os.ReadDir(parent)
 			if unseen(err) {
 				return nil, pod.WithKind(pod.Unavailable, err)
@@ -163,68 +143,4 @@ func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
 		return nil, pod.Errorf(pod.Unavailable, "%s", strings.TrimSpace(stderr.String()))
 	}
 	return thaw, nil
-}
-
-// inRuntime says whether a process is still the OCI runtime, which has files of the host open until it executes the container's command. What has ended is not.
-func (r *ociRuntime) inRuntime(pid int) bool {
-	exe := "/proc/" + strconv.Itoa(pid) + "/exe"
-	now, err := os.Stat(exe)
-	if err != nil {
-		return false
-	}
-	if link, _ := os.Readlink(exe); strings.HasPrefix(link, "/memfd:") { // a copy of itself (CVE-2019-5736)
-		return true
-	}
-	program, err := os.Stat(r.path)
-	return err == nil && os.SameFile(now, program)
-}
-
-// commandTime bounds how long a process that has nothing left to do as the OCI runtime may take to execute the container's command.
-const commandTime = 10 * time.Second
-
-// awaitCommand waits until such a process has executed the command, or has ended. False: it does neither.
-func (r *ociRuntime) awaitCommand(pid int) bool {
-	for begin := time.Now(); pid > 0 && r.inRuntime(pid); time.Sleep(200 * time.Microsecond) {
-		if time.Since(begin) > commandTime {
-			return false
-		}
-	}
-	return true
-}
-
-// letGoWhenEntered waits until the process of an exec is a container's: the OCI runtime has written its PID, and it has executed its command, or has ended.
-func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
-	if letGo == nil {
-		return
-	}
-	defer letGo()
-	for begin := time.Now(); time.Since(begin) < holdLimit; time.Sleep(200 * time.Microsecond) {
-		if _, err := os.Stat("/proc/" + strconv.Itoa(runtimePID) + "/exe"); err != nil {
-			x.awaitCommands()
-			return // it has ended
-		}
-		data, err := os.ReadFile(x.path(pidName))
-		if err != nil {
-			continue
-		}
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
-			if !x.kind.awaitCommand(pid) {
-				break
-			}
-			return
-		}
-	}
-	x.kill()
-	x.awaitCommands()
-}
-
-// awaitCommands is awaitCommand for all processes of an exec: what was killed with the OCI runtime may take longer than that to go.
-func (x *execution) awaitCommands() {
-	pids, err := x.processes()
-	for begin := time.Now(); unseen(err) && time.Since(begin) < commandTime; time.Sleep(time.Millisecond) {
-		pids, err = x.processes()
-	}
-	for _, pid := range pids {
-		x.kind.awaitCommand(pid)
-	}
 }

@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -276,28 +276,6 @@ func TestHoldNobody(t *testing.T) {
 	w.up(none)
 	if letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(none)), "a", ""); letGo != nil || err != nil {
 		t.Errorf("a pod without SYS_PTRACE is held (%v)", err)
-	}
-}
-
-// TestTraces: which containers have SYS_PTRACE, and are not the host's anyway.
-func TestTraces(t *testing.T) {
-	yes := true
-	for name, tc := range map[string]struct {
-		context *corev1.SecurityContext
-		want    bool
-	}{
-		"none":       {nil, false},
-		"empty":      {&corev1.SecurityContext{}, false},
-		"other":      {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}}, false},
-		"ptrace":     {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "SYS_PTRACE"}}}, true},
-		"long":       {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"cap_sys_ptrace"}}}, true},
-		"all":        {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"all"}}}, true},
-		"dropped":    {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"SYS_PTRACE"}}}, false},
-		"privileged": {&corev1.SecurityContext{Privileged: &yes, Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}, false},
-	} {
-		if got := traces(&corev1.Container{SecurityContext: tc.context}); got != tc.want {
-			t.Errorf("%s: %t", name, got)
-		}
 	}
 }
 

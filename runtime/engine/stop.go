@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -10,46 +10,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
-
-// SignalContainer implements [runtime.PodManager].
-func (m *Manager) SignalContainer(ctx context.Context, ref pod.Ref, name string, sig syscall.Signal) error {
-	s, _, err := m.running(ref, name)
-	if err != nil {
-		return pod.Errorf(pod.KindOf(err), "cannot signal container %q of pod %s: %w", name, ref, err)
-	}
-	if m.config.Sandboxes != nil {
-		err = m.config.Sandboxes.Signal(ctx, m.machine(s), name, sig)
-	} else {
-		err = m.units.Kill(ctx, s.unit(name), "main", sig)
-	}
-	if err != nil {
-		return pod.Errorf(pod.KindOf(err), "cannot signal container %q of pod %s: %w", name, ref, err)
-	}
-	return nil
-}
-
-// running finds a container that runs, and its latest attempt. NotFound: there is none of that name; Conflict: it does not run.
-func (m *Manager) running(ref pod.Ref, name string) (*sandbox, attemptRecord, error) {
-	s := m.find(ref)
-	if s == nil {
-		return nil, attemptRecord{}, pod.Errorf(pod.NotFound, "it does not exist")
-	}
-	state := m.containerState(s, name)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.containers[name]
-	switch {
-	case c == nil || c.record == nil:
-		return nil, attemptRecord{}, pod.Errorf(pod.NotFound, "it does not exist")
-	case state.Stage != pod.ContainerRunning && state.Stage != pod.ContainerStopping:
-		return nil, attemptRecord{}, pod.Errorf(pod.Conflict, "it does not run (%s)", state.Stage)
-	}
-	return s, *c.record, nil
-}
 
 // StopContainer implements [runtime.PodManager].
 func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, grace time.Duration) error {
@@ -153,7 +118,7 @@ func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Dur
 	absent := pod.RuntimeState{Sandbox: pod.SandboxState{Stage: pod.SandboxAbsent}, Containers: map[string]pod.ContainerState{}}
 	s := m.find(ref)
 	if s == nil {
-		// Also of a pod that this manager has not been told of nothing is left.
+		// Also of a pod that this manager does not know nothing is left.
 		if _, err := m.adopt(ctx, ref); err != nil && !errors.Is(err, errDamaged) {
 			return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
 		}
@@ -186,7 +151,7 @@ func (m *Manager) findStrays(ctx context.Context, s *sandbox) (err error) {
 	entries, _ := os.ReadDir(filepath.Join(s.dir, containersName)) // all of it goes
 	for _, entry := range entries {
 		record := &attemptRecord{}
-		if loadRecord(filepath.Join(s.dir, containersName, entry.Name(), attemptName), record) == nil && record.Container == entry.Name() {
+		if atomicfile.LoadJSON(filepath.Join(s.dir, containersName, entry.Name(), attemptName), maxRecordBytes, record) == nil && record.Container == entry.Name() {
 			s.containers[record.Container] = &container{record: record}
 		}
 	}
@@ -198,8 +163,9 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 	if err := m.fault("stop pod"); err != nil {
 		return err
 	}
-	m.units.ExpectStop(s.names.Pause)
-	m.units.ExpectStop(s.names.VM)
+	for _, h := range s.holders {
+		m.units.ExpectStop(h.unit)
+	}
 	m.units.ExpectStop(s.names.Slice)
 	byHand := false
 	for _, name := range s.containerNames() {
@@ -235,9 +201,8 @@ const logsTakenTime = 5 * time.Second
 
 // awaitLogs waits until the pause process reads all logs: a SIGTERM before it can handle one would end it, and with it what short containers have written.
 func (m *Manager) awaitLogs(ctx context.Context, s *sandbox) {
-	job, _ := s.jobs()
 	for end := time.Now().Add(logsTakenTime); time.Now().Before(end) && ctx.Err() == nil && !shim.LogsTaken(filepath.Join(s.dir, logName)); {
-		if m.holderState(s.names.Pause, job, "pause").Stage == pod.SandboxDead {
+		if m.holderState(s, s.holders[0]).Stage == pod.SandboxDead {
 			return
 		}
 		time.Sleep(5 * time.Millisecond) // the mode of a FIFO changes without an event that costs less
@@ -261,7 +226,7 @@ func (m *Manager) insist(ctx context.Context, s *sandbox, job *units.Job, names 
 		case <-again.C:
 			for _, name := range names {
 				if m.live(s, name) {
-					_ = m.units.Kill(ctx, s.unit(name), "all", unixKILL) // it may have just ended; the next turn tells
+					_ = m.units.Kill(ctx, s.unit(name), "all", unixKILL) // it may have just ended; the next round shows it
 				}
 			}
 		}
@@ -317,7 +282,7 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 	for _, unit := range s.strays {
 		errs = append(errs, m.units.Release(ctx, unit))
 	}
-	errs = append(errs, m.releaseMachine(ctx, s), m.units.Release(ctx, s.names.Pause), m.units.Release(ctx, s.names.Slice))
+	errs = append(errs, m.releaseHolders(ctx, s), m.units.Release(ctx, s.names.Slice))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -338,13 +303,12 @@ func (m *Manager) Forget(_ context.Context, ref pod.Ref) error {
 	if m.find(ref) != nil {
 		return pod.Errorf(pod.Conflict, "cannot forget pod %s: its sandbox exists", ref)
 	}
-	if m.config.Sandboxes != nil {
-		if err := m.config.Sandboxes.ForgetSandbox(m.machine(m.newSandbox(ref))); err != nil {
-			return pod.Errorf(pod.KindOf(err), "cannot forget pod %s: %w", ref, err)
-		}
+	s := m.newSandbox(ref)
+	if err := m.runtime.ForgetSandbox(m.view(s)); err != nil {
+		return pod.Errorf(pod.KindOf(err), "cannot forget pod %s: %w", ref, err)
 	}
 	layers := m.layersDir(ref.UID)
-	if err := removeAll(append(m.newSandbox(ref).files(), layers)...); err != nil {
+	if err := removeAll(append(s.files(), layers)...); err != nil {
 		return pod.Errorf(pod.Internal, "cannot forget pod %s: %w", ref, err)
 	}
 	_ = os.Remove(m.runDir(ref.UID)) // others may have files in them

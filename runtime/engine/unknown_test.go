@@ -1,4 +1,4 @@
-package native
+package engine
 
 import (
 	"context"
@@ -157,7 +157,7 @@ func TestDamaged(t *testing.T) {
 			if name != "attempt" {
 				return
 			}
-			if err := removeAll(filepath.Join(w.config.RunDir, "runtime", w.oci.name)); err != nil { // nobody knows the ID any more
+			if err := removeAll(filepath.Join(w.config.RunDir, "runtime", w.oci)); err != nil { // nobody knows the ID any more
 				t.Error(err)
 			}
 		})

@@ -1,10 +1,10 @@
 // Package microvm is the runtime class pod-microvm-containers: each pod is a virtual machine, in which an agent, magikagent, runs the pod's containers.
 //
 //	pause unit       holds the pod's network namespace, and relays the logs, as in every class
-//	VM unit          magikshim vmm: the VMM in a jail, with its helpers; it ends when the machine does
+//	VM unit          magikvmm: the VMM in a jail, with its helpers; it ends when the machine does
 //	container units  magikshim proxy: has the agent start the container, and ends as that does
 //
-// [Launcher] plugs into the class pod-containers (native.SandboxLauncher), which makes the units; here it is decided what is in them: how large the machine is,
+// [Runtime] is what runtime/engine, which makes the units, needs to run such pods; here it is decided what is in them: how large the machine is,
 // which disks and shares it has, what the agent is told. Package vmm drives the VMMs, supervise runs one, guestimage makes kernel and initramfs; runtime/microvm/wire
 // is the protocol.
 //
@@ -15,7 +15,7 @@
 //	emptyDir                     a directory of the scratch disk, or of the machine's memory
 //	hostPath                     virtiofs
 //
-// What does not belong here: images (image), units (units), what goes on in the machine (runtime/microvm/guest).
+// What does not belong here: units, logs and records (runtime/engine), images (image), what goes on in the machine (runtime/microvm/guest).
 //
 // Layer L3.
 package microvm

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -23,7 +22,6 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
-	"github.com/magikrun/magikpod/units"
 )
 
 const (
@@ -33,6 +31,8 @@ const (
 	scratchSerial = "scratch"
 	shareTag      = "host"
 
+	// dirName is the VM's directory in the sandbox's RunDir and StateDir.
+	dirName = "vm"
 	// The files of a machine in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
@@ -56,6 +56,17 @@ const (
 	watchdogEmulated = 5 * time.Minute
 )
 
+// powerOffTimeout is how long a machine may take to power off in good order, before it is ended.
+const powerOffTimeout = 10 * time.Second
+
+func runDir(s runtime.Sandbox) string   { return filepath.Join(s.RunDir, dirName) }
+func stateDir(s runtime.Sandbox) string { return filepath.Join(s.StateDir, dirName) }
+
+// SandboxKind implements engine.Runtime: the containers' namespaces are in the VM, and pause holds the network's.
+func (r *Runtime) SandboxKind() runtime.SandboxKind {
+	return runtime.SandboxKind{NetworkOnly: true, Holders: []runtime.HolderKind{runtime.HolderVM}}
+}
+
 // record (machine.json) is what a later daemon must know of a machine.
 type record struct {
 	Hostname string                   `json:"hostname"`
@@ -77,23 +88,23 @@ type machine struct {
 }
 
 // lookUp returns what is known of the machine of a sandbox, read from its files if need be.
-func (l *Launcher) lookUp(s runtime.Machine) (*machine, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if m := l.machines[s.RunDir]; m != nil {
+func (r *Runtime) lookUp(s runtime.Sandbox) (*machine, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.machines[runDir(s)]; m != nil {
 		return m, nil
 	}
 	m := &machine{record: &record{}}
-	if err := load(filepath.Join(s.RunDir, recordFile), m.record); err != nil {
+	if err := load(filepath.Join(runDir(s), recordFile), m.record); err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot find the pod's machine: %w", err)
 	}
-	l.machines[s.RunDir] = m
+	r.machines[runDir(s)] = m
 	return m, nil
 }
 
 // machine is lookUp, and the machine is locked.
-func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
-	m, err := l.lookUp(s)
+func (r *Runtime) machine(s runtime.Sandbox) (*machine, error) {
+	m, err := r.lookUp(s)
 	if err == nil {
 		m.mu.Lock()
 	}
@@ -114,26 +125,26 @@ func (r *record) address() client.Address {
 	}
 }
 
-// PrepareSandbox implements native.SandboxLauncher.
-func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config runtime.SandboxConfig) ([]units.Property, error) {
+// PrepareSandbox implements engine.Runtime.
+func (r *Runtime) PrepareSandbox(ctx context.Context, s runtime.Sandbox, config runtime.SandboxConfig) ([]runtime.Holder, error) {
 	if config.Network.NetNS == nil {
 		return nil, pod.Errorf(pod.Unsupported, "a machine has no part in the host's network")
 	}
-	if err := l.checkNeeds(); err != nil { // it may have been removed since the class was asked
+	if err := r.checkNeeds(); err != nil { // it may have been removed since the class was asked
 		return nil, err
 	}
-	for _, dir := range []string{s.RunDir, s.StateDir} {
+	for _, dir := range []string{runDir(s), stateDir(s)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, pod.WithKind(pod.Internal, err)
 		}
 	}
-	l.forget(s)
-	guest, err := l.PrepareGuest(ctx)
+	r.forget(s)
+	guest, err := r.PrepareGuest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	scratch := filepath.Join(s.StateDir, scratchFile)
-	if err := disks.MakeScratch(ctx, scratch, l.config.ScratchBytes); err != nil {
+	scratch := filepath.Join(stateDir(s), scratchFile)
+	if err := disks.MakeScratch(ctx, scratch, r.config.ScratchBytes); err != nil {
 		return nil, pod.WithKind(pod.Unavailable, err)
 	}
 	waiting, cancel := context.WithTimeout(ctx, linkTimeout)
@@ -142,50 +153,49 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config
 	if err != nil {
 		return nil, err
 	}
-	r := l.recordOf(s, config)
-	vm := &r.VMM.VM
+	rec := r.recordOf(s, config)
+	vm := &rec.VMM.VM
 	vm.Kernel, vm.Initrd = guest.Kernel, guest.Initrd
 	vm.Disks = []vmm.Disk{{Path: scratch, Serial: scratchSerial}}
 	vm.NIC = &vmm.NIC{Tap: tapName, MAC: link.MAC.String(), MTU: link.MTU}
-	if err := save(filepath.Join(s.RunDir, recordFile), r); err != nil {
+	if err := save(filepath.Join(runDir(s), recordFile), rec); err != nil {
 		return nil, err
 	}
-	if err := save(filepath.Join(s.RunDir, configFile), r.VMM); err != nil {
+	if err := save(filepath.Join(runDir(s), configFile), rec.VMM); err != nil {
 		return nil, err
 	}
-	l.forget(s) // somebody may have asked for the machine before this one
-	return l.unit(s, config.Pod), nil
+	r.forget(s) // somebody may have asked for the machine before this one
+	argv := []string{r.config.SupervisorPath, "--config", filepath.Join(runDir(s), configFile)}
+	return []runtime.Holder{{Argv: argv, PowerOff: powerOffTimeout}}, nil
 }
 
 // recordOf decides what a machine is.
-func (l *Launcher) recordOf(s runtime.Machine, config runtime.SandboxConfig) *record {
+func (r *Runtime) recordOf(s runtime.Sandbox, config runtime.SandboxConfig) *record {
 	p := config.Pod
-	r := &record{
-		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: l.sizeOf(p),
+	rec := &record{
+		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: r.sizeOf(p),
 		SharePID: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 	}
 	for _, t := range config.SharedTmpfs {
-		r.Tmpfs[t.Name] = t
+		rec.Tmpfs[t.Name] = t
 	}
 	cid := newCID()
-	vm := l.base
-	vm.CPUs, vm.MemoryMiB = r.Size.CPUs, r.Size.MemoryMiB
+	vm := r.base
+	vm.CPUs, vm.MemoryMiB = rec.Size.CPUs, rec.Size.MemoryMiB
 	vm.Vsock.CID = cid
-	if l.share != "" && (needsShare(p) || l.manyImages(p)) {
-		vm.Share = &vmm.Share{Tag: shareTag, Daemon: l.share}
+	if r.share != "" && (needsShare(p) || r.manyImages(p)) {
+		vm.Share = &vmm.Share{Tag: shareTag, Daemon: r.share}
 	}
-	start, _ := nsfile.StartTime(os.Getpid()) // 0 is not checked
-	r.VMM = supervise.Config{
-		Owner: nsfile.Owner{PID: os.Getpid(), StartTime: start},
-		NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), config.Network.NetNS.Fd()),
-		UID:   supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: s.RunDir, VM: vm, PowerOffMillis: int(powerOffTimeout.Milliseconds()),
+	rec.VMM = supervise.Config{
+		Owner: nsfile.Self(), NetNS: nsfile.Path(config.Network.NetNS),
+		UID: supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: runDir(s), VM: vm, PowerOffMillis: int(powerOffTimeout.Milliseconds()),
 		WatchdogMillis: int(watchdog.Milliseconds()),
 	}
-	if l.emulated() {
-		r.VMM.WatchdogMillis = int(watchdogEmulated.Milliseconds())
+	if r.emulated() {
+		rec.VMM.WatchdogMillis = int(watchdogEmulated.Milliseconds())
 	}
-	r.VMM.SetPaths()
-	return r
+	rec.VMM.SetPaths()
+	return rec
 }
 
 // newCID is a context ID that no other machine of this host has, but for a chance of one in some billions. The three lowest and the highest mean other things.
@@ -195,10 +205,10 @@ func newCID() uint32 {
 	return 3 + binary.LittleEndian.Uint32(data[:])%(1<<31)
 }
 
-// ReadySandbox implements native.SandboxLauncher. The first call connects the machine to the pod's network, waits for the agent, and tells it what the
+// ReadySandbox implements engine.Runtime. The first call connects the machine to the pod's network, waits for the agent, and tells it what the
 // machine is.
-func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network *os.File) error {
-	m, err := l.machine(s)
+func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
+	m, err := r.machine(s)
 	if err != nil {
 		return err
 	}
@@ -206,12 +216,12 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 	if m.ready {
 		return nil
 	}
-	link, err := netsetup.Redirect(network, tapName)
+	link, err := netsetup.Redirect(s.Namespaces.Network, tapName)
 	if err != nil {
 		return err
 	}
 	limit := bootTimeout
-	if l.emulated() {
+	if r.emulated() {
 		limit = bootEmulatedTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it has not answered within %s", limit))
@@ -247,27 +257,23 @@ func (r *record) configure(link netsetup.PodLink) (wire.Configure, error) {
 	}, err
 }
 
-// RemoveSandbox implements native.SandboxLauncher.
-func (l *Launcher) RemoveSandbox(s runtime.Machine) error {
-	l.forget(s)
-	return errors.Join(remove(s.RunDir), remove(filepath.Join(s.StateDir, copiesDir)))
+// RemoveSandbox implements engine.Runtime.
+func (r *Runtime) RemoveSandbox(s runtime.Sandbox) error {
+	r.forget(s)
+	return errors.Join(remove(runDir(s)), remove(filepath.Join(stateDir(s), copiesDir)))
 }
 
-// ForgetSandbox implements native.SandboxLauncher.
-func (l *Launcher) ForgetSandbox(s runtime.Machine) error {
-	l.forget(s)
-	if err := remove(s.StateDir); err != nil {
-		return err
-	}
-	_ = os.Remove(filepath.Dir(s.StateDir)) // others may have files in it
-	return nil
+// ForgetSandbox implements engine.Runtime.
+func (r *Runtime) ForgetSandbox(s runtime.Sandbox) error {
+	r.forget(s)
+	return remove(stateDir(s))
 }
 
 // forget removes what is known of a machine.
-func (l *Launcher) forget(s runtime.Machine) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.machines, s.RunDir)
+func (r *Runtime) forget(s runtime.Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.machines, runDir(s))
 }
 
 func remove(dir string) error {
@@ -277,23 +283,13 @@ func remove(dir string) error {
 	return nil
 }
 
-// save writes v as JSON, atomically but not durably: what it tells does not outlive the machine's boot.
+// save writes v as JSON: what it says does not outlive the machine's boot.
 func save(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err == nil {
-		err = atomicfile.WriteNoSync(path, data, 0o600)
-	}
-	if err != nil {
+	if err := atomicfile.SaveJSON(path, v); err != nil {
 		return pod.Errorf(pod.Internal, "cannot write %s: %w", path, err)
 	}
 	return nil
 }
 
 // load reads what save has written.
-func load(path string, v any) error {
-	data, err := atomicfile.Read(path, maxRecordBytes)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, v)
-}
+func load(path string, v any) error { return atomicfile.LoadJSON(path, maxRecordBytes, v) }

@@ -38,15 +38,15 @@ type size struct {
 }
 
 // sizeOf makes a machine that the containers fit in: their limits, or for those that have none what the configuration says, but no less than what they request, and the overhead.
-func (l *Launcher) sizeOf(p *corev1.Pod) size {
+func (r *Runtime) sizeOf(p *corev1.Pod) size {
 	limits := units.PodLimits(p)
 	memory := limits.MemoryMax
 	if memory == 0 {
-		memory = max(uint64(l.config.MemoryBytes)+limitedMemory(p), limits.MemoryLow)
+		memory = max(uint64(r.config.MemoryBytes)+limitedMemory(p), limits.MemoryLow)
 	}
 	memory = min(memory, maxMachineMemory)
 	memory += guestOverhead + memory/guestOverheadShare
-	cpus := max(l.config.CPUs, wholeCPUs(units.PodCPURequest(p)))
+	cpus := max(r.config.CPUs, wholeCPUs(units.PodCPURequest(p)))
 	if limits.CPUQuota > 0 {
 		cpus = wholeCPUs(limits.CPUQuota)
 	}
@@ -66,17 +66,17 @@ func limitedMemory(p *corev1.Pod) (sum uint64) {
 
 // PodLimits are those of the slice: the machine, and what it takes to run it. In emulation a limit of the containers' CPU time holds in the machine
 // only: what their instructions cost on the host is another matter.
-func (l *Launcher) PodLimits(p *corev1.Pod) units.Limits {
-	limits, machine := units.PodLimits(p), l.sizeOf(p)
+func (r *Runtime) PodLimits(p *corev1.Pod) units.Limits {
+	limits, machine := units.PodLimits(p), r.sizeOf(p)
 	overhead := uint64(vmmOverhead)
-	if l.emulated() {
+	if r.emulated() {
 		overhead = vmmEmulatedOverhead
 	}
 	overhead += uint64(len(p.Spec.InitContainers)+len(p.Spec.Containers)) * proxyOverhead
 	limits.MemoryMax = uint64(machine.MemoryMiB)*mib + overhead
 	if limits.CPUQuota > 0 {
 		limits.CPUQuota += vmmCPU
-		if l.emulated() {
+		if r.emulated() {
 			limits.CPUQuota = time.Duration(machine.CPUs+1) * time.Second
 		}
 	}

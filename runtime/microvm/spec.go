@@ -33,7 +33,7 @@ var standardDevices = []struct {
 const ptsMajor = 136
 
 // guestSpec is the OCI spec of a container in a machine: as on the host, with limits in it, because no unit has them.
-func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
+func (r *Runtime) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
 	spec, err := oci.Spec(oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
 		Rootfs: guestRootfs, ShmDir: "/dev/shm", Hostname: hostname, Rlimits: guestRlimits,
@@ -44,18 +44,18 @@ func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mo
 	}
 	spec.Version = specVersion
 	spec.Linux.Sysctl = nil // they are the machine's, see machineSysctls
-	spec.Linux.Resources = l.resources(config.Container)
+	spec.Linux.Resources = r.resources(config.Container)
 	return spec, nil
 }
 
 // resources are the limits of a container's cgroup in the machine.
-func (l *Launcher) resources(c *corev1.Container) *specs.LinuxResources {
+func (r *Runtime) resources(c *corev1.Container) *specs.LinuxResources {
 	limits := units.ContainerLimits(c)
-	r := &specs.LinuxResources{Devices: deviceRules(c)}
+	res := &specs.LinuxResources{Devices: deviceRules(c)}
 	if limits.MemoryMax > 0 {
 		limit, low := int64(limits.MemoryMax), int64(limits.MemoryLow)
 		// The swap limit of OCI is that of memory and swap together: none on top.
-		r.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit, Reservation: &low}
+		res.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit, Reservation: &low}
 	}
 	cpu := &specs.LinuxCPU{}
 	if limits.CPUQuota > 0 {
@@ -64,12 +64,12 @@ func (l *Launcher) resources(c *corev1.Container) *specs.LinuxResources {
 	}
 	shares := sharesOf(c)
 	cpu.Shares = &shares
-	r.CPU = cpu
-	if l.config.PIDsLimit > 0 {
-		limit := l.config.PIDsLimit
-		r.Pids = &specs.LinuxPids{Limit: &limit}
+	res.CPU = cpu
+	if r.config.PIDsLimit > 0 {
+		limit := r.config.PIDsLimit
+		res.Pids = &specs.LinuxPids{Limit: &limit}
 	}
-	return r
+	return res
 }
 
 // sharesOf is the CPU request in the OCI runtimes' unit, which they turn into a weight: 1024 for one CPU, at least 2.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/runtime/onhost"
 )
 
 // capabilityNames are those of linux/capability.h, by number.
@@ -25,7 +26,7 @@ const maxHostDevices = 4096
 
 // hostFacts reads what the OCI spec depends on. The devices are left out: see hostDevices.
 func hostFacts() oci.HostFacts {
-	facts := oci.HostFacts{Capabilities: []string{}}
+	facts := oci.HostFacts{Capabilities: []string{}, AppArmor: onhost.AppArmor()}
 	for number, name := range capabilityNames {
 		// The bounding set: what this process's children can have.
 		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(number), 0, 0, 0); err == nil && has == 1 {
@@ -38,9 +39,6 @@ func hostFacts() oci.HostFacts {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		facts.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
-	}
-	if enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil {
-		facts.AppArmor = strings.HasPrefix(string(enabled), "Y")
 	}
 	return facts
 }

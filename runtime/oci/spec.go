@@ -24,14 +24,14 @@ func Spec(in Input) (*specs.Spec, error) {
 		Linux: &specs.Linux{
 			Namespaces:  namespaces(in),
 			CgroupsPath: in.CgroupsPath,
-			Sysctl:      sysctls(in),
+			Sysctl:      Sysctls(in),
 			MountLabel:  in.Host.SELinuxMount,
 		},
 	}
 	if in.Namespaces.UTS != "" {
 		spec.Hostname = in.Hostname
 	}
-	process, err := process(in)
+	process, err := Process(in)
 	if err != nil {
 		return nil, err
 	}
@@ -45,9 +45,9 @@ func Spec(in Input) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// process is the first process of the container.
-func process(in Input) (*specs.Process, error) {
-	args, err := args(in)
+// Process is the first process of the container. Its errors are those of [Spec].
+func Process(in Input) (*specs.Process, error) {
+	args, err := Command(in)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +67,10 @@ func process(in Input) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	profile, err := appArmorProfile(in)
+	if err != nil {
+		return nil, err
+	}
 	sc := security(in.Container)
 	return &specs.Process{
 		Terminal: in.Terminal,
@@ -79,6 +83,7 @@ func process(in Input) (*specs.Process, error) {
 		Rlimits:         in.Rlimits,
 		NoNewPrivileges: sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation,
 		OOMScoreAdj:     oomScoreAdj(in),
+		ApparmorProfile: profile,
 		SelinuxLabel:    in.Host.SELinuxProcess,
 	}, nil
 }
@@ -101,9 +106,9 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	return list
 }
 
-// sysctls are the pod's, and with a network namespace of the pod two that every CRI runtime sets today: ports below 1024 and ping are open to
+// Sysctls are the pod's, and with a network namespace of the pod two that every CRI runtime sets today: ports below 1024 and ping are open to
 // users other than root. The pod's own values win.
-func sysctls(in Input) map[string]string {
+func Sysctls(in Input) map[string]string {
 	set := map[string]string{}
 	if in.Namespaces.Network != "" {
 		set["net.ipv4.ip_unprivileged_port_start"] = "0"

@@ -14,13 +14,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
 	"github.com/magikrun/magikpod/runtime/microvm/guestimage"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
-
-// ClassName is the runtime class.
-const ClassName = "pod-microvm-containers"
 
 // The defaults of a [Config].
 const (
@@ -55,8 +53,8 @@ type Config struct {
 	PIDsLimit int64
 }
 
-// Launcher runs pods in machines. It is a native.SandboxLauncher.
-type Launcher struct {
+// Runtime runs pods in VMs. It is an engine.Runtime.
+type Runtime struct {
 	config Config
 	class  pod.ClassInfo
 	driver vmm.Driver
@@ -71,8 +69,8 @@ type Launcher struct {
 	machines map[string]*machine // by directory
 }
 
-// NewLauncher makes one. That something is missing is no error: Class says what.
-func NewLauncher(config Config) *Launcher {
+// New makes one. That something is missing is no error: Class says what.
+func New(config Config) *Runtime {
 	if config.MemoryBytes <= 0 {
 		config.MemoryBytes = DefaultMemory
 	}
@@ -85,22 +83,22 @@ func NewLauncher(config Config) *Launcher {
 	if config.Accel == "" {
 		config.Accel = vmm.AccelKVM
 	}
-	l := &Launcher{
-		config: config, class: pod.ClassInfo{Name: ClassName}, machines: map[string]*machine{},
+	r := &Runtime{
+		config: config, class: pod.ClassInfo{Name: pod.ClassMicroVM}, machines: map[string]*machine{},
 		guests: guestimage.Cache{Dir: filepath.Join(config.StateDir, "guests")}, images: disks.NewCache(filepath.Join(config.StateDir, "images")),
 	}
-	if reason := l.find(); reason != "" {
-		l.class.Reason = reason
-		return l
+	if reason := r.find(); reason != "" {
+		r.class.Reason = reason
+		return r
 	}
-	l.class.Available, l.class.Reason = true, l.description()
-	return l
+	r.class.Available, r.class.Reason = true, r.description()
+	return r
 }
 
 // find looks for all that machines need, and returns what is missing.
-func (l *Launcher) find() string {
+func (r *Runtime) find() string {
 	var missing []string
-	for _, look := range []func() error{l.findKernel, l.findDriver, l.findPrograms} {
+	for _, look := range []func() error{r.findKernel, r.findDriver, r.findPrograms} {
 		if err := look(); err != nil {
 			missing = append(missing, err.Error())
 		}
@@ -109,42 +107,42 @@ func (l *Launcher) find() string {
 }
 
 // findDriver finds the VMM: the one that is wanted, or the first that can be used. It needs the kernel, which not all of them can boot.
-func (l *Launcher) findDriver() error {
+func (r *Runtime) findDriver() error {
 	var reasons []string
 	for _, driver := range vmm.Drivers() {
-		if l.config.Driver != "" && driver.Name() != l.config.Driver {
+		if r.config.Driver != "" && driver.Name() != r.config.Driver {
 			continue
 		}
-		base := vmm.Config{Driver: driver.Name(), Program: l.config.Program, Machine: l.config.Machine, Accel: l.config.Accel, Kernel: l.parts.Kernel}
-		if l.emulated() && base.Machine == "microvm" {
+		base := vmm.Config{Driver: driver.Name(), Program: r.config.Program, Machine: r.config.Machine, Accel: r.config.Accel, Kernel: r.parts.Kernel}
+		if r.emulated() && base.Machine == "microvm" {
 			base.TSCKHz = vmm.HostTSC()
 		}
 		kind, err := vmm.FindVsock(driver, &base)
 		switch {
 		case err != nil:
 			reasons = append(reasons, driver.Name()+": "+strings.ReplaceAll(err.Error(), "\n", ", "))
-		case l.driver != nil:
+		case r.driver != nil:
 			reasons = append(reasons, driver.Name()+": it can be used as well")
 		default:
 			base.Vsock.Kind = kind
-			l.driver, l.base = driver, base
+			r.driver, r.base = driver, base
 			if driver.Can(&base).Share {
-				l.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
+				r.share, _ = vmm.FindVirtiofsd() // without it a pod with a hostPath is refused, and told why
 			}
 		}
 	}
-	switch l.others = strings.Join(reasons, "; "); {
-	case l.driver != nil:
+	switch r.others = strings.Join(reasons, "; "); {
+	case r.driver != nil:
 		return nil
 	case len(reasons) == 0:
-		_, err := vmm.Find(l.config.Driver)
+		_, err := vmm.Find(r.config.Driver)
 		return err
 	}
-	return pod.Errorf(pod.Unsupported, "%s", l.others)
+	return pod.Errorf(pod.Unsupported, "%s", r.others)
 }
 
-func (l *Launcher) findKernel() (err error) {
-	l.parts.Kernel, l.parts.Modules, err = guestimage.FindKernel(l.config.Kernel)
+func (r *Runtime) findKernel() (err error) {
+	r.parts.Kernel, r.parts.Modules, err = guestimage.FindKernel(r.config.Kernel)
 	return err
 }
 
@@ -154,30 +152,30 @@ type need struct {
 	device       bool // else a program
 }
 
-func (l *Launcher) needs() []need {
+func (r *Runtime) needs() []need {
 	return []need{
-		{path: l.config.ShimPath, remedy: "package magikpod"},
-		{path: l.config.SupervisorPath, remedy: "package magikpod"},
-		{path: l.parts.Init, remedy: "package magikpod"},
-		{path: l.parts.Runtime, remedy: "package " + filepath.Base(l.parts.Runtime)},
+		{path: r.config.ShimPath, remedy: "package magikpod"},
+		{path: r.config.SupervisorPath, remedy: "package magikpod"},
+		{path: r.parts.Init, remedy: "package magikpod"},
+		{path: r.parts.Runtime, remedy: "package " + filepath.Base(r.parts.Runtime)},
 		{path: disks.Mke2fs, remedy: "package e2fsprogs"},
 		{path: "/dev/net/tun", remedy: "modprobe tun", device: true},
 	}
 }
 
 // findPrograms finds what goes into the machine beside the kernel.
-func (l *Launcher) findPrograms() error {
-	l.parts.Init, l.parts.Runtime = l.config.AgentPath, l.config.Runtime
-	if l.parts.Runtime == "" {
-		l.parts.Runtime = "/usr/bin/crun"
+func (r *Runtime) findPrograms() error {
+	r.parts.Init, r.parts.Runtime = r.config.AgentPath, r.config.Runtime
+	if r.parts.Runtime == "" {
+		r.parts.Runtime = "/usr/bin/crun"
 	}
-	return l.checkNeeds()
+	return r.checkNeeds()
 }
 
 // checkNeeds looks for what every machine needs. Unsupported: something is missing, and the error says what, and how it is had.
-func (l *Launcher) checkNeeds() error {
+func (r *Runtime) checkNeeds() error {
 	var missing []string
-	for _, n := range l.needs() {
+	for _, n := range r.needs() {
 		info, err := os.Stat(n.path)
 		switch {
 		case err == nil && n.device && info.Mode()&os.ModeCharDevice != 0:
@@ -195,58 +193,58 @@ func (l *Launcher) checkNeeds() error {
 }
 
 // description tells people what runs the machines.
-func (l *Launcher) description() string {
-	text := l.driver.Name() + ", " + l.base.Accel + ", vsock by " + string(l.base.Vsock.Kind) + ", kernel " + filepath.Base(l.parts.Modules)
-	if !l.images.Packs() {
+func (r *Runtime) description() string {
+	text := r.driver.Name() + ", " + r.base.Accel + ", vsock by " + string(r.base.Vsock.Kind) + ", kernel " + filepath.Base(r.parts.Modules)
+	if !r.images.Packs() {
 		text += ", images not compressed: mkfs.erofs is not installed (package erofs-utils)"
 	}
-	if l.share == "" {
-		text += ", hostPath as a copy to read: " + l.noShare()
+	if r.share == "" {
+		text += ", hostPath as a copy to read: " + r.noShare()
 	}
-	if l.others != "" {
-		text += "; " + l.others
+	if r.others != "" {
+		text += "; " + r.others
 	}
 	return text
 }
 
 // Class says whether the class can be used.
-func (l *Launcher) Class() pod.ClassInfo { return l.class }
+func (r *Runtime) Class() pod.ClassInfo { return r.class }
 
 // emulated says that the machines' instructions are translated.
-func (l *Launcher) emulated() bool { return l.config.Accel == vmm.AccelTCG }
+func (r *Runtime) emulated() bool { return r.config.Accel == vmm.AccelTCG }
 
 // noShare says why directories of the host cannot be shown in a machine; empty: they can.
-func (l *Launcher) noShare() string {
+func (r *Runtime) noShare() string {
 	switch {
-	case l.share != "" || l.driver == nil:
+	case r.share != "" || r.driver == nil:
 		return ""
-	case !l.driver.Can(&l.base).Share:
-		try := l.base
+	case !r.driver.Can(&r.base).Share:
+		try := r.base
 		try.Share = &vmm.Share{}
-		return l.driver.Check(&try).Error()
+		return r.driver.Check(&try).Error()
 	}
 	return "virtiofsd is not installed"
 }
 
 // maxImages is how many images a machine can have as disks, beside the scratch disk; 0: any number.
-func (l *Launcher) maxImages() int {
-	if l.driver == nil {
+func (r *Runtime) maxImages() int {
+	if r.driver == nil {
 		return 0
 	}
-	return max(l.driver.Can(&l.base).MaxDisks-1, 0)
+	return max(r.driver.Can(&r.base).MaxDisks-1, 0)
 }
 
 // manyImages says whether a pod may have more images than there can be disks: as many as its containers name, and those of copies.
-func (l *Launcher) manyImages(p *corev1.Pod) bool {
-	return l.maxImages() > 0 && l.countImages(p) > l.maxImages()
+func (r *Runtime) manyImages(p *corev1.Pod) bool {
+	return r.maxImages() > 0 && r.countImages(p) > r.maxImages()
 }
 
-func (l *Launcher) countImages(p *corev1.Pod) int {
+func (r *Runtime) countImages(p *corev1.Pod) int {
 	images := map[string]bool{}
 	for c := range pod.AllContainers(&p.Spec) {
 		images[c.Image] = true
 	}
-	if l.share != "" {
+	if r.share != "" {
 		return len(images)
 	}
 	return len(images) + len(slices.DeleteFunc(slices.Clone(p.Spec.Volumes), func(v corev1.Volume) bool { return v.HostPath == nil }))
@@ -258,20 +256,23 @@ func needsShare(p *corev1.Pod) bool {
 }
 
 // PrepareGuest makes kernel and initramfs of the machines, unless they are there.
-func (l *Launcher) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
-	image, err := l.guests.Build(ctx, l.parts)
+func (r *Runtime) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
+	image, err := r.guests.Build(ctx, r.parts)
 	if err != nil {
 		return image, pod.Errorf(kindOr(err, pod.Unavailable), "%w", err)
 	}
 	return image, nil
 }
 
-// ForgetImages implements native.SandboxLauncher: the disks of images whose layers are gone are removed, and what machines booted from before the kernel, the agent
+// PrepareImage does nothing: the disk of an image is made when its first container starts.
+func (r *Runtime) PrepareImage(context.Context, runtime.Image) error { return nil }
+
+// ForgetImages implements engine.Runtime: the disks of images whose layers are gone are removed, and what machines booted from before the kernel, the agent
 // or the OCI runtime were replaced.
-func (l *Launcher) ForgetImages(context.Context) error {
-	err := l.images.Prune()
-	if l.class.Available {
-		err = errors.Join(err, l.guests.Prune(l.parts))
+func (r *Runtime) ForgetImages(context.Context) error {
+	err := r.images.Prune()
+	if r.class.Available {
+		err = errors.Join(err, r.guests.Prune(r.parts))
 	}
 	return pod.WithKind(pod.Internal, err)
 }

@@ -1,4 +1,4 @@
-package daemon
+package usage
 
 import (
 	"bufio"
@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -29,7 +28,7 @@ func writeCgroup(t *testing.T, dir string, files map[string]string) {
 	}
 }
 
-func TestStats(t *testing.T) {
+func TestOf(t *testing.T) {
 	root := t.TempDir()
 	slice := `/magikpod.slice/magikpod-default.slice/magikpod-default-we\x2db.slice`
 	writeCgroup(t, filepath.Join(root, slice), map[string]string{
@@ -42,32 +41,31 @@ func TestStats(t *testing.T) {
 		"memory.current": "1000\n", "memory.max": "65536\n", "memory.stat": "inactive_file 3000\n", // counted at another moment
 	})
 	writeCgroup(t, filepath.Join(root, slice, "bare.service"), nil)
-	begin := time.Now()
-	got, err := statsOf(root, slice, map[string]string{"a": slice + "/a.service", "bare": strings.TrimPrefix(slice, "/") + "/bare.service/",
-		"gone": slice + "/gone.service", "ended": ""})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.Time.Before(begin) || got.Time.After(time.Now()) {
-		t.Errorf("time %v", got.Time)
-	}
-	want := pod.Stats{Time: got.Time, Pod: pod.ResourceUse{CPUNanos: new(uint64(1500000)), MemoryBytes: new(uint64(7000)), Processes: new(uint64(7))},
+	for group, want := range map[string]*pod.ResourceUse{
+		slice:                {CPUNanos: new(uint64(1500000)), MemoryBytes: new(uint64(7000)), Processes: new(uint64(7))},
+		slice + "/a.service": {CPUNanos: new(uint64(1400000)), MemoryBytes: new(uint64(0)), MemoryLimitBytes: 65536},
 		// Without a controller nothing is known, which is not nothing.
-		Containers: map[string]pod.ResourceUse{"a": {CPUNanos: new(uint64(1400000)), MemoryBytes: new(uint64(0)), MemoryLimitBytes: 65536}, "bare": {}}}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	if got, err := statsOf(root, "/gone.slice", nil); err != nil || *got.Pod.CPUNanos != 0 || *got.Pod.MemoryBytes != 0 || *got.Pod.Processes != 0 {
-		t.Errorf("a pod that is down: %+v, %v", got, err)
+		strings.TrimPrefix(slice, "/") + "/bare.service/": {},
+		slice + "/gone.service":                           nil, "": nil,
+	} {
+		got, ok, err := Of(root, group)
+		if err != nil || ok != (want != nil) {
+			t.Errorf("%s: %t, %v", group, ok, err)
+		}
+		if want != nil {
+			if diff := cmp.Diff(*want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", group, diff)
+			}
+		}
 	}
 	writeCgroup(t, filepath.Join(root, slice), map[string]string{"cpu.stat": "usage_usec\n"})
-	if _, err := statsOf(root, slice, nil); pod.KindOf(err) != pod.Internal {
+	if _, _, err := Of(root, slice); pod.KindOf(err) != pod.Internal {
 		t.Errorf("nonsense in cpu.stat: %v", err)
 	}
 }
 
 // The kernel's own files are read too.
-func TestStatsKernel(t *testing.T) {
+func TestKernel(t *testing.T) {
 	root := cgroup2Mount(t)
 	group := fmt.Sprintf("/magikpod-test-%d", os.Getpid())
 	dir := filepath.Join(root, group)
@@ -89,9 +87,9 @@ func TestStatsKernel(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	got, err := statsOf(root, group, map[string]string{"a": group})
-	if err != nil || *got.Pod.CPUNanos == 0 || !cmp.Equal(got.Containers["a"], got.Pod) {
-		t.Errorf("%+v, %v", got, err)
+	got, ok, err := Of(root, group)
+	if err != nil || !ok || *got.CPUNanos == 0 {
+		t.Errorf("%+v, %t, %v", got, ok, err)
 	}
 }
 

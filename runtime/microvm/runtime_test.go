@@ -28,18 +28,18 @@ func TestClassDrivers(t *testing.T) {
 		{"qemu", "q35", "qemu: /none/vmm is not installed"},
 		{"cloud-hypervisor", "", "cloud-hypervisor: /none/vmm is not installed"},
 	} {
-		class := NewLauncher(Config{Driver: c.driver, Machine: c.machine, Program: "/none/vmm", Accel: vmm.AccelKVM, SupervisorPath: "/none"}).Class()
-		if class.Available || class.Name != ClassName || strings.Count(class.Reason, c.want) != 1 {
+		class := New(Config{Driver: c.driver, Machine: c.machine, Program: "/none/vmm", Accel: vmm.AccelKVM, SupervisorPath: "/none"}).Class()
+		if class.Available || class.Name != pod.ClassMicroVM || strings.Count(class.Reason, c.want) != 1 {
 			t.Errorf("%s %s: %+v, want %q once", c.driver, c.machine, class, c.want)
 		}
 	}
-	class := NewLauncher(Config{Program: "/none/vmm", SupervisorPath: "/none"}).Class()
+	class := New(Config{Program: "/none/vmm", SupervisorPath: "/none"}).Class()
 	for _, driver := range vmm.Drivers() {
 		if want := driver.Name() + ": /none/vmm is not installed"; !strings.Contains(class.Reason, want) {
 			t.Errorf("%q is not in %q", want, class.Reason)
 		}
 	}
-	l := NewLauncher(Config{Program: "/bin/true", Accel: vmm.AccelTCG})
+	l := New(Config{Program: "/bin/true", Accel: vmm.AccelTCG})
 	if l.driver == nil {
 		t.Skipf("QEMU's vsock cannot be used here: %s (try: scripts/deps)", l.Class().Reason)
 	}
@@ -64,11 +64,11 @@ func TestClassNamesWhatIsMissing(t *testing.T) {
 	} {
 		mke2fs, all := disks.Mke2fs, config
 		c.lack()
-		l := NewLauncher(config)
+		l := New(config)
 		if class := l.Class(); class.Available || !strings.Contains(class.Reason, c.want) {
 			t.Errorf("got %+v, want %q", class, c.want)
 		}
-		_, err := l.PrepareSandbox(t.Context(), runtime.Machine{RunDir: "/none", StateDir: "/none"}, runtime.SandboxConfig{Network: runtime.Network{NetNS: os.Stdin}})
+		_, err := l.PrepareSandbox(t.Context(), runtime.Sandbox{RunDir: "/none", StateDir: "/none"}, runtime.SandboxConfig{Network: runtime.Network{NetNS: os.Stdin}})
 		if pod.KindOf(err) != pod.Unsupported || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("a start: %v, want %q", err, c.want)
 		}
@@ -76,7 +76,7 @@ func TestClassNamesWhatIsMissing(t *testing.T) {
 	}
 	config.ShimPath, disks.Mke2fs = "/none/agent", "/none/mke2fs"
 	defer func() { disks.Mke2fs = "/usr/sbin/mke2fs" }()
-	if text := NewLauncher(config).Class().Reason; !strings.Contains(text, "/none/agent") || !strings.Contains(text, "/none/mke2fs") {
+	if text := New(config).Class().Reason; !strings.Contains(text, "/none/agent") || !strings.Contains(text, "/none/mke2fs") {
 		t.Errorf("%q does not name all that is missing", text)
 	}
 }
@@ -136,7 +136,7 @@ func TestForgetImages(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(layers, "a", "bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l := NewLauncher(Config{StateDir: t.TempDir()})
+	l := New(Config{StateDir: t.TempDir()})
 	disk, err := l.images.Image(t.Context(), runtime.Rootfs{Dir: layers, Layers: []string{"a"}})
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestForgetGuests(t *testing.T) {
 	if err := errors.Join(os.Mkdir(modules, 0o755), os.WriteFile(filepath.Join(modules, "modules.dep"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	l := NewLauncher(Config{StateDir: state, SupervisorPath: "/none"})
+	l := New(Config{StateDir: state, SupervisorPath: "/none"})
 	for _, available := range []bool{false, true} {
 		l.class.Available = available // without a kernel nobody knows what to keep
 		l.parts = guestimage.Parts{Kernel: "/proc/self/exe", Modules: modules, Init: "/proc/self/exe"}
