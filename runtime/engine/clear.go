@@ -27,6 +27,28 @@ func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
 	return m.removeAttempt(ctx, s, record)
 }
 
+// RemoveContainer removes all of a container that does not run, what is known of it too. Conflict: it runs. One that does not exist is no error.
+// Nobody needs it who runs the next attempt, or deletes the sandbox.
+func (m *Manager) RemoveContainer(ctx context.Context, ref pod.Ref, name string) error {
+	s := m.find(ref)
+	if s == nil {
+		return nil
+	}
+	if m.live(s, name) {
+		return pod.Errorf(pod.Conflict, "cannot remove container %q of pod %s: it runs", name, ref)
+	}
+	if err := m.clear(ctx, s, name); err != nil {
+		return pod.Errorf(kindOr(err, pod.Internal), "cannot remove container %q of pod %s: %w", name, ref, err)
+	}
+	m.mu.Lock()
+	delete(m.byUnit, s.unit(name))
+	m.mu.Unlock()
+	s.mu.Lock()
+	delete(s.containers, name)
+	s.mu.Unlock()
+	return nil
+}
+
 // removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime remembers of it, its log pipes (after what is
 // in them was read), its bundle and its writable layer.
 func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
