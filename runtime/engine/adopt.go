@@ -29,7 +29,7 @@ func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
 		err = m.checkAbsent(ctx, ref)
 	}
 	if err != nil {
-		err = pod.Errorf(kindOr(err, pod.Internal), "cannot adopt pod %s: %w", ref, err)
+		err = pod.Errorf(pod.KindOf(err), "cannot adopt pod %s: %w", ref, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -29,7 +29,7 @@ type attempt struct {
 func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
 	name := config.Container.Name
 	fail := func(err error, fallback pod.Kind) (*attempt, error) {
-		return nil, pod.Errorf(kindOr(err, fallback), "cannot run container %q: %w", name, err)
+		return nil, pod.Errorf(pod.KindOr(err, fallback), "cannot run container %q: %w", name, err)
 	}
 	if config.LogPath != "" && !filepath.IsLocal(config.LogPath) {
 		return fail(pod.Errorf(pod.Invalid, "its log %q is not in the pod's log directory", config.LogPath), pod.Invalid)

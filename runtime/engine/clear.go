@@ -38,7 +38,7 @@ func (m *Manager) RemoveContainer(ctx context.Context, ref pod.Ref, name string)
 		return pod.Errorf(pod.Conflict, "cannot remove container %q of pod %s: it runs", name, ref)
 	}
 	if err := m.clear(ctx, s, name); err != nil {
-		return pod.Errorf(kindOr(err, pod.Internal), "cannot remove container %q of pod %s: %w", name, ref, err)
+		return pod.Errorf(pod.KindOf(err), "cannot remove container %q of pod %s: %w", name, ref, err)
 	}
 	m.mu.Lock()
 	delete(m.byUnit, s.unit(name))

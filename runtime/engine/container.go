@@ -73,7 +73,7 @@ func (m *Manager) RunContainer(ctx context.Context, config runtime.ContainerConf
 		return err
 	}
 	if err := m.clear(ctx, s, name); err != nil {
-		return pod.Errorf(kindOr(err, pod.Internal), "cannot run container %q: cannot clear its last attempt: %w", name, err)
+		return pod.Errorf(pod.KindOf(err), "cannot run container %q: cannot clear its last attempt: %w", name, err)
 	}
 	s.begin(a.record)
 	starting, done := m.whileHeld(ctx, s)
@@ -308,7 +308,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 	case reason != "":
 		err = pod.Errorf(pod.Internal, "cannot start container %q: %s", name, reason)
 	default:
-		err = pod.Errorf(kindOr(err, pod.Internal), "cannot start container %q: %w", name, err)
+		err = pod.Errorf(pod.KindOf(err), "cannot start container %q: %w", name, err)
 	}
 	if stopErr := m.stopAttempt(cleanup, s, a.record); stopErr != nil {
 		if known {

@@ -103,7 +103,7 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 			err = m.checkAbsent(ctx, ref) // its record is lost, and not all of it
 		}
 		if err != nil {
-			return pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err)
+			return pod.Errorf(pod.KindOf(err), "cannot create sandbox of pod %s: %w", ref, err)
 		}
 	}
 	if s := m.find(ref); s != nil {
@@ -120,7 +120,7 @@ func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfi
 	if err := m.createSandbox(ctx, s, config); err != nil {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		err = pod.Errorf(kindOr(err, pod.Internal), "cannot create sandbox of pod %s: %w", ref, err)
+		err = pod.Errorf(pod.KindOf(err), "cannot create sandbox of pod %s: %w", ref, err)
 		if pod.KindOf(err) == pod.AlreadyExists { // what has the name is not ours to stop
 			return errors.Join(err, m.removeSandbox(s))
 		}
@@ -261,12 +261,4 @@ func (s *sandbox) files() []string {
 		paths = append(paths, filepath.Join(s.dir, name))
 	}
 	return paths
-}
-
-// kindOr is the kind of err, or fallback when it has none of its own.
-func kindOr(err error, fallback pod.Kind) pod.Kind {
-	if kind := pod.KindOf(err); kind != pod.Internal {
-		return kind
-	}
-	return fallback
 }

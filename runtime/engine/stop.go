@@ -35,7 +35,7 @@ func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, g
 		insisting = true
 		// A unit's TimeoutStopSec= cannot be changed while it runs: with another grace period the signals are ours.
 		if err := m.endByHand(ctx, s, record, grace); err != nil {
-			return pod.Errorf(kindOr(err, pod.Internal), "cannot stop container %q of pod %s: %w", name, ref, err)
+			return pod.Errorf(pod.KindOf(err), "cannot stop container %q of pod %s: %w", name, ref, err)
 		}
 	}
 	job, err := m.units.Stop(ctx, unit)
@@ -47,7 +47,7 @@ func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, g
 		err = job.Wait(ctx)
 	}
 	if err != nil && m.live(s, name) {
-		return pod.Errorf(kindOr(err, pod.Internal), "cannot stop container %q of pod %s: %w", name, ref, err)
+		return pod.Errorf(pod.KindOf(err), "cannot stop container %q of pod %s: %w", name, ref, err)
 	}
 	return nil
 }
@@ -115,32 +115,37 @@ func (m *Manager) awaitMainEnd(ctx context.Context, s *sandbox, unit string) {
 
 // DeleteSandbox implements [runtime.PodManager].
 func (m *Manager) DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Duration) (pod.RuntimeState, error) {
-	absent := pod.RuntimeState{Sandbox: pod.SandboxState{Stage: pod.SandboxAbsent}, Containers: map[string]pod.ContainerState{}}
+	state := pod.RuntimeState{Sandbox: pod.SandboxState{Stage: pod.SandboxAbsent}, Containers: map[string]pod.ContainerState{}}
+	if err := m.deleteSandbox(ctx, ref, grace, state.Containers); err != nil {
+		return state, pod.Errorf(pod.KindOf(err), "cannot delete sandbox of pod %s: %w", ref, err)
+	}
+	return state, nil
+}
+
+// deleteSandbox notes how the containers have ended.
+func (m *Manager) deleteSandbox(ctx context.Context, ref pod.Ref, grace time.Duration, ended map[string]pod.ContainerState) error {
 	s := m.find(ref)
 	if s == nil {
 		// Also of a pod that this manager does not know nothing is left.
 		if _, err := m.adopt(ctx, ref); err != nil && !errors.Is(err, errDamaged) {
-			return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
+			return err
 		}
 		if s = m.find(ref); s == nil {
 			s = m.newSandbox(ref)
 			if err := m.findStrays(ctx, s); err != nil {
-				return absent, pod.Errorf(pod.KindOf(err), "cannot delete sandbox of pod %s: %w", ref, err)
+				return err
 			}
 		}
 	}
 	if err := m.stopAll(ctx, s, grace); err != nil {
-		return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
+		return err
 	}
 	for _, name := range s.containerNames() {
 		if c := m.containerState(s, name); c.Stage != pod.ContainerAbsent {
-			absent.Containers[name] = c
+			ended[name] = c
 		}
 	}
-	if err := m.dismantle(ctx, s); err != nil {
-		return absent, pod.Errorf(kindOr(err, pod.Internal), "cannot delete sandbox of pod %s: %w", ref, err)
-	}
-	return absent, nil
+	return m.dismantle(ctx, s)
 }
 
 // findStrays finds what there is of a pod that could not be adopted.

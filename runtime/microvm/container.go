@@ -70,11 +70,11 @@ func (r *Runtime) prepare(ctx context.Context, s runtime.Sandbox, a runtime.Atte
 		return c, pod.WithKind(pod.Unavailable, err)
 	}
 	if err := m.plugCopies(ctx, s, staged); err != nil {
-		return c, pod.WithKind(kindOr(err, pod.Unavailable), err)
+		return c, pod.WithKind(pod.KindOr(err, pod.Unavailable), err)
 	}
 	place, err := r.plug(ctx, m, s, config.Image)
 	if err != nil {
-		return c, pod.WithKind(kindOr(err, pod.Unavailable), err)
+		return c, pod.WithKind(pod.KindOr(err, pod.Unavailable), err)
 	}
 	return vmshim.Config{
 		Agent: m.record.address(), Copies: staged.copies, MessageFile: staged.messageFile, Log: a.Log,

@@ -259,7 +259,7 @@ func needsShare(p *corev1.Pod) bool {
 func (r *Runtime) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 	image, err := r.guests.Build(ctx, r.parts)
 	if err != nil {
-		return image, pod.Errorf(kindOr(err, pod.Unavailable), "%w", err)
+		return image, pod.Errorf(pod.KindOr(err, pod.Unavailable), "%w", err)
 	}
 	return image, nil
 }

@@ -6,14 +6,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
 	"github.com/magikrun/magikpod/units"
 )
-
-// specVersion is the newest version of the OCI runtime specification that Debian's OCI runtimes accept.
-const specVersion = "1.0.2"
 
 // guestRootfs stands for the container's root in the spec; the agent puts its own path there.
 const guestRootfs = "/magikpod/rootfs"
@@ -42,7 +38,6 @@ func (r *Runtime) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mou
 	if err != nil {
 		return nil, err
 	}
-	spec.Version = specVersion
 	spec.Linux.Sysctl = nil // they are the machine's, see machineSysctls
 	spec.Linux.Resources = r.resources(config.Container)
 	return spec, nil
@@ -103,12 +98,4 @@ func machineSysctls(p *corev1.Pod) map[string]string {
 		}
 	}
 	return set
-}
-
-// kindOr is the kind of err, or fallback when it has none of its own.
-func kindOr(err error, fallback pod.Kind) pod.Kind {
-	if kind := pod.KindOf(err); kind != pod.Internal {
-		return kind
-	}
-	return fallback
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/pod"
@@ -14,9 +13,6 @@ import (
 	"github.com/magikrun/magikpod/runtime/onhost"
 	"github.com/magikrun/magikpod/units"
 )
-
-// specVersion is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
-const specVersion = "1.0.2"
 
 // firstCgroup is the child cgroup for the processes of a container with CAP_SYS_PTRACE that are no exec's: the engine freezes it and theirs.
 const firstCgroup = "first"
@@ -59,15 +55,6 @@ func New(ctx context.Context, config Config) (*Runtime, error) {
 // Class says whether the class can be used, and what runs its containers.
 func (r *Runtime) Class() pod.ClassInfo { return r.class }
 
-// Validate refuses nothing that [pod.Validate] accepts.
-func (r *Runtime) Validate(*corev1.Pod) field.ErrorList { return nil }
-
-// PrepareImage does nothing: the layers are all that a container needs.
-func (r *Runtime) PrepareImage(context.Context, runtime.Image) error { return nil }
-
-// ForgetImages does nothing.
-func (r *Runtime) ForgetImages(context.Context) error { return nil }
-
 // PodLimits are those of the slice of a pod.
 func (r *Runtime) PodLimits(p *corev1.Pod) units.Limits {
 	return units.PodLimits(p).WithTasks(r.config.PIDsLimit)
@@ -90,7 +77,6 @@ func (r *Runtime) Prepare(_ context.Context, s runtime.Sandbox, a runtime.Attemp
 	if err != nil {
 		return runtime.Launch{}, err
 	}
-	spec.Version = specVersion
 	traces := runtime.Traces(config.Pod, config.Container)
 	if traces { // beside those of execs
 		launch.FirstCgroup = firstCgroup

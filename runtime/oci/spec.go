@@ -9,6 +9,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
+// version is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
+const version = "1.0.2"
+
 // Spec builds the OCI runtime spec of a container, what CRI runtimes make of the same pod except in these points: without a seccompProfile the
 // default profile is applied (Kubernetes runs unconfined then), and resource limits are left out, because the container's unit has them. The pod's annotations
 // never get in: OCI runtimes take orders from annotations (run.oci.*, org.systemd.property.*).
@@ -19,7 +22,7 @@ func Spec(in Input) (*specs.Spec, error) {
 		return nil, pod.Errorf(pod.Internal, "cannot build the spec of container %q: root file system %q is not an absolute path", in.Container.Name, in.Rootfs)
 	}
 	spec := &specs.Spec{
-		Version: specs.Version,
+		Version: version,
 		Root:    &specs.Root{Path: in.Rootfs, Readonly: isTrue(security(in.Container).ReadOnlyRootFilesystem)},
 		Linux: &specs.Linux{
 			Namespaces:  namespaces(in),

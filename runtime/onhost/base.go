@@ -4,6 +4,9 @@ import (
 	"context"
 	"syscall"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/usage"
 	"github.com/magikrun/magikpod/pod"
@@ -13,6 +16,15 @@ import (
 
 // Base is embedded in a class's Runtime (package engine).
 type Base struct{}
+
+// Validate refuses nothing that [pod.Validate] accepts.
+func (Base) Validate(*corev1.Pod) field.ErrorList { return nil }
+
+// PrepareImage does nothing: the layers are all that a container needs.
+func (Base) PrepareImage(context.Context, runtime.Image) error { return nil }
+
+// ForgetImages does nothing.
+func (Base) ForgetImages(context.Context) error { return nil }
 
 // SandboxKind returns the zero value: pause holds all namespaces, and nobody else is needed.
 func (Base) SandboxKind() runtime.SandboxKind { return runtime.SandboxKind{} }

@@ -96,9 +96,6 @@ func New(config Config) *Runtime {
 	return r
 }
 
-// Validate refuses nothing: what no module can have, [pod.Validate] refuses.
-func (r *Runtime) Validate(*corev1.Pod) field.ErrorList { return nil }
-
 // Class says whether the class can be used.
 func (r *Runtime) Class() pod.ClassInfo { return r.class }
 
