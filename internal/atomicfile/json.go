@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// SaveJSON writes v as JSON, as [WriteNoSync] does: for what need not outlive the machine's boot.
+// SaveJSON writes v as JSON, as [WriteNoSync] does: for what need not outlive the host's boot.
 func SaveJSON(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {

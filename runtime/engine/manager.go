@@ -27,7 +27,7 @@ type Config struct {
 	Runtime  Runtime
 	Layout   Layout
 	Units    *units.Manager
-	RunDir   string // /run/magikpod: what does not outlive the machine's boot
+	RunDir   string // /run/magikpod: what does not outlive the host's boot
 	StateDir string // /var/lib/magikpod: the writable layers; not on an overlay
 	// ShimPath is the path of magikshim.
 	ShimPath string

@@ -24,7 +24,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// Prepare implements engine.Runtime. The image is given to the machine, and the container's directories of the host are shown in the share.
+// Prepare implements engine.Runtime. The image is given to the VM, and the container's directories of the host are shown in the share.
 func (r *Runtime) Prepare(ctx context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
 	launch := runtime.Launch{
 		Runtime: r.class.Name, OwnPID: true, InVM: true, Argv: []string{r.config.ShimPath, "proxy", "--config", filepath.Join(a.Bundle, proxyFile)},
@@ -91,7 +91,7 @@ func noStopSignal(sig syscall.Signal) string {
 	return "the process that stands in for a machine's container cannot pass it on"
 }
 
-// plug gives the machine the image of a container.
+// plug gives the VM the image of a container.
 func (r *Runtime) plug(ctx context.Context, m *machine, s runtime.Sandbox, image runtime.Image) (vmm.Place, error) {
 	defer r.images.Hold(image.Rootfs)() // until the VMM has opened it
 	disk, err := r.images.Image(ctx, image.Rootfs)
@@ -101,7 +101,7 @@ func (r *Runtime) plug(ctx context.Context, m *machine, s runtime.Sandbox, image
 	return m.plug(ctx, s, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
 }
 
-// plug gives the machine an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the machine ends, since a container that is
+// plug gives the VM an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the VM ends, since a container that is
 // restarted needs it again, and where it is outlives the daemon.
 func (m *machine) plug(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (place vmm.Place, err error) {
 	file := filepath.Join(runDir(s), disksFile)
@@ -123,7 +123,7 @@ func (m *machine) plug(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (plac
 	return place, save(file, m.disks)
 }
 
-// loadDisks reads where the machine's disks are, once.
+// loadDisks reads where the VM's disks are, once.
 func (m *machine) loadDisks(file string) error {
 	if m.disks != nil {
 		return nil
@@ -139,7 +139,7 @@ func (m *machine) loadDisks(file string) error {
 // maxCopy bounds what of the host is copied for a volume.
 const maxCopy = 1 << 30
 
-// plugCopies makes the images of the host's directories and files that the container mounts, and gives them to the machine, each once in its life: it is as the host was when
+// plugCopies makes the images of the host's directories and files that the container mounts, and gives them to the VM, each once in its life: it is as the host was when
 // the first container with that volume was started.
 func (m *machine) plugCopies(ctx context.Context, s runtime.Sandbox, staged *staged) error {
 	places := map[string]wire.Image{}
@@ -167,7 +167,7 @@ func (m *machine) plugCopies(ctx context.Context, s runtime.Sandbox, staged *sta
 	return nil
 }
 
-// copyHost makes an image of a part of the host. A machine that has an earlier one of that name open, given to it by a daemon that died then, keeps that.
+// copyHost makes an image of a part of the host. A VM that has an earlier one of that name open, given to it by a daemon that died then, keeps that.
 func copyHost(ctx context.Context, path, source string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return pod.WithKind(pod.Internal, err)
@@ -179,7 +179,7 @@ func copyHost(ctx context.Context, path, source string) error {
 	return pod.WithKind(pod.Internal, errors.Join(os.Chmod(path+".new", 0o444), os.Rename(path+".new", path)))
 }
 
-// full says whether all of the machine's places for disks are taken.
+// full says whether all of the VM's places for disks are taken.
 func (m *machine) full() bool {
 	vm := &m.record.VMM.VM
 	taken := len(vm.Disks)
@@ -192,7 +192,7 @@ func (m *machine) full() bool {
 	return err == nil && driver.Can(vm).MaxDisks > 0 && taken >= driver.Can(vm).MaxDisks
 }
 
-// bind shows parts of the host in the share, each once: what is bound stays until the machine ends, also over a restart of the daemon.
+// bind shows parts of the host in the share, each once: what is bound stays until the VM ends, also over a restart of the daemon.
 func (m *machine) bind(s runtime.Sandbox, wanted []shared) error {
 	file := filepath.Join(runDir(s), sharesFile)
 	if m.shares == nil {
@@ -219,7 +219,7 @@ func (m *machine) bind(s runtime.Sandbox, wanted []shared) error {
 
 // call runs one request to the agent of a machine.
 func (r *Runtime) call(s runtime.Sandbox, do func(*client.Client) error) error {
-	m, err := r.lookUp(s) // not locked: a machine that is being given an image answers all the same
+	m, err := r.lookUp(s) // not locked: a VM that is being given an image answers all the same
 	if err != nil {
 		return err
 	}

@@ -1,18 +1,18 @@
 // Package microvm is the runtime class pod-microvm-containers: each pod is a virtual machine, in which an agent, magikagent, runs the pod's containers.
 //
 //	pause unit       holds the pod's network namespace, and relays the logs, as in every class
-//	VM unit          magikvmm: the VMM in a jail, with its helpers; it ends when the machine does
+//	VM unit          magikvmm: the VMM in a jail, with its helpers; it ends when the VM does
 //	container units  magikshim proxy: has the agent start the container, and ends as that does
 //
-// [Runtime] is what runtime/engine, which makes the units, needs to run such pods; here it is decided what is in them: how large the machine is,
+// [Runtime] is what runtime/engine, which makes the units, needs to run such pods; here it is decided what is in them: how large the VM is,
 // which disks and shares it has, what the agent is told. Package vmm drives the VMMs, supervise runs one, guestimage makes kernel and initramfs; runtime/microvm/wire
 // is the protocol.
 //
 // What a container of such a pod sees of the host:
 //
-//	image                        an erofs image of its layers, read-only, shared by all machines; a writable layer on the machine's scratch disk above it
+//	image                        an erofs image of its layers, read-only, shared by all VMs; a writable layer on the VM's scratch disk above it
 //	configMap, secret, /etc/...  a copy, made when the container starts
-//	emptyDir                     a directory of the scratch disk, or of the machine's memory
+//	emptyDir                     a directory of the scratch disk, or of the VM's memory
 //	hostPath                     virtiofs
 //
 // What does not belong here: units, logs and records (runtime/engine), images (image), what goes on in the machine (runtime/microvm/guest).

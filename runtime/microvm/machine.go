@@ -25,15 +25,15 @@ import (
 )
 
 const (
-	// tapName is the machine's end of the network, in the pod's namespace.
+	// tapName is the VM's end of the network, in the pod's namespace.
 	tapName = "mvm0"
-	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the machine finds what the host shares with it.
+	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the VM finds what the host shares with it.
 	scratchSerial = "scratch"
 	shareTag      = "host"
 
 	// dirName is the VM's directory in the sandbox's RunDir and StateDir.
 	dirName = "vm"
-	// The files of a machine in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
+	// The files of a VM in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
 	disksFile   = "disks.json"
@@ -47,8 +47,8 @@ const (
 const (
 	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time as that of the machine.
 	linkTimeout = 30 * time.Second
-	// bootTimeout is how long a machine may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
-	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a machine has taken more than a minute.)
+	// bootTimeout is how long a VM may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
+	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a VM has taken more than a minute.)
 	bootTimeout         = 2 * time.Minute
 	bootEmulatedTimeout = 5 * time.Minute
 	// A guest that does not answer its supervisor for that long hangs.
@@ -56,7 +56,7 @@ const (
 	watchdogEmulated = 5 * time.Minute
 )
 
-// powerOffTimeout is how long a machine may take to power off in good order, before it is ended.
+// powerOffTimeout is how long a VM may take to power off in good order, before it is ended.
 const powerOffTimeout = 10 * time.Second
 
 func runDir(s runtime.Sandbox) string   { return filepath.Join(s.RunDir, dirName) }
@@ -77,17 +77,17 @@ type record struct {
 	VMM      supervise.Config         `json:"vmm"`
 }
 
-// machine is what is known of one machine.
+// machine is what is known of one VM.
 type machine struct {
 	record *record // never changes
 	// mu makes what is done to it one after the other, which may take minutes, and guards what follows.
 	mu     sync.Mutex
-	ready  bool                 // the agent has been told what the machine is
+	ready  bool                 // the agent knows what the VM is
 	disks  map[string]vmm.Place // where the images are, by serial number; nil: not read yet
 	shares map[string]bool      // names that are bound into the share; nil: not read yet
 }
 
-// lookUp returns what is known of the machine of a sandbox, read from its files if need be.
+// lookUp returns what is known of the VM of a sandbox, read from its files if need be.
 func (r *Runtime) lookUp(s runtime.Sandbox) (*machine, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,7 +102,7 @@ func (r *Runtime) lookUp(s runtime.Sandbox) (*machine, error) {
 	return m, nil
 }
 
-// machine is lookUp, and the machine is locked.
+// machine is lookUp, and the VM is locked.
 func (r *Runtime) machine(s runtime.Sandbox) (*machine, error) {
 	m, err := r.lookUp(s)
 	if err == nil {
@@ -164,12 +164,12 @@ func (r *Runtime) PrepareSandbox(ctx context.Context, s runtime.Sandbox, config 
 	if err := save(filepath.Join(runDir(s), configFile), rec.VMM); err != nil {
 		return nil, err
 	}
-	r.forget(s) // somebody may have asked for the machine before this one
+	r.forget(s) // somebody may have asked for the VM before this one
 	argv := []string{r.config.SupervisorPath, "--config", filepath.Join(runDir(s), configFile)}
 	return []runtime.Holder{{Argv: argv, PowerOff: powerOffTimeout}}, nil
 }
 
-// recordOf decides what a machine is.
+// recordOf decides what a VM is.
 func (r *Runtime) recordOf(s runtime.Sandbox, config runtime.SandboxConfig) *record {
 	p := config.Pod
 	rec := &record{
@@ -198,15 +198,15 @@ func (r *Runtime) recordOf(s runtime.Sandbox, config runtime.SandboxConfig) *rec
 	return rec
 }
 
-// newCID is a context ID that no other machine of this host has, but for a chance of one in some billions. The three lowest and the highest mean other things.
+// newCID is a context ID that no other VM of this host has, but for a chance of one in some billions. The three lowest and the highest mean other things.
 func newCID() uint32 {
 	var data [4]byte
 	_, _ = rand.Read(data[:]) // never fails (crypto/rand)
 	return 3 + binary.LittleEndian.Uint32(data[:])%(1<<31)
 }
 
-// ReadySandbox implements engine.Runtime. The first call connects the machine to the pod's network, waits for the agent, and tells it what the
-// machine is.
+// ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network, waits for the agent, and gives it the configuration of the
+// VM is.
 func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
 	m, err := r.machine(s)
 	if err != nil {
@@ -283,7 +283,7 @@ func remove(dir string) error {
 	return nil
 }
 
-// save writes v as JSON: what it says does not outlive the machine's boot.
+// save writes v as JSON: what it says does not outlive the host's boot.
 func save(path string, v any) error {
 	if err := atomicfile.SaveJSON(path, v); err != nil {
 		return pod.Errorf(pod.Internal, "cannot write %s: %w", path, err)

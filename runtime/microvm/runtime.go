@@ -27,11 +27,11 @@ const (
 	DefaultScratch = 16 << 30
 )
 
-// Config says how machines are made. Empty fields have defaults.
+// Config says how VMs are made. Empty fields have defaults.
 type Config struct {
 	// StateDir is where the caches are: kernels and initramfs, disks of images.
 	StateDir string
-	// ShimPath is magikshim, SupervisorPath magikvmm, and AgentPath magikagent, the agent in the machines.
+	// ShimPath is magikshim, SupervisorPath magikvmm, and AgentPath magikagent, the agent in the VMs.
 	ShimPath, SupervisorPath, AgentPath string
 
 	// Driver is the VMM: qemu, cloud-hypervisor, firecracker or libkrun. Empty: the first of them that can be used. Program is its path.
@@ -42,9 +42,9 @@ type Config struct {
 	Accel string
 	// Kernel is a pattern of file names; empty: /boot/vmlinuz-*. A directory lib/modules/VERSION must stand beside that of the kernel.
 	Kernel string
-	// Runtime is the OCI runtime that is put into the machines; empty: crun.
+	// Runtime is the OCI runtime that is put into the VMs; empty: crun.
 	Runtime string
-	// MemoryBytes is what the containers of a pod have together when they have no limit, CPUs how many CPUs a machine without a limit has.
+	// MemoryBytes is what the containers of a pod have together when they have no limit, CPUs how many CPUs a VM without a limit has.
 	MemoryBytes int64
 	CPUs        int
 	// ScratchBytes is the size of the disk with the writable layers and emptyDirs of a pod. It takes no more room than is written.
@@ -58,7 +58,7 @@ type Runtime struct {
 	config Config
 	class  pod.ClassInfo
 	driver vmm.Driver
-	base   vmm.Config // what all machines have in common
+	base   vmm.Config // what all VMs have in common
 	parts  guestimage.Parts
 	guests guestimage.Cache
 	images *disks.Cache
@@ -95,7 +95,7 @@ func New(config Config) *Runtime {
 	return r
 }
 
-// find looks for all that machines need, and returns what is missing.
+// find looks for all that VMs need, and returns what is missing.
 func (r *Runtime) find() string {
 	var missing []string
 	for _, look := range []func() error{r.findKernel, r.findDriver, r.findPrograms} {
@@ -146,7 +146,7 @@ func (r *Runtime) findKernel() (err error) {
 	return err
 }
 
-// need is a file that every machine needs, and where it comes from.
+// need is a file that every VM needs, and where it comes from.
 type need struct {
 	path, remedy string
 	device       bool // else a program
@@ -163,7 +163,7 @@ func (r *Runtime) needs() []need {
 	}
 }
 
-// findPrograms finds what goes into the machine beside the kernel.
+// findPrograms finds what goes into the VM beside the kernel.
 func (r *Runtime) findPrograms() error {
 	r.parts.Init, r.parts.Runtime = r.config.AgentPath, r.config.Runtime
 	if r.parts.Runtime == "" {
@@ -172,7 +172,7 @@ func (r *Runtime) findPrograms() error {
 	return r.checkNeeds()
 }
 
-// checkNeeds looks for what every machine needs. Unsupported: something is missing, and the error says what, and how it is had.
+// checkNeeds looks for what every VM needs. Unsupported: something is missing, and the error says what, and how it is had.
 func (r *Runtime) checkNeeds() error {
 	var missing []string
 	for _, n := range r.needs() {
@@ -192,7 +192,7 @@ func (r *Runtime) checkNeeds() error {
 	return pod.Errorf(pod.Unsupported, "%s", strings.Join(missing, "; "))
 }
 
-// description tells people what runs the machines.
+// description tells people what runs the VMs.
 func (r *Runtime) description() string {
 	text := r.driver.Name() + ", " + r.base.Accel + ", vsock by " + string(r.base.Vsock.Kind) + ", kernel " + filepath.Base(r.parts.Modules)
 	if !r.images.Packs() {
@@ -210,10 +210,10 @@ func (r *Runtime) description() string {
 // Class says whether the class can be used.
 func (r *Runtime) Class() pod.ClassInfo { return r.class }
 
-// emulated says that the machines' instructions are translated.
+// emulated says that the VMs' instructions are translated.
 func (r *Runtime) emulated() bool { return r.config.Accel == vmm.AccelTCG }
 
-// noShare says why directories of the host cannot be shown in a machine; empty: they can.
+// noShare says why directories of the host cannot be shown in a VM; empty: they can.
 func (r *Runtime) noShare() string {
 	switch {
 	case r.share != "" || r.driver == nil:
@@ -226,7 +226,7 @@ func (r *Runtime) noShare() string {
 	return "virtiofsd is not installed"
 }
 
-// maxImages is how many images a machine can have as disks, beside the scratch disk; 0: any number.
+// maxImages is how many images a VM can have as disks, beside the scratch disk; 0: any number.
 func (r *Runtime) maxImages() int {
 	if r.driver == nil {
 		return 0
@@ -255,7 +255,7 @@ func needsShare(p *corev1.Pod) bool {
 	return slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return v.EmptyDir == nil && !copied(&v) })
 }
 
-// PrepareGuest makes kernel and initramfs of the machines, unless they are there.
+// PrepareGuest makes kernel and initramfs of the VMs, unless they are there.
 func (r *Runtime) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 	image, err := r.guests.Build(ctx, r.parts)
 	if err != nil {
@@ -267,7 +267,7 @@ func (r *Runtime) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 // PrepareImage does nothing: the disk of an image is made when its first container starts.
 func (r *Runtime) PrepareImage(context.Context, runtime.Image) error { return nil }
 
-// ForgetImages implements engine.Runtime: the disks of images whose layers are gone are removed, and what machines booted from before the kernel, the agent
+// ForgetImages implements engine.Runtime: the disks of images whose layers are gone are removed, and what VMs booted from before the kernel, the agent
 // or the OCI runtime were replaced.
 func (r *Runtime) ForgetImages(context.Context) error {
 	err := r.images.Prune()

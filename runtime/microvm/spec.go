@@ -28,7 +28,7 @@ var standardDevices = []struct {
 // ptsMajor is the major number of pseudo-terminals.
 const ptsMajor = 136
 
-// guestSpec is the OCI spec of a container in a machine: as on the host, with limits in it, because no unit has them.
+// guestSpec is the OCI spec of a container in a VM: as on the host, with limits in it, because no unit has them.
 func (r *Runtime) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
 	spec, err := oci.Spec(oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
@@ -38,7 +38,7 @@ func (r *Runtime) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mou
 	if err != nil {
 		return nil, err
 	}
-	spec.Linux.Sysctl = nil // they are the machine's, see machineSysctls
+	spec.Linux.Sysctl = nil // they are the VM's, see machineSysctls
 	spec.Linux.Resources = r.resources(config.Container)
 	return spec, nil
 }
@@ -76,7 +76,7 @@ func sharesOf(c *corev1.Container) uint64 {
 	return uint64(min(max(request.MilliValue()*1024/1000, 2), 262144))
 }
 
-// deviceRules let a privileged container use all devices of the machine, others the usual ones.
+// deviceRules let a privileged container use all devices of the VM, others the usual ones.
 func deviceRules(c *corev1.Container) []specs.LinuxDeviceCgroup {
 	if sc := c.SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
 		return []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
