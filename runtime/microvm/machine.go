@@ -205,8 +205,7 @@ func newCID() uint32 {
 	return 3 + binary.LittleEndian.Uint32(data[:])%(1<<31)
 }
 
-// ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network, waits for the agent, and gives it the configuration of the
-// VM is.
+// ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network, waits for the agent, and configures it.
 func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
 	m, err := r.machine(s)
 	if err != nil {
