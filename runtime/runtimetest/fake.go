@@ -278,12 +278,25 @@ func (f *Fake) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, error)
 
 // Probe implements [runtime.PodManager] as a class does whose containers are on this host.
 func (f *Fake) Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (ok bool, message string, err error) {
+	f.world.with(func() {
+		_, c := f.world.find(ref, container)
+		err = c.running("probe", container)
+	})
+	if err != nil {
+		return false, "", err
+	}
 	return runtime.MakeProbe(ctx, p, func(process runtime.Process) (runtime.ExitStatus, error) { return f.Exec(ctx, ref, container, process) })
 }
 
-// ContainerStats implements [runtime.PodManager]: nothing is used.
-func (f *Fake) ContainerStats(context.Context, pod.Ref) (map[string]pod.ResourceUse, error) {
-	return nil, nil
+// ContainerStats implements [runtime.PodManager]: each container has one process.
+func (f *Fake) ContainerStats(_ context.Context, ref pod.Ref) (map[string]pod.ResourceUse, error) {
+	use := map[string]pod.ResourceUse{}
+	for name, c := range f.world.observe(ref).Containers {
+		if c.Stage.Live() {
+			use[name] = pod.ResourceUse{Processes: new(uint64(1))}
+		}
+	}
+	return use, nil
 }
 
 // Frozen implements [runtime.PodManager].
