@@ -60,21 +60,12 @@ func addSeccomp(spec *specs.Spec, in Input) error {
 // appArmorProfile is the AppArmor profile of the first process; empty: none.
 func appArmorProfile(in Input) (string, error) {
 	profile := first(security(in.Container).AppArmorProfile, podSecurity(in.Pod).AppArmorProfile)
-	byDefault := ""
-	if in.Host.AppArmor {
-		byDefault = in.Host.AppArmorDefault
-	}
-	switch {
-	case profile == nil && privileged(in):
+	if profile == nil {
 		return "", nil
-	case profile == nil:
-		return byDefault, nil
 	}
 	switch profile.Type {
-	case corev1.AppArmorProfileTypeUnconfined:
+	case corev1.AppArmorProfileTypeUnconfined, corev1.AppArmorProfileTypeRuntimeDefault:
 		return "", nil
-	case corev1.AppArmorProfileTypeRuntimeDefault:
-		return byDefault, nil
 	case corev1.AppArmorProfileTypeLocalhost:
 		if !in.Host.AppArmor {
 			return "", pod.Errorf(pod.Unsupported, "cannot run container %q: it wants an AppArmor profile, and this host has no AppArmor", in.Container.Name)

@@ -28,7 +28,6 @@ func Spec(in Input) (*specs.Spec, error) {
 			Namespaces:  namespaces(in),
 			CgroupsPath: in.CgroupsPath,
 			Sysctl:      Sysctls(in),
-			MountLabel:  in.Host.SELinuxMount,
 		},
 	}
 	if in.Namespaces.UTS != "" {
@@ -87,7 +86,6 @@ func Process(in Input) (*specs.Process, error) {
 		NoNewPrivileges: sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation,
 		OOMScoreAdj:     oomScoreAdj(in),
 		ApparmorProfile: profile,
-		SelinuxLabel:    in.Host.SELinuxProcess,
 	}, nil
 }
 
