@@ -248,14 +248,16 @@ func (r *Runtime) Probe(ctx context.Context, c runtime.Running, p probe.Probe, _
 func (r *Runtime) AwaitCommand(int) bool { return true }
 
 // Stats implements engine.Runtime.
-func (r *Runtime) Stats(ctx context.Context, s runtime.Sandbox, _ map[string]string) (map[string]pod.ResourceUse, error) {
+func (r *Runtime) Stats(ctx context.Context, s runtime.Sandbox, running map[string]string) (map[string]pod.ResourceUse, error) {
 	var reply wire.StatsReply
 	if err := r.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx, ""); return err }); err != nil {
 		return nil, err
 	}
 	use := map[string]pod.ResourceUse{}
-	for _, c := range reply.Containers {
-		use[c.Container] = pod.ResourceUse{CPUNanos: new(c.CPUUsec * 1000), MemoryBytes: new(c.MemoryWorkingSet), MemoryLimitBytes: c.MemoryLimit, Processes: new(c.PIDs)}
+	for _, c := range reply.Containers { // those that have ended too
+		if _, ok := running[c.Container]; ok {
+			use[c.Container] = pod.ResourceUse{CPUNanos: new(c.CPUUsec * 1000), MemoryBytes: new(c.MemoryWorkingSet), MemoryLimitBytes: c.MemoryLimit, Processes: new(c.PIDs)}
+		}
 	}
 	return use, nil
 }
