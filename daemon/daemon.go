@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -382,23 +381,13 @@ func (d *Daemon) ControlHandler() http.Handler {
 	return newControlHandler(d.Check, d.metrics.WritePrometheus, d.Info)
 }
 
-// Stats reads what the pod and its containers use from their cgroups, or asks the runtime class for its containers. Conflict: the pod does not run.
+// Stats reads what the pod uses from its cgroup, and asks the runtime class for its containers. Conflict: the pod does not run.
 func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
 	w, err := d.find(ref)
 	if err != nil {
 		return pod.Stats{}, err
 	}
-	slice := units.SlicePath(d.sliceOf(w.ref))
-	if reader, ok := w.manager.(runtime.StatsReader); ok {
-		return statsBy(ctx, d.host.CgroupRoot, slice, w.ref, reader)
-	}
-	containers := make(map[string]string)
-	for name, o := range w.snapshot().Containers {
-		if o.Stage.Live() {
-			containers[name] = path.Join(slice, units.ContainerService(w.ref.Namespace, w.ref.Name, name))
-		}
-	}
-	return statsOf(d.host.CgroupRoot, slice, containers)
+	return statsOf(ctx, d.host.CgroupRoot, units.SlicePath(d.sliceOf(w.ref)), w.ref, w.manager)
 }
 
 // Check says whether the daemon is healthy: it can lock what it must lock, and its state directory can be read.

@@ -38,10 +38,8 @@ func (d *Daemon) adoptDamaged(uid types.UID) (w *worker, warning string) {
 // namedBy asks the classes for the name of a pod.
 func namedBy(classes []runtime.PodManager, uid types.UID) (pod.Ref, bool) {
 	for _, m := range classes {
-		if namer, ok := m.(runtime.Namer); ok {
-			if ref, err := namer.Named(uid); err == nil {
-				return ref, true
-			}
+		if ref, err := m.Named(uid); err == nil {
+			return ref, true
 		}
 	}
 	return pod.Ref{}, false

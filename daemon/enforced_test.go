@@ -94,3 +94,16 @@ func TestIgnoredLimits(t *testing.T) {
 		})
 	}
 }
+
+// writeCgroup makes a directory that looks like a cgroup (Linux, admin-guide/cgroup-v2).
+func writeCgroup(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

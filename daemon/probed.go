@@ -7,22 +7,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/shim"
 )
 
 // newProber makes the prober of a worker: results wait until the worker's next sync.
 func (w *worker) newProber() *prober {
-	b := newProber(w.manager.Exec, func(ref pod.ProbeRef, ok bool, message string) {
+	b := newProber(w.manager, func(ref pod.ProbeRef, ok bool, message string) {
 		w.mu.Lock()
 		w.probed = append(w.probed, probeResult{ref: ref, ok: ok, message: message, at: time.Now()})
 		w.mu.Unlock()
 		w.wake()
 	})
-	b.remote, _ = w.manager.(runtime.Prober)
-	if f, ok := w.manager.(runtime.Freezer); ok {
-		b.frozen = func(container string) bool { return f.Frozen(w.ref, container) }
-	}
 	b.errored = func(ref pod.ProbeRef, err error) {
 		w.log.Debug("cannot probe", shim.FieldContainer, ref.Container, "probe", string(ref.Kind), "error", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/probe"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // defaultProbeTimeout is timeoutSeconds when the manifest has none.
@@ -22,15 +20,11 @@ const defaultProbeTimeout = time.Second
 
 // prober runs the probes of one pod, each in a goroutine of its own at the times that [pod.ProbeState.NextAt] gives.
 type prober struct {
-	run    func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error)
+	class  probing
 	report func(ref pod.ProbeRef, ok bool, message string)
 	// errored, when not nil, gets a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
 	// It is set before the first Set.
 	errored func(ref pod.ProbeRef, err error)
-	// remote, when not nil, makes the probes. It is set before the first Set.
-	remote runtime.Prober
-	// frozen, when not nil, says whether a container is frozen. It is set before the first Set.
-	frozen func(container string) bool
 
 	wg      sync.WaitGroup
 	mu      sync.Mutex
@@ -40,11 +34,16 @@ type prober struct {
 	running map[pod.ProbeRef]context.CancelFunc
 }
 
-// newProber makes a prober without probes. run executes a process in a container; report is told each result, from any goroutine, and must not
+// probing is what probes need of a [runtime.PodManager].
+type probing interface {
+	Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (ok bool, message string, err error)
+	Frozen(ref pod.Ref, container string) bool
+}
+
+// newProber makes a prober without probes. class makes them; report gets each result, from any goroutine, and must not
 // call the prober. The message of a failure is the kubelet's.
-func newProber(run func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error),
-	report func(ref pod.ProbeRef, ok bool, message string)) *prober {
-	return &prober{run: run, report: report, running: map[pod.ProbeRef]context.CancelFunc{}}
+func newProber(class probing, report func(ref pod.ProbeRef, ok bool, message string)) *prober {
+	return &prober{class: class, report: report, running: map[pod.ProbeRef]context.CancelFunc{}}
 }
 
 // Set makes the probes of refs the ones that run, and no others. Those that run already go on. lookup is asked once for each new one, during the
@@ -128,7 +127,7 @@ func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Contain
 		if ctx.Err() != nil {
 			return
 		}
-		if !ok && b.frozen != nil && b.frozen(c.Name) {
+		if !ok && b.isFrozen(c.Name) {
 			ok, message, err = frozenProbe(ref.Kind)
 		}
 		state.LastAt = time.Now() // which is all that its times depend on; the worker records the result
@@ -165,25 +164,18 @@ func (b *prober) probe(ctx context.Context, c *corev1.Container, spec *corev1.Pr
 		host = "127.0.0.1"
 	}
 	question, message, err := newProbe(c, spec, host)
-	switch {
-	case err != nil || message != "":
+	if err != nil || message != "" {
 		return false, message, err
-	case b.remote != nil:
-		return b.remote.Probe(ctx, pod.RefOf(p), c.Name, question)
 	}
-	outcome, err := question.Make(ctx, func(output *os.File) (code int, timedOut bool, err error) {
-		begin := time.Now()
-		status, err := b.run(ctx, pod.RefOf(p), c.Name, runtime.Process{Args: question.Exec, Stdout: output, Stderr: output, Timeout: question.Timeout})
-		if status.Signal != 0 && time.Since(begin) >= question.Timeout { // the error says so too
-			return status.Code, true, nil
-		}
-		return status.Code, false, err
-	})
-	if err != nil {
-		return false, "", err
-	}
-	ok, message = question.Verdict(outcome)
-	return ok, message, nil
+	return b.class.Probe(ctx, pod.RefOf(p), c.Name, question)
+}
+
+// isFrozen says whether somebody has frozen a container.
+func (b *prober) isFrozen(container string) bool {
+	b.mu.Lock()
+	p := b.pod
+	b.mu.Unlock()
+	return b.class.Frozen(pod.RefOf(p), container)
 }
 
 // newProbe is a probe in a form that needs no manifest to be understood, or what is wrong with it. host is the pod's address.

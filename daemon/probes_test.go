@@ -93,8 +93,7 @@ func TestProbesOfFrozen(t *testing.T) {
 		var errored atomic.Int32
 		var frozen atomic.Bool
 		frozen.Store(true)
-		b := newProber(f.Exec, log.report)
-		b.frozen = func(string) bool { return frozen.Load() }
+		b := newProber(execClass{exec: f.Exec, frozen: frozen.Load}, log.report)
 		b.errored = func(pod.ProbeRef, error) { errored.Add(1) }
 		defer b.Close()
 		refs := []pod.ProbeRef{{Container: "a", Kind: pod.ProbeStartup}, {Container: "a", Kind: pod.ProbeLiveness}, {Container: "a", Kind: pod.ProbeReadiness}}
@@ -111,6 +110,18 @@ func TestProbesOfFrozen(t *testing.T) {
 	})
 }
 
+// execClass makes probes from here, as classes do whose containers are on this host.
+type execClass struct {
+	exec   func(ctx context.Context, ref pod.Ref, container string, p runtime.Process) (runtime.ExitStatus, error)
+	frozen func() bool
+}
+
+func (c execClass) Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (bool, string, error) {
+	return runtime.MakeProbe(ctx, p, func(process runtime.Process) (runtime.ExitStatus, error) { return c.exec(ctx, ref, container, process) })
+}
+
+func (c execClass) Frozen(pod.Ref, string) bool { return c.frozen != nil && c.frozen() }
+
 func TestProbeTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, p := probedPod(t, corev1.Container{
@@ -119,7 +130,7 @@ func TestProbeTimes(t *testing.T) {
 			ReadinessProbe: execProbe("true", 1, 7, 0),
 		})
 		log := &probeLog{begin: time.Now()}
-		b := newProber(f.Exec, log.report)
+		b := newProber(f, log.report)
 		defer b.Close()
 		started := time.Now()
 		asked := 0
@@ -148,7 +159,7 @@ func TestProbeClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, p := probedPod(t, corev1.Container{LivenessProbe: execProbe("sleep 50", 0, 1, 100)})
 		log := &probeLog{begin: time.Now()}
-		b := newProber(f.Exec, log.report)
+		b := newProber(f, log.report)
 		b.errored = func(ref pod.ProbeRef, err error) { t.Errorf("%v: %v", ref, err) }
 		refs := []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness}}
 		now := func(pod.ProbeRef) (pod.ProbeState, time.Time) { return pod.ProbeState{}, time.Now() }
@@ -186,10 +197,10 @@ func TestProbeResume(t *testing.T) {
 				_, p := probedPod(t, corev1.Container{LivenessProbe: execProbe("true", 0, 10, 1)})
 				begin := time.Now()
 				ran := make(chan time.Duration, 10)
-				b := newProber(func(context.Context, pod.Ref, string, runtime.Process) (runtime.ExitStatus, error) {
+				b := newProber(execClass{exec: func(context.Context, pod.Ref, string, runtime.Process) (runtime.ExitStatus, error) {
 					ran <- time.Since(begin)
 					return runtime.ExitStatus{}, nil
-				}, func(pod.ProbeRef, bool, string) {})
+				}}, func(pod.ProbeRef, bool, string) {})
 				defer b.Close()
 				b.Set(p, nil, []pod.ProbeRef{{Container: "a", Kind: pod.ProbeLiveness, Attempt: tt.attempt}}, func(pod.ProbeRef) (pod.ProbeState, time.Time) {
 					return pod.ProbeState{LastAt: begin.Add(-tt.ago)}, begin.Add(-2 * time.Hour)
@@ -211,7 +222,7 @@ func TestProbeErrored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, p := probedPod(t, corev1.Container{LivenessProbe: &corev1.Probe{}})
 		log := &probeLog{begin: time.Now()}
-		b := newProber(f.Exec, log.report)
+		b := newProber(f, log.report)
 		defer b.Close()
 		var mu sync.Mutex
 		kinds := map[string]pod.Kind{}
@@ -236,7 +247,7 @@ func TestProbeErrored(t *testing.T) {
 // TestProbeTable: what the manifest asks for gets the verdicts that package probe gives, and magikagent (runtime/microvm/guest).
 func TestProbeTable(t *testing.T) {
 	t.Setenv("HTTP_PROXY", "http://192.0.2.1:1")
-	b := newProber(func(_ context.Context, _ pod.Ref, _ string, p runtime.Process) (runtime.ExitStatus, error) {
+	b := newProber(execClass{exec: func(_ context.Context, _ pod.Ref, _ string, p runtime.Process) (runtime.ExitStatus, error) {
 		code, timedOut, err := probetest.Command(p.Args, p.Stdout, p.Timeout)
 		if p.Stderr != p.Stdout {
 			t.Error("stderr is not read")
@@ -245,7 +256,7 @@ func TestProbeTable(t *testing.T) {
 			return runtime.ExitStatus{Code: code, Signal: 9}, nil
 		}
 		return runtime.ExitStatus{Code: code}, err
-	}, nil)
+	}}, nil)
 	defer b.Close()
 	b.Set(&corev1.Pod{}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil, nil)
 	probetest.Run(t, probetest.Listen, func(t *testing.T, p probe.Probe) (bool, string, error) {
@@ -286,7 +297,7 @@ func TestProbeAddress(t *testing.T) {
 	gone := probetest.Listen(t)
 	gone.Close()
 	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(gone.Addr().(*net.TCPAddr).Port)}}, TimeoutSeconds: 60}
-	b := newProber(nil, nil)
+	b := newProber(execClass{}, nil)
 	defer b.Close()
 	check := func(texts []string, want string) {
 		t.Helper()

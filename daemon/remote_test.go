@@ -21,6 +21,7 @@ import (
 
 // remote answers as a class does whose containers are not here.
 type remote struct {
+	runtime.PodManager
 	asked []probe.Probe
 	use   map[string]pod.ResourceUse
 	err   error
@@ -66,11 +67,8 @@ func TestProbeRemote(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := &remote{}
-			b := newProber(func(context.Context, pod.Ref, string, runtime.Process) (runtime.ExitStatus, error) {
-				t.Error("the daemon makes the probe")
-				return runtime.ExitStatus{}, nil
-			}, nil)
-			b.remote, b.pod, b.ips = r, &corev1.Pod{}, test.ips
+			b := newProber(r, nil)
+			b.pod, b.ips = &corev1.Pod{}, test.ips
 			ok, message, err := b.probe(t.Context(), c, &corev1.Probe{ProbeHandler: test.handler, TimeoutSeconds: test.seconds})
 			if ok || err != nil || message != test.message {
 				t.Errorf("%t, %q, %v; want %q", ok, message, err, test.message)
@@ -89,17 +87,18 @@ func TestProbeRemote(t *testing.T) {
 // The pod's figures are the host's, with what it takes to run the containers; theirs are the class's.
 func TestStatsRemote(t *testing.T) {
 	root := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(root, "pod.slice"), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	writeCgroup(t, filepath.Join(root, "pod.slice"), map[string]string{"memory.current": "5000\n", "memory.max": "max\n", "memory.stat": "inactive_file 0\n"})
 	r := &remote{use: map[string]pod.ResourceUse{"a": {MemoryBytes: new(uint64(17))}}}
-	got, err := statsBy(t.Context(), root, "pod.slice", pod.Ref{}, r)
+	got, err := statsOf(t.Context(), root, "pod.slice", pod.Ref{}, r)
 	if err != nil || *got.Pod.MemoryBytes != 5000 || got.Pod.Processes != nil || len(got.Containers) != 1 || *got.Containers["a"].MemoryBytes != 17 {
 		t.Errorf("%+v, %v", got, err)
 	}
+	got, err = statsOf(t.Context(), root, "gone.slice", pod.Ref{}, r)
+	if err != nil || *got.Pod.CPUNanos != 0 || *got.Pod.MemoryBytes != 0 || *got.Pod.Processes != 0 {
+		t.Errorf("a pod that is down: %+v, %v", got, err)
+	}
 	r.err = errors.New("the machine is gone")
-	if _, err := statsBy(t.Context(), root, "pod.slice", pod.Ref{}, r); err == nil {
+	if _, err := statsOf(t.Context(), root, "pod.slice", pod.Ref{}, r); err == nil {
 		t.Error("an error of the class is lost")
 	}
 }

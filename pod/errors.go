@@ -38,3 +38,11 @@ func WithKind(kind Kind, err error) error { return errkind.WithKind(kind, err) }
 
 // KindOf returns the kind of the outermost error in err's chain that has one; [Internal] when none has, and "" for nil.
 func KindOf(err error) Kind { return errkind.KindOf(err) }
+
+// KindOr is [KindOf], and fallback for an error that has no kind, or [Internal].
+func KindOr(err error, fallback Kind) Kind {
+	if kind := KindOf(err); kind != Internal {
+		return kind
+	}
+	return fallback
+}

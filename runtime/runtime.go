@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 )
 
 // PodManager runs the pods of one runtime class. All methods may be called at any time, in any order and from any goroutine, but for one
@@ -70,35 +71,52 @@ type PodManager interface {
 	// DeleteSandbox may be made. Unavailable: it is worth trying again at once.
 	Adopt(ctx context.Context, ref pod.Ref) error
 
+	// Probe makes a probe of a running container once, from where its class makes them. When ok is false, message is what the kubelet says of such a
+	// failure. An error means that nothing was learned, as from a container that does not run.
+	Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (ok bool, message string, err error)
+
+	// ContainerStats reads what the running containers of a pod use, by their names.
+	ContainerStats(ctx context.Context, ref pod.Ref) (map[string]pod.ResourceUse, error)
+
+	// Frozen says whether somebody else has frozen all processes of a container.
+	Frozen(ref pod.Ref, container string) bool
+
+	// PrepareImage does the work for an image, such as compiling it, that is better done when the image comes than when its first container starts. It
+	// does nothing for an image that this class does not run. An error is no reason to refuse the image: a start returns it again.
+	PrepareImage(ctx context.Context, image Image) error
+	// ForgetImages removes what was made for images that are gone.
+	ForgetImages(ctx context.Context) error
+
+	// Named returns the name of a pod of which nothing is known but the UID, from what was noted for the pod's processes. NotFound: nothing was.
+	Named(uid types.UID) (pod.Ref, error)
+
 	// OnChange sets the function that is called, from any goroutine and without blocking, when something about a pod has changed.
 	// It is called once, before any other method.
 	OnChange(changed func(ref pod.Ref))
 }
 
-// ImagePreparer is a [PodManager] that has work to do for an image, such as compiling it, which is better done when the image comes than when its first
-// container starts.
-type ImagePreparer interface {
-	// PrepareImage does it, or nothing for an image that this class does not run. An error is no reason to refuse the image: a start tells it again.
-	PrepareImage(ctx context.Context, image Image) error
-	// ForgetImages removes what was made for images that are gone.
-	ForgetImages(ctx context.Context) error
-}
-
-// Namer is a [PodManager] that can tell the name of a pod of which nothing is known but the UID.
-type Namer interface {
-	// Named reads it from what was noted for the pod's processes. NotFound: nothing was.
-	Named(uid types.UID) (pod.Ref, error)
-}
-
 // SandboxConfig is what a sandbox is made from.
 type SandboxConfig struct {
+	// ID names the sandbox: it is the UID of the ref in all other calls. Empty: the pod's own UID, for who has one sandbox of a pod at a time.
+	ID      types.UID
 	Pod     *corev1.Pod // read only, defaults filled in
 	Network Network
 	// SharedTmpfs are in-memory file systems that several containers mount: emptyDir with medium Memory, by volume name.
 	// /dev/shm of the pod is not among them: each class makes it.
 	SharedTmpfs []Tmpfs
-	// LogDir, when not empty, asks for CRI log files below it (LogDir/CONTAINER/ATTEMPT.log) instead of the journal.
+	// LogDir, when not empty, asks for CRI log files below it instead of the journal.
 	LogDir string
+}
+
+// Ref names the sandbox in all other calls.
+func (c *SandboxConfig) Ref() pod.Ref { return refOf(c.Pod, c.ID) }
+
+func refOf(p *corev1.Pod, id types.UID) pod.Ref {
+	ref := pod.RefOf(p)
+	if id != "" {
+		ref.UID = id
+	}
+	return ref
 }
 
 // Network is how the pod is connected.
@@ -142,6 +160,7 @@ func (t Tmpfs) Options() string {
 
 // ContainerConfig is what one attempt at a container is made from.
 type ContainerConfig struct {
+	SandboxID types.UID         // SandboxConfig.ID
 	Pod       *corev1.Pod       // read only, defaults filled in
 	Container *corev1.Container // of Pod: init container, sidecar or container; read only
 	Attempt   int
@@ -150,10 +169,15 @@ type ContainerConfig struct {
 	// own and HOSTNAME are added by the class.
 	Env    []EnvVar
 	Mounts []Mount
+	// LogPath is the log file of the attempt, relative to LogDir and in it; empty: CONTAINER/ATTEMPT.log.
+	LogPath string
 	// StopAfter names the containers of the pod that must end before this one when all are stopped at once (for a sidecar: the containers
 	// and the sidecars after it).
 	StopAfter []string
 }
+
+// Ref is that of the sandbox.
+func (c *ContainerConfig) Ref() pod.Ref { return refOf(c.Pod, c.SandboxID) }
 
 // EnvVar is one variable with its value.
 type EnvVar struct{ Name, Value string }
@@ -271,9 +295,7 @@ func (r *Registry) All() []PodManager {
 func (r *Registry) PrepareImage(ctx context.Context, image Image) error {
 	var errs []error
 	for _, m := range r.All() {
-		if p, ok := m.(ImagePreparer); ok {
-			errs = append(errs, p.PrepareImage(ctx, image))
-		}
+		errs = append(errs, m.PrepareImage(ctx, image))
 	}
 	return errors.Join(errs...)
 }
@@ -282,9 +304,7 @@ func (r *Registry) PrepareImage(ctx context.Context, image Image) error {
 func (r *Registry) ForgetImages(ctx context.Context) error {
 	var errs []error
 	for _, m := range r.All() {
-		if p, ok := m.(ImagePreparer); ok {
-			errs = append(errs, p.ForgetImages(ctx))
-		}
+		errs = append(errs, m.ForgetImages(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -3,6 +3,8 @@ package runtime
 import (
 	"os"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 func TestTmpfsOptions(t *testing.T) {
@@ -20,5 +22,31 @@ func TestTmpfsOptions(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// TestTraces: which containers have SYS_PTRACE, and are not the host's anyway.
+func TestTraces(t *testing.T) {
+	yes := true
+	for name, tc := range map[string]struct {
+		context *corev1.SecurityContext
+		want    bool
+	}{
+		"none":       {nil, false},
+		"empty":      {&corev1.SecurityContext{}, false},
+		"other":      {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}}, false},
+		"ptrace":     {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "SYS_PTRACE"}}}, true},
+		"long":       {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"cap_sys_ptrace"}}}, true},
+		"all":        {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"all"}}}, true},
+		"dropped":    {&corev1.SecurityContext{Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"SYS_PTRACE"}}}, false},
+		"privileged": {&corev1.SecurityContext{Privileged: &yes, Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}, false},
+	} {
+		if got := Traces(&corev1.Pod{}, &corev1.Container{SecurityContext: tc.context}); got != tc.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+	ptrace := &corev1.Container{SecurityContext: &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}}
+	if Traces(&corev1.Pod{Spec: corev1.PodSpec{HostPID: true}}, ptrace) {
+		t.Error("what has the host's PID namespace has the host anyway")
 	}
 }

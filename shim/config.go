@@ -117,7 +117,7 @@ type PauseConfig struct {
 	FIFODir string `json:"fifoDir"`
 	// Driver is LogJournal when empty.
 	Driver LogDriver `json:"driver,omitempty"`
-	// LogDir (driver file) is the pod's directory; the lines go to LogDir/CONTAINER/ATTEMPT.log.
+	// LogDir (driver file) is the pod's directory; the lines go to LogDir/CONTAINER/ATTEMPT.log, or where [SetLogPath] says.
 	LogDir string `json:"logDir,omitempty"`
 	// MaxLogBytes and MaxLogFiles (driver file) bound a container's log; 0: 10 MiB and 5.
 	MaxLogBytes int64 `json:"maxLogBytes,omitempty"`

@@ -15,9 +15,10 @@ const (
 	defaultMaxLogFiles = 5
 )
 
-// criLogs writes the CRI log format in LogDir/CONTAINER/ATTEMPT.log. Older parts are ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
+// criLogs writes the CRI log format in LogDir/CONTAINER/ATTEMPT.log, or where [SetLogPath] says. Older parts are ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
 type criLogs struct {
 	dir      string
+	fifos    string // directory
 	maxBytes int64
 	maxFiles int
 	files    map[string]*criFile // by path; the two streams of an attempt share one
@@ -25,7 +26,7 @@ type criLogs struct {
 }
 
 func newCRILogs(config *PauseConfig) *criLogs {
-	l := &criLogs{dir: config.LogDir, maxBytes: config.MaxLogBytes, maxFiles: config.MaxLogFiles, files: map[string]*criFile{}}
+	l := &criLogs{dir: config.LogDir, fifos: config.FIFODir, maxBytes: config.MaxLogBytes, maxFiles: config.MaxLogFiles, files: map[string]*criFile{}}
 	if l.maxBytes <= 0 {
 		l.maxBytes = defaultMaxLogBytes
 	}
@@ -49,7 +50,10 @@ type criStream struct {
 }
 
 func (l *criLogs) open(name logName) (lineWriter, error) {
-	path := CRIPath(l.dir, name.container, name.attempt)
+	path, err := l.path(name)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open log: %w", err)
+	}
 	f := l.files[path]
 	if f == nil {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -63,6 +67,18 @@ func (l *criLogs) open(name logName) (lineWriter, error) {
 	}
 	f.streams++
 	return &criStream{logs: l, file: f, stream: name.stream}, nil
+}
+
+// path is the log file of an attempt.
+func (l *criLogs) path(name logName) (string, error) {
+	own, err := os.ReadFile(logPathFile(l.fifos, name))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return CRIPath(l.dir, name.container, name.attempt), nil
+	case err == nil && !filepath.IsLocal(string(own)):
+		err = fmt.Errorf("%q is not below %s", own, l.dir)
+	}
+	return filepath.Join(l.dir, string(own)), err
 }
 
 func (f *criFile) open() error {

@@ -63,6 +63,20 @@ func MakeLogFIFOs(dir, container string, attempt int) (stdout, stderr *os.File, 
 	return nil, nil, err
 }
 
+// SetLogPath says, before MakeLogFIFOs, where in LogDir the log file of an attempt is, if it is not where [CRIPath] says. It is forgotten when the log has ended.
+func SetLogPath(dir, container string, attempt int, path string) error {
+	file := logPathFile(dir, logName{container: container, attempt: attempt})
+	if err := os.WriteFile(file, []byte(path), 0o600); err != nil {
+		return fmt.Errorf("cannot set the path of a log: %w", err)
+	}
+	return nil
+}
+
+func logPathFile(dir string, name logName) string {
+	name.stream = pathEnd
+	return filepath.Join(dir, "."+name.String())
+}
+
 func makeFIFO(dir string, name logName) (*os.File, error) {
 	if _, ok := parseLogName(name.String()); !ok {
 		return nil, fmt.Errorf("cannot make log pipe %q: not a valid name", name)

@@ -46,10 +46,12 @@ const (
 )
 
 // FIFODir is the directory of the FIFOs in a pod's directory. The names in it are NAME.ATTEMPT.stdout, NAME.ATTEMPT.stderr, and NAME.ATTEMPT.end,
-// an empty file that says that the container has ended. What begins with a dot is not ready yet.
+// an empty file that says that the container has ended. What begins with a dot is not ready yet, or is the .NAME.ATTEMPT.path of an attempt whose log file
+// is another one than that of [CRIPath]: its path in LogDir.
 const (
 	FIFODir   = "log"
 	streamEnd = "end"
+	pathEnd   = "path"
 )
 
 // logName is a parsed name.

@@ -268,6 +268,7 @@ func (r *relay) end(name logName) {
 			r.drop(s, true)
 		}
 	}
+	_ = os.Remove(logPathFile(r.dir, name)) // most often there is none
 	if err := os.Remove(filepath.Join(r.dir, name.String())); err != nil && !errors.Is(err, os.ErrNotExist) {
 		r.complain(fmt.Errorf("cannot remove mark: %w", err))
 	}

@@ -64,6 +64,14 @@ func PodLimits(p *corev1.Pod) Limits {
 	}
 }
 
+// WithTasks returns l with another limit of processes and threads; 0: that of l.
+func (l Limits) WithTasks(limit int64) Limits {
+	if limit > 0 {
+		l.TasksMax = uint64(limit)
+	}
+	return l
+}
+
 // PodCPURequest is what PodLimits makes a weight of: the CPU time that a pod asks for, per second of wall clock; 0: nothing.
 func PodCPURequest(p *corev1.Pod) time.Duration { return quotaOf(podRequest(p, corev1.ResourceCPU)) }
 

@@ -5,6 +5,10 @@ import (
 	"encoding/hex"
 	"slices"
 	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/magikrun/magikpod/pod"
 )
 
 // The names of a pod's units, by example (namespace default, pod web, container nginx):
@@ -171,3 +175,17 @@ func sliceOf(unit string) string {
 	}
 	return base[:i] + ".slice"
 }
+
+// PodLayout lays out the units of magikpodd's pods: one sandbox of a pod at a time, in a slice of its namespace.
+type PodLayout struct{}
+
+// Names returns the units of a pod.
+func (PodLayout) Names(ref pod.Ref) PodNames { return Names(ref.Namespace, ref.Name) }
+
+// Container returns the unit of a container.
+func (PodLayout) Container(ref pod.Ref, container string) string {
+	return ContainerService(ref.Namespace, ref.Name, container)
+}
+
+// Slices returns the slices of a pod.
+func (PodLayout) Slices(_ pod.Ref, p *corev1.Pod, limits Limits) []Aux { return PodSlices(p, limits) }

@@ -21,6 +21,7 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	magikruntime "github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/engine"
 	"github.com/magikrun/magikpod/runtime/microvm"
 	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/runtime/wasm"
@@ -128,38 +129,32 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 // classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it by an annotation, pod-wasm, and
 // pod-microvm-containers.
 func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (*magikruntime.Registry, error) {
-	common := native.Config{
-		Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, ShimPath: helper("MAGIKPOD_SHIM", shimPath),
-		Runtime: config.Runtime, PIDsLimit: config.PIDsLimit, Log: log,
-	}
-	launcher := wasm.NewLauncher(helper("MAGIKPOD_WASM", wasmPath), filepath.Join(config.StateDir, "wasm"), config.Wasm.Components)
-	launcher.Log = log
-	common.Chooser = launcher
-	containers, err := native.New(ctx, common)
+	shim := helper("MAGIKPOD_SHIM", shimPath)
+	containers, err := native.New(ctx, native.Config{RunDir: config.RunDir, ShimPath: shim, Runtime: config.Runtime, PIDsLimit: config.PIDsLimit})
 	if err != nil {
 		return nil, err
 	}
-	common.Chooser, common.Launcher = nil, launcher
-	modules, err := native.New(ctx, common)
-	if err != nil {
-		return nil, err
-	}
-	common.Launcher, common.Sandboxes = nil, machines(config, common.ShimPath)
-	vms, err := native.NewSandboxManager(ctx, common)
-	if err != nil {
-		return nil, err
-	}
+	modules := wasm.New(wasm.Config{
+		Program: helper("MAGIKPOD_WASM", wasmPath), ShimPath: shim, Cache: filepath.Join(config.StateDir, "wasm"),
+		Wasmtime: config.Wasm.Components, PIDsLimit: config.PIDsLimit, Log: log,
+	})
 	var registry magikruntime.Registry
-	registry.Add(containers)
-	registry.Add(modules)
-	registry.Add(vms)
+	for _, class := range []engine.Runtime{native.Mixed{Runtime: containers, Modules: modules}, modules, vms(config, shim)} {
+		manager, err := engine.New(ctx, engine.Config{
+			Runtime: class, Layout: units.PodLayout{}, Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, ShimPath: shim, Log: log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		registry.Add(manager)
+	}
 	return &registry, nil
 }
 
-// machines runs virtual machines as the configuration says.
-func machines(config daemon.Config, shim string) *microvm.Launcher {
+// vms runs virtual machines as the configuration says.
+func vms(config daemon.Config, shim string) *microvm.Runtime {
 	c := &config.MicroVM
-	return microvm.NewLauncher(microvm.Config{
+	return microvm.New(microvm.Config{
 		StateDir: filepath.Join(config.StateDir, "microvm"), ShimPath: shim,
 		SupervisorPath: helper("MAGIKPOD_VMM", vmmPath), AgentPath: helper("MAGIKPOD_AGENT", agentPath),
 		Driver: c.VMM, Program: c.Program, Machine: c.Machine, Accel: c.Accel, Kernel: c.Kernel, Runtime: c.Runtime,

@@ -59,3 +59,29 @@ func StartTime(pid int) (uint64, error) {
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
 }
+
+// Self is this process. 0 as the start time, when it cannot be read, is not checked.
+func Self() Owner {
+	start, _ := StartTime(os.Getpid())
+	return Owner{PID: os.Getpid(), StartTime: start}
+}
+
+// Path names a namespace that this process has open for other processes; empty for nil.
+func Path(f *os.File) string {
+	if f == nil {
+		return ""
+	}
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
+}
+
+// Dup duplicates f, close-on-exec. A nil f stays nil.
+func Dup(f *os.File) (*os.File, error) {
+	if f == nil {
+		return nil, nil
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}

@@ -37,8 +37,8 @@ import (
 // Medians.
 func BenchmarkPod(b *testing.B) {
 	w := newWorld(b)
-	launcher := w.config.Sandboxes.(*microvm.Launcher)
-	guest, err := launcher.PrepareGuest(b.Context())
+	class := w.config.Runtime.(*microvm.Runtime)
+	guest, err := class.PrepareGuest(b.Context())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -55,7 +55,8 @@ func BenchmarkPod(b *testing.B) {
 		begin = time.Now()
 		ns := w.begin(b, p.Name)
 		m := w.machine(p)
-		for launcher.ReadySandbox(b.Context(), m, ns) != nil { // until the supervisor has made the tap
+		m.Namespaces.Network = ns
+		for class.ReadySandbox(b.Context(), m) != nil { // until the supervisor has made the tap
 			time.Sleep(5 * time.Millisecond)
 		}
 		timed("s-agent", time.Second, begin)
@@ -109,14 +110,14 @@ func (w *world) begin(b testing.TB, name string) *os.File {
 }
 
 // machine names the machine of a pod.
-func (w *world) machine(p *corev1.Pod) runtime.Machine {
-	return runtime.Machine{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID), "vm")}
+func (w *world) machine(p *corev1.Pod) runtime.Sandbox {
+	return runtime.Sandbox{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID))}
 }
 
 // machineConfig is what the supervisor of a machine was told.
-func machineConfig(tb testing.TB, m runtime.Machine) supervise.Config {
+func machineConfig(tb testing.TB, m runtime.Sandbox) supervise.Config {
 	tb.Helper()
-	config, err := supervise.ReadConfig(filepath.Join(m.RunDir, "vmm.json"))
+	config, err := supervise.ReadConfig(filepath.Join(m.RunDir, "vm/vmm.json"))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func machineConfig(tb testing.TB, m runtime.Machine) supervise.Config {
 }
 
 // agentOf speaks to the agent of a machine.
-func agentOf(tb testing.TB, m runtime.Machine) *client.Client {
+func agentOf(tb testing.TB, m runtime.Sandbox) *client.Client {
 	tb.Helper()
 	v := machineConfig(tb, m).VM.Vsock
 	if v.Kind == vmm.VsockVhost {

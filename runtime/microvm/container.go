@@ -23,43 +23,62 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// PrepareContainer implements native.SandboxLauncher. The image is given to the machine, and the container's directories of the host are shown in the share.
-func (l *Launcher) PrepareContainer(ctx context.Context, s runtime.Machine, a runtime.Attempt, config runtime.ContainerConfig) (any, []string, error) {
-	if why := noStopSignal(a.StopSignal); why != "" {
-		return nil, nil, pod.Errorf(pod.Unsupported, "cannot stop it by its stop signal %s: %s", unix.SignalName(a.StopSignal), why)
+// Prepare implements engine.Runtime. The image is given to the VM, and the container's directories of the host are shown in the share.
+func (r *Runtime) Prepare(ctx context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
+	launch := runtime.Launch{
+		Runtime: r.class.Name, OwnPID: true, InVM: true, Argv: []string{r.config.ShimPath, "proxy", "--config", filepath.Join(a.Bundle, proxyFile)},
 	}
-	m, err := l.machine(s)
+	proxy, err := r.prepare(ctx, s, a, config)
+	switch pod.KindOf(err) {
+	case pod.Invalid, pod.NotFound, pod.Unsupported:
+		launch.Refused = err
+	default:
+		if err != nil {
+			return launch, pod.Errorf(pod.KindOf(err), "cannot run container %q: %w", config.Container.Name, err)
+		}
+	}
+	launch.Files = map[string]any{proxyFile: proxy}
+	return launch, nil
+}
+
+// proxyFile is what magikshim proxy reads.
+const proxyFile = "config.json"
+
+func (r *Runtime) prepare(ctx context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (c vmshim.Config, err error) {
+	if why := noStopSignal(a.StopSignal); why != "" {
+		return c, pod.Errorf(pod.Unsupported, "cannot stop it by its stop signal %s: %s", unix.SignalName(a.StopSignal), why)
+	}
+	m, err := r.machine(s)
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
 	defer m.mu.Unlock()
 	staged, err := stage(config, m.record.Tmpfs, m.record.VMM.VM.Share != nil)
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
-	spec, err := l.guestSpec(config, staged.spec, m.record.Hostname, m.record.Size)
+	spec, err := r.guestSpec(config, staged.spec, m.record.Hostname, m.record.Size)
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
 	text, err := json.Marshal(spec)
 	if err != nil {
-		return nil, nil, pod.WithKind(pod.Internal, err)
+		return c, pod.WithKind(pod.Internal, err)
 	}
 	if err := m.bind(s, staged.shares); err != nil {
-		return nil, nil, pod.WithKind(pod.Unavailable, err)
+		return c, pod.WithKind(pod.Unavailable, err)
 	}
 	if err := m.plugCopies(ctx, s, staged); err != nil {
-		return nil, nil, pod.WithKind(kindOr(err, pod.Unavailable), err)
+		return c, pod.WithKind(pod.KindOr(err, pod.Unavailable), err)
 	}
-	place, err := l.plug(ctx, m, s, config.Image)
+	place, err := r.plug(ctx, m, s, config.Image)
 	if err != nil {
-		return nil, nil, pod.WithKind(kindOr(err, pod.Unavailable), err)
+		return c, pod.WithKind(pod.KindOr(err, pod.Unavailable), err)
 	}
-	c := vmshim.Config{
+	return vmshim.Config{
 		Agent: m.record.address(), Copies: staged.copies, MessageFile: staged.messageFile, Log: a.Log,
-		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: a.Number, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
-	}
-	return c, []string{l.config.ShimPath, "proxy", "--config", filepath.Join(a.Bundle, "config.json")}, nil
+		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: config.Attempt, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
+	}, nil
 }
 
 // noStopSignal says why a signal does not reach a container when its unit is stopped; empty: it does. SIGKILL and SIGSTOP are the host's: they meet what stands in for the
@@ -71,20 +90,20 @@ func noStopSignal(sig syscall.Signal) string {
 	return "the process that stands in for a machine's container cannot pass it on"
 }
 
-// plug gives the machine the image of a container.
-func (l *Launcher) plug(ctx context.Context, m *machine, s runtime.Machine, image runtime.Image) (vmm.Place, error) {
-	defer l.images.Keep(image.Rootfs)() // until the VMM has opened it
-	disk, err := l.images.Image(ctx, image.Rootfs)
+// plug gives the VM the image of a container.
+func (r *Runtime) plug(ctx context.Context, m *machine, s runtime.Sandbox, image runtime.Image) (vmm.Place, error) {
+	defer r.images.Keep(image.Rootfs)() // until the VMM has opened it
+	disk, err := r.images.Image(ctx, image.Rootfs)
 	if err != nil {
 		return vmm.Place{}, err
 	}
 	return m.plug(ctx, s, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
 }
 
-// plug gives the machine an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the machine ends, since a container that is
+// plug gives the VM an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the VM ends, since a container that is
 // restarted needs it again, and where it is outlives the daemon.
-func (m *machine) plug(ctx context.Context, s runtime.Machine, d vmm.Disk) (place vmm.Place, err error) {
-	file := filepath.Join(s.RunDir, disksFile)
+func (m *machine) plug(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (place vmm.Place, err error) {
+	file := filepath.Join(runDir(s), disksFile)
 	if err := m.loadDisks(file); err != nil {
 		return place, err
 	}
@@ -103,7 +122,7 @@ func (m *machine) plug(ctx context.Context, s runtime.Machine, d vmm.Disk) (plac
 	return place, save(file, m.disks)
 }
 
-// loadDisks reads where the machine's disks are, once.
+// loadDisks reads where the VM's disks are, once.
 func (m *machine) loadDisks(file string) error {
 	if m.disks != nil {
 		return nil
@@ -119,14 +138,14 @@ func (m *machine) loadDisks(file string) error {
 // maxCopy bounds what of the host is copied for a volume.
 const maxCopy = 1 << 30
 
-// plugCopies makes the images of the host's directories and files that the container mounts, and gives them to the machine, each once in its life: it is as the host was when
+// plugCopies makes the images of the host's directories and files that the container mounts, and gives them to the VM, each once in its life: it is as the host was when
 // the first container with that volume was started.
-func (m *machine) plugCopies(ctx context.Context, s runtime.Machine, staged *staged) error {
+func (m *machine) plugCopies(ctx context.Context, s runtime.Sandbox, staged *staged) error {
 	places := map[string]wire.Image{}
 	for _, one := range staged.copied {
 		sum := sha256.Sum256([]byte(one.name))
-		d := vmm.Disk{Path: filepath.Join(s.StateDir, copiesDir, one.name), Serial: "host-" + hex.EncodeToString(sum[:6]), ReadOnly: true}
-		if err := m.loadDisks(filepath.Join(s.RunDir, disksFile)); err != nil {
+		d := vmm.Disk{Path: filepath.Join(stateDir(s), copiesDir, one.name), Serial: "host-" + hex.EncodeToString(sum[:6]), ReadOnly: true}
+		if err := m.loadDisks(filepath.Join(runDir(s), disksFile)); err != nil {
 			return err
 		}
 		if _, ok := m.disks[d.Serial]; !ok {
@@ -147,7 +166,7 @@ func (m *machine) plugCopies(ctx context.Context, s runtime.Machine, staged *sta
 	return nil
 }
 
-// copyHost makes an image of a part of the host. A machine that has an earlier one of that name open, given to it by a daemon that died then, keeps that.
+// copyHost makes an image of a part of the host. A VM that has an earlier one of that name open, given to it by a daemon that died then, keeps that.
 func copyHost(ctx context.Context, path, source string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return pod.WithKind(pod.Internal, err)
@@ -159,7 +178,7 @@ func copyHost(ctx context.Context, path, source string) error {
 	return pod.WithKind(pod.Internal, errors.Join(os.Chmod(path+".new", 0o444), os.Rename(path+".new", path)))
 }
 
-// full says whether all of the machine's places for disks are taken.
+// full says whether all of the VM's places for disks are taken.
 func (m *machine) full() bool {
 	vm := &m.record.VMM.VM
 	taken := len(vm.Disks)
@@ -172,9 +191,9 @@ func (m *machine) full() bool {
 	return err == nil && taken >= driver.Can(vm).MaxDisks
 }
 
-// bind shows parts of the host in the share, each once: what is bound stays until the machine ends, also over a restart of the daemon.
-func (m *machine) bind(s runtime.Machine, wanted []shared) error {
-	file := filepath.Join(s.RunDir, sharesFile)
+// bind shows parts of the host in the share, each once: what is bound stays until the VM ends, also over a restart of the daemon.
+func (m *machine) bind(s runtime.Sandbox, wanted []shared) error {
+	file := filepath.Join(runDir(s), sharesFile)
 	if m.shares == nil {
 		m.shares = map[string]bool{}
 		if err := load(file, &m.shares); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -198,23 +217,23 @@ func (m *machine) bind(s runtime.Machine, wanted []shared) error {
 }
 
 // call runs one request to the agent of a machine.
-func (l *Launcher) call(s runtime.Machine, do func(*client.Client) error) error {
-	m, err := l.lookUp(s) // not locked: a machine that is being given an image answers all the same
+func (r *Runtime) call(s runtime.Sandbox, do func(*client.Client) error) error {
+	m, err := r.lookUp(s) // not locked: a VM that is being given an image answers all the same
 	if err != nil {
 		return err
 	}
 	return translate(do(m.record.agent()))
 }
 
-// Signal implements native.SandboxLauncher.
-func (l *Launcher) Signal(ctx context.Context, s runtime.Machine, container string, sig syscall.Signal) error {
-	return l.call(s, func(c *client.Client) error { return c.Signal(ctx, container, "", sig) })
+// Signal implements engine.Runtime.
+func (r *Runtime) Signal(ctx context.Context, c runtime.Running, sig syscall.Signal) error {
+	return r.call(c.Sandbox, func(agent *client.Client) error { return agent.Signal(ctx, c.Container, "", sig) })
 }
 
-// Probe implements native.SandboxLauncher.
-func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container string, p probe.Probe) (ok bool, message string, err error) {
-	err = l.call(s, func(c *client.Client) error {
-		outcome, err := c.Probe(ctx, container, p)
+// Probe implements engine.Runtime: the agent makes it, where the container is.
+func (r *Runtime) Probe(ctx context.Context, c runtime.Running, p probe.Probe, _ func(runtime.Process) (runtime.ExitStatus, error)) (ok bool, message string, err error) {
+	err = r.call(c.Sandbox, func(agent *client.Client) error {
+		outcome, err := agent.Probe(ctx, c.Container, p)
 		ok, message = p.Verdict(outcome)
 		return err
 	})
@@ -224,15 +243,20 @@ func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container strin
 	return ok, message, nil
 }
 
-// Stats implements native.SandboxLauncher.
-func (l *Launcher) Stats(ctx context.Context, s runtime.Machine) (map[string]pod.ResourceUse, error) {
+// AwaitCommand implements engine.Runtime: nothing of a container is on the host that could be seen.
+func (r *Runtime) AwaitCommand(int) bool { return true }
+
+// Stats implements engine.Runtime.
+func (r *Runtime) Stats(ctx context.Context, s runtime.Sandbox, running map[string]string) (map[string]pod.ResourceUse, error) {
 	var reply wire.StatsReply
-	if err := l.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx); return err }); err != nil {
+	if err := r.call(s, func(c *client.Client) (err error) { reply, err = c.Stats(ctx); return err }); err != nil {
 		return nil, err
 	}
 	use := map[string]pod.ResourceUse{}
-	for _, c := range reply.Containers {
-		use[c.Container] = pod.ResourceUse{CPUNanos: new(c.CPUUsec * 1000), MemoryBytes: new(c.MemoryWorkingSet), MemoryLimitBytes: c.MemoryLimit, Processes: new(c.PIDs)}
+	for _, c := range reply.Containers { // those that have ended too
+		if _, ok := running[c.Container]; ok {
+			use[c.Container] = pod.ResourceUse{CPUNanos: new(c.CPUUsec * 1000), MemoryBytes: new(c.MemoryWorkingSet), MemoryLimitBytes: c.MemoryLimit, Processes: new(c.PIDs)}
+		}
 	}
 	return use, nil
 }

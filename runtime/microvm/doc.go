@@ -12,10 +12,10 @@
 //
 //	image                        an erofs image of its layers, read-only, shared by all VMs; a writable layer on the VM's scratch disk above it
 //	configMap, secret, /etc/...  a copy, made when the container starts
-//	emptyDir                     a directory of the scratch disk, or of the guest's memory
+//	emptyDir                     a directory of the scratch disk, or of the VM's memory
 //	hostPath                     virtiofs
 //
-// What does not belong here: images (image), units (units), what goes on in the VM (runtime/microvm/guest).
+// What does not belong here: units, logs and records (runtime/engine), images (image), what goes on in the machine (runtime/microvm/guest).
 //
 // Layer L3.
 package microvm

@@ -13,13 +13,13 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// execSlack is how much later than a command's timeout a machine may tell of it: an emulated one, on a busy host, takes seconds.
+// execSlack is how much later than a command's timeout a VM may report it: an emulated one, on a busy host, takes seconds.
 var execSlack = 30 * time.Second // tests are impatient
 
-// Exec implements native.SandboxLauncher.
-func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string, p runtime.Process) (runtime.ExitStatus, error) {
+// Exec implements engine.Runtime.
+func (r *Runtime) Exec(ctx context.Context, c runtime.Running, p runtime.Process) (runtime.ExitStatus, error) {
 	request := wire.Exec{
-		Container: container, Args: p.Args, Env: p.Env, Cwd: p.WorkingDir, User: p.User, TTY: p.TTY, Stdin: p.Stdin != nil, Timeout: p.Timeout.Milliseconds(),
+		Container: c.Container, Args: p.Args, Env: p.Env, Cwd: p.WorkingDir, User: p.User, TTY: p.TTY, Stdin: p.Stdin != nil, Timeout: p.Timeout.Milliseconds(),
 	}
 	files := client.IO{Stdin: p.Stdin}
 	if p.Stdout != nil {
@@ -47,8 +47,8 @@ func (l *Launcher) Exec(ctx context.Context, s runtime.Machine, container string
 		defer cancel()
 	}
 	var exit wire.Exit
-	err := l.call(s, func(c *client.Client) error {
-		session, err := c.Exec(ctx, request)
+	err := r.call(c.Sandbox, func(agent *client.Client) error {
+		session, err := agent.Exec(ctx, request)
 		if err != nil {
 			return err
 		}

@@ -17,8 +17,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// newAgent is a launcher that knows one machine, whose agent is who accepts from the listener.
-func newAgent(t *testing.T) (*Launcher, runtime.Machine, net.Listener) {
+// newAgent is a Runtime that knows one machine, whose agent is who accepts from the listener.
+func newAgent(t *testing.T) (*Runtime, runtime.Running, net.Listener) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "microvm") // short, for a socket's path
 	if err != nil {
@@ -32,17 +32,21 @@ func newAgent(t *testing.T) (*Launcher, runtime.Machine, net.Listener) {
 	t.Cleanup(func() { listener.Close() })
 	r := &record{}
 	r.VMM.VM.Vsock = vmm.Vsock{Kind: vmm.VsockHybrid, Path: filepath.Join(dir, "agent")}
-	if err := save(filepath.Join(dir, recordFile), r); err != nil {
+	s := runtime.Sandbox{RunDir: dir}
+	if err := os.Mkdir(runDir(s), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return &Launcher{machines: map[string]*machine{}}, runtime.Machine{RunDir: dir}, guesttest.HybridListener{Listener: listener}
+	if err := save(filepath.Join(runDir(s), recordFile), r); err != nil {
+		t.Fatal(err)
+	}
+	return &Runtime{machines: map[string]*machine{}}, runtime.Running{Sandbox: s, Container: "a"}, guesttest.HybridListener{Listener: listener}
 }
 
 // TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come. That the machine is being given something, which may take
 // minutes, does not matter to it.
 func TestExecSize(t *testing.T) {
-	l, s, listener := newAgent(t)
-	m, err := l.machine(s)
+	l, c, listener := newAgent(t)
+	m, err := l.machine(c.Sandbox)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +58,7 @@ func TestExecSize(t *testing.T) {
 	go func() {
 		served <- serveExec(listener, &sizes, func() { resize <- runtime.WinSize{Rows: 30, Cols: 60} })
 	}()
-	status, err := l.Exec(t.Context(), s, "a", runtime.Process{Args: []string{"stty", "size"}, TTY: true, Resize: resize})
+	status, err := l.Exec(t.Context(), c, runtime.Process{Args: []string{"stty", "size"}, TTY: true, Resize: resize})
 	if served := <-served; err != nil || served != nil || status.Code != 7 {
 		t.Errorf("%+v, %v, %v", status, err, served)
 	}
@@ -65,11 +69,11 @@ func TestExecSize(t *testing.T) {
 
 // TestExecTimeout: a machine that does not heed the timeout does not keep the caller.
 func TestExecTimeout(t *testing.T) {
-	l, s, _ := newAgent(t) // which never answers
+	l, c, _ := newAgent(t) // which never answers
 	defer func(slack time.Duration) { execSlack = slack }(execSlack)
 	execSlack = 100 * time.Millisecond
 	began := time.Now()
-	status, err := l.Exec(t.Context(), s, "a", runtime.Process{Args: []string{"true"}, Timeout: 100 * time.Millisecond})
+	status, err := l.Exec(t.Context(), c, runtime.Process{Args: []string{"true"}, Timeout: 100 * time.Millisecond})
 	if took := time.Since(began); err == nil || took > 10*time.Second {
 		t.Errorf("%+v, %v after %s", status, err, took)
 	}
@@ -77,8 +81,8 @@ func TestExecTimeout(t *testing.T) {
 
 // TestNoMachine: that somebody asks for a machine that is gone leaves nothing behind.
 func TestNoMachine(t *testing.T) {
-	l := &Launcher{machines: map[string]*machine{}}
-	if err := l.Signal(t.Context(), runtime.Machine{RunDir: t.TempDir()}, "a", unix.SIGTERM); pod.KindOf(err) != pod.Unavailable || len(l.machines) > 0 {
+	l := &Runtime{machines: map[string]*machine{}}
+	if err := l.Signal(t.Context(), runtime.Running{Sandbox: runtime.Sandbox{RunDir: t.TempDir()}, Container: "a"}, unix.SIGTERM); pod.KindOf(err) != pod.Unavailable || len(l.machines) > 0 {
 		t.Errorf("%v, %v", err, l.machines)
 	}
 }

@@ -22,8 +22,8 @@ import (
 	"github.com/magikrun/magikpod/netsetup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/engine"
 	"github.com/magikrun/magikpod/runtime/microvm"
-	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/tests/host"
 	"github.com/magikrun/magikpod/tests/testimage"
 	"github.com/magikrun/magikpod/units"
@@ -38,9 +38,9 @@ var patience = host.Patience(2 * time.Minute)
 // world is the class on a real systemd, with real machines. When the test ends, nothing may be left of its pods.
 type world struct {
 	t          testing.TB
-	manager    *native.SandboxManager
+	manager    *engine.Manager
 	network    *netsetup.Manager
-	config     native.Config
+	config     engine.Config
 	machines   microvm.Config
 	image      runtime.Image
 	run, state string
@@ -96,7 +96,7 @@ func newWorld(t testing.TB) *world {
 		// Another kernel than the host's, to be tried by hand: a pattern, as /somewhere/boot/vmlinuz-*.
 		Kernel: os.Getenv("MAGIKPOD_TEST_KERNEL"),
 	}
-	w.config = native.Config{RunDir: w.run, StateDir: w.state, ShimPath: libexec + "/magikshim"}
+	w.config = engine.Config{Layout: units.PodLayout{}, RunDir: w.run, StateDir: w.state, ShimPath: libexec + "/magikshim"}
 	if w.network, err = netsetup.New(netsetup.Config{StateFile: filepath.Join(w.run, "network.json")}); err != nil {
 		t.Fatal(err)
 	}
@@ -140,8 +140,8 @@ func (w *world) start() {
 	if w.config.Units, err = units.Connect(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
-	w.config.Sandboxes = microvm.NewLauncher(w.machines)
-	if w.manager, err = native.NewSandboxManager(context.Background(), w.config); err != nil {
+	w.config.Runtime = microvm.New(w.machines)
+	if w.manager, err = engine.New(context.Background(), w.config); err != nil {
 		w.t.Fatal(err)
 	}
 	w.manager.OnChange(func(pod.Ref) {})

@@ -114,7 +114,7 @@ func limited(c *corev1.Container, cpu, memory string) {
 func TestHostLimits(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
-	w.machines.PIDsLimit, w.config.PIDsLimit = 24, 24
+	w.machines.PIDsLimit = 24
 	w.restart()
 	p := w.pod("while :; do :; done", "until [ -e /go ]; do sleep 0.2; done; exec dd if=/dev/zero of=/dev/null bs=100M count=1")
 	limited(&p.Spec.Containers[0], "200m", "64Mi")
@@ -184,7 +184,7 @@ func (w *world) checkMemory(t *testing.T, p *corev1.Pod) (limit uint64) {
 	slice := w.slice(p)
 	limit = slice.number(t, "memory.max", "")
 	peak := slice.number(t, "memory.peak", "")
-	if want := w.config.Sandboxes.PodLimits(p).MemoryMax; limit != want {
+	if want := w.config.Runtime.PodLimits(p).MemoryMax; limit != want {
 		t.Errorf("memory.max is %d, want %d", limit, want)
 	}
 	if current := slice.number(t, "memory.current", ""); current >= limit || peak > limit {
@@ -294,12 +294,13 @@ func TestOverheadShare(t *testing.T) {
 }
 
 // boot makes the machine of the newest pod and waits for its agent. The pod's network is there until end is called.
-func (w *world) boot(t *testing.T, p *corev1.Pod) (m runtime.Machine, agent *client.Client, end func()) {
+func (w *world) boot(t *testing.T, p *corev1.Pod) (m runtime.Sandbox, agent *client.Client, end func()) {
 	t.Helper()
 	ns := w.begin(t, p.Name)
 	m = w.machine(p)
+	m.Namespaces.Network = ns
 	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		err := w.config.Sandboxes.ReadySandbox(t.Context(), m, ns)
+		err := w.config.Runtime.ReadySandbox(t.Context(), m)
 		if err == nil {
 			return m, agentOf(t, m), func() { ns.Close() }
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -24,17 +23,18 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
-	"github.com/magikrun/magikpod/units"
 )
 
 const (
-	// tapName is the machine's end of the network, in the pod's namespace.
+	// tapName is the VM's end of the network, in the pod's namespace.
 	tapName = "mvm0"
-	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the machine finds what the host shares with it.
+	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the VM finds what the host shares with it.
 	scratchSerial = "scratch"
 	shareTag      = "host"
 
-	// The files of a machine in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
+	// dirName is the VM's directory in the sandbox's RunDir and StateDir.
+	dirName = "vm"
+	// The files of a VM in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
 	disksFile   = "disks.json"
@@ -48,14 +48,25 @@ const (
 const (
 	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time as that of the machine.
 	linkTimeout = 30 * time.Second
-	// bootTimeout is how long a machine may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
-	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a machine has taken more than a minute.)
+	// bootTimeout is how long a VM may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
+	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a VM has taken more than a minute.)
 	bootTimeout         = 2 * time.Minute
 	bootEmulatedTimeout = 5 * time.Minute
 	// A guest that does not answer its supervisor for that long hangs.
 	watchdog         = time.Minute
 	watchdogEmulated = 5 * time.Minute
 )
+
+// powerOffTimeout is how long a VM may take to power off in good order, before it is ended.
+const powerOffTimeout = 10 * time.Second
+
+func runDir(s runtime.Sandbox) string   { return filepath.Join(s.RunDir, dirName) }
+func stateDir(s runtime.Sandbox) string { return filepath.Join(s.StateDir, dirName) }
+
+// SandboxKind implements engine.Runtime: the containers' namespaces are in the VM, and pause holds the network's.
+func (r *Runtime) SandboxKind() runtime.SandboxKind {
+	return runtime.SandboxKind{NetworkOnly: true, Holders: []runtime.HolderKind{runtime.HolderVM}}
+}
 
 // record (machine.json) is what a later daemon must know of a machine.
 type record struct {
@@ -67,34 +78,34 @@ type record struct {
 	VMM      supervise.Config         `json:"vmm"`
 }
 
-// machine is what is known of one machine.
+// machine is what is known of one VM.
 type machine struct {
 	record *record // never changes
 	// mu makes what is done to it one after the other, which may take minutes, and guards what follows.
 	mu     sync.Mutex
-	ready  bool                 // the agent has been told what the machine is
+	ready  bool                 // the agent knows what the VM is
 	disks  map[string]vmm.Place // where the images are, by serial number; nil: not read yet
 	shares map[string]bool      // names that are bound into the share; nil: not read yet
 }
 
-// lookUp returns what is known of the machine of a sandbox, read from its files if need be.
-func (l *Launcher) lookUp(s runtime.Machine) (*machine, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if m := l.machines[s.RunDir]; m != nil {
+// lookUp returns what is known of the VM of a sandbox, read from its files if need be.
+func (r *Runtime) lookUp(s runtime.Sandbox) (*machine, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.machines[runDir(s)]; m != nil {
 		return m, nil
 	}
 	m := &machine{record: &record{}}
-	if err := load(filepath.Join(s.RunDir, recordFile), m.record); err != nil {
+	if err := load(filepath.Join(runDir(s), recordFile), m.record); err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot find the pod's machine: %w", err)
 	}
-	l.machines[s.RunDir] = m
+	r.machines[runDir(s)] = m
 	return m, nil
 }
 
-// machine is lookUp, and the machine is locked.
-func (l *Launcher) machine(s runtime.Machine) (*machine, error) {
-	m, err := l.lookUp(s)
+// machine is lookUp, and the VM is locked.
+func (r *Runtime) machine(s runtime.Sandbox) (*machine, error) {
+	m, err := r.lookUp(s)
 	if err == nil {
 		m.mu.Lock()
 	}
@@ -114,26 +125,26 @@ func (r *record) address() client.Address {
 // running is the VM, to attach something to.
 func (r *record) running() attach.VM { return attach.VM{Config: &r.VMM.VM, State: r.VMM.ReadState} }
 
-// PrepareSandbox implements native.SandboxLauncher.
-func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config runtime.SandboxConfig) ([]units.Property, error) {
+// PrepareSandbox implements engine.Runtime.
+func (r *Runtime) PrepareSandbox(ctx context.Context, s runtime.Sandbox, config runtime.SandboxConfig) ([]runtime.Holder, error) {
 	if config.Network.NetNS == nil {
 		return nil, pod.Errorf(pod.Unsupported, "a machine has no part in the host's network")
 	}
-	if err := l.checkNeeds(); err != nil { // it may have been removed since the class was asked
+	if err := r.checkNeeds(); err != nil { // it may have been removed since the class was asked
 		return nil, err
 	}
-	for _, dir := range []string{s.RunDir, s.StateDir} {
+	for _, dir := range []string{runDir(s), stateDir(s)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, pod.WithKind(pod.Internal, err)
 		}
 	}
-	l.forget(s)
-	guest, err := l.PrepareGuest(ctx)
+	r.forget(s)
+	guest, err := r.PrepareGuest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	scratch := filepath.Join(s.StateDir, scratchFile)
-	if err := disks.MakeScratch(ctx, scratch, l.config.ScratchBytes); err != nil {
+	scratch := filepath.Join(stateDir(s), scratchFile)
+	if err := disks.MakeScratch(ctx, scratch, r.config.ScratchBytes); err != nil {
 		return nil, pod.WithKind(pod.Unavailable, err)
 	}
 	waiting, cancel := context.WithTimeout(ctx, linkTimeout)
@@ -142,63 +153,61 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config
 	if err != nil {
 		return nil, err
 	}
-	r := l.recordOf(s, config)
-	vm := &r.VMM.VM
+	rec := r.recordOf(s, config)
+	vm := &rec.VMM.VM
 	vm.Kernel, vm.Initrd = guest.Kernel, guest.Initrd
 	vm.Disks = []vmm.Disk{{Path: scratch, Serial: scratchSerial}}
 	vm.NIC = &vmm.NIC{Tap: tapName, MAC: link.MAC.String(), MTU: link.MTU}
-	if err := save(filepath.Join(s.RunDir, recordFile), r); err != nil {
+	if err := save(filepath.Join(runDir(s), recordFile), rec); err != nil {
 		return nil, err
 	}
-	if err := save(filepath.Join(s.RunDir, configFile), r.VMM); err != nil {
+	if err := save(filepath.Join(runDir(s), configFile), rec.VMM); err != nil {
 		return nil, err
 	}
-	l.forget(s) // somebody may have asked for the machine before this one
-	return l.unit(s, config.Pod), nil
+	r.forget(s) // somebody may have asked for the VM before this one
+	argv := []string{r.config.SupervisorPath, "--config", filepath.Join(runDir(s), configFile)}
+	return []runtime.Holder{{Argv: argv, PowerOff: powerOffTimeout}}, nil
 }
 
-// recordOf decides what a machine is.
-func (l *Launcher) recordOf(s runtime.Machine, config runtime.SandboxConfig) *record {
+// recordOf decides what a VM is.
+func (r *Runtime) recordOf(s runtime.Sandbox, config runtime.SandboxConfig) *record {
 	p := config.Pod
-	r := &record{
-		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: l.sizeOf(p),
+	rec := &record{
+		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: r.sizeOf(p),
 		SharePID: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 	}
 	for _, t := range config.SharedTmpfs {
-		r.Tmpfs[t.Name] = t
+		rec.Tmpfs[t.Name] = t
 	}
 	cid := newCID()
-	vm := l.base
-	vm.CPUs, vm.MemoryMiB = r.Size.CPUs, r.Size.MemoryMiB
+	vm := r.base
+	vm.CPUs, vm.MemoryMiB = rec.Size.CPUs, rec.Size.MemoryMiB
 	vm.Vsock.CID = cid
-	if l.share != "" && (needsShare(p) || l.manyImages(p)) {
-		vm.Share = &vmm.Share{Tag: shareTag, Daemon: l.share}
+	if r.share != "" && (needsShare(p) || r.manyImages(p)) {
+		vm.Share = &vmm.Share{Tag: shareTag, Daemon: r.share}
 	}
-	start, _ := nsfile.StartTime(os.Getpid()) // 0 is not checked
-	r.VMM = supervise.Config{
-		Owner: nsfile.Owner{PID: os.Getpid(), StartTime: start},
-		NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), config.Network.NetNS.Fd()),
-		UID:   supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: s.RunDir, VM: vm, PowerOffMillis: int(powerOffTimeout.Milliseconds()),
+	rec.VMM = supervise.Config{
+		Owner: nsfile.Self(), NetNS: nsfile.Path(config.Network.NetNS),
+		UID: supervise.UserOf(cid), GID: supervise.UserOf(cid), Dir: runDir(s), VM: vm, PowerOffMillis: int(powerOffTimeout.Milliseconds()),
 		WatchdogMillis: int(watchdog.Milliseconds()),
 	}
-	if l.emulated() {
-		r.VMM.WatchdogMillis = int(watchdogEmulated.Milliseconds())
+	if r.emulated() {
+		rec.VMM.WatchdogMillis = int(watchdogEmulated.Milliseconds())
 	}
-	r.VMM.SetPaths()
-	return r
+	rec.VMM.SetPaths()
+	return rec
 }
 
-// newCID is a context ID that no other machine of this host has, but for a chance of one in some billions. The three lowest and the highest mean other things.
+// newCID is a context ID that no other VM of this host has, but for a chance of one in some billions. The three lowest and the highest mean other things.
 func newCID() uint32 {
 	var data [4]byte
 	_, _ = rand.Read(data[:]) // never fails (crypto/rand)
 	return 3 + binary.LittleEndian.Uint32(data[:])%(1<<31)
 }
 
-// ReadySandbox implements native.SandboxLauncher. The first call connects the machine to the pod's network, waits for the agent, and tells it what the
-// machine is.
-func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network *os.File) error {
-	m, err := l.machine(s)
+// ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network, waits for the agent, and configures it.
+func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
+	m, err := r.machine(s)
 	if err != nil {
 		return err
 	}
@@ -206,12 +215,12 @@ func (l *Launcher) ReadySandbox(ctx context.Context, s runtime.Machine, network 
 	if m.ready {
 		return nil
 	}
-	link, err := netsetup.Redirect(network, tapName)
+	link, err := netsetup.Redirect(s.Namespaces.Network, tapName)
 	if err != nil {
 		return err
 	}
 	limit := bootTimeout
-	if l.emulated() {
+	if r.emulated() {
 		limit = bootEmulatedTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it has not answered within %s", limit))
@@ -246,27 +255,23 @@ func (r *record) configure(link netsetup.PodLink) wire.Configure {
 	}
 }
 
-// RemoveSandbox implements native.SandboxLauncher.
-func (l *Launcher) RemoveSandbox(s runtime.Machine) error {
-	l.forget(s)
-	return errors.Join(remove(s.RunDir), remove(filepath.Join(s.StateDir, copiesDir)))
+// RemoveSandbox implements engine.Runtime.
+func (r *Runtime) RemoveSandbox(s runtime.Sandbox) error {
+	r.forget(s)
+	return errors.Join(remove(runDir(s)), remove(filepath.Join(stateDir(s), copiesDir)))
 }
 
-// ForgetSandbox implements native.SandboxLauncher.
-func (l *Launcher) ForgetSandbox(s runtime.Machine) error {
-	l.forget(s)
-	if err := remove(s.StateDir); err != nil {
-		return err
-	}
-	_ = os.Remove(filepath.Dir(s.StateDir)) // others may have files in it
-	return nil
+// ForgetSandbox implements engine.Runtime.
+func (r *Runtime) ForgetSandbox(s runtime.Sandbox) error {
+	r.forget(s)
+	return remove(stateDir(s))
 }
 
 // forget removes what is known of a machine.
-func (l *Launcher) forget(s runtime.Machine) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.machines, s.RunDir)
+func (r *Runtime) forget(s runtime.Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.machines, runDir(s))
 }
 
 func remove(dir string) error {
@@ -276,23 +281,13 @@ func remove(dir string) error {
 	return nil
 }
 
-// save writes v as JSON, atomically but not durably: what it tells does not outlive the machine's boot.
+// save writes v as JSON: what it says does not outlive the host's boot.
 func save(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err == nil {
-		err = atomicfile.WriteNoSync(path, data, 0o600)
-	}
-	if err != nil {
+	if err := atomicfile.SaveJSON(path, v); err != nil {
 		return pod.Errorf(pod.Internal, "cannot write %s: %w", path, err)
 	}
 	return nil
 }
 
 // load reads what save has written.
-func load(path string, v any) error {
-	data, err := atomicfile.Read(path, maxRecordBytes)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, v)
-}
+func load(path string, v any) error { return atomicfile.LoadJSON(path, maxRecordBytes, v) }

@@ -46,7 +46,7 @@ type shared struct {
 	readOnly bool
 }
 
-// stage sorts the mounts of a container by the way they take. tmpfs are the pod's file systems in memory, by name; hasShare says whether the machine has a share.
+// stage sorts the mounts of a container by the way they take. tmpfs are the pod's file systems in memory, by name; hasShare says whether the VM has a share.
 func stage(config runtime.ContainerConfig, tmpfs map[string]runtime.Tmpfs, hasShare bool) (*staged, error) {
 	s := &staged{noShare: !hasShare, images: map[int]string{}}
 	for i := range config.Mounts {
@@ -95,7 +95,7 @@ func (s *staged) sort(config runtime.ContainerConfig, m runtime.Mount, tmpfs map
 	return wire.Mount{Kind: wire.MountCopy, Name: volume.Name, SubPath: m.SubPath}, nil
 }
 
-// copied says whether a machine gets a copy of a volume: its content is magikpod's own, and small.
+// copied says whether a VM gets a copy of a volume: its content is magikpod's own, and small.
 func copied(v *corev1.Volume) bool {
 	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
 }

@@ -13,12 +13,12 @@ import (
 const (
 	mib = 1 << 20
 
-	// guestOverhead is what the kernel of the machine, the agent and the file system caches need beside the containers, and guestOverheadShare the part of the
+	// guestOverhead is what the kernel of the VM, the agent and the file system caches need beside the containers, and guestOverheadShare the part of the
 	// containers' memory that comes on top: the kernel describes each page, and its tables and reserves grow with the memory. Without a container 109 MiB were
-	// missing in a machine of 260 MiB, and 153 in one of 1712 (docs/performance-microvm.md).
+	// missing in a VM of 260 MiB, and 153 in one of 1712 (docs/performance-microvm.md).
 	guestOverhead      = 128 * mib
 	guestOverheadShare = 32
-	// vmmOverhead is what the VMM and its helpers need on the host beside the machine's memory, and the page cache of their programs; 31 to 54 MiB of it were in use
+	// vmmOverhead is what the VMM and its helpers need on the host beside the VM's memory, and the page cache of their programs; 31 to 54 MiB of it were in use
 	// that cannot be taken back. In emulation the translated code is among it. It is no more than a limit: what is not used is not taken.
 	vmmOverhead         = 128 * mib
 	vmmEmulatedOverhead = 384 * mib
@@ -31,22 +31,22 @@ const (
 	maxMachineMemory = 1 << 44
 )
 
-// size is how large a machine is.
+// size is how large a VM is.
 type size struct {
 	CPUs      int
 	MemoryMiB int
 }
 
-// sizeOf makes a machine that the containers fit in: their limits, or for those that have none what the configuration says, but no less than what they request, and the overhead.
-func (l *Launcher) sizeOf(p *corev1.Pod) size {
+// sizeOf makes a VM that the containers fit in: their limits, or for those that have none what the configuration says, but no less than what they request, and the overhead.
+func (r *Runtime) sizeOf(p *corev1.Pod) size {
 	limits := units.PodLimits(p)
 	memory := limits.MemoryMax
 	if memory == 0 {
-		memory = max(uint64(l.config.MemoryBytes)+limitedMemory(p), limits.MemoryLow)
+		memory = max(uint64(r.config.MemoryBytes)+limitedMemory(p), limits.MemoryLow)
 	}
 	memory = min(memory, maxMachineMemory)
 	memory += guestOverhead + memory/guestOverheadShare
-	cpus := max(l.config.CPUs, wholeCPUs(units.PodCPURequest(p)))
+	cpus := max(r.config.CPUs, wholeCPUs(units.PodCPURequest(p)))
 	if limits.CPUQuota > 0 {
 		cpus = wholeCPUs(limits.CPUQuota)
 	}
@@ -64,19 +64,19 @@ func limitedMemory(p *corev1.Pod) (sum uint64) {
 	return sum
 }
 
-// PodLimits are those of the slice: the machine, and what it takes to run it. In emulation a limit of the containers' CPU time holds in the machine
+// PodLimits are those of the slice: the VM, and what it takes to run it. In emulation a limit of the containers' CPU time holds in the VM
 // only: what their instructions cost on the host is another matter.
-func (l *Launcher) PodLimits(p *corev1.Pod) units.Limits {
-	limits, machine := units.PodLimits(p), l.sizeOf(p)
+func (r *Runtime) PodLimits(p *corev1.Pod) units.Limits {
+	limits, machine := units.PodLimits(p), r.sizeOf(p)
 	overhead := uint64(vmmOverhead)
-	if l.emulated() {
+	if r.emulated() {
 		overhead = vmmEmulatedOverhead
 	}
 	overhead += uint64(len(p.Spec.InitContainers)+len(p.Spec.Containers)) * proxyOverhead
 	limits.MemoryMax = uint64(machine.MemoryMiB)*mib + overhead
 	if limits.CPUQuota > 0 {
 		limits.CPUQuota += vmmCPU
-		if l.emulated() {
+		if r.emulated() {
 			limits.CPUQuota = time.Duration(machine.CPUs+1) * time.Second
 		}
 	}

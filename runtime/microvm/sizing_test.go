@@ -48,7 +48,7 @@ func TestSize(t *testing.T) {
 		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxMachineMemory/mib + (maxMachineMemory/guestOverheadShare+mib-1)/mib, 1, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := NewLauncher(Config{Accel: vmm.AccelKVM})
+			l := New(Config{Accel: vmm.AccelKVM})
 			p := &corev1.Pod{}
 			for _, r := range c.containers {
 				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Resources: r})
@@ -69,7 +69,7 @@ func TestSize(t *testing.T) {
 
 // In emulation the CPU limit holds in the machine: on the host it is that of its CPUs.
 func TestSizeEmulated(t *testing.T) {
-	l := NewLauncher(Config{Accel: vmm.AccelTCG})
+	l := New(Config{Accel: vmm.AccelTCG})
 	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Resources: limited("64Mi", "100m")}}}}
 	limits := l.PodLimits(p)
 	if limits.CPUQuota != 2*time.Second || limits.MemoryMax != 66*mib+guestOverhead+vmmEmulatedOverhead+proxyOverhead {

@@ -6,14 +6,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
 	"github.com/magikrun/magikpod/units"
 )
-
-// specVersion is the newest version of the OCI runtime specification that Debian's OCI runtimes accept.
-const specVersion = "1.0.2"
 
 // guestRootfs stands for the container's root in the spec; the agent puts its own path there.
 const guestRootfs = "/magikpod/rootfs"
@@ -32,8 +28,8 @@ var standardDevices = []struct {
 // ptsMajor is the major number of pseudo-terminals.
 const ptsMajor = 136
 
-// guestSpec is the OCI spec of a container in a machine: as on the host, with limits in it, because no unit has them.
-func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
+// guestSpec is the OCI spec of a container in a VM: as on the host, with limits in it, because no unit has them.
+func (r *Runtime) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
 	spec, err := oci.Spec(oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
 		Rootfs: guestRootfs, ShmDir: "/dev/shm", Hostname: hostname, Rlimits: guestRlimits,
@@ -42,20 +38,19 @@ func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mo
 	if err != nil {
 		return nil, err
 	}
-	spec.Version = specVersion
-	spec.Linux.Sysctl = nil // they are the machine's, see machineSysctls
-	spec.Linux.Resources = l.resources(config.Container)
+	spec.Linux.Sysctl = nil // they are the VM's, see machineSysctls
+	spec.Linux.Resources = r.resources(config.Container)
 	return spec, nil
 }
 
 // resources are the limits of a container's cgroup in the machine.
-func (l *Launcher) resources(c *corev1.Container) *specs.LinuxResources {
+func (r *Runtime) resources(c *corev1.Container) *specs.LinuxResources {
 	limits := units.ContainerLimits(c)
-	r := &specs.LinuxResources{Devices: deviceRules(c)}
+	res := &specs.LinuxResources{Devices: deviceRules(c)}
 	if limits.MemoryMax > 0 {
 		limit, low := int64(limits.MemoryMax), int64(limits.MemoryLow)
 		// The swap limit of OCI is that of memory and swap together: none on top.
-		r.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit, Reservation: &low}
+		res.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit, Reservation: &low}
 	}
 	cpu := &specs.LinuxCPU{}
 	if limits.CPUQuota > 0 {
@@ -64,12 +59,12 @@ func (l *Launcher) resources(c *corev1.Container) *specs.LinuxResources {
 	}
 	shares := sharesOf(c)
 	cpu.Shares = &shares
-	r.CPU = cpu
-	if l.config.PIDsLimit > 0 {
-		limit := l.config.PIDsLimit
-		r.Pids = &specs.LinuxPids{Limit: &limit}
+	res.CPU = cpu
+	if r.config.PIDsLimit > 0 {
+		limit := r.config.PIDsLimit
+		res.Pids = &specs.LinuxPids{Limit: &limit}
 	}
-	return r
+	return res
 }
 
 // sharesOf is the CPU request in the OCI runtimes' unit, which they turn into a weight: 1024 for one CPU, at least 2.
@@ -81,7 +76,7 @@ func sharesOf(c *corev1.Container) uint64 {
 	return uint64(min(max(request.MilliValue()*1024/1000, 2), 262144))
 }
 
-// deviceRules let a privileged container use all devices of the machine, others the usual ones.
+// deviceRules let a privileged container use all devices of the VM, others the usual ones.
 func deviceRules(c *corev1.Container) []specs.LinuxDeviceCgroup {
 	if sc := c.SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
 		return []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
@@ -103,12 +98,4 @@ func machineSysctls(p *corev1.Pod) map[string]string {
 		}
 	}
 	return set
-}
-
-// kindOr is the kind of err, or fallback when it has none of its own.
-func kindOr(err error, fallback pod.Kind) pod.Kind {
-	if kind := pod.KindOf(err); kind != pod.Internal {
-		return kind
-	}
-	return fallback
 }

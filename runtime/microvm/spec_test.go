@@ -13,7 +13,7 @@ import (
 
 // On the host the unit has the limits; in a machine only the spec can.
 func TestGuestSpec(t *testing.T) {
-	l := NewLauncher(Config{PIDsLimit: 77})
+	l := New(Config{PIDsLimit: 77})
 	c := &corev1.Container{Name: "main", Command: []string{"true"}, Resources: limited("64Mi", "250m")}
 	c.Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("125m"), corev1.ResourceMemory: resource.MustParse("32Mi")}
 	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{*c}, SecurityContext: &corev1.PodSecurityContext{
@@ -54,7 +54,7 @@ func TestGuestSpecWithoutLimits(t *testing.T) {
 	yes := true
 	c := &corev1.Container{Name: "main", Command: []string{"true"}, SecurityContext: &corev1.SecurityContext{Privileged: &yes}}
 	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{*c}}}
-	spec, err := NewLauncher(Config{}).guestSpec(runtime.ContainerConfig{Pod: p, Container: c}, nil, "name", size{MemoryMiB: 160})
+	spec, err := New(Config{}).guestSpec(runtime.ContainerConfig{Pod: p, Container: c}, nil, "name", size{MemoryMiB: 160})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,13 +9,13 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Validate returns what a pod cannot have in a machine of this host. What it cannot have in any, [pod.Validate] refuses.
-func (l *Launcher) Validate(p *corev1.Pod) field.ErrorList {
+// Validate returns what a pod cannot have in a VM of this host. What it cannot have in any, [pod.Validate] refuses.
+func (r *Runtime) Validate(p *corev1.Pod) field.ErrorList {
 	var errs field.ErrorList
-	spec, why := field.NewPath("spec"), l.noShare()
-	if l.manyImages(p) && why != "" {
+	spec, why := field.NewPath("spec"), r.noShare()
+	if r.manyImages(p) && why != "" {
 		errs = append(errs, field.Forbidden(spec.Child("containers"),
-			fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", l.countImages(p), l.driver.Name(), l.maxImages(), why)))
+			fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", r.countImages(p), r.driver.Name(), r.maxImages(), why)))
 	}
 	for i, v := range p.Spec.Volumes {
 		if why != "" && v.HostPath != nil && mountedWritable(p, v.Name) {

@@ -52,14 +52,14 @@ func TestValidateShare(t *testing.T) {
 				p.Spec.InitContainers[0].VolumeMounts = []corev1.VolumeMount{{Name: "host", MountPath: "/a", ReadOnly: true}}
 				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "scratch", MountPath: "/s"}, {Name: "host", MountPath: "/a", ReadOnly: readOnly}}
 			})
-			errs := (&Launcher{driver: c.driver}).Validate(mounted)
+			errs := (&Runtime{driver: c.driver}).Validate(mounted)
 			if readOnly && len(errs) > 0 || !readOnly && (len(errs) != 1 || errs[0].Error() != c.want) {
 				t.Errorf("%s, read-only %t: %v, want %s", c.driver.Name(), readOnly, errs, c.want)
 			}
 		}
 	}
 	without := testPod(func(p *corev1.Pod) { p.Spec.Volumes = slices.Delete(p.Spec.Volumes, 1, 2) })
-	if errs := (&Launcher{driver: vmm.QEMU{}}).Validate(without); len(errs) > 0 {
+	if errs := (&Runtime{driver: vmm.QEMU{}}).Validate(without); len(errs) > 0 {
 		t.Error(errs)
 	}
 }
@@ -76,20 +76,20 @@ func TestValidateImages(t *testing.T) {
 		})
 	}
 	for _, c := range []struct {
-		launcher *Launcher
+		launcher *Runtime
 		images   int
 		want     string
 	}{
-		{&Launcher{driver: vmm.QEMU{}}, 23, ""},
-		{&Launcher{driver: vmm.QEMU{}}, 24, "spec.containers: Forbidden: 24 images, and a machine of qemu has disks for 23: virtiofsd is not installed"},
-		{&Launcher{driver: vmm.QEMU{}, share: "/usr/libexec/virtiofsd"}, 24, ""},
+		{&Runtime{driver: vmm.QEMU{}}, 23, ""},
+		{&Runtime{driver: vmm.QEMU{}}, 24, "spec.containers: Forbidden: 24 images, and a machine of qemu has disks for 23: virtiofsd is not installed"},
+		{&Runtime{driver: vmm.QEMU{}, share: "/usr/libexec/virtiofsd"}, 24, ""},
 	} {
 		errs := c.launcher.Validate(with(c.images))
 		if c.want == "" && len(errs) > 0 || c.want != "" && (len(errs) != 1 || errs[0].Error() != c.want) {
 			t.Errorf("%s, %d images: %v, want %q", c.launcher.driver.Name(), c.images, errs, c.want)
 		}
 		config := runtime.SandboxConfig{Pod: with(c.images), Network: runtime.Network{NetNS: os.Stdin}}
-		if share := c.launcher.recordOf(runtime.Machine{RunDir: "/run/x"}, config).VMM.VM.Share; (share != nil) != (c.launcher.share != "") {
+		if share := c.launcher.recordOf(runtime.Sandbox{RunDir: "/run/x"}, config).VMM.VM.Share; (share != nil) != (c.launcher.share != "") {
 			t.Errorf("%s, %d images: the machine shares %v", c.launcher.driver.Name(), c.images, share)
 		}
 	}

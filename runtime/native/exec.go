@@ -2,12 +2,13 @@ package native
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -15,16 +16,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/internal/cgroup"
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // execution is one process that is run in a container.
 type execution struct {
-	m      *Manager
-	s      *sandbox
-	record attemptRecord
+	c      runtime.Running
 	kind   *ociRuntime
 	p      runtime.Process
 	dir    string // its files, below the bundle
@@ -32,59 +32,15 @@ type execution struct {
 	score  int    // oom_score_adj
 }
 
-// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it. Invalid: the OCI runtime
-// cannot start it (no such command, user or directory).
-func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.Process) (runtime.ExitStatus, error) {
-	fail := func(err error) error {
-		return pod.Errorf(pod.KindOf(err), "cannot run a process in container %q of pod %s: %w", name, ref, err)
-	}
-	s, record, err := m.running(ref, name)
-	if err != nil {
-		return runtime.ExitStatus{}, fail(err)
-	}
-	if len(p.Args) == 0 || p.Args[0] == "" {
-		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "no command specified"))
-	}
-	for _, text := range slices.Concat(p.Args, p.Env, []string{p.WorkingDir, p.User}) {
-		if strings.ContainsRune(text, 0) {
-			return runtime.ExitStatus{}, fail(pod.Errorf(pod.Invalid, "%q has a NUL byte in it", text))
-		}
-	}
-	if unit := m.frozenUnit(s, name); unit != "" {
-		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Conflict, "it is frozen (try: systemctl thaw %s, or the slice that was frozen)", unit))
-	}
-	if m.config.Sandboxes != nil {
-		status, err := m.config.Sandboxes.Exec(ctx, m.machine(s), name, p)
-		if err != nil {
-			err = fail(err)
-		}
-		return status, err
-	}
-	if m.config.Launcher != nil || m.config.Chooser != nil && record.Runtime == m.config.Chooser.Class().Name {
-		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unsupported, "a container of the class %s has no second process", record.Runtime))
-	}
-	if m.oci == nil || m.oci.name != record.Runtime {
-		return runtime.ExitStatus{}, fail(pod.Errorf(pod.Unavailable, "it was started by %s, which is not in use any more", record.Runtime))
-	}
-	x := &execution{m: m, s: s, record: record, kind: m.oci, p: p}
-	status, err := x.run(ctx)
-	if err != nil {
-		err = fail(err)
-	}
-	return status, err
-}
-
 // run makes what the process needs, runs it, and removes everything again.
 func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err error) {
-	state, _ := x.m.units.State(x.s.unit(x.record.Container))
-	bundle := filepath.Join(x.s.dir, containersName, x.record.Container)
-	id := "exec-" + newID()[:16]
-	x.dir = filepath.Join(bundle, id)
-	x.cgroup = filepath.Join(cgroup.Root(), state.ControlGroup, id)
+	id := "exec-" + newID()
+	x.dir = filepath.Join(x.c.Bundle, id)
+	x.cgroup = filepath.Join(x.c.Cgroup, id)
 	if x.kind.subCgroup != "" {
-		x.cgroup = filepath.Join(cgroup.Root(), state.ControlGroup, containerCgroup, id)
+		x.cgroup = filepath.Join(x.c.Cgroup, runtime.ContainerCgroup, id)
 	}
-	process, err := x.process(bundle, state.MainPID)
+	process, err := x.process(x.c.Bundle, x.c.PID)
 	if err != nil {
 		return status, err
 	}
@@ -92,13 +48,13 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 		return status, pod.WithKind(pod.Internal, err)
 	}
 	defer os.RemoveAll(x.dir)
-	if err := saveRecord(x.path("process.json"), process); err != nil {
+	if err := atomicfile.SaveJSON(x.path("process.json"), process); err != nil {
 		return status, pod.WithKind(pod.Internal, err)
 	}
 	if err := os.Mkdir(x.cgroup, 0o755); err != nil {
 		return status, pod.Errorf(pod.Internal, "cannot make cgroup: %w", err)
 	}
-	defer x.m.removeCgroup(x.cgroup)
+	defer x.removeCgroup()
 	if x.p.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, x.p.Timeout, errTimeout(x.p.Timeout))
@@ -109,22 +65,32 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 
 // removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes that it has left behind on purpose stay in it until
 // the container ends.
-func (m *Manager) removeCgroup(path string) {
-	if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
+func (x *execution) removeCgroup() {
+	if err := unix.Rmdir(x.cgroup); !errors.Is(err, unix.EBUSY) {
 		return
 	}
-	m.spawn(func() {
+	x.c.Unit.Background(func(ctx context.Context) {
 		for pause := time.Millisecond; pause < 4*time.Second; pause *= 2 {
 			select {
 			case <-time.After(pause):
-			case <-m.ctx.Done():
+			case <-ctx.Done():
 				return
 			}
-			if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
+			if err := unix.Rmdir(x.cgroup); !errors.Is(err, unix.EBUSY) {
 				return
 			}
 		}
 	})
+}
+
+// pidName is the file that the OCI runtime writes the PID of an exec's process to.
+const pidName = "pid"
+
+// newID names an exec: 16 hexadecimal digits.
+func newID() string {
+	var data [8]byte
+	_, _ = rand.Read(data[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(data[:])
 }
 
 // errTimeout is the cause of an exec that took too long.
@@ -144,7 +110,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	if ctx.Err() != nil {
 		return runtime.ExitStatus{}, pod.WithKind(pod.Unavailable, context.Cause(ctx))
 	}
-	argv := x.withScore(x.kind.execArgv(x.path("log"), x.path("process.json"), x.path(pidName), filepath.Base(x.cgroup), x.p.TTY, x.record.ID))
+	argv := x.withScore(x.kind.execArgv(x.path("log"), x.path("process.json"), x.path(pidName), filepath.Base(x.cgroup), x.p.TTY, x.c.ID))
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = x.kind.env(), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
@@ -157,7 +123,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	} else {
 		handOver(cmd, x.p)
 	}
-	letGo, err := x.m.holdStill(ctx, x.s, x.record.Container, x.cgroup)
+	letGo, err := x.c.Unit.Unseen(ctx, x.cgroup)
 	if err != nil {
 		return runtime.ExitStatus{}, err
 	}
@@ -264,7 +230,7 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 	if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 		return runtime.ExitStatus{}, pod.Errorf(pod.Internal, "cannot run %s: %w", x.kind.path, err)
 	}
-	if reason := lastLogError(x.path("log")); reason != "" {
+	if reason := crun.LastLogError(x.path("log")); reason != "" {
 		if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has told it on the process's own files
 			_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
 		}

@@ -10,26 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/runtime/oci"
+	"github.com/magikrun/magikpod/runtime/onhost"
 )
-
-// capabilityNames are those of linux/capability.h, by number.
-var capabilityNames = []string{
-	"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE",
-	"NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN",
-	"SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE",
-	"MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
-}
 
 // maxHostDevices bounds the device nodes that a privileged container gets.
 const maxHostDevices = 4096
 
 // hostFacts reads what the OCI spec depends on. The devices are left out: see hostDevices.
 func hostFacts() oci.HostFacts {
-	facts := oci.HostFacts{Capabilities: []string{}}
-	for number, name := range capabilityNames {
+	facts := oci.HostFacts{Capabilities: []string{}, AppArmor: onhost.AppArmor()}
+	for number, name := range oci.AllCapabilities() {
 		// The bounding set: what this process's children can have.
 		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(number), 0, 0, 0); err == nil && has == 1 {
-			facts.Capabilities = append(facts.Capabilities, "CAP_"+name)
+			facts.Capabilities = append(facts.Capabilities, name)
 			if number == unix.CAP_SYS_RESOURCE {
 				facts.LowerOOMScore = true
 			}
@@ -38,9 +31,6 @@ func hostFacts() oci.HostFacts {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		facts.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
-	}
-	if enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil {
-		facts.AppArmor = strings.HasPrefix(string(enabled), "Y")
 	}
 	return facts
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime"
 )
 
 // versionTimeout is how long an OCI runtime may take to tell its version.
@@ -38,9 +39,6 @@ var ociKinds = []ociKind{
 	{name: "runc", subCgroup: "launch", ownGroup: true},
 	{name: "youki", subCgroup: "launch", consoleSocket: true},
 }
-
-// containerCgroup is the child cgroup of the unit that an OCI runtime with a subCgroup makes for the container.
-const containerCgroup = "container"
 
 // searchPath is where OCI runtimes are looked for, whatever the daemon's $PATH.
 var searchPath = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
@@ -145,5 +143,5 @@ func (r *ociRuntime) cgroupsPath(unitCgroup string) string {
 	if r.subCgroup == "" {
 		return ""
 	}
-	return "/" + unitCgroup + "/" + containerCgroup
+	return "/" + unitCgroup + "/" + runtime.ContainerCgroup
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -151,7 +152,7 @@ func (t *terminal) openSocket(cmd *exec.Cmd, dir string) error {
 const consolePath = "/proc/self/fd/3/console"
 
 func inherit(f *os.File) ([]*os.File, error) {
-	duplicate, err := dupFile(f)
+	duplicate, err := nsfile.Dup(f)
 	return []*os.File{duplicate}, err
 }
 

@@ -17,6 +17,9 @@ var allCapabilities = []string{
 	"CAP_CHECKPOINT_RESTORE",
 }
 
+// AllCapabilities are the names of the capabilities by their numbers.
+func AllCapabilities() []string { return slices.Clone(allCapabilities) }
+
 // defaultCapabilities are what containers of docker and containerd have.
 var defaultCapabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",

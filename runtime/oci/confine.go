@@ -17,7 +17,7 @@ var (
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-// confine adds what keeps the container's processes from the host: paths, seccomp, AppArmor; or, for a privileged container, the host's devices.
+// confine adds what keeps the container's processes from the host: paths, seccomp; or, for a privileged container, the host's devices.
 func confine(spec *specs.Spec, in Input) error {
 	sc := security(in.Container)
 	if privileged(in) {
@@ -30,10 +30,7 @@ func confine(spec *specs.Spec, in Input) error {
 		spec.Linux.MaskedPaths = maskedPaths
 		spec.Linux.ReadonlyPaths = readonlyPaths
 	}
-	if err := addSeccomp(spec, in); err != nil {
-		return err
-	}
-	return addAppArmor(spec, in)
+	return addSeccomp(spec, in)
 }
 
 // addSeccomp applies the default profile for RuntimeDefault and when nothing is said. Privileged containers run without, as everywhere.
@@ -60,31 +57,23 @@ func addSeccomp(spec *specs.Spec, in Input) error {
 	return nil
 }
 
-func addAppArmor(spec *specs.Spec, in Input) error {
+// appArmorProfile is the AppArmor profile of the first process; empty: none.
+func appArmorProfile(in Input) (string, error) {
 	profile := first(security(in.Container).AppArmorProfile, podSecurity(in.Pod).AppArmorProfile)
 	if profile == nil {
-		if in.Host.AppArmor && !privileged(in) {
-			spec.Process.ApparmorProfile = in.Host.AppArmorDefault
-		}
-		return nil
+		return "", nil
 	}
 	switch profile.Type {
-	case corev1.AppArmorProfileTypeUnconfined:
-		return nil
-	case corev1.AppArmorProfileTypeRuntimeDefault:
-		if in.Host.AppArmor {
-			spec.Process.ApparmorProfile = in.Host.AppArmorDefault
-		}
-		return nil
+	case corev1.AppArmorProfileTypeUnconfined, corev1.AppArmorProfileTypeRuntimeDefault:
+		return "", nil
 	case corev1.AppArmorProfileTypeLocalhost:
 		if !in.Host.AppArmor {
-			return pod.Errorf(pod.Unsupported, "cannot run container %q: it wants an AppArmor profile, and this host has no AppArmor", in.Container.Name)
+			return "", pod.Errorf(pod.Unsupported, "cannot run container %q: it wants an AppArmor profile, and this host has no AppArmor", in.Container.Name)
 		}
 		if profile.LocalhostProfile == nil || *profile.LocalhostProfile == "" {
-			return pod.Errorf(pod.Invalid, "cannot run container %q: appArmorProfile.localhostProfile is missing", in.Container.Name)
+			return "", pod.Errorf(pod.Invalid, "cannot run container %q: appArmorProfile.localhostProfile is missing", in.Container.Name)
 		}
-		spec.Process.ApparmorProfile = *profile.LocalhostProfile
-		return nil
+		return *profile.LocalhostProfile, nil
 	}
-	return pod.Errorf(pod.Unsupported, "cannot run container %q: AppArmor profiles of type %q are not supported", in.Container.Name, profile.Type)
+	return "", pod.Errorf(pod.Unsupported, "cannot run container %q: AppArmor profiles of type %q are not supported", in.Container.Name, profile.Type)
 }

@@ -53,9 +53,6 @@ type HostFacts struct {
 	Capabilities []string
 	// Devices are the host's device nodes, given to privileged containers.
 	Devices []specs.LinuxDevice
-	// AppArmor says that the kernel has AppArmor switched on. AppArmorDefault is the profile of RuntimeDefault; empty: none is loaded.
-	AppArmor        bool
-	AppArmorDefault string
-	// SELinuxProcess and SELinuxMount are the labels of the container; empty without SELinux.
-	SELinuxProcess, SELinuxMount string
+	// AppArmor says that the kernel has AppArmor switched on. No profile is loaded for RuntimeDefault: it is none.
+	AppArmor bool
 }

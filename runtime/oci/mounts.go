@@ -12,21 +12,13 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// addMounts fills in spec.Mounts: the kernel's file systems, then the volumes, parents before children. A volume on the path of a kernel
-// file system replaces it.
+// addMounts fills in spec.Mounts: the kernel's file systems, then the volumes. A volume on the path of a kernel file system replaces it.
 func addMounts(spec *specs.Spec, in Input) error {
-	var volumes []specs.Mount
-	taken := map[string]bool{}
+	volumes, err := Volumes(in)
+	if err != nil {
+		return err
+	}
 	for _, m := range in.Mounts {
-		mount, err := volumeMount(in, m)
-		if err != nil {
-			return err
-		}
-		if taken[mount.Destination] {
-			return pod.Errorf(pod.Invalid, "cannot run container %q: two mounts at %s", in.Container.Name, mount.Destination)
-		}
-		taken[mount.Destination] = true
-		volumes = append(volumes, mount)
 		// The container's root must not be more private than its volumes.
 		switch {
 		case m.Propagation == "rshared":
@@ -35,14 +27,30 @@ func addMounts(spec *specs.Spec, in Input) error {
 			spec.Linux.RootfsPropagation = "rslave"
 		}
 	}
-	slices.SortStableFunc(volumes, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
 	for _, m := range systemMounts(in) {
-		if !taken[m.Destination] {
+		if !slices.ContainsFunc(volumes, func(v specs.Mount) bool { return v.Destination == m.Destination }) {
 			spec.Mounts = append(spec.Mounts, m)
 		}
 	}
 	spec.Mounts = append(spec.Mounts, volumes...)
 	return nil
+}
+
+// Volumes are the mounts of in.Mounts, parents before children. Its errors are those of [Spec].
+func Volumes(in Input) ([]specs.Mount, error) {
+	var volumes []specs.Mount
+	for _, m := range in.Mounts {
+		mount, err := volumeMount(in, m)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(volumes, func(v specs.Mount) bool { return v.Destination == mount.Destination }) {
+			return nil, pod.Errorf(pod.Invalid, "cannot run container %q: two mounts at %s", in.Container.Name, mount.Destination)
+		}
+		volumes = append(volumes, mount)
+	}
+	slices.SortStableFunc(volumes, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
+	return volumes, nil
 }
 
 func depth(p string) int { return strings.Count(p, "/") }

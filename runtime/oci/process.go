@@ -10,9 +10,9 @@ import (
 // defaultPath is $PATH when neither image nor manifest has one, as in all CRI runtimes.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// args is the command line: command replaces the image's entrypoint and its cmd, args replace only cmd, $(VAR) is replaced by the manifest's variables
+// Command is the command line: command replaces the image's entrypoint and its cmd, args replace only cmd, $(VAR) is replaced by the manifest's variables
 // (Kubernetes, "Define a Command and Arguments for a Container").
-func args(in Input) ([]string, error) {
+func Command(in Input) ([]string, error) {
 	vars := make(map[string]string, len(in.Env))
 	for _, e := range in.Env {
 		vars[e.Name] = e.Value

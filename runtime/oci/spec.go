@@ -9,6 +9,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
+// version is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
+const version = "1.0.2"
+
 // Spec builds the OCI runtime spec of a container, what CRI runtimes make of the same pod except in these points: without a seccompProfile the
 // default profile is applied (Kubernetes runs unconfined then), and resource limits are left out, because the container's unit has them. The pod's annotations
 // never get in: OCI runtimes take orders from annotations (run.oci.*, org.systemd.property.*).
@@ -19,19 +22,18 @@ func Spec(in Input) (*specs.Spec, error) {
 		return nil, pod.Errorf(pod.Internal, "cannot build the spec of container %q: root file system %q is not an absolute path", in.Container.Name, in.Rootfs)
 	}
 	spec := &specs.Spec{
-		Version: specs.Version,
+		Version: version,
 		Root:    &specs.Root{Path: in.Rootfs, Readonly: isTrue(security(in.Container).ReadOnlyRootFilesystem)},
 		Linux: &specs.Linux{
 			Namespaces:  namespaces(in),
 			CgroupsPath: in.CgroupsPath,
-			Sysctl:      sysctls(in),
-			MountLabel:  in.Host.SELinuxMount,
+			Sysctl:      Sysctls(in),
 		},
 	}
 	if in.Namespaces.UTS != "" {
 		spec.Hostname = in.Hostname
 	}
-	process, err := process(in)
+	process, err := Process(in)
 	if err != nil {
 		return nil, err
 	}
@@ -45,9 +47,9 @@ func Spec(in Input) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// process is the first process of the container.
-func process(in Input) (*specs.Process, error) {
-	args, err := args(in)
+// Process is the first process of the container. Its errors are those of [Spec].
+func Process(in Input) (*specs.Process, error) {
+	args, err := Command(in)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +69,10 @@ func process(in Input) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	profile, err := appArmorProfile(in)
+	if err != nil {
+		return nil, err
+	}
 	sc := security(in.Container)
 	return &specs.Process{
 		Terminal: in.Terminal,
@@ -79,7 +85,7 @@ func process(in Input) (*specs.Process, error) {
 		Rlimits:         in.Rlimits,
 		NoNewPrivileges: sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation,
 		OOMScoreAdj:     oomScoreAdj(in),
-		SelinuxLabel:    in.Host.SELinuxProcess,
+		ApparmorProfile: profile,
 	}, nil
 }
 
@@ -101,9 +107,9 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	return list
 }
 
-// sysctls are the pod's, and with a network namespace of the pod two that every CRI runtime sets today: ports below 1024 and ping are open to
+// Sysctls are the pod's, and with a network namespace of the pod two that every CRI runtime sets today: ports below 1024 and ping are open to
 // users other than root. The pod's own values win.
-func sysctls(in Input) map[string]string {
+func Sysctls(in Input) map[string]string {
 	set := map[string]string{}
 	if in.Namespaces.Network != "" {
 		set["net.ipv4.ip_unprivileged_port_start"] = "0"

@@ -247,11 +247,11 @@ func TestArgsBounded(t *testing.T) {
 	for range 1000 {
 		in.Container.Args = append(in.Container.Args, "$(A)")
 	}
-	if _, err := args(in); pod.KindOf(err) != pod.Invalid {
+	if _, err := Command(in); pod.KindOf(err) != pod.Invalid {
 		t.Errorf("1000 arguments of 1 MiB: %v", err)
 	}
 	in.Container.Args = []string{strings.Repeat("$(A)", 10_000)}
-	if list, err := args(in); err == nil && len(list[len(list)-1]) > pod.MaxExecBytes+4*10_000 {
+	if list, err := Command(in); err == nil && len(list[len(list)-1]) > pod.MaxExecBytes+4*10_000 {
 		t.Errorf("an argument of %d bytes: %v", len(list[len(list)-1]), err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
 )
 
@@ -210,7 +211,7 @@ func (f *Fake) tell(ref pod.Ref) {
 
 // CreateSandbox implements [runtime.PodManager].
 func (f *Fake) CreateSandbox(ctx context.Context, config runtime.SandboxConfig) error {
-	ref := pod.RefOf(config.Pod)
+	ref := config.Ref()
 	return f.call(Call{Method: "CreateSandbox", Ref: ref}, func() error {
 		if err := ctx.Err(); err != nil {
 			return pod.Errorf(pod.Unavailable, "cannot create sandbox: %w", err)
@@ -221,7 +222,7 @@ func (f *Fake) CreateSandbox(ctx context.Context, config runtime.SandboxConfig) 
 
 // RunContainer implements [runtime.PodManager].
 func (f *Fake) RunContainer(ctx context.Context, config runtime.ContainerConfig) error {
-	c := Call{Method: "RunContainer", Ref: pod.RefOf(config.Pod), Container: config.Container.Name, Attempt: config.Attempt}
+	c := Call{Method: "RunContainer", Ref: config.Ref(), Container: config.Container.Name, Attempt: config.Attempt}
 	return f.call(c, func() error { return f.world.run(ctx, c.Ref, config) })
 }
 
@@ -275,7 +276,39 @@ func (f *Fake) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, error)
 	return state, err
 }
 
-// Named implements [runtime.Namer].
+// Probe implements [runtime.PodManager] as a class does whose containers are on this host.
+func (f *Fake) Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (ok bool, message string, err error) {
+	f.world.with(func() {
+		_, c := f.world.find(ref, container)
+		err = c.running("probe", container)
+	})
+	if err != nil {
+		return false, "", err
+	}
+	return runtime.MakeProbe(ctx, p, func(process runtime.Process) (runtime.ExitStatus, error) { return f.Exec(ctx, ref, container, process) })
+}
+
+// ContainerStats implements [runtime.PodManager]: each container has one process.
+func (f *Fake) ContainerStats(_ context.Context, ref pod.Ref) (map[string]pod.ResourceUse, error) {
+	use := map[string]pod.ResourceUse{}
+	for name, c := range f.world.observe(ref).Containers {
+		if c.Stage.Live() {
+			use[name] = pod.ResourceUse{Processes: new(uint64(1))}
+		}
+	}
+	return use, nil
+}
+
+// Frozen implements [runtime.PodManager].
+func (f *Fake) Frozen(pod.Ref, string) bool { return false }
+
+// PrepareImage implements [runtime.PodManager].
+func (f *Fake) PrepareImage(context.Context, runtime.Image) error { return nil }
+
+// ForgetImages implements [runtime.PodManager].
+func (f *Fake) ForgetImages(context.Context) error { return nil }
+
+// Named implements [runtime.PodManager].
 func (f *Fake) Named(uid types.UID) (pod.Ref, error) {
 	f.world.mu.Lock()
 	defer f.world.mu.Unlock()

@@ -72,6 +72,8 @@ var checks = []check{
 	{"ExecTimeout", checkExecTimeout, false, true},
 	{"ObserveIsSteady", checkObserveIsSteady, false, false},
 	{"OnChange", checkOnChange, false, false},
+	{"Probe", checkProbe, false, false},
+	{"Figures", checkFigures, false, false},
 	{"Adopt", checkAdopt, false, false},
 	{"AdoptUnknownPod", checkAdoptUnknownPod, false, false},
 	{"Environment", checkEnvironment, true, false},

@@ -2,9 +2,12 @@ package runtimetest
 
 import (
 	"reflect"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/probe"
 )
 
 // checkObserveIsSteady: looking changes nothing, and what has not changed looks the same.
@@ -47,6 +50,47 @@ func checkOnChange(h *suite) {
 		if ref != p.ref && ref != other.ref {
 			h.Errorf("something was told about %+v, which is no pod", ref)
 		}
+	}
+}
+
+// checkProbe: a failure has the kubelet's words, and of a container that does not run nothing is learned.
+func checkProbe(h *suite) {
+	p := h.newPod(map[string]program{"runs": obeys, "ended": exits(7)})
+	closed := probe.Probe{TCP: &probe.TCP{Host: "127.0.0.1", Port: 1}, Timeout: time.Minute}
+	_, _, err := h.manager.Probe(h.ctx, p.ref, "runs", closed)
+	h.kind("Probe without a sandbox", err, pod.NotFound)
+	p.create()
+	p.awaitReady()
+	p.runReady("runs", 0)
+	p.run("ended", 0)
+	p.awaitExit("ended")
+	_, _, err = h.manager.Probe(h.ctx, p.ref, "ended", closed)
+	h.kind("Probe of a container that has ended", err, pod.Conflict)
+	if ok, message, err := h.manager.Probe(h.ctx, p.ref, "runs", closed); ok || err != nil || !strings.Contains(message, "connection refused") {
+		h.Errorf("Probe of a closed port: %t, %q, %v", ok, message, err)
+	}
+}
+
+// checkFigures: those who run are in the figures, nobody is frozen, and the pod's name is known by its UID.
+func checkFigures(h *suite) {
+	p := h.newPod(map[string]program{"runs": obeys, "ended": exits(7)})
+	if _, err := h.manager.Named(p.ref.UID); pod.KindOf(err) != pod.NotFound {
+		h.Errorf("the name of a pod that does not exist: %v", err)
+	}
+	p.create()
+	p.awaitReady()
+	p.runReady("runs", 0)
+	p.run("ended", 0)
+	p.awaitExit("ended")
+	use, err := h.manager.ContainerStats(h.ctx, p.ref)
+	if _, ok := use["runs"]; err != nil || !ok || len(use) != 1 {
+		h.Errorf("ContainerStats: %v, %v; want those of the container that runs", use, err)
+	}
+	if h.manager.Frozen(p.ref, "runs") {
+		h.Error("a container is said to be frozen")
+	}
+	if ref, err := h.manager.Named(p.ref.UID); err != nil || ref != p.ref {
+		h.Errorf("Named: %+v, %v, want %+v", ref, err, p.ref)
 	}
 }
 

@@ -49,79 +49,79 @@ type compilation struct {
 }
 
 // cached says whether the machine code of a module is in the cache.
-func (l *Launcher) cached(file string) bool {
+func (r *Runtime) cached(file string) bool {
 	var st unix.Stat_t
 	if err := unix.Stat(file, &st); err != nil {
 		return false
 	}
 	key := fileKey{file, st.Ino, st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec)}
-	l.mu.Lock()
-	sum, known := l.digests[key]
-	l.mu.Unlock()
+	r.mu.Lock()
+	sum, known := r.digests[key]
+	r.mu.Unlock()
 	if !known {
 		module, err := jail.ReadModule(file)
 		if err != nil {
 			return false
 		}
 		sum = sha256.Sum256(module)
-		l.mu.Lock()
-		if len(l.digests) >= maxDigests {
-			clear(l.digests)
+		r.mu.Lock()
+		if len(r.digests) >= maxDigests {
+			clear(r.digests)
 		}
-		err = noteSource(l.cache, sum, file)
+		err = noteSource(r.config.Cache, sum, file)
 		if err == nil {
-			l.digests[key] = sum
+			r.digests[key] = sum
 		}
-		l.mu.Unlock()
+		r.mu.Unlock()
 		if err != nil {
 			return false
 		}
 	}
-	return engine.Cached(l.cache, sum)
+	return engine.Cached(r.config.Cache, sum)
 }
 
 // compile fills the cache by a process of its own, once for all that wait for the same module.
-func (l *Launcher) compile(ctx context.Context, file string) error {
-	if l.cached(file) {
+func (r *Runtime) compile(ctx context.Context, file string) error {
+	if r.cached(file) {
 		return nil
 	}
-	l.mu.Lock()
-	if err := l.refused[file]; err != nil {
-		l.mu.Unlock()
+	r.mu.Lock()
+	if err := r.refused[file]; err != nil {
+		r.mu.Unlock()
 		return err
 	}
-	c := l.compiling[file]
+	c := r.compiling[file]
 	if c == nil {
 		running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 		c = &compilation{done: make(chan struct{}), cancel: cancel}
-		l.compiling[file] = c
+		r.compiling[file] = c
 		go func() {
-			c.err = l.runCompiler(running, file)
-			l.mu.Lock()
-			if isFinal(c.err) && l.compiling[file] == c && len(l.refused) < maxDigests {
-				l.refused[file] = c.err
+			c.err = r.runCompiler(running, file)
+			r.mu.Lock()
+			if isFinal(c.err) && r.compiling[file] == c && len(r.refused) < maxDigests {
+				r.refused[file] = c.err
 			}
-			l.end(file, c, nil)
-			l.mu.Unlock()
+			r.end(file, c, nil)
+			r.mu.Unlock()
 			close(c.done)
 		}()
 	}
 	c.waiting++
-	l.mu.Unlock()
-	return runtime.Wait(ctx, func() error { return l.await(ctx, file, c) })
+	r.mu.Unlock()
+	return runtime.Wait(ctx, func() error { return r.await(ctx, file, c) })
 }
 
 // await waits for a compilation; the caller has been counted.
-func (l *Launcher) await(ctx context.Context, file string, c *compilation) error {
+func (r *Runtime) await(ctx context.Context, file string, c *compilation) error {
 	select {
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if c.waiting--; c.waiting == 0 {
-		l.end(file, c, errUnasked)
+		r.end(file, c, errUnasked)
 	}
 	return pod.WithKind(pod.Unavailable, context.Cause(ctx))
 }
@@ -135,26 +135,26 @@ func isFinal(err error) bool {
 	return false
 }
 
-// end ends a compilation that may have ended already; who comes later begins another one. l.mu is held.
-func (l *Launcher) end(file string, c *compilation, cause error) {
+// end ends a compilation that may have ended already; who comes later begins another one. r.mu is held.
+func (r *Runtime) end(file string, c *compilation, cause error) {
 	c.cancel(cause)
-	if l.compiling[file] == c {
-		delete(l.compiling, file)
+	if r.compiling[file] == c {
+		delete(r.compiling, file)
 	}
 }
 
-// endRemoved ends the compilations of modules that are in no image any more. l.mu is held.
-func (l *Launcher) endRemoved() {
-	for file, c := range l.compiling {
+// endRemoved ends the compilations of modules that are in no image any more. r.mu is held.
+func (r *Runtime) endRemoved() {
+	for file, c := range r.compiling {
 		if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
-			l.end(file, c, errRemoved)
+			r.end(file, c, errRemoved)
 		}
 	}
 }
 
 // runCompiler compiles as soon as others let it.
-func (l *Launcher) runCompiler(ctx context.Context, file string) error {
-	quick, slow := runtime.NewSlot(l.quick), runtime.NewSlot(l.slow)
+func (r *Runtime) runCompiler(ctx context.Context, file string) error {
+	quick, slow := runtime.NewSlot(r.quick), runtime.NewSlot(r.slow)
 	defer quick.Release()
 	defer slow.Release()
 	if err := quick.Take(ctx); err != nil {
@@ -163,7 +163,7 @@ func (l *Launcher) runCompiler(ctx context.Context, file string) error {
 	running, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
 	done := make(chan error, 1)
-	go func() { done <- l.runProcess(running, file) }()
+	go func() { done <- r.runProcess(running, file) }()
 	select {
 	case err := <-done:
 		return err
@@ -182,17 +182,17 @@ func (l *Launcher) runCompiler(ctx context.Context, file string) error {
 	if err := slow.Take(ctx); err != nil {
 		return err
 	}
-	return l.runProcess(ctx, file)
+	return r.runProcess(ctx, file)
 }
 
 // runProcess compiles in a process of its own, which a hostile module may crash.
-func (l *Launcher) runProcess(ctx context.Context, file string) error {
+func (r *Runtime) runProcess(ctx context.Context, file string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, compileTimeout, errTimeout)
 	defer cancel()
 	// The compiler ends with the daemon. The kernel means the thread that has started it, which must not end before.
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, l.program, "compile", "--cache", l.cache, file)
+	cmd := exec.CommandContext(ctx, r.config.Program, "compile", "--cache", r.config.Cache, file)
 	cmd.Env = []string{}
 	cmd.WaitDelay = 10 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -203,16 +203,16 @@ func (l *Launcher) runProcess(ctx context.Context, file string) error {
 		return nil
 	}
 	if cmd.Process != nil {
-		_ = engine.RemoveUnfinished(l.cache, cmd.Process.Pid) // else ForgetImages does, some time
+		_ = engine.RemoveUnfinished(r.config.Cache, cmd.Process.Pid) // else ForgetImages does, some time
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return l.compileError(file, err, stderr.String())
+	return r.compileError(file, err, stderr.String())
 }
 
 // compileError says in one line why a compiler has failed.
-func (l *Launcher) compileError(file string, err error, stderr string) error {
+func (r *Runtime) compileError(file string, err error, stderr string) error {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok {
 		return pod.Errorf(pod.Internal, "cannot run its compiler: %w", err)
@@ -221,7 +221,7 @@ func (l *Launcher) compileError(file string, err error, stderr string) error {
 	if kind, ok := jail.CompileKind(exit.ExitCode()); ok {
 		return pod.Errorf(kind, "%s", text)
 	}
-	l.Log.Debug("the compiler of a module has crashed", "module", file, "error", err, "stderr", text)
+	r.config.Log.Debug("the compiler of a module has crashed", "module", file, "error", err, "stderr", text)
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
 		return errKilled
 	}

@@ -45,11 +45,12 @@ func crash(file string) {
 	}
 }
 
-// images are images of one module each, which a launcher compiles.
+// images are images of one module each, which a Runtime compiles.
 type images struct {
 	t             *testing.T
 	layers, cache string
-	launcher      *wasm.Launcher
+	class         *wasm.Runtime
+	log           bytes.Buffer // what the class logs
 }
 
 func newImages(t *testing.T) *images {
@@ -58,7 +59,7 @@ func newImages(t *testing.T) *images {
 		t.Fatal(err)
 	}
 	i := &images{t: t, layers: t.TempDir(), cache: t.TempDir()}
-	i.launcher = wasm.NewLauncher(program, i.cache, "")
+	i.class = wasm.New(wasm.Config{Program: program, Cache: i.cache, Log: slog.New(slog.NewTextHandler(&i.log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	t.Cleanup(func() { // no compiler outlives its test
 		if left := i.compilers(); len(left) > 0 {
 			t.Errorf("compilers are left: %v", left)
@@ -92,7 +93,7 @@ func (i *images) again(ctx context.Context, name string) <-chan error {
 		Reference: name, Config: runtime.ImageConfig{Entrypoint: []string{"/module.wasm"}}, Rootfs: runtime.Rootfs{Dir: i.layers, Layers: []string{name}},
 	}
 	done := make(chan error, 1)
-	go func() { done <- i.launcher.PrepareImage(ctx, image) }()
+	go func() { done <- i.class.PrepareImage(ctx, image) }()
 	return done
 }
 
@@ -132,7 +133,7 @@ func (i *images) await(names ...string) map[string]int {
 // joined waits until so many wait for an image's module.
 func (i *images) joined(name string, waiting int) {
 	i.t.Helper()
-	for n := 0; i.launcher.Waiting(filepath.Join(i.layers, name, "module.wasm")) != waiting; n++ {
+	for n := 0; i.class.Waiting(filepath.Join(i.layers, name, "module.wasm")) != waiting; n++ {
 		if n == 600 {
 			i.t.Fatalf("not %d wait for %s", waiting, name)
 		}
@@ -207,7 +208,7 @@ func TestCompileEndsWithImage(t *testing.T) {
 		if err := os.RemoveAll(filepath.Join(i.layers, name)); err != nil {
 			t.Fatal(err)
 		}
-		if err := i.launcher.ForgetImages(t.Context()); err != nil {
+		if err := i.class.ForgetImages(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := i.result(wait); pod.KindOf(err) != pod.NotFound || !strings.Contains(err.Error(), "image was removed") {
@@ -304,15 +305,14 @@ func TestCompilerCrashes(t *testing.T) {
 		"crash:kill":  {pod.Exhausted, "its compiler was killed, as the kernel does when memory runs out"},
 		"crash:alloc": {pod.Exhausted, "compiling it takes too much memory"},
 	} {
-		var log bytes.Buffer
-		i.launcher.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		i.log.Reset()
 		err := i.result(i.come(t.Context(), strings.TrimPrefix(key, "crash:"), testwasm.Extra(testwasm.Trap(), key)))
 		full := fmt.Sprintf("cannot compile /module.wasm of image %s: %s", strings.TrimPrefix(key, "crash:"), want.text)
 		if pod.KindOf(err) != want.kind || err.Error() != full {
 			t.Errorf("%s: %v (%s), want %s", key, err, pod.KindOf(err), full)
 		}
-		if key != "crash:kill" && !strings.Contains(log.String(), "goroutine 1") || !strings.Contains(log.String(), "level=DEBUG") {
-			t.Errorf("%s: the log says %q", key, log.String())
+		if key != "crash:kill" && !strings.Contains(i.log.String(), "goroutine 1") || !strings.Contains(i.log.String(), "level=DEBUG") {
+			t.Errorf("%s: the log says %q", key, i.log.String())
 		}
 	}
 	// What may pass is tried again; what cannot is not.

@@ -13,8 +13,7 @@
 // A guest knows no signals: the stop signal ends the process at once. There is no second process in it, so exec is refused, for probes and lifecycle
 // handlers too.
 //
-// [Launcher] plugs into the class pod-containers, from which this one differs in nothing else. What does not belong here: images (image), units
-// (units).
+// [Runtime] is what runtime/engine needs to run such pods. What does not belong here: units, logs and records (runtime/engine), images (image).
 //
 // Layer L3.
 package wasm

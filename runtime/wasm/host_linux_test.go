@@ -25,7 +25,7 @@ import (
 	"github.com/magikrun/magikpod/internal/safepath"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
-	"github.com/magikrun/magikpod/runtime/native"
+	"github.com/magikrun/magikpod/runtime/engine"
 	"github.com/magikrun/magikpod/runtime/wasm"
 	"github.com/magikrun/magikpod/runtime/wasm/jail"
 	"github.com/magikrun/magikpod/shim"
@@ -68,8 +68,8 @@ func TestMain(m *testing.M) {
 // world is a manager of the class on a real systemd.
 type world struct {
 	t          *testing.T
-	manager    *native.Manager
-	config     native.Config
+	manager    *engine.Manager
+	config     engine.Config
 	image      runtime.Image
 	run, state string
 	pods       []*corev1.Pod
@@ -125,7 +125,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.config = native.Config{RunDir: w.run, StateDir: w.state, ShimPath: program, Launcher: wasm.NewLauncher(program, cacheDir, "")}
+	w.config = engine.Config{Layout: units.PodLayout{}, RunDir: w.run, StateDir: w.state, ShimPath: program, Runtime: wasm.New(wasm.Config{Program: program, ShimPath: program, Cache: cacheDir})}
 	w.start()
 	t.Cleanup(w.close)
 	return w
@@ -138,7 +138,7 @@ func (w *world) start() {
 	if w.config.Units, err = units.Connect(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
-	if w.manager, err = native.New(context.Background(), w.config); err != nil {
+	if w.manager, err = engine.New(context.Background(), w.config); err != nil {
 		w.t.Fatal(err)
 	}
 	w.manager.OnChange(func(pod.Ref) {})

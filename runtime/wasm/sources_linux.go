@@ -62,28 +62,28 @@ func sources(name string) (files []string, err error) {
 }
 
 // ForgetImages removes the machine code of modules that are in no image any more, and ends their compilations. What a container is about to start with is in its image.
-func (l *Launcher) ForgetImages(context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.endRemoved()
-	clear(l.refused)
-	clear(l.digests) // an image that comes again is noted again
+func (r *Runtime) ForgetImages(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.endRemoved()
+	clear(r.refused)
+	clear(r.digests) // an image that comes again is noted again
 	used := func(digest string) bool {
-		files, err := sources(filepath.Join(l.cache, sourcesDir, digest))
+		files, err := sources(filepath.Join(r.config.Cache, sourcesDir, digest))
 		return err != nil || slices.ContainsFunc(files, func(file string) bool {
 			_, err := os.Stat(file)
 			return err == nil || !errors.Is(err, fs.ErrNotExist)
 		})
 	}
-	err := engine.Prune(l.cache, used)
-	notes, readErr := os.ReadDir(filepath.Join(l.cache, sourcesDir))
+	err := engine.Prune(r.config.Cache, used)
+	notes, readErr := os.ReadDir(filepath.Join(r.config.Cache, sourcesDir))
 	if errors.Is(readErr, fs.ErrNotExist) {
 		readErr = nil
 	}
 	errs := []error{err, readErr}
 	for _, note := range notes {
 		if !used(note.Name()) {
-			errs = append(errs, os.Remove(filepath.Join(l.cache, sourcesDir, note.Name())))
+			errs = append(errs, os.Remove(filepath.Join(r.config.Cache, sourcesDir, note.Name())))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

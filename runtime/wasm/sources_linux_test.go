@@ -23,7 +23,7 @@ func TestForgetImages(t *testing.T) {
 	image := func(name string) runtime.Image {
 		return runtime.Image{Reference: name, Config: runtime.ImageConfig{Entrypoint: []string{"/module.wasm"}}, Rootfs: runtime.Rootfs{Dir: layers, Layers: []string{name}}}
 	}
-	come := func(l *wasm.Launcher, name string, module []byte) {
+	come := func(l *wasm.Runtime, name string, module []byte) {
 		t.Helper()
 		if err := os.MkdirAll(filepath.Join(layers, name), 0o755); err != nil {
 			t.Fatal(err)
@@ -35,7 +35,7 @@ func TestForgetImages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	forget := func(l *wasm.Launcher, name string) {
+	forget := func(l *wasm.Runtime, name string) {
 		t.Helper()
 		if err := os.RemoveAll(filepath.Join(layers, name)); err != nil {
 			t.Fatal(err)
@@ -54,7 +54,7 @@ func TestForgetImages(t *testing.T) {
 			t.Errorf("%s: code of the second module: %v", what, got)
 		}
 	}
-	l := wasm.NewLauncher(program, cache, "")
+	l := wasm.New(wasm.Config{Program: program, ShimPath: program, Cache: cache})
 	if err := l.ForgetImages(t.Context()); err != nil {
 		t.Errorf("without a cache: %v", err)
 	}
@@ -64,7 +64,7 @@ func TestForgetImages(t *testing.T) {
 	want("all are there", true, true)
 	forget(l, "a")
 	want("another image has it", true, true)
-	l = wasm.NewLauncher(program, cache, "") // as after a restart
+	l = wasm.New(wasm.Config{Program: program, ShimPath: program, Cache: cache}) // as after a restart
 	forget(l, "b")
 	want("no image has the second", true, false)
 	forget(l, "a\n\"2\"")
@@ -80,7 +80,7 @@ func TestForgetImages(t *testing.T) {
 	if err := os.WriteFile(name, []byte("\"/half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	come(wasm.NewLauncher(program, cache, ""), "b", other)
+	come(wasm.New(wasm.Config{Program: program, ShimPath: program, Cache: cache}), "b", other)
 	forget(l, "none")
 	want("after half a line", false, true)
 }

@@ -71,7 +71,7 @@ func wasmtimeWorld(t *testing.T, program string) *world {
 	if program == "" {
 		program = self
 	}
-	w.config.Launcher = wasm.NewLauncher(self, cacheDir, program)
+	w.config.Runtime = wasm.New(wasm.Config{Program: self, ShimPath: self, Cache: cacheDir, Wasmtime: program})
 	w.restart()
 	return w
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/engine"
 	"github.com/magikrun/magikpod/runtime/native"
 	"github.com/magikrun/magikpod/runtime/wasm"
 	"github.com/magikrun/magikpod/tests/host"
@@ -126,12 +127,15 @@ func (w *wasmBench) open(ctx context.Context) error {
 	if err := w.conn.Subscribe(); err != nil {
 		return err
 	}
-	config := native.Config{Units: w.units, RunDir: w.dir, StateDir: w.state, ShimPath: "/usr/libexec/magikpod/magikshim"}
-	if w.natives, err = w.starter(ctx, config, "native"); err != nil {
+	natives, err := native.New(ctx, native.Config{RunDir: w.dir, ShimPath: shimPath})
+	if err != nil {
 		return err
 	}
-	config.Launcher = wasm.NewLauncher("/usr/libexec/magikpod/magikwasm", filepath.Join(w.state, "cache"), "")
-	w.modules, err = w.starter(ctx, config, "wasm")
+	if w.natives, err = w.starter(ctx, natives, "native"); err != nil {
+		return err
+	}
+	modules := wasm.New(wasm.Config{Program: "/usr/libexec/magikpod/magikwasm", ShimPath: shimPath, Cache: filepath.Join(w.state, "cache")})
+	w.modules, err = w.starter(ctx, modules, "wasm")
 	return err
 }
 
@@ -152,15 +156,17 @@ func (w *wasmBench) close() {
 
 // starter starts the containers of one pod, one after the other.
 type starter struct {
-	manager *native.Manager
+	manager *engine.Manager
 	pod     *corev1.Pod
 	image   runtime.Image
 	data    string
 	next    int // container that was not started yet
 }
 
-func (w *wasmBench) starter(ctx context.Context, config native.Config, layer string) (*starter, error) {
-	manager, err := native.New(ctx, config)
+const shimPath = "/usr/libexec/magikpod/magikshim"
+
+func (w *wasmBench) starter(ctx context.Context, class engine.Runtime, layer string) (*starter, error) {
+	manager, err := engine.New(ctx, engine.Config{Runtime: class, Layout: units.PodLayout{}, Units: w.units, RunDir: w.dir, StateDir: w.state, ShimPath: shimPath})
 	if err != nil {
 		return nil, err
 	}
