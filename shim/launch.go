@@ -15,6 +15,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
 // errGone marks a failure for which the container is not to blame: the namespaces' holder has died.
@@ -51,11 +52,15 @@ func launch(config *LaunchConfig) error {
 	if len(config.Argv) == 0 || !filepath.IsAbs(config.Argv[0]) {
 		return errors.New("cannot run the OCI runtime: its path is missing or not absolute")
 	}
-	var manager *notifier
+	var manager *sdnotify.Conn
 	if len(config.Start) > 0 {
 		// Before the mount namespace is left: the socket's path is the host's.
 		var err error
-		if manager, err = dialManager(); err != nil {
+		manager, err = sdnotify.Dial()
+		if errors.Is(err, sdnotify.ErrUnset) {
+			err = fmt.Errorf("%w; launch is started by systemd, in a unit of Type=notify", err)
+		}
+		if err != nil {
 			return err
 		}
 	}

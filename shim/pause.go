@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
 // Pause holds a pod's namespaces for as long as it runs, and relays the containers' output; SIGTERM or SIGINT ends it after the drain. It returns the exit
@@ -44,8 +46,8 @@ func pause(config *PauseConfig) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-	notify, err := openNotify()
-	if err != nil {
+	manager, err := sdnotify.Dial() // the socket's path is the host's
+	if err != nil && !errors.Is(err, sdnotify.ErrUnset) {
 		return err
 	}
 	if err := joinAll(config); err != nil {
@@ -82,7 +84,12 @@ func pause(config *PauseConfig) error {
 		case <-done:
 		}
 	}()
-	notify("READY=1")
+	if manager != nil {
+		if err := manager.Send("READY=1"); err != nil {
+			complainPause(err)
+		}
+		manager.Close()
+	}
 	return relay.run()
 }
 
@@ -129,26 +136,4 @@ func joinAll(config *PauseConfig) error {
 		}
 	}
 	return nil
-}
-
-// openNotify connects to the service manager (sd_notify(3)) from the host's namespaces. Without $NOTIFY_SOCKET the returned function does nothing.
-func openNotify() (func(state string), error) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return func(string) {}, nil
-	}
-	// golang.org/x/sys/unix takes a leading @ for the abstract name space, as systemd does.
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot notify the service manager at %s: %w", path, err)
-	}
-	return func(state string) {
-		if err := unix.Send(fd, []byte(state), unix.MSG_NOSIGNAL); err != nil {
-			complainPause(fmt.Errorf("cannot notify the service manager: %w", err))
-		}
-		unix.Close(fd)
-	}, nil
 }

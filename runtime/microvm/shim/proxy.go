@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/sdnotify"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/shim"
@@ -108,7 +109,7 @@ func (p *proxy) start() (*client.Session, error) {
 		err = p.client.Start(ctx, p.config.Create.Container, p.config.Create.ID)
 	}
 	if err == nil {
-		err = shim.Notify("READY=1\nSTATUS=" + shim.StatusStarted)
+		err = sdnotify.Notify("READY=1\nSTATUS=" + shim.StatusStarted)
 	}
 	if err != nil {
 		session.Close()
@@ -156,7 +157,7 @@ func (p *proxy) follow(session *client.Session) int {
 		shim.Complain("magikshim proxy", "", err)
 	}
 	if exit.OOM {
-		_ = shim.Notify("STATUS=" + shim.StatusOOMKilled) // if that fails, it was a kill
+		_ = sdnotify.Notify("STATUS=" + shim.StatusOOMKilled) // if that fails, it was a kill
 	}
 	if exit.Signal != 0 {
 		die(unix.Signal(exit.Signal))

@@ -7,11 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 
 	"github.com/magikrun/magikpod/internal/errkind"
+	"github.com/magikrun/magikpod/internal/sdnotify"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 	"github.com/magikrun/magikpod/shim"
 )
@@ -91,7 +91,7 @@ func Run(configPath string) int {
 
 // prepare does all that needs the host, and then leaves it. There is no program when wasmtime is to run the module.
 func prepare(config *Config) (engine.Program, error) {
-	manager, err := dialManager()
+	manager, err := sdnotify.Dial()
 	if err != nil {
 		return nil, err
 	}
@@ -126,17 +126,7 @@ func prepare(config *Config) (engine.Program, error) {
 			return nil, err
 		}
 	}
-	_, err = manager.Write([]byte("READY=1\nSTATUS=" + config.Status))
-	return program, err
-}
-
-// dialManager connects to the service manager.
-func dialManager() (*net.UnixConn, error) {
-	socket := os.Getenv("NOTIFY_SOCKET")
-	if socket == "" {
-		return nil, fmt.Errorf("cannot notify the service manager: NOTIFY_SOCKET is not set")
-	}
-	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	return program, manager.Send("READY=1\nSTATUS=" + config.Status)
 }
 
 // ReadModule reads a module of the host.
