@@ -107,24 +107,15 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	return x.supervise(ctx)
 }
 
+// removeTime is how long killed processes may take to be gone.
+const removeTime = 4 * time.Second
+
 // removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes that it has left behind on purpose stay in it until
 // the container ends.
 func (m *Manager) removeCgroup(path string) {
-	if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
-		return
+	if err := cgroup.Remove(path); errors.Is(err, unix.EBUSY) {
+		m.spawn(func() { _ = cgroup.RemoveWithin(path, removeTime, m.ctx.Done()) })
 	}
-	m.spawn(func() {
-		for pause := time.Millisecond; pause < 4*time.Second; pause *= 2 {
-			select {
-			case <-time.After(pause):
-			case <-m.ctx.Done():
-				return
-			}
-			if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
-				return
-			}
-		}
-	})
 }
 
 // errTimeout is the cause of an exec that took too long.
@@ -214,7 +205,7 @@ func ownScore() int {
 
 // kill ends all processes of this exec: what it has started, and the OCI runtime that waits for it.
 func (x *execution) kill() {
-	if err := os.WriteFile(filepath.Join(x.cgroup, "cgroup.kill"), []byte("1"), 0); err == nil && x.kind.ownGroup {
+	if err := cgroup.Write(x.cgroup, "cgroup.kill", "1"); err == nil && x.kind.ownGroup {
 		return
 	}
 	// A kernel before 5.14 or an OCI runtime that puts the process elsewhere: one by one, until none is left.
@@ -239,15 +230,7 @@ func (x *execution) kill() {
 }
 
 // processes are those in the cgroup of this exec.
-func (x *execution) processes() (pids []int, err error) {
-	data, err := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
-	for field := range strings.FieldsSeq(string(data)) {
-		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, err
-}
+func (x *execution) processes() ([]int, error) { return cgroup.Processes(x.cgroup) }
 
 // status translates how the OCI runtime has ended: with the status of the process, or with an error of its own.
 func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runtime.ExitStatus, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -22,7 +23,7 @@ type container struct {
 	id      string
 	attempt int
 	dir     string         // bundle: config.json, rootfs, mnt, log
-	cgroup  *cgroup        // guarded by mu until the container has been created
+	cgroup  *group         // guarded by mu until the container has been created
 	process *specs.Process // what an exec is made from
 	message string         // path of the termination message, empty without
 	stdio   *stdio
@@ -35,7 +36,7 @@ type container struct {
 	started  time.Time
 	exit     *wire.Exit
 	removing bool
-	left     []*cgroup // of processes that have left others behind
+	left     []*group // of processes that have left others behind
 
 	ended chan struct{} // closed when exit is set
 	gone  chan struct{} // closed when nothing of it is left
@@ -180,9 +181,9 @@ func (c *container) kill() {
 }
 
 // leave removes the cgroup of a process that has ended. If it has left others behind, the cgroup stays until they have ended, too.
-func (c *container) leave(group *cgroup) {
+func (c *container) leave(group *group) {
 	group.close()
-	if removeTree(group.path) == nil {
+	if cgroup.Remove(group.path) == nil {
 		return
 	}
 	c.mu.Lock()
@@ -194,7 +195,7 @@ func (c *container) leave(group *cgroup) {
 func (c *container) sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.left = slices.DeleteFunc(c.left, func(group *cgroup) bool { return removeTree(group.path) == nil })
+	c.left = slices.DeleteFunc(c.left, func(group *group) bool { return cgroup.Remove(group.path) == nil })
 }
 
 // remove kills and removes the container and returns when nothing of it is left. It may be called several times at once.

@@ -24,7 +24,7 @@ const ScoreCommand = "score"
 type execution struct {
 	c      *container
 	dir    string
-	cgroup *cgroup
+	cgroup *group
 	stdio  *stdio
 	ended  <-chan unix.WaitStatus // of crun, which ends as the process
 	tty    *console

@@ -212,3 +212,13 @@ func setSysctls(values map[string]string) error {
 	}
 	return nil
 }
+
+// writeExisting writes to a file of the kernel's, which never makes one.
+func writeExisting(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
