@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // The exit statuses of magikshim launch, before it has become the OCI runtime.
@@ -65,30 +66,11 @@ type LaunchConfig struct {
 	Log string `json:"log,omitempty"`
 }
 
-// OverlayConfig is one overlay mount.
-type OverlayConfig struct {
-	// LayersDir is the directory that Lower is relative to.
-	LayersDir string `json:"layersDir"`
-	// Lower are the read-only layers, the lowest first (runtime.Rootfs.Layers as it is).
-	Lower []string `json:"lower"`
-	// Upper and Work are made when they are missing, with the mode 0755 and 0700. Both empty: a read-only overlay without a writable layer.
-	Upper string `json:"upper,omitempty"`
-	Work  string `json:"work,omitempty"`
-	// Target is the mount point; it is made when it is missing.
-	Target string `json:"target"`
-}
+// OverlayConfig is the overlay mount of a container's root file system.
+type OverlayConfig = crun.Overlay
 
-// Bind is one volume, or a part of one, that launch binds to a path outside of the container's reach.
-type Bind struct {
-	// Source is a directory or a file. (A shared tmpfs of the pod: its path in the pod's mount namespace.)
-	Source string `json:"source"`
-	// SubPath is resolved below Source so that no symlink leads out of it; a missing directory is made. Empty: Source itself.
-	SubPath string `json:"subPath,omitempty"`
-	// Target is the mount point, c/NAME/mnt/N; launch makes the directory or the file, as the source is one or the other.
-	Target string `json:"target"`
-	// ReadOnly makes this mount read-only (mounts below it keep what they have, as in Kubernetes).
-	ReadOnly bool `json:"readOnly,omitempty"`
-}
+// Bind is one volume, or a part of one.
+type Bind = crun.Bind
 
 // LogDriver says where the containers' output goes.
 type LogDriver string

@@ -3,10 +3,10 @@
 // hold (freezes containers for a moment), the configuration files of these, and the names that logs are written under.
 //
 // magikshim runs once for each pod and once for each start of a container, so its memory and its start time are everybody's: this package
-// imports nothing but the standard library and golang.org/x/sys/unix (not package pod either, which brings the Kubernetes types: 7 MB).
+// imports nothing large (not package pod, which brings the Kubernetes types: 7 MB).
 // Its errors are plain for that reason: they are for people, and the exit status is for programs.
 //
 // What does not belong here: deciding what runs (pod), units (units), the agent in a VM (runtime/microvm/guest).
 //
-// Layer L1: it may import pod, and does not.
+// Layer L1: it may import runtime/crun and internal packages.
 package shim

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -70,7 +71,7 @@ func launch(config *LaunchConfig) error {
 	if err := enterMountNS(config); err != nil {
 		return err
 	}
-	if err := mountOverlay(&config.Rootfs); err != nil {
+	if err := config.Rootfs.Mount(); err != nil {
 		return err
 	}
 	for _, d := range config.Destinations {
@@ -79,7 +80,7 @@ func launch(config *LaunchConfig) error {
 		}
 	}
 	for i := range config.Binds {
-		if err := mountBind(&config.Binds[i]); err != nil {
+		if err := config.Binds[i].Mount(); err != nil {
 			return err
 		}
 	}
@@ -222,4 +223,12 @@ func Complain(program, log string, err error) {
 	}
 	defer f.Close()
 	f.WriteString(`{"msg":` + quoteJSON(text) + `,"level":"error","time":"` + time.Now().UTC().Format(time.RFC3339Nano) + "\"}\n")
+}
+
+func quoteJSON(s string) string {
+	quoted, err := json.Marshal(s)
+	if err != nil {
+		panic("internal error: a string cannot be marshalled: " + err.Error())
+	}
+	return string(quoted)
 }

@@ -22,7 +22,7 @@ var layers = map[string]int{
 	"volume":                     2,
 	"netsetup":                   2,
 	"units":                      2,
-	"runtime/crun":               1,
+	"runtime/crun":               0,
 	"runtime/oci":                2,
 	"shim":                       1,
 	"logs":                       2,
