@@ -1,8 +1,6 @@
 package native
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"os"
@@ -16,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
@@ -187,28 +184,6 @@ func (m *Manager) writeBundle(s *sandbox, a *attempt) error {
 		return pod.Errorf(pod.Internal, "cannot write bundle: %w", err)
 	}
 	return nil
-}
-
-// lastLogError is the message of the last error in an OCI runtime's JSON log; empty when there is none. crun and runc write msg, youki fields.message.
-func lastLogError(path string) string {
-	data, err := atomicfile.Read(path, maxRecordBytes)
-	if err != nil {
-		return ""
-	}
-	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
-	for i := len(lines) - 1; i >= 0; i-- {
-		var entry struct {
-			Level, Msg string
-			Fields     struct{ Message string }
-		}
-		if json.Unmarshal(lines[i], &entry) != nil || !strings.EqualFold(entry.Level, "error") {
-			continue
-		}
-		if text := strings.TrimSpace(cmp.Or(entry.Msg, entry.Fields.Message)); text != "" {
-			return text
-		}
-	}
-	return ""
 }
 
 // grace is the pod's termination grace period; Kubernetes' default is 30 s.

@@ -18,6 +18,7 @@ import (
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // execution is one process that is run in a container.
@@ -171,7 +172,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 // change its mode for the whole host.
 func handOver(cmd *exec.Cmd, p runtime.Process) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(""), io.Discard, io.Discard
-	cmd.WaitDelay = drainTime // what is left behind may keep those pipes open
+	cmd.WaitDelay = crun.DrainTime // what is left behind may keep those pipes open
 	if p.Stdin != nil {
 		cmd.Stdin = p.Stdin
 	}
@@ -186,21 +187,11 @@ func handOver(cmd *exec.Cmd, p runtime.Process) {
 // withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the
 // daemon wants to be spared. Only the process itself can set it before it is more than one.
 func (x *execution) withScore(argv []string) []string {
-	if x.score == ownScore() {
+	if x.score == crun.OwnOOMScore() {
 		return argv
 	}
 	script := "echo " + strconv.Itoa(x.score) + ` > /proc/self/oom_score_adj; exec "$@"`
 	return append([]string{"/bin/sh", "-c", script, "sh"}, argv...)
-}
-
-// ownScore is this process's oom_score_adj.
-func ownScore() int {
-	data, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err != nil {
-		return 0
-	}
-	score, _ := strconv.Atoi(strings.TrimSpace(string(data))) // the kernel's own format
-	return score
 }
 
 // kill ends all processes of this exec: what it has started, and the OCI runtime that waits for it.
@@ -247,30 +238,13 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 	if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 		return runtime.ExitStatus{}, pod.Errorf(pod.Internal, "cannot run %s: %w", x.kind.path, err)
 	}
-	if reason := lastLogError(x.path("log")); reason != "" {
-		if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has told it on the process's own files
-			_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
-		}
-		return runtime.ExitStatus{Code: notRunCode(reason)}, pod.Errorf(pod.Invalid, "%s", reason)
+	how := unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus))
+	code, signal, reason := crun.Outcome(how, x.path("log"))
+	if reason == "" {
+		return runtime.ExitStatus{Code: code, Signal: signal}, nil
 	}
-	how := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if how.Signaled() {
-		return runtime.ExitStatus{Code: 128 + int(how.Signal()), Signal: int(how.Signal())}, nil
+	if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has said it on the process's own files
+		_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
 	}
-	status := runtime.ExitStatus{Code: how.ExitStatus()}
-	if status.Code > 128 && status.Code <= 128+64 {
-		status.Signal = status.Code - 128
-	}
-	return status, nil
-}
-
-// notRunCode is the exit code of a command that could not be run, as shells have it: 127 when there is none of that name, else 126.
-func notRunCode(reason string) int {
-	reason = strings.ToLower(reason)
-	for _, text := range []string{"not found", "no such file"} {
-		if strings.Contains(reason, text) {
-			return runtime.ExitNotFound
-		}
-	}
-	return runtime.ExitNotExecutable
+	return runtime.ExitStatus{Code: code}, pod.Errorf(pod.Invalid, "%s", reason)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
@@ -357,7 +358,7 @@ func created(bundle string) bool {
 // noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.
 func (m *Manager) noteStartError(s *sandbox, record attemptRecord) {
 	state := m.containerState(s, record.Container)
-	text := lastLogError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))
+	text := crun.LastError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))
 	if text == "" || state.Reason != pod.ReasonStartError || state.Attempt != record.Attempt {
 		return
 	}

@@ -46,28 +46,6 @@ func TestStopSignal(t *testing.T) {
 	}
 }
 
-func TestLastLogError(t *testing.T) {
-	for log, want := range map[string]string{
-		"": "",
-		"{\"msg\":\"first\",\"level\":\"error\",\"time\":\"t\"}\n{\"msg\":\"second\",\"level\":\"error\"}\n":                           "second",
-		"{\"level\":\"error\",\"msg\":\"real\"}\n{\"level\":\"warning\",\"msg\":\"later\"}\nnoise\n{\"level\":\"error\",\"msg\":\"\"}": "real",
-		`{"timestamp":"t","level":"ERROR","fields":{"message":"youki's"},"target":"x"}`:                                                "youki's",
-		`{"level":"error","msg":"cut`: "",
-		`[1]`:                         "",
-	} {
-		path := filepath.Join(t.TempDir(), "log")
-		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := lastLogError(path); got != want {
-			t.Errorf("%q: %q, want %q", log, got, want)
-		}
-	}
-	if got := lastLogError(filepath.Join(t.TempDir(), "none")); got != "" {
-		t.Errorf("%q", got)
-	}
-}
-
 func TestStageMounts(t *testing.T) {
 	mounts, binds := stageMounts("/run/p", "/run/p/c/a", []runtime.Mount{
 		{Source: "/v/one", SubPath: "x", Destination: "/one", ReadOnly: true, Propagation: "rslave"},

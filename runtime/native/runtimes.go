@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // versionTimeout is how long an OCI runtime may take to tell its version.
@@ -135,7 +136,7 @@ func (r *ociRuntime) execArgv(log, process, pidFile, cgroup string, tty bool, id
 		rest = append(rest, "--cgroup="+cgroup)
 	}
 	if tty && r.consoleSocket {
-		rest = append(rest, "--console-socket="+consolePath)
+		rest = append(rest, "--console-socket="+crun.ConsolePath)
 	}
 	return r.argv(log, append(rest, id)...)
 }

@@ -3,7 +3,6 @@ package guest
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/cgroup"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -142,32 +142,13 @@ func (c *container) collected(status unix.WaitStatus) {
 		exit.Code = status.ExitStatus()
 	}
 	exit.OOM = exit.Signal == int(unix.SIGKILL) && c.cgroup.oomKills() > 0
-	exit.Message = readEnd(c.message, wire.MaxMessage)
+	exit.Message = crun.ReadEnd(c.message, wire.MaxMessage)
 	c.cgroup.kill()
 	c.mu.Lock()
 	c.pid, c.exit, c.state = 0, exit, wire.StateExited
 	unix.Close(c.pidfd)
 	c.mu.Unlock()
 	close(c.ended)
-}
-
-// readEnd is the end of a file, at most limit bytes; empty when it cannot be read. The file is the agent's own, and only its content is the container's.
-func readEnd(path string, limit int64) []byte {
-	if path == "" {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return nil
-	}
-	data := make([]byte, min(info.Size(), limit))
-	n, _ := f.ReadAt(data, info.Size()-int64(len(data)))
-	return data[:n]
 }
 
 // kill kills all processes of the container.

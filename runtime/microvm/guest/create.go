@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -190,21 +190,21 @@ func (c *container) adaptSpec(spec *specs.Spec) error {
 func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 	pidFile := c.path("pid")
 	args := []string{"create", "--bundle=" + c.dir, "--pid-file=" + pidFile}
-	var console *console
+	var console *crun.Console
 	if c.stdio.terminal {
 		var err error
-		if console, err = openConsole(c.dir); err != nil {
-			return nil, err
+		if console, err = crun.NewConsole(c.dir); err != nil {
+			return nil, fmt.Errorf("cannot make a terminal: %w", err)
 		}
-		defer console.close()
-		args = append(args, "--console-socket="+consolePath)
+		defer console.Close()
+		args = append(args, "--console-socket="+crun.ConsolePath)
 	}
 	done := c.s.config.Reaper.Expect()
 	defer done()
 	err := c.s.runCrun(c.path("create.log"), func(cmd *exec.Cmd) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, c.cgroup.fd()
 		if console != nil {
-			console.handOver(cmd)
+			console.HandOver(cmd)
 		} else {
 			c.stdio.handOver(cmd)
 		}
@@ -214,9 +214,9 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 		return nil, err
 	}
 	if console != nil {
-		master, err := console.receive(time.Now().Add(replaceTime))
+		master, err := console.Receive(nil, time.Now().Add(replaceTime))
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("cannot make a terminal: %w", err)
 		}
 		c.stdio.setTerminal(master, size)
 	}
@@ -257,7 +257,7 @@ func (c *container) serveOwner(p *peer) {
 		select {
 		case <-copied:
 		case <-hostGone:
-		case <-time.After(drainTime):
+		case <-time.After(crun.DrainTime):
 		}
 		c.stdio.stopOutput()
 		// What is left of it is the host's to read, or not.
@@ -294,12 +294,12 @@ func (s *Server) runCrun(log string, prepare func(*exec.Cmd), args ...string) er
 		return fmt.Errorf("cannot run %s: %w", s.config.Crun, err)
 	}
 	if status := <-ended; status != 0 {
-		reason := lastLogError(log)
+		reason := crun.LastError(log)
 		if reason == "" {
 			return fmt.Errorf("%s has ended with status %#x", s.config.Crun, uint32(status))
 		}
 		e := wire.Errorf(wire.CodeExecFailed, "%s", reason)
-		e.Exit = notRunCode(reason)
+		e.Exit = crun.NotRunCode(reason)
 		return e
 	}
 	return nil
@@ -311,25 +311,4 @@ func (s *Server) crun(log string, args ...string) *exec.Cmd {
 	cmd.Env, cmd.Dir = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	return cmd
-}
-
-// lastLogError is the message of the last error in crun's JSON log; empty when there is none.
-func lastLogError(path string) string {
-	lines := bytes.Split(bytes.TrimSpace(readEnd(path, 64<<10)), []byte("\n"))
-	for i := len(lines) - 1; i >= 0; i-- {
-		var entry struct{ Level, Msg string }
-		if json.Unmarshal(lines[i], &entry) == nil && entry.Level == "error" && entry.Msg != "" {
-			return entry.Msg
-		}
-	}
-	return ""
-}
-
-// notRunCode is the exit code of a command that could not be run, as shells have it: 127 when there is none of that name, else 126.
-func notRunCode(reason string) int {
-	reason = strings.ToLower(reason)
-	if strings.Contains(reason, "not found") || strings.Contains(reason, "no such file") {
-		return 127
-	}
-	return 126
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -80,8 +81,9 @@ func (s *stdio) handedOver() {
 }
 
 // setTerminal takes a terminal's master.
-func (s *stdio) setTerminal(master *os.File, size *wire.Size) {
-	s.stdin, s.outputs[0] = master, master
+func (s *stdio) setTerminal(master int, size *wire.Size) {
+	f := os.NewFile(uintptr(master), "terminal")
+	s.stdin, s.outputs[0] = f, f
 	if size != nil {
 		s.resize(*size)
 	}
@@ -92,7 +94,7 @@ func (s *stdio) resize(size wire.Size) {
 		return
 	}
 	control(s.stdin, func(fd int) {
-		_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Cols}) // any size is fine
+		crun.SetSize(fd, size.Rows, size.Cols)
 	})
 }
 
@@ -102,9 +104,6 @@ func control(f *os.File, do func(fd int)) {
 		_ = raw.Control(func(fd uintptr) { do(int(fd)) })
 	}
 }
-
-// endOfInput is what a terminal takes for the end of its input (^D).
-const endOfInput = 4
 
 // input is where input is delivered. finish ends it, when the process has ended.
 func (s *stdio) input() (in input, finish func()) {
@@ -127,7 +126,7 @@ func (s *stdio) input() (in input, finish func()) {
 					_, err := s.stdin.Write(data)
 					open = err == nil
 				case s.terminal:
-					_, err := s.stdin.Write([]byte{endOfInput})
+					_, err := s.stdin.Write([]byte{crun.EndOfInput})
 					open = err == nil
 				default:
 					s.stdin.Close()
