@@ -174,7 +174,6 @@ func Container(t testing.TB, name string, change func(in *oci.Input), args ...st
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Version = "1.0.2" // crun 1.8 refuses newer ones
 	data, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
+	"github.com/magikrun/magikpod/runtime/oci"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -161,7 +162,7 @@ func (l *Launcher) PrepareSandbox(ctx context.Context, s runtime.Machine, config
 func (l *Launcher) recordOf(s runtime.Machine, config runtime.SandboxConfig) *record {
 	p := config.Pod
 	r := &record{
-		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: l.sizeOf(p),
+		Hostname: config.Network.Hostname, Sysctls: oci.Sysctls(p, true), Tmpfs: map[string]runtime.Tmpfs{}, Size: l.sizeOf(p),
 		SharePID: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 	}
 	for _, t := range config.SharedTmpfs {

@@ -8,12 +8,10 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/oci"
 	"github.com/magikrun/magikpod/units"
 )
-
-// specVersion is the newest version of the OCI runtime specification that Debian's OCI runtimes accept.
-const specVersion = "1.0.2"
 
 // guestRootfs stands for the container's root in the spec; the agent puts its own path there.
 const guestRootfs = "/magikpod/rootfs"
@@ -21,34 +19,22 @@ const guestRootfs = "/magikpod/rootfs"
 // cpuPeriod is the period that CPU quotas are counted over, as in Kubernetes.
 const cpuPeriod = 100 * time.Millisecond
 
-// guestRlimits are what units give to containers of the host.
-var guestRlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 65536, Hard: 1048576}}
-
-// standardDevices may be used by every container, as the OCI runtime specification has it; the OCI runtime makes them.
-var standardDevices = []struct {
-	major, minor int64
-}{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}}
-
-// ptsMajor is the major number of pseudo-terminals.
-const ptsMajor = 136
-
-// guestSpec is the OCI spec of a container in a machine: as on the host, with limits in it, because no unit has them.
+// guestSpec is the OCI spec of a container in a VM: as on the host, with limits in it, because no unit has them.
 func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
 	spec, err := oci.Spec(oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
-		Rootfs: guestRootfs, ShmDir: "/dev/shm", Hostname: hostname, Rlimits: guestRlimits,
+		Rootfs: guestRootfs, ShmDir: "/dev/shm", Hostname: hostname, Rlimits: crun.Rlimits(),
 		Host: oci.HostFacts{MemoryBytes: int64(machine.MemoryMiB) * mib, LowerOOMScore: true},
 	})
 	if err != nil {
 		return nil, err
 	}
-	spec.Version = specVersion
-	spec.Linux.Sysctl = nil // they are the machine's, see machineSysctls
+	spec.Linux.Sysctl = nil // they are the VM's
 	spec.Linux.Resources = l.resources(config.Container)
 	return spec, nil
 }
 
-// resources are the limits of a container's cgroup in the machine.
+// resources are the limits of a container's cgroup in the VM.
 func (l *Launcher) resources(c *corev1.Container) *specs.LinuxResources {
 	limits := units.ContainerLimits(c)
 	r := &specs.LinuxResources{Devices: deviceRules(c)}
@@ -81,28 +67,12 @@ func sharesOf(c *corev1.Container) uint64 {
 	return uint64(min(max(request.MilliValue()*1024/1000, 2), 262144))
 }
 
-// deviceRules let a privileged container use all devices of the machine, others the usual ones.
+// deviceRules let a privileged container use all devices of the VM, others the usual ones.
 func deviceRules(c *corev1.Container) []specs.LinuxDeviceCgroup {
 	if sc := c.SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
 		return []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	}
-	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"}}
-	number := func(n int64) *int64 { return &n }
-	for _, d := range standardDevices {
-		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: number(d.major), Minor: number(d.minor), Access: "rwm"})
-	}
-	return append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: number(ptsMajor), Access: "rwm"})
-}
-
-// machineSysctls are the sysctls of a pod: two that every CRI runtime sets in a pod's network namespace, and the pod's own, which win.
-func machineSysctls(p *corev1.Pod) map[string]string {
-	set := map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
-	if sc := p.Spec.SecurityContext; sc != nil {
-		for _, s := range sc.Sysctls {
-			set[s.Name] = s.Value
-		}
-	}
-	return set
+	return crun.DeviceRules()
 }
 
 // kindOr is the kind of err, or fallback when it has none of its own.

@@ -21,9 +21,6 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// specVersion is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
-const specVersion = "1.0.2"
-
 // attempt is one attempt at a container before it runs: all that is decided, nothing that is done.
 type attempt struct {
 	config runtime.ContainerConfig
@@ -85,7 +82,6 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	if a.spec, err = oci.Spec(in); err != nil {
 		return nil, err
 	}
-	a.spec.Version = specVersion
 	a.argv = []string{m.config.ShimPath, "launch", "--config", filepath.Join(a.bundle, launchName)}
 	a.launcher = m.launcher(config, a.spec)
 	a.record.Runtime = m.runtimeName(a.launcher)

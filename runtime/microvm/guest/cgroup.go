@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/magikrun/magikpod/internal/cgroup"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -45,11 +46,10 @@ func (s *Server) newCgroup(name string, limits *specs.LinuxResources) (*group, e
 	if err := old.remove(); err != nil {
 		return nil, err
 	}
-	resources := resourcesOf(limits)
-	if len(resources.Devices) == 0 {
-		resources.Devices = defaultDevices()
+	if len(limits.Devices) == 0 {
+		limits.Devices = crun.DeviceRules()
 	}
-	if _, err := cgroup2.NewManager(s.config.CgroupRoot, below, resources); err != nil {
+	if _, err := cgroup2.NewManager(s.config.CgroupRoot, below, resourcesOf(limits)); err != nil {
 		return nil, fmt.Errorf("cannot make the cgroup of the container: %w", err)
 	}
 	c := &group{path: path}
@@ -103,23 +103,6 @@ func resourcesOf(limits *specs.LinuxResources) *cgroup2.Resources {
 		resources.Devices = append(resources.Devices, rule)
 	}
 	return resources
-}
-
-// defaultDevices are the rules of a container whose spec has none: what CRI runtimes give every container. A container may make nodes (CAP_MKNOD), and without
-// rules could read the machine's disks, on which the other containers' files are.
-func defaultDevices() []specs.LinuxDeviceCgroup {
-	rule := func(allow bool, kind string, major, minor int64, access string) specs.LinuxDeviceCgroup {
-		return specs.LinuxDeviceCgroup{Allow: allow, Type: kind, Major: &major, Minor: &minor, Access: access}
-	}
-	const any = -1
-	return []specs.LinuxDeviceCgroup{
-		rule(false, "a", any, any, "rwm"),
-		rule(true, "c", any, any, "m"), rule(true, "b", any, any, "m"), // a node alone opens nothing
-		rule(true, "c", 1, 3, "rwm"), rule(true, "c", 1, 5, "rwm"), rule(true, "c", 1, 7, "rwm"), // null, zero, full
-		rule(true, "c", 1, 8, "rwm"), rule(true, "c", 1, 9, "rwm"), // random, urandom
-		rule(true, "c", 5, 0, "rwm"), rule(true, "c", 5, 1, "rwm"), rule(true, "c", 5, 2, "rwm"), // tty, console, ptmx
-		rule(true, "c", 136, any, "rwm"), // terminals
-	}
 }
 
 // writeUnified writes limits that the specification has no name for, by file name.

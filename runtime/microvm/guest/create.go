@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,8 +60,8 @@ func (s *Server) create(p *peer, r *wire.Create) error {
 
 // checkSpec refuses what would make the agent fail later.
 func checkSpec(spec *specs.Spec) error {
-	if spec.Process == nil || len(spec.Process.Args) == 0 || spec.Root == nil || spec.Linux == nil {
-		return wire.Errorf(wire.CodeInvalidRequest, "the spec has no process, no command, no root or no linux part")
+	if spec.Process == nil || len(spec.Process.Args) == 0 || spec.Process.OOMScoreAdj == nil || spec.Root == nil || spec.Linux == nil {
+		return wire.Errorf(wire.CodeInvalidRequest, "the spec has no process, no command, no OOM score, no root or no linux part")
 	}
 	if spec.Hooks != nil {
 		return wire.Errorf(wire.CodeInvalidRequest, "the spec has hooks, which would run outside of the container")
@@ -158,30 +157,17 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 	return c.runCreate(r.Size)
 }
 
-// adaptSpec makes the spec one for this machine.
+// adaptSpec adds to the spec what only the guest knows.
 func (c *container) adaptSpec(spec *specs.Spec) error {
-	spec.Root.Path, spec.Linux.CgroupsPath, spec.Linux.Resources, spec.Hostname = c.path("rootfs"), "", nil, ""
-	if err := setSysctls(spec.Linux.Sysctl); err != nil {
-		return err
-	}
-	spec.Linux.Sysctl = nil // they are the machine's now; crun wants a namespace for them
-	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
-		return ns.Type == specs.NetworkNamespace || ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace
-	})
+	spec.Root.Path, spec.Linux.Resources = c.path("rootfs"), nil // the cgroup has the limits already
 	shared, err := c.s.sharedInit()
 	if err != nil {
 		return err
 	}
 	for i := range spec.Linux.Namespaces {
-		ns := &spec.Linux.Namespaces[i]
-		ns.Path = ""
-		if ns.Type == specs.PIDNamespace && shared > 0 {
+		if ns := &spec.Linux.Namespaces[i]; ns.Type == specs.PIDNamespace && shared > 0 {
 			ns.Path = fmt.Sprintf("/proc/%d/ns/pid", shared)
 		}
-	}
-	if spec.Process.OOMScoreAdj == nil {
-		zero := 0 // never the agent's own
-		spec.Process.OOMScoreAdj = &zero
 	}
 	return nil
 }

@@ -40,16 +40,8 @@ func runInit(version string) error {
 	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
 	}
-	// What every pod has (runtime/oci, where the pod's network namespace is not the machine's): low ports and ping are open to all users.
-	if err := setSysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}); err != nil {
-		fmt.Fprintln(log, "magikagent:", err)
-	}
 	if err := keepLessFree(); err != nil {
 		fmt.Fprintln(log, "magikagent:", err)
-	}
-	// What systemd gives to services, and so to containers on the host.
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 524288}); err != nil {
-		fmt.Fprintln(log, "magikagent: cannot set the limit of open files:", err)
 	}
 	crun, err := findCrun()
 	if err != nil {
