@@ -32,7 +32,7 @@ func Hold(dir string, cgroups []string) int {
 	deadline := time.Now().Add(holdTimeout)
 	lock, err := lockDir(dir, deadline)
 	if err != nil {
-		os.Stderr.WriteString("magikshim hold: " + err.Error() + "\n")
+		Complain("magikshim hold", "", err)
 		return ExitFailure
 	}
 	defer lock.Close()
@@ -42,7 +42,7 @@ func Hold(dir string, cgroups []string) int {
 		}
 	}()
 	if err := hold(cgroups, deadline); err != nil {
-		os.Stderr.WriteString("magikshim hold: " + err.Error() + "\n")
+		Complain("magikshim hold", "", err)
 		return ExitFailure
 	}
 	os.Stdout.WriteString(Held + "\n")

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
@@ -80,7 +81,7 @@ func createAndStart(config *LaunchConfig, manager *sdnotify.Conn) error {
 // whoIsToBlame makes a failed creation one for which the container is not to blame, when the holder of the namespaces has died meanwhile: the OCI
 // runtime opens them too.
 func whoIsToBlame(config *LaunchConfig, failed error) error {
-	ns, err := openNamespace(config.MountNS, config.Owner)
+	ns, err := nsfile.Open(config.MountNS, config.Owner)
 	if err != nil {
 		return fmt.Errorf("cannot create the container: %w (%s)", err, failed)
 	}

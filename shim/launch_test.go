@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
 func needRoot(t *testing.T) {
@@ -94,7 +96,7 @@ func runLaunch(t *testing.T, config LaunchConfig) (output string, status int) {
 
 func launchConfig(t *testing.T, dir string, argv ...string) LaunchConfig {
 	t.Helper()
-	start, err := StartTime(os.Getpid())
+	start, err := nsfile.StartTime(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}

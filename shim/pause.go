@@ -7,11 +7,9 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
@@ -32,15 +30,13 @@ func Pause(configPath string) int {
 		return 0
 	}
 	complainPause(err)
-	if errors.Is(err, errGone) {
+	if errors.Is(err, nsfile.ErrGone) {
 		return ExitTempFail
 	}
 	return ExitFailure
 }
 
-func complainPause(err error) {
-	os.Stderr.WriteString("magikshim pause: " + strings.ReplaceAll(err.Error(), "\n", " ") + "\n")
-}
+func complainPause(err error) { Complain("magikshim pause", "", err) }
 
 func pause(config *PauseConfig) error {
 	stop := make(chan os.Signal, 1)
@@ -50,7 +46,7 @@ func pause(config *PauseConfig) error {
 	if err != nil && !errors.Is(err, sdnotify.ErrUnset) {
 		return err
 	}
-	if err := joinAll(config); err != nil {
+	if err := (namespaces{config.NetNS, config.IPCNS, config.UTSNS, config.MountNS}).join(config.Owner); err != nil {
 		return err
 	}
 	relay, err := newRelay(config.FIFODir, complainPause)
@@ -91,49 +87,4 @@ func pause(config *PauseConfig) error {
 		manager.Close()
 	}
 	return relay.run()
-}
-
-// joinAll opens all namespaces before it joins the first, because the paths are those of the present mount namespace.
-func joinAll(config *PauseConfig) error {
-	type namespace struct {
-		path, what string
-		flag, fd   int
-	}
-	list := []namespace{
-		{config.NetNS, "network", unix.CLONE_NEWNET, -1},
-		{config.IPCNS, "IPC", unix.CLONE_NEWIPC, -1},
-		{config.UTSNS, "UTS", unix.CLONE_NEWUTS, -1},
-		{config.MountNS, "mount", unix.CLONE_NEWNS, -1},
-	}
-	defer func() {
-		for _, ns := range list {
-			if ns.fd >= 0 {
-				unix.Close(ns.fd)
-			}
-		}
-	}()
-	for i := range list {
-		if list[i].path == "" {
-			continue
-		}
-		fd, err := openNamespace(list[i].path, config.Owner)
-		if err != nil {
-			return fmt.Errorf("cannot open the pod's %s namespace: %w", list[i].what, err)
-		}
-		list[i].fd = fd
-	}
-	for _, ns := range list {
-		if ns.fd < 0 {
-			continue
-		}
-		if ns.flag == unix.CLONE_NEWNS {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return fmt.Errorf("cannot join the pod's mount namespace: unshare: %w", err)
-			}
-		}
-		if err := unix.Setns(ns.fd, ns.flag); err != nil {
-			return fmt.Errorf("cannot join the pod's %s namespace: setns: %w", ns.what, err)
-		}
-	}
-	return nil
 }

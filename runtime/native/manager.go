@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/oci"
@@ -87,7 +88,7 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	start, err := shim.StartTime(os.Getpid())
+	start, err := nsfile.StartTime(os.Getpid())
 	if err != nil {
 		return nil, pod.Errorf(pod.Internal, "cannot make the runtime class %s: %w", ClassName, err)
 	}
