@@ -25,7 +25,7 @@ const (
 	letGoTime   = 2 * time.Second
 )
 
-// create makes a container and serves its owner until the connection closes.
+// create makes a container and serves its owner until the host closes the connection. The exit frame is the last one.
 func (s *Server) create(p *peer, r *wire.Create) error {
 	var spec specs.Spec
 	if err := json.Unmarshal(r.Spec, &spec); err != nil {
@@ -54,7 +54,11 @@ func (s *Server) create(p *peer, r *wire.Create) error {
 	if err := p.WriteReply(nil); err != nil {
 		return nil // the host is gone
 	}
-	c.serveOwner(p)
+	c.stdio.serve(p, c.ended, nil, func(bool) { c.kill() }, func() wire.Exit {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return *c.exit
+	}, true)
 	return nil
 }
 
@@ -222,50 +226,6 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 	c.pid, c.pidfd, c.state = pid, pidfd, wire.StateCreated
 	c.mu.Unlock()
 	return c.s.config.Reaper.Adopt(pid), nil
-}
-
-// serveOwner passes on input and output until the host closes the connection. The exit frame is the last one.
-func (c *container) serveOwner(p *peer) {
-	in, finish := c.stdio.input()
-	hostGone := make(chan struct{})
-	go func() {
-		defer close(hostGone)
-		p.feed(in)
-	}()
-	copied := make(chan struct{})
-	go func() {
-		defer close(copied)
-		c.stdio.copyOutput(p.Conn)
-	}()
-	select {
-	case <-c.ended:
-		// Its own processes have been killed, but one of another container may hold the output, for ever; that is not waited for.
-		select {
-		case <-copied:
-		case <-hostGone:
-		case <-time.After(crun.DrainTime):
-		}
-		c.stdio.stopOutput()
-		// What is left of it is the host's to read, or not.
-		select {
-		case <-copied:
-			c.mu.Lock()
-			exit := *c.exit
-			c.mu.Unlock()
-			if p.WriteJSON(wire.FrameExit, exit) == nil {
-				<-hostGone
-			}
-		case <-hostGone:
-		}
-	case <-hostGone:
-	}
-	p.conn.Close()
-	c.kill()
-	finish()
-	<-c.ended
-	c.stdio.stopOutput()
-	<-copied
-	<-hostGone
 }
 
 // runCrun runs crun and waits for it. prepare changes the command before it starts; nil: no files. An error is crun's own, from log; of the code exec_failed when the

@@ -151,42 +151,17 @@ func (x *execution) serve(p *peer) {
 	if x.tty != nil {
 		x.openTerminal(ended)
 	}
-	in, finish := x.stdio.input()
-	hostGone := make(chan struct{})
-	go func() { defer close(hostGone); p.feed(in) }()
-	copied := make(chan struct{})
-	go func() { defer close(copied); x.stdio.copyOutput(p.Conn) }()
 	var late <-chan time.Time
 	if x.timeout > 0 {
 		timer := time.NewTimer(x.timeout)
 		defer timer.Stop()
 		late = timer.C
 	}
-	select {
-	case <-ended:
-	case <-hostGone:
-		x.cgroup.kill()
-	case <-late:
-		x.timedOut = true
+	kill := func(late bool) {
+		x.timedOut = late
 		x.cgroup.kill()
 	}
-	<-ended
-	// What it has left in the background may hold the pipes for as long as the container lives; that is not waited for.
-	select {
-	case <-copied:
-	case <-hostGone:
-	case <-time.After(crun.DrainTime):
-	}
-	x.stdio.stopOutput()
-	select {
-	case <-copied:
-		_ = p.WriteJSON(wire.FrameExit, x.exit(status))
-	case <-hostGone: // the copying ends with the connection
-	}
-	p.conn.Close()
-	<-hostGone
-	<-copied
-	finish()
+	x.stdio.serve(p, ended, late, kill, func() wire.Exit { return x.exit(status) }, false)
 }
 
 // openTerminal takes the terminal from crun, unless that ends without one.

@@ -143,6 +143,43 @@ func (s *stdio) input() (in input, finish func()) {
 	})
 }
 
+// serve passes on input and output until the process has ended, and then writes how. kill kills it: when the host has hung up, or it is late. An owner keeps what has ended
+// until it hangs up; else the connection is closed.
+func (s *stdio) serve(p *peer, ended <-chan struct{}, late <-chan time.Time, kill func(late bool), exit func() wire.Exit, owner bool) {
+	in, finish := s.input()
+	hostGone := make(chan struct{})
+	go func() { defer close(hostGone); p.feed(in) }()
+	copied := make(chan struct{})
+	go func() { defer close(copied); s.copyOutput(p.Conn) }()
+	select {
+	case <-ended:
+	case <-hostGone:
+		kill(false)
+	case <-late:
+		kill(true)
+	}
+	<-ended
+	// What it has left in the background, or a process of another container, may keep its output open for ever; that is not waited for.
+	select {
+	case <-copied:
+	case <-hostGone:
+	case <-time.After(crun.DrainTime):
+	}
+	s.stopOutput()
+	// What is left of it is the host's to read, or not.
+	select {
+	case <-copied:
+		if p.WriteJSON(wire.FrameExit, exit()) == nil && owner {
+			<-hostGone
+		}
+	case <-hostGone: // the copying ends with the connection
+	}
+	p.conn.Close()
+	<-hostGone
+	<-copied
+	finish()
+}
+
 // copyOutput copies the output into frames until all who could write have ended. When the host does not take it, it is dropped.
 func (s *stdio) copyOutput(to *wire.Conn) {
 	var copying sync.WaitGroup
