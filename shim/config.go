@@ -17,7 +17,7 @@ const (
 	ExitFailure = 1
 	// ExitUsage: the command line or the configuration cannot be understood.
 	ExitUsage = 64
-	// ExitTempFail (EX_TEMPFAIL of sysexits.h): a namespace could not be opened, because the daemon that held it is gone. The container was
+	// ExitTempFail (EX_TEMPFAIL of sysexits.h): a namespace could not be opened, because the daemon that had it open is gone. The container was
 	// never started; nothing is wrong with it.
 	ExitTempFail = 75
 )
@@ -52,13 +52,13 @@ type LaunchConfig struct {
 	// Argv is the OCI runtime with its arguments; Argv[0] is an absolute path.
 	Argv []string `json:"argv"`
 	// Start, when not empty, makes a container in two steps instead of becoming the OCI runtime: Argv creates it and writes the PID of its first
-	// process to PIDFile, the service manager is told that this is the unit's main process, and Start (an OCI runtime with its arguments, as
+	// process to PIDFile, the service manager is notified that this is the unit's main process, and Start (an OCI runtime with its arguments, as
 	// Argv) lets it run.
 	Start   []string `json:"start,omitempty"`
 	PIDFile string   `json:"pidFile,omitempty"`
 	// Env is the whole environment of the OCI runtime, KEY=VALUE.
 	Env []string `json:"env,omitempty"`
-	// Notify adds NOTIFY_SOCKET to Env: Argv tells the service manager itself when it is ready.
+	// Notify adds NOTIFY_SOCKET to Env: Argv notifies the service manager itself when it is ready.
 	Notify bool `json:"notify,omitempty"`
 	// FiltersCalls is for the unit that launch is started in (units.ContainerUnit), not for launch: Argv limits its own system calls.
 	FiltersCalls bool `json:"-"`
@@ -85,7 +85,7 @@ const (
 type PauseConfig struct {
 	// Owner as in [LaunchConfig].
 	Owner Owner `json:"owner,omitzero"`
-	// NetNS, IPCNS, UTSNS and MountNS are the paths of the namespaces to join and hold; empty: stay in the one of the host.
+	// NetNS, IPCNS, UTSNS and MountNS are the paths of the namespaces to join and keep; empty: stay in the one of the host.
 	NetNS   string `json:"netNS,omitempty"`
 	IPCNS   string `json:"ipcNS,omitempty"`
 	UTSNS   string `json:"utsNS,omitempty"`

@@ -35,7 +35,7 @@ func Launch(configPath string) int {
 		return 0
 	}
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		// The OCI runtime has told why itself.
+		// The OCI runtime has said why itself.
 		return max(exit.ExitCode(), ExitFailure)
 	}
 	Complain("magikshim launch", config.Log, err)

@@ -21,15 +21,15 @@ import (
 const (
 	StatusCreated    = "created"
 	StatusStarted    = "started"
-	StatusNotStarted = "not started" // the OCI runtime could not, and its log tells why
-	// StatusOOMKilled is the last one of a container in a machine: its memory was used up there, of which systemd knows nothing.
+	StatusNotStarted = "not started" // the OCI runtime could not, and its log says why
+	// StatusOOMKilled is the last one of a container in a VM: its memory was used up there, of which systemd knows nothing.
 	StatusOOMKilled = "killed: out of memory"
 )
 
 // barrierTimeout is how long the service manager may take to deal with a notification.
 const barrierTimeout = 60 * time.Second
 
-// createAndStart makes the OCI runtime create the container, tells the service manager its first process, and starts it.
+// createAndStart makes the OCI runtime create the container, notifies the service manager of its first process, and starts it.
 //
 // The order is what counts. systemd refuses a main process that has ended already, and the exit status of a process that it does not know is
 // lost: so it must have accepted the process while that still waits for its start. It must also have seen READY=1 by then, or an end at once

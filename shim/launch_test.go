@@ -199,7 +199,7 @@ func TestLaunchFailures(t *testing.T) {
 	}
 }
 
-// TestPauseNamespaces checks that pause holds the namespaces, announces itself, has a PID namespace that reaps, and ends on SIGTERM.
+// TestPauseNamespaces checks that pause keeps the namespaces, announces itself, has a PID namespace that reaps, and ends on SIGTERM.
 func TestPauseNamespaces(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

@@ -20,11 +20,11 @@ const guestRootfs = "/magikpod/rootfs"
 const cpuPeriod = 100 * time.Millisecond
 
 // guestSpec is the OCI spec of a container in a VM: as on the host, with limits in it, because no unit has them.
-func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, machine size) (*specs.Spec, error) {
+func (l *Launcher) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, vm size) (*specs.Spec, error) {
 	spec, err := oci.Spec(oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
 		Rootfs: guestRootfs, ShmDir: "/dev/shm", Hostname: hostname, Rlimits: crun.Rlimits(),
-		Host: oci.HostFacts{MemoryBytes: int64(machine.MemoryMiB) * mib, LowerOOMScore: true},
+		Host: oci.HostFacts{MemoryBytes: int64(vm.MemoryMiB) * mib, LowerOOMScore: true},
 	})
 	if err != nil {
 		return nil, err

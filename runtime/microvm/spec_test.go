@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/oci"
 )
 
-// On the host the unit has the limits; in a machine only the spec can.
+// On the host the unit has the limits; in a VM only the spec can.
 func TestGuestSpec(t *testing.T) {
 	l := NewLauncher(Config{PIDsLimit: 77})
 	c := &corev1.Container{Name: "main", Command: []string{"true"}, Resources: limited("64Mi", "250m")}

@@ -96,7 +96,7 @@ func (s *Server) start(r *wire.Start) error {
 		defer c.mu.Unlock()
 		return wire.Errorf(wire.CodeContainerNotRunning, "cannot start the container %q: it is %s", c.name, c.state)
 	}
-	// It runs as soon as crun lets it, and may have ended when crun tells.
+	// It runs as soon as crun lets it, and may have ended when crun returns.
 	c.state, c.started = wire.StateRunning, time.Now()
 	c.mu.Unlock()
 	if err := s.runCrun(c.path("start.log"), nil, "start", c.id); err != nil {
@@ -202,7 +202,7 @@ func (c *container) remove() {
 	close(c.gone)
 }
 
-// status tells what the containers do.
+// status is what the containers do.
 func (s *Server) status(r *wire.Status) (any, error) {
 	list, err := s.list(r.Container)
 	if err != nil {

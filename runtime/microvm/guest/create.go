@@ -49,7 +49,7 @@ func (s *Server) create(p *peer, r *wire.Create) error {
 	removing := c.removing
 	c.mu.Unlock()
 	if removing {
-		c.kill() // the machine is being powered off, and whoever does it came before there was something to kill
+		c.kill() // the VM is being powered off, and whoever does it came before there was something to kill
 	}
 	if err := p.WriteReply(nil); err != nil {
 		return nil // the host is gone
@@ -82,10 +82,10 @@ func (s *Server) reserve(r *wire.Create) (*container, error) {
 		switch {
 		case !s.configured:
 			s.mu.Unlock()
-			return nil, wire.Errorf(wire.CodeInvalidRequest, "the machine has not been configured")
+			return nil, wire.Errorf(wire.CodeInvalidRequest, "the VM has not been configured")
 		case s.stopping:
 			s.mu.Unlock()
-			return nil, wire.Errorf(wire.CodeInternal, "the machine is being powered off")
+			return nil, wire.Errorf(wire.CodeInternal, "the VM is being powered off")
 		case old == nil && len(s.containers) >= wire.MaxContainers:
 			s.mu.Unlock()
 			return nil, wire.Errorf(wire.CodeInvalidRequest, "there are %d containers already", wire.MaxContainers)
@@ -122,7 +122,7 @@ func (c *container) abandon() {
 	c.remove()
 }
 
-// make does all of the creation. It returns where the end of the first process will be told.
+// make does all of the creation. It returns where the end of the first process will be sent.
 func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStatus, error) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
@@ -216,7 +216,7 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil || pid <= 1 {
-		return nil, errors.New("crun has not told the container's process")
+		return nil, errors.New("crun has not written the PID of the container's process")
 	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {

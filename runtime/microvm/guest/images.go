@@ -92,7 +92,7 @@ func awaitSize(ctx context.Context, device string) error {
 	}
 }
 
-// diskSizes are the size of a disk and that of the erofs on it. The error is [io.ErrUnexpectedEOF] when the disk is too small to tell.
+// diskSizes are the size of a disk and that of the erofs on it. The error is [io.ErrUnexpectedEOF] when the disk is too small to have one.
 func diskSizes(device string) (size, wanted int64, err error) {
 	f, err := os.Open(device)
 	if err != nil {
@@ -130,7 +130,7 @@ func mountLoop(path, target string) error {
 	return mountErofs(device.Name(), target)
 }
 
-// laterModules has the modules that few machines need.
+// laterModules has the modules that few VMs need.
 const laterModules = "/modules/later"
 
 // attachLoop makes a free loop device show a file, read-only, until the last one has closed it.

@@ -110,7 +110,7 @@ func (c *container) source(m wire.Mount) (string, error) {
 
 func existing(path, what, name string) (string, error) {
 	if _, err := os.Stat(path); err != nil {
-		return "", wire.Errorf(wire.CodeInvalidRequest, "there is no %s %q in the machine", what, name)
+		return "", wire.Errorf(wire.CodeInvalidRequest, "there is no %s %q in the VM", what, name)
 	}
 	return path, nil
 }
@@ -142,7 +142,7 @@ func modeOf(m wire.Mount) uint32 {
 	return m.Mode
 }
 
-// useTmpfs mounts a tmpfs of the pod, unless it is mounted. It stays until the machine ends.
+// useTmpfs mounts a tmpfs of the pod, unless it is mounted. It stays until the VM ends.
 func (s *Server) useTmpfs(m wire.Mount) (string, error) {
 	s.setup.Lock()
 	defer s.setup.Unlock()

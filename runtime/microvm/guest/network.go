@@ -16,7 +16,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// linkTimeout is how long a network interface that is being plugged in may take to appear.
+// linkTimeout is how long a network interface that is being attached may take to appear.
 const linkTimeout = 15 * time.Second
 
 // setLoopback sets up lo, with its addresses.
@@ -31,7 +31,7 @@ func setLoopback() error {
 	return nil
 }
 
-// setNetwork sets up the machine's interface: name, MTU, addresses and routes. What it has already and is asked for stays; an address or a route that is not goes.
+// setNetwork sets up the VM's interface: name, MTU, addresses and routes. What it has already and is asked for stays; an address or a route that is not goes.
 func setNetwork(n *wire.Network) error {
 	mac, err := net.ParseMAC(n.MAC)
 	if err != nil {
@@ -154,7 +154,7 @@ func setRoutes(link netlink.Link, routes []wire.Route) error {
 	return pruneRoutes(link, keep)
 }
 
-// routeOf is a route as the kernel is told.
+// routeOf is a route as the kernel takes it.
 func routeOf(link netlink.Link, r wire.Route) (*netlink.Route, error) {
 	route := &netlink.Route{LinkIndex: link.Attrs().Index, Priority: r.Metric, Gw: net.ParseIP(r.Via), Src: net.ParseIP(r.Source)}
 	if r.Via != "" {
@@ -173,7 +173,7 @@ func routeOf(link netlink.Link, r wire.Route) (*netlink.Route, error) {
 	return route, err
 }
 
-// routeKey tells one route of the interface from another.
+// routeKey distinguishes the routes of the interface.
 type routeKey struct {
 	to, via string
 	metric  int

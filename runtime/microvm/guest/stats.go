@@ -12,13 +12,13 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// stats tells what the machine and its containers use.
+// stats is what the VM and its containers use.
 func (s *Server) stats(r *wire.Stats) (any, error) {
 	list, err := s.list(r.Container)
 	if err != nil {
 		return nil, err
 	}
-	reply := wire.StatsReply{Type: "stats", Time: time.Now(), Machine: machineStats(), Containers: []wire.ContainerStats{}}
+	reply := wire.StatsReply{Type: "stats", Time: time.Now(), Machine: vmStats(), Containers: []wire.ContainerStats{}}
 	for _, c := range list {
 		c.mu.Lock()
 		made := c.state != wire.StateCreating
@@ -49,7 +49,7 @@ func value(n *uint64) uint64 {
 // userTick is the length of a clock tick in /proc/stat, in microseconds (USER_HZ is 100 on all of Linux).
 const userTick = 10000
 
-func machineStats() wire.MachineStats {
+func vmStats() wire.MachineStats {
 	var m wire.MachineStats
 	if data, err := os.ReadFile("/proc/meminfo"); err == nil {
 		for line := range strings.Lines(string(data)) {
@@ -80,7 +80,7 @@ func machineStats() wire.MachineStats {
 	return m
 }
 
-// uptime is the time since the machine has booted.
+// uptime is the time since the VM has booted.
 func uptime() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {

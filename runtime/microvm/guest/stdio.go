@@ -35,7 +35,7 @@ func newStdio(stdin, terminal bool, output *os.File) (*stdio, error) {
 		return nil, err
 	}
 	s.theirs, s.stdin = []*os.File{in, nil, nil}, out
-	if !stdin { // nothing to read, but not the machine's /dev/null, whose mode root in a container could change
+	if !stdin { // nothing to read, but not the VM's /dev/null, whose mode root in a container could change
 		out.Close()
 		s.stdin = nil
 	}
@@ -196,9 +196,9 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	for {
 		n, err := from.Read(buffer)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			// The process has ended, and who else holds its output is not waited for. What was written is still there; but not what is written from now on, which may have no end.
+			// The process has ended, and who else has its output open is not waited for. What was written is still there; but not what is written from now on, which may have no end.
 			if left < 0 {
-				left = held(from)
+				left = pending(from)
 			}
 			n, err = readNow(from, buffer[:min(left, len(buffer))])
 			left -= n
@@ -212,13 +212,13 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	}
 }
 
-// held is at least as much as there is to read. A pipe tells it; a terminal tells only a part, and holds less than minHeld.
-func held(f *os.File) (n int) {
+// pending is at least as much as there is to read. A pipe says how much; a terminal only a part, and it has less than minPending.
+func pending(f *os.File) (n int) {
 	control(f, func(fd int) { n, _ = unix.IoctlGetInt(fd, unix.TIOCINQ) })
-	return max(n, minHeld)
+	return max(n, minPending)
 }
 
-const minHeld = 64 << 10
+const minPending = 64 << 10
 
 // readNow reads what there is without waiting.
 func readNow(f *os.File, buffer []byte) (n int, err error) {
