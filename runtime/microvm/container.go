@@ -18,6 +18,7 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
+	"github.com/magikrun/magikpod/runtime/microvm/probes"
 	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
@@ -215,8 +216,8 @@ func (l *Launcher) Signal(ctx context.Context, s runtime.Machine, container stri
 // Probe implements native.SandboxLauncher.
 func (l *Launcher) Probe(ctx context.Context, s runtime.Machine, container string, p probe.Probe) (ok bool, message string, err error) {
 	err = l.call(s, func(c *client.Client) error {
-		outcome, err := c.Probe(ctx, container, p)
-		ok, message = p.Verdict(outcome)
+		reply, err := c.Probe(ctx, probes.Request(container, p))
+		ok, message = p.Verdict(probes.Outcome(reply))
 		return err
 	})
 	if err != nil {
