@@ -9,28 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestLastError(t *testing.T) {
-	for log, want := range map[string]string{
-		"": "",
-		"{\"msg\":\"first\",\"level\":\"error\",\"time\":\"t\"}\n{\"msg\":\"second\",\"level\":\"error\"}\n":                           "second",
-		"{\"level\":\"error\",\"msg\":\"real\"}\n{\"level\":\"warning\",\"msg\":\"later\"}\nnoise\n{\"level\":\"error\",\"msg\":\"\"}": "real",
-		`{"timestamp":"t","level":"ERROR","fields":{"message":"youki's"},"target":"x"}`:                                                "youki's",
-		`{"level":"error","msg":"cut`: "",
-		`[1]`:                         "",
-	} {
-		path := filepath.Join(t.TempDir(), "log")
-		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := LastError(path); got != want {
-			t.Errorf("%q: %q, want %q", log, got, want)
-		}
-	}
-	if got := LastError(filepath.Join(t.TempDir(), "none")); got != "" {
-		t.Errorf("%q", got)
-	}
-}
-
 // TestOutcome: an exec ends as its process, also when a signal has killed that, unless it was not run at all.
 func TestOutcome(t *testing.T) {
 	exited := func(code int) unix.WaitStatus { return unix.WaitStatus(code << 8) }
@@ -53,31 +31,12 @@ func TestOutcome(t *testing.T) {
 	} {
 		log := filepath.Join(t.TempDir(), "log")
 		if tc.log != "" {
-			if err := os.WriteFile(log, []byte(strings.Repeat("x", maxLog)+"\n"+`{"level":"error","msg":"`+tc.log+`"}`+"\n"), 0o600); err != nil {
+			if err := os.WriteFile(log, []byte(strings.Repeat("x", maxLogBytes)+"\n"+`{"level":"error","msg":"`+tc.log+`"}`+"\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if code, signal, reason := Outcome(tc.status, log); code != tc.code || signal != tc.signal || reason != tc.reason {
 			t.Errorf("%s: code %d, signal %d, reason %q; expected %d, %d, %q", name, code, signal, reason, tc.code, tc.signal, tc.reason)
-		}
-	}
-}
-
-// TestReadEnd: what is no regular file is not read, nor waited for.
-func TestReadEnd(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(dir+"/file", []byte("0123456789"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("file", dir+"/link"); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]string{"file": "6789", "link": "", "fifo": "", "none": "", ".": ""} {
-		if got := string(ReadEnd(filepath.Join(dir, name), 4)); got != want {
-			t.Errorf("%s: %q, expected %q", name, got, want)
 		}
 	}
 }

@@ -301,7 +301,7 @@ func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err e
 		return pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, err)
 	}
 	state, known := m.units.State(s.unit(name))
-	reason := crun.LastError(filepath.Join(a.bundle, runtimeLog))
+	reason := crun.LastLogError(filepath.Join(a.bundle, runtimeLog))
 	switch {
 	case errors.Is(err, errMachineEnded) || m.config.Sandboxes != nil && resultOf(err) == "dependency":
 		err = pod.Errorf(pod.Unavailable, "cannot start container %q: %w", name, errMachineEnded)

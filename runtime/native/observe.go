@@ -358,7 +358,7 @@ func created(bundle string) bool {
 // noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.
 func (m *Manager) noteStartError(s *sandbox, record attemptRecord) {
 	state := m.containerState(s, record.Container)
-	text := crun.LastError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))
+	text := crun.LastLogError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))
 	if text == "" || state.Reason != pod.ReasonStartError || state.Attempt != record.Attempt {
 		return
 	}

@@ -240,7 +240,7 @@ func (s *Server) runCrun(log string, prepare func(*exec.Cmd), args ...string) er
 		return fmt.Errorf("cannot run %s: %w", s.config.Crun, err)
 	}
 	if status := <-ended; status != 0 {
-		reason := crun.LastError(log)
+		reason := crun.LastLogError(log)
 		if reason == "" {
 			return fmt.Errorf("%s has ended with status %#x", s.config.Crun, uint32(status))
 		}
