@@ -92,7 +92,7 @@ func awaitSize(ctx context.Context, device string) error {
 	}
 }
 
-// diskSizes are the size of a disk and that of the erofs on it. The error is [io.ErrUnexpectedEOF] when the disk is too small to have one.
+// diskSizes are the size of a disk and that of the erofs on it. The error is [io.ErrUnexpectedEOF] when the disk is too small to tell.
 func diskSizes(device string) (size, wanted int64, err error) {
 	f, err := os.Open(device)
 	if err != nil {

@@ -174,7 +174,7 @@ func findCrun() (string, error) {
 	return "", fmt.Errorf("cannot find crun in %s", strings.Join(dirs, " "))
 }
 
-// powerOff writes what is to be written and ends the VM.
+// powerOff writes what is to be written and ends the machine.
 func powerOff(reboot bool) {
 	unix.Sync()
 	// The next VM of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
@@ -185,7 +185,7 @@ func powerOff(reboot bool) {
 		how = unix.LINUX_REBOOT_CMD_RESTART
 	}
 	_ = unix.Reboot(how)
-	// A VM without a power button.
+	// A machine without a power button.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}
 }

@@ -154,7 +154,7 @@ func setRoutes(link netlink.Link, routes []wire.Route) error {
 	return pruneRoutes(link, keep)
 }
 
-// routeOf is a route as the kernel takes it.
+// routeOf is a route as the kernel is told.
 func routeOf(link netlink.Link, r wire.Route) (*netlink.Route, error) {
 	route := &netlink.Route{LinkIndex: link.Attrs().Index, Priority: r.Metric, Gw: net.ParseIP(r.Via), Src: net.ParseIP(r.Source)}
 	if r.Via != "" {
@@ -173,7 +173,7 @@ func routeOf(link netlink.Link, r wire.Route) (*netlink.Route, error) {
 	return route, err
 }
 
-// routeKey distinguishes the routes of the interface.
+// routeKey tells one route of the interface from another.
 type routeKey struct {
 	to, via string
 	metric  int

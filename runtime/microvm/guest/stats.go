@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// stats is what the VM and its containers use.
+// stats tells what the machine and its containers use.
 func (s *Server) stats(r *wire.Stats) (any, error) {
 	list, err := s.list(r.Container)
 	if err != nil {

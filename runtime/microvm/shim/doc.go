@@ -1,4 +1,4 @@
-// Package shim is magikshim proxy: the main process of the unit of a container that runs in a virtual machine. It has the VM's agent create and start the
+// Package shim is magikshim proxy: the main process of the unit of a container that runs in a virtual machine. It has the machine's agent create and start the
 // container, copies its output to its own, passes signals on, and ends as the container has ended. So systemd, the journal and package runtime/native see
 // nothing but a process.
 //
@@ -6,7 +6,7 @@
 //
 // There is one of these for every container, so it is small.
 //
-// What does not belong here: the VM (runtime/microvm), other actions than those of a container's life (runtime/microvm/client).
+// What does not belong here: the machine (runtime/microvm), other actions than those of a container's life (runtime/microvm/client).
 //
 // Layer L2: it may import shim, runtime/microvm/client and runtime/microvm/wire.
 package shim

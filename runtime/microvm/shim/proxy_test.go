@@ -45,7 +45,7 @@ func (u *unit) output() string {
 	return u.stdout.String()
 }
 
-func (u *unit) notices() string {
+func (u *unit) told() string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return strings.Join(u.notified, "|")
@@ -164,7 +164,7 @@ func TestEnds(t *testing.T) {
 		{"first real-time signal", "trap 'exit 7' 34; echo ready; while true; do sleep 0.05; done", 34, 7, 0},
 		{"last real-time signal", "trap 'exit 8' 64; echo ready; while true; do sleep 0.05; done", 64, 8, 0},
 		{"signal of ended children", "trap 'exit 9' CHLD; echo ready; while true; do :; done", syscall.SIGCHLD, 9, 0},
-		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell reports.
+		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell tells.
 		{"signal that Go would panic on", "trap 'exit 6' SEGV; echo ready; while true; do sleep 0.05; done", syscall.SIGSEGV, 6, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -177,14 +177,14 @@ func TestEnds(t *testing.T) {
 			u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: request, MessageFile: message})
 			eventually(t, "ready", func() bool { return u.output() == "ready\n" })
 			if tc.signal != 0 {
-				eventually(t, "notified", func() bool { return u.notices() == started })
+				eventually(t, "told", func() bool { return u.told() == started })
 				if err := u.cmd.Process.Signal(tc.signal); err != nil {
 					t.Fatal(err)
 				}
 			}
 			status := u.end(t)
-			if status.ExitStatus() != tc.code || u.notices() != started || !strings.HasPrefix(u.stderr.String(), "to stderr\n") {
-				t.Errorf("status %#x, notified %q, stderr %q", status, u.notices(), u.stderr.String())
+			if status.ExitStatus() != tc.code || u.told() != started || !strings.HasPrefix(u.stderr.String(), "to stderr\n") {
+				t.Errorf("status %#x, told %q, stderr %q", status, u.told(), u.stderr.String())
 			}
 			if data, err := os.ReadFile(message); err != nil || string(data) != "last words\n" {
 				t.Errorf("message %q %v", data, err)
@@ -198,7 +198,7 @@ func TestKilled(t *testing.T) {
 	m := guesttest.Start(t)
 	for _, sig := range []syscall.Signal{syscall.SIGKILL} {
 		u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
-		eventually(t, "notified", func() bool { return u.notices() == started })
+		eventually(t, "told", func() bool { return u.told() == started })
 		if err := m.Signal(t.Context(), "a", "", sig); err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestKilled(t *testing.T) {
 	}
 	// The proxy is killed: so is the container.
 	u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
-	eventually(t, "notified", func() bool { return u.notices() == started })
+	eventually(t, "told", func() bool { return u.told() == started })
 	if err := u.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestNotDumpable(t *testing.T) {
 	m := guesttest.Start(t)
 	config := Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")}
 	u := startUnit(t, config, "setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all")
-	eventually(t, "notified", func() bool { return u.notices() == started })
+	eventually(t, "told", func() bool { return u.told() == started })
 	other := exec.Command("setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all", "sleep", "1000")
 	if err := other.Start(); err != nil {
 		t.Fatal(err)
@@ -251,7 +251,7 @@ func TestDie(t *testing.T) {
 	}
 }
 
-// TestNotStarted: the reason is written where native looks for it, and the exit status says who is to blame.
+// TestNotStarted: the reason is told where native looks for it, and the exit status says who is to blame.
 func TestNotStarted(t *testing.T) {
 	m := guesttest.Start(t)
 	ok := guesttest.Container(t, "a", nil, "/bin/true")
@@ -262,7 +262,7 @@ func TestNotStarted(t *testing.T) {
 		code   int
 		want   string
 	}{
-		{"no VM", Config{Agent: client.Address{Path: "/nonexistent", Direct: true}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
+		{"no machine", Config{Agent: client.Address{Path: "/nonexistent", Direct: true}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
 		{"no command", Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: bad}, shim.ExitFailure, "/bin/none"},
 		{"no volume", Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: ok, Copies: []Copy{{"v", "/nonexistent"}}}, shim.ExitFailure, "/nonexistent"},
 	} {
@@ -274,18 +274,18 @@ func TestNotStarted(t *testing.T) {
 			if err == nil {
 				err = json.Unmarshal(data, &entry)
 			}
-			if err != nil || status.ExitStatus() != tc.code || u.notices() != "" || entry.Level != "error" || !strings.Contains(entry.Msg, tc.want) {
-				t.Errorf("%v: status %#x, notified %q, log %q", err, status, u.notices(), data)
+			if err != nil || status.ExitStatus() != tc.code || u.told() != "" || entry.Level != "error" || !strings.Contains(entry.Msg, tc.want) {
+				t.Errorf("%v: status %#x, told %q, log %q", err, status, u.told(), data)
 			}
 		})
 	}
 }
 
-// TestVMDies: the container of a VM that dies is killed with it.
-func TestVMDies(t *testing.T) {
+// TestMachineDies: the container of a machine that dies is killed with it.
+func TestMachineDies(t *testing.T) {
 	m := guesttest.Start(t)
 	u := startUnit(t, Config{Agent: client.Address{Path: m.Socket, Direct: true}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
-	eventually(t, "notified", func() bool { return u.notices() == started })
+	eventually(t, "told", func() bool { return u.told() == started })
 	begin := time.Now()
 	if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
