@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,13 +9,13 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/internal/sdnotify"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime, or, with [LaunchConfig.Start], makes it
@@ -218,13 +217,5 @@ func Complain(program, log string, err error) {
 		return
 	}
 	defer f.Close()
-	f.WriteString(`{"msg":` + quoteJSON(text) + `,"level":"error","time":"` + time.Now().UTC().Format(time.RFC3339Nano) + "\"}\n")
-}
-
-func quoteJSON(s string) string {
-	quoted, err := json.Marshal(s)
-	if err != nil {
-		panic("internal error: a string cannot be marshalled: " + err.Error())
-	}
-	return string(quoted)
+	_ = crun.LogError(f, text) // stderr has it
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"io"
 	"os"
 	"strings"
+	"time"
 )
 
 // maxLogBytes is how much of an OCI runtime's log is read, from its end.
@@ -27,6 +29,20 @@ func LastLogError(log string) string {
 		}
 	}
 	return ""
+}
+
+// LogError adds an error to an OCI runtime's log, as crun and runc do.
+func LogError(w io.Writer, message string) error {
+	entry := struct {
+		Msg   string    `json:"msg"`
+		Level string    `json:"level"`
+		Time  time.Time `json:"time"`
+	}{message, "error", time.Now().UTC()}
+	line, err := json.Marshal(entry)
+	if err == nil {
+		_, err = w.Write(append(line, '\n'))
+	}
+	return err
 }
 
 // ReadEnd is the end of a file, at most limit bytes; empty when it cannot be read, or is no regular one. Only its content may be the container's.

@@ -3,6 +3,7 @@ package crun
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,23 @@ func TestLastLogError(t *testing.T) {
 	}
 	if got := LastLogError(filepath.Join(t.TempDir(), "none")); got != "" {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestLogError: what is written is what is read.
+func TestLogError(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, text := range []string{"plain", "with \"quotes\",\nlines and \xff bytes"} {
+		if err := LogError(f, text); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := LastLogError(f.Name()), strings.ToValidUTF8(text, "\ufffd"); got != want {
+			t.Errorf("%q is read as %q, expected %q", text, got, want)
+		}
 	}
 }
 

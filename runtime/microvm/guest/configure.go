@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/shim"
 )
@@ -202,23 +202,9 @@ func (s *Server) sharedInit() (int, error) {
 // setSysctls sets kernel parameters of the VM.
 func setSysctls(values map[string]string) error {
 	for name, value := range values {
-		path := "/proc/sys/" + name
-		if !strings.Contains(name, "/") {
-			path = "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
-		}
-		if err := writeExisting(path, value); err != nil {
+		if err := crun.SetSysctl(name, value); err != nil {
 			return fmt.Errorf("set the sysctl %s: %w", name, err)
 		}
 	}
 	return nil
-}
-
-// writeExisting writes to a file of the kernel's, which never makes one.
-func writeExisting(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
 }

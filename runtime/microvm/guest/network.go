@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -52,7 +53,7 @@ func setNetwork(n *wire.Network) error {
 	}
 	// The host says all there is to know: no router may add to it, and no neighbour has to be asked whether an address is free.
 	for _, setting := range []struct{ name, value string }{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}} {
-		err := writeExisting("/proc/sys/net/ipv6/conf/"+name+"/"+setting.name, setting.value)
+		err := crun.SetSysctl("net/ipv6/conf/"+name+"/"+setting.name, setting.value)
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
 			return fmt.Errorf("cannot set up the interface %s: %w", name, err)
 		}
