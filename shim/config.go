@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // The exit statuses of magikshim launch, before it has become the OCI runtime.
@@ -16,7 +17,7 @@ const (
 	ExitFailure = 1
 	// ExitUsage: the command line or the configuration cannot be understood.
 	ExitUsage = 64
-	// ExitTempFail (EX_TEMPFAIL of sysexits.h): a namespace could not be opened, because the daemon that held it is gone. The container was
+	// ExitTempFail (EX_TEMPFAIL of sysexits.h): a namespace could not be opened, because the daemon that had it open is gone. The container was
 	// never started; nothing is wrong with it.
 	ExitTempFail = 75
 )
@@ -51,13 +52,13 @@ type LaunchConfig struct {
 	// Argv is the OCI runtime with its arguments; Argv[0] is an absolute path.
 	Argv []string `json:"argv"`
 	// Start, when not empty, makes a container in two steps instead of becoming the OCI runtime: Argv creates it and writes the PID of its first
-	// process to PIDFile, the service manager is told that this is the unit's main process, and Start (an OCI runtime with its arguments, as
+	// process to PIDFile, the service manager is notified that this is the unit's main process, and Start (an OCI runtime with its arguments, as
 	// Argv) lets it run.
 	Start   []string `json:"start,omitempty"`
 	PIDFile string   `json:"pidFile,omitempty"`
 	// Env is the whole environment of the OCI runtime, KEY=VALUE.
 	Env []string `json:"env,omitempty"`
-	// Notify adds NOTIFY_SOCKET to Env: Argv tells the service manager itself when it is ready.
+	// Notify adds NOTIFY_SOCKET to Env: Argv notifies the service manager itself when it is ready.
 	Notify bool `json:"notify,omitempty"`
 	// FiltersCalls is for the unit that launch is started in (units.ContainerUnit), not for launch: Argv limits its own system calls.
 	FiltersCalls bool `json:"-"`
@@ -65,30 +66,11 @@ type LaunchConfig struct {
 	Log string `json:"log,omitempty"`
 }
 
-// OverlayConfig is one overlay mount.
-type OverlayConfig struct {
-	// LayersDir is the directory that Lower is relative to.
-	LayersDir string `json:"layersDir"`
-	// Lower are the read-only layers, the lowest first (runtime.Rootfs.Layers as it is).
-	Lower []string `json:"lower"`
-	// Upper and Work are made when they are missing, with the mode 0755 and 0700. Both empty: a read-only overlay without a writable layer.
-	Upper string `json:"upper,omitempty"`
-	Work  string `json:"work,omitempty"`
-	// Target is the mount point; it is made when it is missing.
-	Target string `json:"target"`
-}
+// OverlayConfig is the overlay mount of a container's root file system.
+type OverlayConfig = crun.Overlay
 
-// Bind is one volume, or a part of one, that launch binds to a path outside of the container's reach.
-type Bind struct {
-	// Source is a directory or a file. (A shared tmpfs of the pod: its path in the pod's mount namespace.)
-	Source string `json:"source"`
-	// SubPath is resolved below Source so that no symlink leads out of it; a missing directory is made. Empty: Source itself.
-	SubPath string `json:"subPath,omitempty"`
-	// Target is the mount point, c/NAME/mnt/N; launch makes the directory or the file, as the source is one or the other.
-	Target string `json:"target"`
-	// ReadOnly makes this mount read-only (mounts below it keep what they have, as in Kubernetes).
-	ReadOnly bool `json:"readOnly,omitempty"`
-}
+// Bind is one volume, or a part of one.
+type Bind = crun.Bind
 
 // LogDriver says where the containers' output goes.
 type LogDriver string
@@ -103,7 +85,7 @@ const (
 type PauseConfig struct {
 	// Owner as in [LaunchConfig].
 	Owner Owner `json:"owner,omitzero"`
-	// NetNS, IPCNS, UTSNS and MountNS are the paths of the namespaces to join and hold; empty: stay in the one of the host.
+	// NetNS, IPCNS, UTSNS and MountNS are the paths of the namespaces to join and keep; empty: stay in the one of the host.
 	NetNS   string `json:"netNS,omitempty"`
 	IPCNS   string `json:"ipcNS,omitempty"`
 	UTSNS   string `json:"utsNS,omitempty"`

@@ -11,31 +11,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bellName is the FIFO by which the relay is told that something was put into the directory. (Not inotify: to close that takes the kernel some 18 ms,
-// which every pod would take longer to stop.)
-const bellName = ".bell"
+// wakeName is the FIFO by which the relay is woken when something was put into the directory. (Not inotify: to close that takes the kernel some 18 ms,
+// which every pod would take longer to stop.) Pause processes of earlier versions listen on it under this name.
+const wakeName = ".bell"
 
-// openBell makes and opens the relay's end of the bell.
-func openBell(dir string) (int, error) {
-	path := filepath.Join(dir, bellName)
+// openWake makes and opens the relay's end of it.
+func openWake(dir string) (int, error) {
+	path := filepath.Join(dir, wakeName)
 	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 		return -1, fmt.Errorf("cannot make %s: %w", path, err)
 	}
 	return unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 }
 
-// ringBell tells the relay. One that is not there yet, or no more, needs nothing: it looks at what there is when it starts.
-func ringBell(dir string) error {
-	fd, err := unix.Open(filepath.Join(dir, bellName), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+// wakeRelay wakes the relay. One that is not there yet, or no more, needs nothing: it looks at what there is when it starts.
+func wakeRelay(dir string) error {
+	fd, err := unix.Open(filepath.Join(dir, wakeName), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("cannot tell the log relay: %w", err)
+		return fmt.Errorf("cannot wake the log relay: %w", err)
 	}
 	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte{1}); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EPIPE) { // it is ringing already, or just gone
-		return fmt.Errorf("cannot tell the log relay: %w", err)
+	if _, err := unix.Write(fd, []byte{1}); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EPIPE) { // it has a wake-up already, or is just gone
+		return fmt.Errorf("cannot wake the log relay: %w", err)
 	}
 	return nil
 }
@@ -49,7 +49,7 @@ func MakeLogFIFOs(dir, container string, attempt int) (stdout, stderr *os.File, 
 		stderr, err = makeFIFO(dir, logName{container, attempt, Stderr})
 	}
 	if err == nil {
-		err = ringBell(dir)
+		err = wakeRelay(dir)
 	}
 	if err == nil {
 		return stdout, stderr, nil
@@ -103,7 +103,7 @@ func makeFIFO(dir string, name logName) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// EndLog tells the pause process that all processes of this attempt have ended, although the service manager may still hold its pipes open: what is
+// EndLog notifies the pause process that all processes of this attempt have ended, although the service manager may still have its pipes open: what is
 // in them is written out, then they are removed.
 func EndLog(dir, container string, attempt int) error {
 	name := logName{container, attempt, streamEnd}
@@ -118,14 +118,14 @@ func EndLog(dir, container string, attempt int) error {
 		os.Remove(hidden)
 		return fmt.Errorf("cannot end log: %w", err)
 	}
-	return ringBell(dir)
+	return wakeRelay(dir)
 }
 
-// takenMode is the mode of a FIFO that the relay has open. The sticky bit means nothing to a FIFO; it is how the relay tells the maker.
+// takenMode is the mode of a FIFO that the relay has open. The sticky bit means nothing to a FIFO; it is how the relay answers the maker.
 const takenMode = unix.S_ISVTX | 0o600
 
 // ReleaseLogFIFOs closes the maker's ends of log FIFOs as soon as the relay has opened them, or when ctx ends, and returns then. What is in a FIFO that
-// nobody has open is lost: a container that fails at once, while the pause process is just starting, must not be the only one that holds it.
+// nobody has open is lost: a container that fails at once, while the pause process is just starting, must not be the only one that has it open.
 func ReleaseLogFIFOs(ctx context.Context, fifos ...*os.File) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

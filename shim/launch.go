@@ -9,16 +9,14 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/internal/sdnotify"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
-
-// errGone marks a failure for which the container is not to blame: the namespaces' holder has died.
-var errGone = nsfile.ErrGone
 
 // Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime, or, with [LaunchConfig.Start], makes it
 // create and start the container. It returns the exit status: that of an OCI runtime that has failed, else one of the Exit constants. The caller must be on the process's main thread, locked to it (runtime.LockOSThread in an init function): only the
@@ -28,7 +26,7 @@ var errGone = nsfile.ErrGone
 func Launch(configPath string) int {
 	var config LaunchConfig
 	if err := ReadConfig(configPath, &config); err != nil {
-		complain("", err)
+		Complain("magikshim launch", "", err)
 		return ExitUsage
 	}
 	err := launch(&config)
@@ -36,11 +34,11 @@ func Launch(configPath string) int {
 		return 0
 	}
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		// The OCI runtime has told why itself.
+		// The OCI runtime has said why itself.
 		return max(exit.ExitCode(), ExitFailure)
 	}
-	complain(config.Log, err)
-	if errors.Is(err, errGone) {
+	Complain("magikshim launch", config.Log, err)
+	if errors.Is(err, nsfile.ErrGone) {
 		return ExitTempFail
 	}
 	return ExitFailure
@@ -51,21 +49,29 @@ func launch(config *LaunchConfig) error {
 	if len(config.Argv) == 0 || !filepath.IsAbs(config.Argv[0]) {
 		return errors.New("cannot run the OCI runtime: its path is missing or not absolute")
 	}
-	var manager *notifier
+	if config.MountNS == "" {
+		return errors.New("cannot open the pod's mount namespace: its path is missing")
+	}
+	var manager *sdnotify.Conn
 	if len(config.Start) > 0 {
 		// Before the mount namespace is left: the socket's path is the host's.
 		var err error
-		if manager, err = dialManager(); err != nil {
+		manager, err = sdnotify.Dial()
+		if errors.Is(err, sdnotify.ErrUnset) {
+			err = fmt.Errorf("%w; launch is started by systemd, in a unit of Type=notify", err)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if err := joinNamespaces(config); err != nil {
+	runtime.LockOSThread()
+	if err := (namespaces{config.NetNS, config.IPCNS, config.UTSNS, config.MountNS}).join(config.Owner); err != nil {
 		return err
 	}
-	if err := enterMountNS(config); err != nil {
+	if err := copyMountNS(); err != nil {
 		return err
 	}
-	if err := mountOverlay(&config.Rootfs); err != nil {
+	if err := config.Rootfs.Mount(); err != nil {
 		return err
 	}
 	for _, d := range config.Destinations {
@@ -74,7 +80,7 @@ func launch(config *LaunchConfig) error {
 		}
 	}
 	for i := range config.Binds {
-		if err := mountBind(&config.Binds[i]); err != nil {
+		if err := config.Binds[i].Mount(); err != nil {
 			return err
 		}
 	}
@@ -89,44 +95,47 @@ func launch(config *LaunchConfig) error {
 	return become(config)
 }
 
-// joinNamespaces joins the pod's other namespaces, for a program that does not do so itself.
-func joinNamespaces(config *LaunchConfig) error {
-	for _, join := range []struct {
+// namespaces are the paths of namespaces of a pod; empty: stay in the one of the host.
+type namespaces struct{ net, ipc, uts, mount string }
+
+// join opens all of them before it joins the first, because the paths are those of the present mount namespace. The thread must be locked.
+func (n namespaces) join(owner nsfile.Owner) error {
+	list := []struct {
 		path, name string
-		kind       int
-	}{{config.NetNS, "network", unix.CLONE_NEWNET}, {config.IPCNS, "IPC", unix.CLONE_NEWIPC}, {config.UTSNS, "UTS", unix.CLONE_NEWUTS}} {
-		if join.path == "" {
+		kind, fd   int
+	}{
+		{n.net, "network", unix.CLONE_NEWNET, -1}, {n.ipc, "IPC", unix.CLONE_NEWIPC, -1}, {n.uts, "UTS", unix.CLONE_NEWUTS, -1}, {n.mount, "mount", unix.CLONE_NEWNS, -1},
+	}
+	for i := range list {
+		ns := &list[i]
+		if ns.path == "" {
 			continue
 		}
-		runtime.LockOSThread()
-		ns, err := openNamespace(join.path, config.Owner)
-		if err != nil {
-			return fmt.Errorf("cannot open the pod's %s namespace: %w", join.name, err)
+		var err error
+		if ns.fd, err = nsfile.Open(ns.path, owner); err != nil {
+			return fmt.Errorf("cannot open the pod's %s namespace: %w", ns.name, err)
 		}
-		err = unix.Setns(ns, join.kind)
-		unix.Close(ns)
-		if err != nil {
-			return fmt.Errorf("cannot join the pod's %s namespace: setns: %w", join.name, err)
+		defer unix.Close(ns.fd)
+	}
+	for _, ns := range list {
+		if ns.fd < 0 {
+			continue
+		}
+		if ns.kind == unix.CLONE_NEWNS {
+			// setns(2): a thread that shares its file system information cannot change the mount namespace.
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return fmt.Errorf("cannot join the pod's mount namespace: unshare: %w", err)
+			}
+		}
+		if err := unix.Setns(ns.fd, ns.kind); err != nil {
+			return fmt.Errorf("cannot join the pod's %s namespace: setns: %w", ns.name, err)
 		}
 	}
 	return nil
 }
 
-// enterMountNS joins the pod's mount namespace and unshares a copy of it, into which mounts still come from the host and out of which none go.
-func enterMountNS(config *LaunchConfig) error {
-	runtime.LockOSThread()
-	ns, err := openNamespace(config.MountNS, config.Owner)
-	if err != nil {
-		return fmt.Errorf("cannot open the pod's mount namespace: %w", err)
-	}
-	defer unix.Close(ns)
-	// setns(2): a thread that shares its file system information cannot change the mount namespace.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("cannot join the pod's mount namespace: unshare: %w", err)
-	}
-	if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("cannot join the pod's mount namespace: setns: %w", err)
-	}
+// copyMountNS gives this thread a copy of its mount namespace, into which mounts still come from the host and out of which none go.
+func copyMountNS() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("cannot make the container's mount namespace: unshare: %w", err)
 	}
@@ -135,12 +144,6 @@ func enterMountNS(config *LaunchConfig) error {
 	}
 	return nil
 }
-
-// openNamespace is [nsfile.Open].
-func openNamespace(path string, owner Owner) (int, error) { return nsfile.Open(path, owner) }
-
-// StartTime is [nsfile.StartTime].
-func StartTime(pid int) (uint64, error) { return nsfile.StartTime(pid) }
 
 // enterSubCgroup moves a process, 0 for this one, to a child of its cgroup (version 2).
 func enterSubCgroup(pid int, name string) error {
@@ -201,8 +204,6 @@ func tidyProcess() error {
 	return nil
 }
 
-func complain(log string, err error) { Complain("magikshim launch", log, err) }
-
 // Complain writes one line to stderr and, when log is the path of one, one entry to the log, in crun's and runc's JSON format. program is who says it.
 func Complain(program, log string, err error) {
 	text := program + ": " + strings.ReplaceAll(err.Error(), "\n", " ")
@@ -216,5 +217,5 @@ func Complain(program, log string, err error) {
 		return
 	}
 	defer f.Close()
-	f.WriteString(`{"msg":` + quoteJSON(text) + `,"level":"error","time":"` + time.Now().UTC().Format(time.RFC3339Nano) + "\"}\n")
+	_ = crun.LogError(f, text) // stderr has it
 }

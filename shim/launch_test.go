@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
 func needRoot(t *testing.T) {
@@ -94,7 +96,7 @@ func runLaunch(t *testing.T, config LaunchConfig) (output string, status int) {
 
 func launchConfig(t *testing.T, dir string, argv ...string) LaunchConfig {
 	t.Helper()
-	start, err := StartTime(os.Getpid())
+	start, err := nsfile.StartTime(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +199,7 @@ func TestLaunchFailures(t *testing.T) {
 	}
 }
 
-// TestPauseNamespaces checks that pause holds the namespaces, announces itself, has a PID namespace that reaps, and ends on SIGTERM.
+// TestPauseNamespaces checks that pause keeps the namespaces, announces itself, has a PID namespace that reaps, and ends on SIGTERM.
 func TestPauseNamespaces(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

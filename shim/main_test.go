@@ -16,8 +16,8 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == ReapCommand {
 		os.Exit(Reap())
 	}
-	if len(os.Args) > 1 && os.Args[1] == HoldCommand {
-		os.Exit(Hold(os.Args[2], os.Args[3:]))
+	if len(os.Args) > 1 && os.Args[1] == FreezeCommand {
+		os.Exit(Freeze(os.Args[2], os.Args[3:]))
 	}
 	switch os.Getenv(asAgent) {
 	case "pause":

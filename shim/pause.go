@@ -7,13 +7,13 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
-// Pause holds a pod's namespaces for as long as it runs, and relays the containers' output; SIGTERM or SIGINT ends it after the drain. It returns the exit
+// Pause keeps a pod's namespaces for as long as it runs, and relays the containers' output; SIGTERM or SIGINT ends it after the drain. It returns the exit
 // status. The caller must be on the process's main thread, locked to it: the namespaces are that thread's, and are found at /proc/PID/ns.
 func Pause(configPath string) int {
 	// One of these runs in every pod. There is nothing to run in parallel, and next to no garbage.
@@ -30,25 +30,23 @@ func Pause(configPath string) int {
 		return 0
 	}
 	complainPause(err)
-	if errors.Is(err, errGone) {
+	if errors.Is(err, nsfile.ErrGone) {
 		return ExitTempFail
 	}
 	return ExitFailure
 }
 
-func complainPause(err error) {
-	os.Stderr.WriteString("magikshim pause: " + strings.ReplaceAll(err.Error(), "\n", " ") + "\n")
-}
+func complainPause(err error) { Complain("magikshim pause", "", err) }
 
 func pause(config *PauseConfig) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-	notify, err := openNotify()
-	if err != nil {
+	manager, err := sdnotify.Dial() // the socket's path is the host's
+	if err != nil && !errors.Is(err, sdnotify.ErrUnset) {
 		return err
 	}
-	if err := joinAll(config); err != nil {
+	if err := (namespaces{config.NetNS, config.IPCNS, config.UTSNS, config.MountNS}).join(config.Owner); err != nil {
 		return err
 	}
 	relay, err := newRelay(config.FIFODir, complainPause)
@@ -82,73 +80,11 @@ func pause(config *PauseConfig) error {
 		case <-done:
 		}
 	}()
-	notify("READY=1")
+	if manager != nil {
+		if err := manager.Send("READY=1"); err != nil {
+			complainPause(err)
+		}
+		manager.Close()
+	}
 	return relay.run()
-}
-
-// joinAll opens all namespaces before it joins the first, because the paths are those of the present mount namespace.
-func joinAll(config *PauseConfig) error {
-	type namespace struct {
-		path, what string
-		flag, fd   int
-	}
-	list := []namespace{
-		{config.NetNS, "network", unix.CLONE_NEWNET, -1},
-		{config.IPCNS, "IPC", unix.CLONE_NEWIPC, -1},
-		{config.UTSNS, "UTS", unix.CLONE_NEWUTS, -1},
-		{config.MountNS, "mount", unix.CLONE_NEWNS, -1},
-	}
-	defer func() {
-		for _, ns := range list {
-			if ns.fd >= 0 {
-				unix.Close(ns.fd)
-			}
-		}
-	}()
-	for i := range list {
-		if list[i].path == "" {
-			continue
-		}
-		fd, err := openNamespace(list[i].path, config.Owner)
-		if err != nil {
-			return fmt.Errorf("cannot open the pod's %s namespace: %w", list[i].what, err)
-		}
-		list[i].fd = fd
-	}
-	for _, ns := range list {
-		if ns.fd < 0 {
-			continue
-		}
-		if ns.flag == unix.CLONE_NEWNS {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return fmt.Errorf("cannot join the pod's mount namespace: unshare: %w", err)
-			}
-		}
-		if err := unix.Setns(ns.fd, ns.flag); err != nil {
-			return fmt.Errorf("cannot join the pod's %s namespace: setns: %w", ns.what, err)
-		}
-	}
-	return nil
-}
-
-// openNotify connects to the service manager (sd_notify(3)) from the host's namespaces. Without $NOTIFY_SOCKET the returned function does nothing.
-func openNotify() (func(state string), error) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return func(string) {}, nil
-	}
-	// golang.org/x/sys/unix takes a leading @ for the abstract name space, as systemd does.
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot notify the service manager at %s: %w", path, err)
-	}
-	return func(state string) {
-		if err := unix.Send(fd, []byte(state), unix.MSG_NOSIGNAL); err != nil {
-			complainPause(fmt.Errorf("cannot notify the service manager: %w", err))
-		}
-		unix.Close(fd)
-	}, nil
 }

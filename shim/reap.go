@@ -21,7 +21,7 @@ import (
 // ReapCommand is the argument with which a program starts itself as PID 1 of a pod's PID namespace: it calls [Reap].
 const ReapCommand = "reap"
 
-// reapReady is the descriptor on which [Reap] tells why it cannot; it is closed when the jail is.
+// reapReady is the descriptor on which [Reap] says why it cannot; it is closed when the jail is.
 const reapReady = 3
 
 // FirstProcess is a command that becomes the first process of a new PID namespace.

@@ -19,7 +19,7 @@ const (
 	// readSize is how much is read at a time: a whole pipe.
 	readSize = 64 << 10
 	maxPipe  = 1 << 20
-	// drainTime is how long the relay goes on after it was told to stop.
+	// drainTime is how long the relay goes on after it was asked to stop.
 	drainTime = 2 * time.Second
 )
 
@@ -44,10 +44,10 @@ type relay struct {
 	sink     logSink
 	complain func(error)
 
-	epoll, bell, wake int
-	streams           map[int]*stream // by file descriptor
-	buffer            []byte
-	deadline          time.Time // of the drain; zero before stop
+	epoll, added, wake int
+	streams            map[int]*stream // by file descriptor
+	buffer             []byte
+	deadline           time.Time // of the drain; zero before stop
 	// extra is called when its descriptor becomes readable (the PID namespace's first process has ended).
 	extraFD int
 	lost    int // lines, since the last complaint
@@ -63,7 +63,7 @@ type stream struct {
 
 // newRelay listens for what is put into the directory; a FIFO that is put there from now on is not missed.
 func newRelay(dir string, complain func(error)) (*relay, error) {
-	r := &relay{dir: dir, complain: complain, epoll: -1, bell: -1, wake: -1, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
+	r := &relay{dir: dir, complain: complain, epoll: -1, added: -1, wake: -1, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
 	fail := func(err error) (*relay, error) {
 		r.closeAll()
 		return nil, fmt.Errorf("cannot relay logs of %s: %w", dir, err)
@@ -72,13 +72,13 @@ func newRelay(dir string, complain func(error)) (*relay, error) {
 	if r.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fail(err)
 	}
-	if r.bell, err = openBell(dir); err != nil {
+	if r.added, err = openWake(dir); err != nil {
 		return fail(err)
 	}
 	if r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fail(err)
 	}
-	for _, fd := range []int{r.bell, r.wake} {
+	for _, fd := range []int{r.added, r.wake} {
 		if err := r.watch(fd); err != nil {
 			return fail(err)
 		}
@@ -143,7 +143,7 @@ func (r *relay) run() error {
 		}
 		for _, event := range events[:n] {
 			switch fd := int(event.Fd); fd {
-			case r.bell:
+			case r.added:
 				r.answer()
 			case r.wake:
 				r.pollWake()
@@ -179,11 +179,11 @@ func (r *relay) scan() {
 	}
 }
 
-// answer takes up what the bell was rung for.
+// answer takes up what was added.
 func (r *relay) answer() {
-	var rings [4096]byte
+	var wakeUps [4096]byte
 	for {
-		if n, err := unix.Read(r.bell, rings[:]); err != nil || n < len(rings) {
+		if n, err := unix.Read(r.added, wakeUps[:]); err != nil || n < len(wakeUps) {
 			break
 		}
 	}
@@ -369,10 +369,10 @@ func (r *relay) closeAll() {
 	if j, ok := r.sink.(*journal); ok {
 		j.disconnect()
 	}
-	for _, fd := range []int{r.epoll, r.bell, r.wake} {
+	for _, fd := range []int{r.epoll, r.added, r.wake} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
 	}
-	r.epoll, r.bell, r.wake = -1, -1, -1
+	r.epoll, r.added, r.wake = -1, -1, -1
 }

@@ -287,7 +287,7 @@ func TestRelayStop(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if text := strings.Join(r.complaints, "; "); !strings.Contains(text, "1 lines lost") {
-		t.Errorf("complaints %q do not tell of the lost line", text)
+		t.Errorf("complaints %q do not mention the lost line", text)
 	}
 }
 

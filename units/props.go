@@ -13,6 +13,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // Property is a property of a transient unit, by its name on D-Bus (times are Name=USec there).
@@ -198,24 +199,13 @@ type device struct {
 	Access string
 }
 
-// rlimit is a resource limit of setrlimit(2).
-type rlimit struct {
-	// Name is the name of the resource in capital letters and without RLIMIT_: NOFILE.
-	Name string
-	// Soft and Hard: ^uint64(0) is no limit.
-	Soft, Hard uint64
-}
-
-// defaultRlimits are what containers get: many open files for servers, but not so many that programs which close "all" of them take seconds.
-var defaultRlimits = []rlimit{
-	{Name: "NOFILE", Soft: 65536, Hard: 1048576},
-	{Name: "NPROC", Soft: infinity, Hard: infinity},
-}
-
-// standardDevices may be used by every container, as the OCI runtime specification has it; mknod of any device is allowed, its use is not.
-var standardDevices = []device{
-	{"/dev/null", "rwm"}, {"/dev/zero", "rwm"}, {"/dev/full", "rwm"}, {"/dev/random", "rwm"}, {"/dev/urandom", "rwm"},
-	{"/dev/tty", "rwm"}, {"/dev/ptmx", "rwm"}, {"char-pts", "rwm"}, {"char-*", "m"}, {"block-*", "m"},
+// standardDevices may be used by every container; mknod of any device is allowed, its use is not.
+func standardDevices() []device {
+	var list []device
+	for _, d := range crun.Devices() {
+		list = append(list, device{d.Path, "rwm"})
+	}
+	return append(list, device{"char-pts", "rwm"}, device{"char-*", "m"}, device{"block-*", "m"})
 }
 
 // ContainerUnit is what the properties of a container's unit are made from.
@@ -383,8 +373,9 @@ func processProps(u ContainerUnit) []Property {
 		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect the default.
 		prop("IgnoreSIGPIPE", false),
 	}
-	for _, r := range defaultRlimits {
-		props = append(props, prop("Limit"+r.Name, r.Hard), prop("Limit"+r.Name+"Soft", r.Soft))
+	for _, r := range crun.Rlimits() {
+		name := "Limit" + strings.TrimPrefix(r.Type, "RLIMIT_")
+		props = append(props, prop(name, r.Hard), prop(name+"Soft", r.Soft))
 	}
 	return props
 }
@@ -405,5 +396,5 @@ func deviceProps(u ContainerUnit) []Property {
 	if s := u.Container.SecurityContext; !u.InVM && s != nil && s.Privileged != nil && *s.Privileged {
 		return []Property{prop("DevicePolicy", "auto")}
 	}
-	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", standardDevices)}
+	return []Property{prop("DevicePolicy", "closed"), prop("DeviceAllow", standardDevices())}
 }

@@ -1,5 +1,5 @@
-// Command magikshim is the small helper inside every pod: pause holds the pod's namespaces and relays its output, launch mounts a container's
-// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine, hold freezes containers for a moment, reap becomes PID 1 of a
+// Command magikshim is the small helper inside every pod: pause keeps the pod's namespaces and relays its output, launch mounts a container's
+// file systems and has the OCI runtime start it, proxy stands for a container in a virtual machine, freeze freezes containers for a moment, reap becomes PID 1 of a
 // pod. It is started by systemd and magikpodd, not by people.
 package main
 
@@ -29,8 +29,8 @@ func run(args []string) int {
 		return vmshim.Run(args[2])
 	case len(args) == 1 && args[0] == shim.ReapCommand:
 		return shim.Reap()
-	case len(args) > 2 && args[0] == shim.HoldCommand:
-		return shim.Hold(args[1], args[2:])
+	case len(args) > 2 && args[0] == shim.FreezeCommand:
+		return shim.Freeze(args[1], args[2:])
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("magikshim " + version + "\n")
 		return 0

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
@@ -59,7 +60,7 @@ func Start(t testing.TB) *Machine {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("magikagent-test-%d-%d", os.Getpid(), count.Add(1))
-	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Hybrid: dir + "/vsock", Cgroup: filepath.Join(cgroupRoot(), name), stderr: &safeBuffer{}}
+	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Hybrid: dir + "/vsock", Cgroup: filepath.Join(cgroup.Root(), name), stderr: &safeBuffer{}}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), dirVariable+"="+dir, cgroupVariable+"="+name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -77,7 +78,7 @@ func Start(t testing.TB) *Machine {
 		m.stdin.Close()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		if err := errors.Join(removeCgroups(m.Cgroup), os.RemoveAll(dir)); err != nil {
+		if err := errors.Join(cgroup.RemoveWithin(m.Cgroup, host.Patience(5*time.Second), nil), os.RemoveAll(dir)); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {
@@ -113,36 +114,6 @@ func (b *safeBuffer) String() string {
 	return b.b.String()
 }
 
-// cgroupRoot is where cgroups of version 2 are.
-func cgroupRoot() string {
-	const root = "/sys/fs/cgroup"
-	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
-		return root + "/unified" // a hybrid host
-	}
-	return root
-}
-
-// removeCgroups removes a cgroup whose processes have been killed, and those below.
-func removeCgroups(path string) error {
-	var err error
-	for deadline := time.Now().Add(host.Patience(5 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
-		var dirs []string
-		_ = filepath.WalkDir(path, func(name string, entry os.DirEntry, err error) error {
-			if err == nil && entry.IsDir() {
-				dirs = append(dirs, name)
-			}
-			return nil
-		})
-		err = nil
-		for i := len(dirs) - 1; i >= 0; i-- {
-			err = errors.Join(err, os.Remove(dirs[i]))
-		}
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-	}
-}
-
 // Containers are the names of the cgroups of the containers that there are.
 func (m *Machine) Containers(t testing.TB) string {
 	t.Helper()
@@ -175,7 +146,6 @@ func Container(t testing.TB, name string, change func(in *oci.Input), args ...st
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Version = "1.0.2" // crun 1.8 refuses newer ones
 	data, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)

@@ -6,13 +6,10 @@ package usage
 import (
 	"errors"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
-	"syscall"
 
-	"github.com/containerd/cgroups/v3/cgroup2"
-
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -31,33 +28,19 @@ func Of(root, group string) (pod.ResourceUse, bool, error) {
 	if _, err := os.Stat(filepath.Join(root, group)); errors.Is(err, fs.ErrNotExist) {
 		return pod.ResourceUse{}, false, nil
 	}
-	manager, err := cgroup2.Load(group, cgroup2.WithMountpoint(root))
-	if err != nil {
-		return pod.ResourceUse{}, false, fail(err)
-	}
-	m, err := manager.StatFiltered(cgroup2.StatPids | cgroup2.StatCPU | cgroup2.StatMemory)
+	u, err := cgroup.ReadUsage(filepath.Join(root, group))
 	switch {
-	case errors.Is(err, syscall.ENODEV): // it went away while it was being read
+	case cgroup.Gone(err): // it went away while it was being read
 		return pod.ResourceUse{}, false, nil
 	case err != nil:
 		return pod.ResourceUse{}, false, fail(err)
 	}
-	// The library takes a file that does not exist for zero.
-	known := func(file string, value uint64) *uint64 {
-		if _, err := os.Stat(filepath.Join(root, group, file)); err != nil {
-			return nil
-		}
-		return &value
+	use := pod.ResourceUse{MemoryBytes: u.WorkingSet, Processes: u.PIDs}
+	if u.CPUUsec != nil {
+		use.CPUNanos = new(*u.CPUUsec * 1000)
 	}
-	memory := m.GetMemory()
-	use := pod.ResourceUse{
-		CPUNanos:         known("cpu.stat", m.GetCPU().GetUsageUsec()*1000),
-		MemoryBytes:      known("memory.current", memory.GetUsage()-min(memory.GetInactiveFile(), memory.GetUsage())),
-		MemoryLimitBytes: memory.GetUsageLimit(),
-		Processes:        known("pids.current", m.GetPids().GetCurrent()),
-	}
-	if use.MemoryLimitBytes == math.MaxUint64 {
-		use.MemoryLimitBytes = 0
+	if u.MemoryLimit != nil {
+		use.MemoryLimitBytes = *u.MemoryLimit
 	}
 	return use, true, nil
 }

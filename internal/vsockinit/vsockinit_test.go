@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestLoadModules: a directory without modules has none, and what is no module is told by its name.
+// TestLoadModules: a directory without modules has none, and what is no module is reported by its name.
 func TestLoadModules(t *testing.T) {
 	dir := t.TempDir()
 	if err := LoadModules(dir); err != nil {

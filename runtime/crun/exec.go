@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -56,29 +55,22 @@ func Process(first specs.Process, pid int, alive func() bool, x Exec) (*specs.Pr
 // mergeEnv adds KEY=VALUE entries to an environment; the last of a name wins. home, when not empty, replaces HOME unless the entries have it; a
 // terminal gets a TERM.
 func mergeEnv(env, more []string, home string, tty bool) ([]string, error) {
-	env = slices.Clone(env)
-	set := func(entry, name string) {
-		i := slices.IndexFunc(env, func(old string) bool { return strings.HasPrefix(old, name+"=") })
-		if i >= 0 {
-			env[i] = entry
-		} else {
-			env = append(env, entry)
-		}
+	var merged Env
+	for _, entry := range env {
+		merged.Add(entry)
 	}
 	if home != "" {
-		set("HOME="+home, "HOME")
+		merged.Set("HOME", home)
 	}
-	if tty && !slices.ContainsFunc(env, func(old string) bool { return strings.HasPrefix(old, "TERM=") }) {
-		env = append(env, "TERM=xterm")
+	if tty {
+		merged.SetDefault("TERM", "xterm")
 	}
 	for _, entry := range more {
-		name, _, ok := strings.Cut(entry, "=")
-		if !ok || name == "" || strings.ContainsRune(entry, 0) {
+		if !merged.Add(entry) {
 			return nil, errkind.Errorf(errkind.Invalid, "the environment variable %q is not of the form NAME=VALUE", entry)
 		}
-		set(entry, name)
 	}
-	return env, nil
+	return merged.List(), nil
 }
 
 // lookup resolves USER[:GROUP] with the files of a running container.

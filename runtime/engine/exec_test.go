@@ -15,6 +15,7 @@ import (
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -87,14 +88,11 @@ func shell(script string) runtime.Process { return runtime.Process{Args: []strin
 func TestExec(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		// The daemon's own score must not be the process's.
-		old, err := os.ReadFile("/proc/self/oom_score_adj")
-		if err != nil {
-			t.Fatal(err)
-		}
+		old := crun.OwnOOMScore()
 		if err := os.WriteFile("/proc/self/oom_score_adj", []byte("123"), 0); err != nil {
 			t.Fatal(err)
 		}
-		defer os.WriteFile("/proc/self/oom_score_adj", old, 0)
+		defer os.WriteFile("/proc/self/oom_score_adj", []byte(fmt.Sprint(old)), 0)
 		p := w.pod("exec", "sleep 1000")
 		w.up(p)
 		user := shell("id -u; id -g; id -G; echo $HOME")

@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 		os.Exit(runMachine(args[1]))
 	case len(args) == 2 && args[0] == "stand-in":
 		os.Exit(standIn(args[1]))
-	case len(args) > 2 && args[0] == shim.HoldCommand:
-		os.Exit(shim.Hold(args[1], args[2:]))
+	case len(args) > 2 && args[0] == shim.FreezeCommand:
+		os.Exit(shim.Freeze(args[1], args[2:]))
 	case len(args) == 1 && args[0] == shim.ReapCommand:
 		os.Exit(shim.Reap())
 	}

@@ -113,7 +113,7 @@ func (m *Manager) letGoOfLeft(s *sandbox) {
 
 // hold has magikshim freeze cgroups.
 func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
-	cmd := exec.Command(m.config.ShimPath, append([]string{shim.HoldCommand, dir}, cgroups...)...)
+	cmd := exec.Command(m.config.ShimPath, append([]string{shim.FreezeCommand, dir}, cgroups...)...)
 	cmd.Env = []string{"GOMAXPROCS=1"}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -138,7 +138,7 @@ func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
 			}
 		}
 	}
-	if line != shim.Held+"\n" {
+	if line != shim.Frozen+"\n" {
 		thaw()
 		return nil, pod.Errorf(pod.Unavailable, "%s", strings.TrimSpace(stderr.String()))
 	}

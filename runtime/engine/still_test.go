@@ -291,7 +291,7 @@ func killHolder(t *testing.T) {
 		for child := range strings.FieldsSeq(string(children)) {
 			line, _ := os.ReadFile("/proc/" + child + "/cmdline")
 			pid, err := strconv.Atoi(child)
-			if err == nil && strings.Contains(string(line), "\x00"+shim.HoldCommand+"\x00") {
+			if err == nil && strings.Contains(string(line), "\x00"+shim.FreezeCommand+"\x00") {
 				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 					t.Error(err)
 				}

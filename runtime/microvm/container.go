@@ -18,6 +18,7 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/disks"
+	"github.com/magikrun/magikpod/runtime/microvm/probes"
 	vmshim "github.com/magikrun/magikpod/runtime/microvm/shim"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
@@ -233,8 +234,8 @@ func (r *Runtime) Signal(ctx context.Context, c runtime.Running, sig syscall.Sig
 // Probe implements engine.Runtime: the agent makes it, where the container is.
 func (r *Runtime) Probe(ctx context.Context, c runtime.Running, p probe.Probe, _ func(runtime.Process) (runtime.ExitStatus, error)) (ok bool, message string, err error) {
 	err = r.call(c.Sandbox, func(agent *client.Client) error {
-		outcome, err := agent.Probe(ctx, c.Container, p)
-		ok, message = p.Verdict(outcome)
+		reply, err := agent.Probe(ctx, probes.Request(c.Container, p))
+		ok, message = p.Verdict(probes.Outcome(reply))
 		return err
 	})
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/supervise"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
+	"github.com/magikrun/magikpod/runtime/oci"
 )
 
 const (
@@ -173,7 +174,7 @@ func (r *Runtime) PrepareSandbox(ctx context.Context, s runtime.Sandbox, config 
 func (r *Runtime) recordOf(s runtime.Sandbox, config runtime.SandboxConfig) *record {
 	p := config.Pod
 	rec := &record{
-		Hostname: config.Network.Hostname, Sysctls: machineSysctls(p), Tmpfs: map[string]runtime.Tmpfs{}, Size: r.sizeOf(p),
+		Hostname: config.Network.Hostname, Sysctls: oci.Sysctls(p, true), Tmpfs: map[string]runtime.Tmpfs{}, Size: r.sizeOf(p),
 		SharePID: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 	}
 	for _, t := range config.SharedTmpfs {

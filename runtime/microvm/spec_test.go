@@ -9,9 +9,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/oci"
 )
 
-// On the host the unit has the limits; in a machine only the spec can.
+// On the host the unit has the limits; in a VM only the spec can.
 func TestGuestSpec(t *testing.T) {
 	l := New(Config{PIDsLimit: 77})
 	c := &corev1.Container{Name: "main", Command: []string{"true"}, Resources: limited("64Mi", "250m")}
@@ -45,7 +46,7 @@ func TestGuestSpec(t *testing.T) {
 		}
 	}
 	want := map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "net.ipv4.ping_group_range": "0 2147483647", "kernel.shm_rmid_forced": "1"}
-	if diff := cmp.Diff(want, machineSysctls(p)); diff != "" {
+	if diff := cmp.Diff(want, oci.Sysctls(p, true)); diff != "" {
 		t.Errorf("sysctls: %s", diff)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/atomicfile"
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/crun"
@@ -63,24 +64,15 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	return x.supervise(ctx)
 }
 
+// removeTime is how long killed processes may take to be gone.
+const removeTime = 4 * time.Second
+
 // removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes that it has left behind on purpose stay in it until
 // the container ends.
 func (x *execution) removeCgroup() {
-	if err := unix.Rmdir(x.cgroup); !errors.Is(err, unix.EBUSY) {
-		return
+	if err := cgroup.Remove(x.cgroup); errors.Is(err, unix.EBUSY) {
+		x.c.Unit.Background(func(ctx context.Context) { _ = cgroup.RemoveWithin(x.cgroup, removeTime, ctx.Done()) })
 	}
-	x.c.Unit.Background(func(ctx context.Context) {
-		for pause := time.Millisecond; pause < 4*time.Second; pause *= 2 {
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-				return
-			}
-			if err := unix.Rmdir(x.cgroup); !errors.Is(err, unix.EBUSY) {
-				return
-			}
-		}
-	})
 }
 
 // pidName is the file that the OCI runtime writes the PID of an exec's process to.
@@ -146,7 +138,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 // change its mode for the whole host.
 func handOver(cmd *exec.Cmd, p runtime.Process) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(""), io.Discard, io.Discard
-	cmd.WaitDelay = drainTime // what is left behind may keep those pipes open
+	cmd.WaitDelay = crun.DrainTime // what is left behind may keep those pipes open
 	if p.Stdin != nil {
 		cmd.Stdin = p.Stdin
 	}
@@ -161,26 +153,16 @@ func handOver(cmd *exec.Cmd, p runtime.Process) {
 // withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the
 // daemon wants to be spared. Only the process itself can set it before it is more than one.
 func (x *execution) withScore(argv []string) []string {
-	if x.score == ownScore() {
+	if x.score == crun.OwnOOMScore() {
 		return argv
 	}
 	script := "echo " + strconv.Itoa(x.score) + ` > /proc/self/oom_score_adj; exec "$@"`
 	return append([]string{"/bin/sh", "-c", script, "sh"}, argv...)
 }
 
-// ownScore is this process's oom_score_adj.
-func ownScore() int {
-	data, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err != nil {
-		return 0
-	}
-	score, _ := strconv.Atoi(strings.TrimSpace(string(data))) // the kernel's own format
-	return score
-}
-
 // kill ends all processes of this exec: what it has started, and the OCI runtime that waits for it.
 func (x *execution) kill() {
-	if err := os.WriteFile(filepath.Join(x.cgroup, "cgroup.kill"), []byte("1"), 0); err == nil && x.kind.ownGroup {
+	if err := cgroup.Write(x.cgroup, "cgroup.kill", "1"); err == nil && x.kind.ownGroup {
 		return
 	}
 	// A kernel before 5.14 or an OCI runtime that puts the process elsewhere: one by one, until none is left.
@@ -205,15 +187,7 @@ func (x *execution) kill() {
 }
 
 // processes are those in the cgroup of this exec.
-func (x *execution) processes() (pids []int, err error) {
-	data, err := os.ReadFile(filepath.Join(x.cgroup, "cgroup.procs"))
-	for field := range strings.FieldsSeq(string(data)) {
-		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, err
-}
+func (x *execution) processes() ([]int, error) { return cgroup.Processes(x.cgroup) }
 
 // status translates how the OCI runtime has ended: with the status of the process, or with an error of its own.
 func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runtime.ExitStatus, error) {
@@ -230,30 +204,13 @@ func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runti
 	if _, ok := errors.AsType[*exec.ExitError](err); !ok {
 		return runtime.ExitStatus{}, pod.Errorf(pod.Internal, "cannot run %s: %w", x.kind.path, err)
 	}
-	if reason := crun.LastLogError(x.path("log")); reason != "" {
-		if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has told it on the process's own files
-			_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
-		}
-		return runtime.ExitStatus{Code: notRunCode(reason)}, pod.Errorf(pod.Invalid, "%s", reason)
+	how := unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus))
+	code, signal, reason := crun.Outcome(how, x.path("log"))
+	if reason == "" {
+		return runtime.ExitStatus{Code: code, Signal: signal}, nil
 	}
-	how := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if how.Signaled() {
-		return runtime.ExitStatus{Code: 128 + int(how.Signal()), Signal: int(how.Signal())}, nil
+	if x.p.TTY && x.kind.consoleSocket && x.p.Stdout != nil { // else the OCI runtime has said it on the process's own files
+		_, _ = x.p.Stdout.Write([]byte(reason + "\r\n"))
 	}
-	status := runtime.ExitStatus{Code: how.ExitStatus()}
-	if status.Code > 128 && status.Code <= 128+64 {
-		status.Signal = status.Code - 128
-	}
-	return status, nil
-}
-
-// notRunCode is the exit code of a command that could not be run, as shells have it: 127 when there is none of that name, else 126.
-func notRunCode(reason string) int {
-	reason = strings.ToLower(reason)
-	for _, text := range []string{"not found", "no such file"} {
-		if strings.Contains(reason, text) {
-			return runtime.ExitNotFound
-		}
-	}
-	return runtime.ExitNotExecutable
+	return runtime.ExitStatus{Code: code}, pod.Errorf(pod.Invalid, "%s", reason)
 }

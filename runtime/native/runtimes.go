@@ -10,6 +10,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // versionTimeout is how long an OCI runtime may take to tell its version.
@@ -133,7 +134,7 @@ func (r *ociRuntime) execArgv(log, process, pidFile, cgroup string, tty bool, id
 		rest = append(rest, "--cgroup="+cgroup)
 	}
 	if tty && r.consoleSocket {
-		rest = append(rest, "--console-socket="+consolePath)
+		rest = append(rest, "--console-socket="+crun.ConsolePath)
 	}
 	return r.argv(log, append(rest, id)...)
 }

@@ -1,8 +1,6 @@
 package native
 
 import (
-	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"sync"
@@ -10,19 +8,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
-const (
-	// drainTime is how long what a process has written to its terminal may take to be read by the other end, after the process has ended.
-	drainTime = 2 * time.Second
-	// copySize is what is written at a time: a pipe that has room at all has room for it.
-	copySize = 4096
-	// endOfInput is what a terminal takes for the end of its input (^D).
-	endOfInput = 4
-)
+// copySize is what is written at a time: a pipe that has room at all has room for it.
+const copySize = 4096
 
 // terminal is the outer side of a process's terminal.
 type terminal struct {
@@ -60,7 +52,7 @@ func (t *terminal) close() {
 	t.release()
 	select {
 	case <-t.drained:
-	case <-time.After(drainTime):
+	case <-time.After(crun.DrainTime):
 	}
 	unix.Close(t.wake[1])
 	close(t.done)
@@ -76,6 +68,7 @@ func (t *terminal) openOwn(cmd *exec.Cmd) error {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	_ = unix.SetNonblock(master, true)
 	t.release = func() { slave.Close() } // the last one: the master's end comes after what is still to be read
 	t.serve(master)
 	return nil
@@ -108,39 +101,24 @@ func openPTY() (master int, slave *os.File, err error) {
 	return -1, nil, err
 }
 
-// openSocket makes the socket in dir over which cmd sends the master of the container's terminal. It is named by descriptors, for a socket's path must be
-// short, and dir's is not.
+// openSocket makes the socket in dir over which cmd sends the master of the container's terminal.
 func (t *terminal) openSocket(cmd *exec.Cmd, dir string) error {
-	d, err := os.Open(dir)
+	console, err := crun.NewConsole(dir)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/console", d.Fd()), Net: "unix"})
-	if err != nil {
-		return err
-	}
-	listener.SetUnlinkOnClose(false) // it goes with dir
-	if cmd.ExtraFiles, err = inherit(d); err != nil {
-		listener.Close()
-		return err
-	}
-	received := make(chan struct{})
+	console.HandOver(cmd)
+	ended, received := make(chan struct{}), make(chan struct{})
 	t.release = func() {
-		// A quick command has ended before the connection was accepted: its output waits there. This connection comes after it, and brings nothing.
-		address := net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/console", cmd.ExtraFiles[0].Fd()), Net: "unix"}
-		if last, err := net.DialUnix("unix", nil, &address); err == nil {
-			last.Close()
-			<-received
-		}
-		listener.Close()
-		cmd.ExtraFiles[0].Close()
+		close(ended)
+		<-received
+		console.Close()
 	}
 	t.copying.Go(func() {
-		master, err := receiveMaster(listener)
+		master, err := console.Receive(ended, time.Time{})
 		close(received)
 		if err != nil {
-			close(t.drained) // the OCI runtime has ended, and tells why
+			close(t.drained) // the OCI runtime has ended, and says why
 			return
 		}
 		t.serve(master)
@@ -148,46 +126,13 @@ func (t *terminal) openSocket(cmd *exec.Cmd, dir string) error {
 	return nil
 }
 
-// consolePath is the path of the socket for the child, whose first extra file is the directory.
-const consolePath = "/proc/self/fd/3/console"
-
-func inherit(f *os.File) ([]*os.File, error) {
-	duplicate, err := nsfile.Dup(f)
-	return []*os.File{duplicate}, err
-}
-
-// receiveMaster waits for the message that carries the terminal's master.
-func receiveMaster(listener *net.UnixListener) (int, error) {
-	conn, err := listener.AcceptUnix()
-	if err != nil {
-		return -1, err
-	}
-	defer conn.Close()
-	data, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := conn.ReadMsgUnix(data, oob)
-	if err != nil {
-		return -1, err
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return -1, fmt.Errorf("no descriptor came over the console socket (%v)", err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return -1, fmt.Errorf("no descriptor came over the console socket (%v)", err)
-	}
-	unix.CloseOnExec(fds[0])
-	return fds[0], nil
-}
-
 // serve copies between a terminal's master and the process's files and applies the sizes, until it is closed.
 func (t *terminal) serve(master int) {
-	_ = unix.SetNonblock(master, true) // a terminal that says it has room may still not have enough
 	var using sync.WaitGroup
 	select {
 	case size, ok := <-t.p.Resize: // the first size is most often known already
 		if ok {
-			setSize(master, size)
+			crun.SetSize(master, size.Rows, size.Cols)
 		}
 	default:
 	}
@@ -216,15 +161,11 @@ func (t *terminal) resizes(master int) {
 			if !ok {
 				return
 			}
-			setSize(master, size)
+			crun.SetSize(master, size.Rows, size.Cols)
 		case <-t.done:
 			return
 		}
 	}
-}
-
-func setSize(master int, size runtime.WinSize) {
-	_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Cols}) // any size is fine
 }
 
 // copyInput copies to the terminal until in ends, which it passes on, or wake does.
@@ -241,7 +182,7 @@ func copyInput(master, in, wake int) {
 		data := buffer[:max(n, 0)]
 		end := err != nil || n == 0
 		if end {
-			data = []byte{endOfInput}
+			data = []byte{crun.EndOfInput}
 		}
 		if !writeAll(master, data, wake) || end {
 			return

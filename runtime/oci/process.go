@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/magikrun/magikpod/pod"
+	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // defaultPath is $PATH when neither image nor manifest has one, as in all CRI runtimes.
@@ -59,46 +60,28 @@ func Command(in Input) ([]string, error) {
 
 // env is the environment: the image's, HOSTNAME, the manifest's, then PATH and HOME if they are still missing. Later values replace earlier ones in
 // place, so that every name occurs once.
-//
-// An entry of the image without "=" is refused: an OCI runtime may take it for the name of a variable of its own environment, and leak that
-// into the container (CVE-2026-57231).
 func env(in Input, home string) ([]string, error) {
-	var list []string
-	index := map[string]int{}
-	set := func(name, value string) {
-		if i, ok := index[name]; ok {
-			list[i] = name + "=" + value
-			return
-		}
-		index[name] = len(list)
-		list = append(list, name+"="+value)
-	}
+	var list crun.Env
 	for _, entry := range in.Image.Config.Env {
-		name, value, ok := strings.Cut(entry, "=")
-		if !ok || name == "" || strings.ContainsRune(entry, 0) {
+		if !list.Add(entry) {
 			return nil, pod.Errorf(pod.Invalid, "cannot run container %q: the environment of image %s has the malformed entry %q", in.Container.Name, in.Image.Reference, entry)
 		}
-		set(name, value)
 	}
 	if in.Hostname != "" {
-		set("HOSTNAME", in.Hostname)
+		list.Set("HOSTNAME", in.Hostname)
 	}
 	for _, e := range in.Env {
 		if e.Name == "" || strings.ContainsAny(e.Name, "=\x00") || strings.ContainsRune(e.Value, 0) {
 			return nil, pod.Errorf(pod.Invalid, "cannot run container %q: environment variable %q cannot be passed to a process", in.Container.Name, e.Name)
 		}
-		set(e.Name, e.Value)
+		list.Set(e.Name, e.Value)
 	}
-	if _, ok := index["PATH"]; !ok {
-		set("PATH", defaultPath)
+	list.SetDefault("PATH", defaultPath)
+	list.SetDefault("HOME", home)
+	if in.Terminal {
+		list.SetDefault("TERM", "xterm")
 	}
-	if _, ok := index["HOME"]; !ok {
-		set("HOME", home)
-	}
-	if _, ok := index["TERM"]; !ok && in.Terminal {
-		set("TERM", "xterm")
-	}
-	return list, nil
+	return list.List(), nil
 }
 
 // workingDir is the manifest's, else the image's, else the root. It is always absolute.

@@ -9,8 +9,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// version is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
-const version = "1.0.2"
+// specVersion is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
+const specVersion = "1.0.2"
 
 // Spec builds the OCI runtime spec of a container, what CRI runtimes make of the same pod except in these points: without a seccompProfile the
 // default profile is applied (Kubernetes runs unconfined then), and resource limits are left out, because the container's unit has them. The pod's annotations
@@ -22,12 +22,12 @@ func Spec(in Input) (*specs.Spec, error) {
 		return nil, pod.Errorf(pod.Internal, "cannot build the spec of container %q: root file system %q is not an absolute path", in.Container.Name, in.Rootfs)
 	}
 	spec := &specs.Spec{
-		Version: version,
+		Version: specVersion,
 		Root:    &specs.Root{Path: in.Rootfs, Readonly: isTrue(security(in.Container).ReadOnlyRootFilesystem)},
 		Linux: &specs.Linux{
 			Namespaces:  namespaces(in),
 			CgroupsPath: in.CgroupsPath,
-			Sysctl:      Sysctls(in),
+			Sysctl:      Sysctls(in.Pod, in.Namespaces.Network != ""),
 		},
 	}
 	if in.Namespaces.UTS != "" {
@@ -107,15 +107,15 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	return list
 }
 
-// Sysctls are the pod's, and with a network namespace of the pod two that every CRI runtime sets today: ports below 1024 and ping are open to
+// Sysctls are the pod's, and with a network of its own two that every CRI runtime sets today: ports below 1024 and ping are open to
 // users other than root. The pod's own values win.
-func Sysctls(in Input) map[string]string {
+func Sysctls(p *corev1.Pod, ownNetwork bool) map[string]string {
 	set := map[string]string{}
-	if in.Namespaces.Network != "" {
+	if ownNetwork {
 		set["net.ipv4.ip_unprivileged_port_start"] = "0"
 		set["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
-	if sc := in.Pod.Spec.SecurityContext; sc != nil {
+	if sc := p.Spec.SecurityContext; sc != nil {
 		for _, s := range sc.Sysctls {
 			set[s.Name] = s.Value
 		}

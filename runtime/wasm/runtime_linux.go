@@ -132,7 +132,7 @@ func (r *Runtime) Prepare(ctx context.Context, s runtime.Sandbox, a runtime.Atte
 	}
 	c.Env, c.Cwd, c.UID, c.GID, c.Groups = environment(config.Container, process), process.Cwd, process.User.UID, process.User.GID, process.User.AdditionalGids
 	c.Cache, c.Log, c.Status = r.config.Cache, a.Log, shim.StatusStarted
-	c.Root, c.Mounts, c.Listen, c.Sysctls = launch.Rootfs.Target, jailMounts(volumes), listeners(config.Container), oci.Sysctls(in)
+	c.Root, c.Mounts, c.Listen, c.Sysctls = launch.Rootfs.Target, jailMounts(volumes), listeners(config.Container), oci.Sysctls(in.Pod, in.Namespaces.Network != "")
 	if sc := config.Container.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		c.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -187,18 +186,11 @@ func (c *Client) Status(ctx context.Context, container string) ([]wire.Container
 }
 
 // Probe has a probe made in the VM. An unsuccessful one is no error.
-func (c *Client) Probe(ctx context.Context, container string, p probe.Probe) (probe.Outcome, error) {
-	request := wire.Probe{Container: container, Timeout: p.Timeout.Milliseconds(), Exec: p.Exec, TCP: (*wire.TCPProbe)(p.TCP)}
-	if h := p.HTTP; h != nil {
-		request.HTTP = &wire.HTTPProbe{Scheme: h.Scheme, Host: h.Host, Port: h.Port, Path: h.Path}
-		for _, header := range h.Headers {
-			request.HTTP.Headers = append(request.HTTP.Headers, wire.Header(header))
-		}
-	}
+func (c *Client) Probe(ctx context.Context, request wire.Probe) (wire.ProbeReply, error) {
 	var reply wire.ProbeReply
-	err := c.call(ctx, p.Timeout+CallTimeout, &request, &reply)
+	err := c.call(ctx, time.Duration(request.Timeout)*time.Millisecond+CallTimeout, &request, &reply)
 	reply.Check()
-	return probe.Outcome{Success: reply.Success, Code: reply.Code, TimedOut: reply.TimedOut, Text: reply.Message}, err
+	return reply, err
 }
 
 // Stats returns what the containers use.

@@ -16,7 +16,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/tests/host"
 )
@@ -123,9 +122,9 @@ func TestHostileProbe(t *testing.T) {
 		request(conn)
 		conn.Write([]byte(`{"status":"ok","data":{"type":"probe","message":"\u001b[31mred\nline ` + strings.Repeat("é", wire.MaxMessage) + `"}}` + "\n"))
 	})
-	outcome, err := c.Probe(t.Context(), "a", probe.Probe{Exec: []string{"x"}})
-	if err != nil || !strings.HasPrefix(outcome.Text, `\x1b[31mred line é`) || len(outcome.Text) > wire.MaxMessage || !utf8.ValidString(outcome.Text) {
-		t.Errorf("%v %q", err, outcome.Text)
+	reply, err := c.Probe(t.Context(), wire.Probe{Container: "a", Exec: []string{"x"}})
+	if err != nil || !strings.HasPrefix(reply.Message, `\x1b[31mred line é`) || len(reply.Message) > wire.MaxMessage || !utf8.ValidString(reply.Message) {
+		t.Errorf("%v %q", err, reply.Message)
 	}
 }
 

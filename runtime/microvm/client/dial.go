@@ -2,13 +2,10 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/mdlayher/vsock"
@@ -80,7 +77,7 @@ func Hybrid(path string, port uint32) Dialer {
 			return nil, err
 		}
 		answered := make(chan error, 1)
-		go func() { answered <- handshake(conn, port) }()
+		go func() { answered <- wire.Connect(conn, port) }()
 		select {
 		case err = <-answered:
 			if err != nil {
@@ -122,25 +119,4 @@ func (c *counts) count(path string, n int) int {
 		delete(c.of, path)
 	}
 	return sum
-}
-
-// handshake asks for a port. Nothing beyond the answer's line is read.
-func handshake(conn net.Conn, port uint32) error {
-	if _, err := conn.Write([]byte("CONNECT " + strconv.FormatUint(uint64(port), 10) + "\n")); err != nil {
-		return err
-	}
-	answer, one := "", make([]byte, 1)
-	for len(answer) < 32 {
-		if _, err := conn.Read(one); err != nil {
-			return err
-		}
-		if one[0] == '\n' {
-			if !strings.HasPrefix(answer, "OK ") {
-				return fmt.Errorf("the VMM answered %q", answer)
-			}
-			return nil
-		}
-		answer += string(one)
-	}
-	return errors.New("the VMM's answer is too long")
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// TestClock: a ping sets the clock of a configured machine, when it is wrong; the answer tells it.
+// TestClock: a ping sets the clock of a configured VM, when it is wrong; the answer has its time.
 func TestClock(t *testing.T) {
 	for _, tc := range []struct {
 		name       string

@@ -3,7 +3,6 @@ package guest
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -12,6 +11,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -22,7 +23,7 @@ type container struct {
 	id      string
 	attempt int
 	dir     string         // bundle: config.json, rootfs, mnt, log
-	cgroup  *cgroup        // guarded by mu until the container has been created
+	cgroup  *group         // guarded by mu until the container has been created
 	process *specs.Process // what an exec is made from
 	message string         // path of the termination message, empty without
 	stdio   *stdio
@@ -35,7 +36,7 @@ type container struct {
 	started  time.Time
 	exit     *wire.Exit
 	removing bool
-	left     []*cgroup // of processes that have left others behind
+	left     []*group // of processes that have left others behind
 
 	ended chan struct{} // closed when exit is set
 	gone  chan struct{} // closed when nothing of it is left
@@ -95,7 +96,7 @@ func (s *Server) start(r *wire.Start) error {
 		defer c.mu.Unlock()
 		return wire.Errorf(wire.CodeContainerNotRunning, "cannot start the container %q: it is %s", c.name, c.state)
 	}
-	// It runs as soon as crun lets it, and may have ended when crun tells.
+	// It runs as soon as crun lets it, and may have ended when crun returns.
 	c.state, c.started = wire.StateRunning, time.Now()
 	c.mu.Unlock()
 	if err := s.runCrun(c.path("start.log"), nil, "start", c.id); err != nil {
@@ -141,32 +142,13 @@ func (c *container) collected(status unix.WaitStatus) {
 		exit.Code = status.ExitStatus()
 	}
 	exit.OOM = exit.Signal == int(unix.SIGKILL) && c.cgroup.oomKills() > 0
-	exit.Message = readEnd(c.message, wire.MaxMessage)
+	exit.Message = crun.ReadEnd(c.message, wire.MaxMessage)
 	c.cgroup.kill()
 	c.mu.Lock()
 	c.pid, c.exit, c.state = 0, exit, wire.StateExited
 	unix.Close(c.pidfd)
 	c.mu.Unlock()
 	close(c.ended)
-}
-
-// readEnd is the end of a file, at most limit bytes; empty when it cannot be read. The file is the agent's own, and only its content is the container's.
-func readEnd(path string, limit int64) []byte {
-	if path == "" {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return nil
-	}
-	data := make([]byte, min(info.Size(), limit))
-	n, _ := f.ReadAt(data, info.Size()-int64(len(data)))
-	return data[:n]
 }
 
 // kill kills all processes of the container.
@@ -180,9 +162,9 @@ func (c *container) kill() {
 }
 
 // leave removes the cgroup of a process that has ended. If it has left others behind, the cgroup stays until they have ended, too.
-func (c *container) leave(group *cgroup) {
+func (c *container) leave(group *group) {
 	group.close()
-	if removeTree(group.path) == nil {
+	if cgroup.Remove(group.path) == nil {
 		return
 	}
 	c.mu.Lock()
@@ -194,7 +176,7 @@ func (c *container) leave(group *cgroup) {
 func (c *container) sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.left = slices.DeleteFunc(c.left, func(group *cgroup) bool { return removeTree(group.path) == nil })
+	c.left = slices.DeleteFunc(c.left, func(group *group) bool { return cgroup.Remove(group.path) == nil })
 }
 
 // remove kills and removes the container and returns when nothing of it is left. It may be called several times at once.
@@ -220,7 +202,7 @@ func (c *container) remove() {
 	close(c.gone)
 }
 
-// status tells what the containers do.
+// status is what the containers do.
 func (s *Server) status(r *wire.Status) (any, error) {
 	list, err := s.list(r.Container)
 	if err != nil {

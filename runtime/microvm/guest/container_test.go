@@ -41,7 +41,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// TestExits: how a container ends is told as it is, with all of its output before that.
+// TestExits: how a container ends is reported as it is, with all of its output before that.
 func TestExits(t *testing.T) {
 	m := guesttest.Start(t)
 	for _, tc := range []struct {
@@ -188,9 +188,9 @@ func TestOwnerGone(t *testing.T) {
 	}
 }
 
-// TestForeignOutput: a container ends, and is removed, although another one of the pod holds its output open, or fills it. What it has written itself comes all the same.
+// TestForeignOutput: a container ends, and is removed, although another one of the pod keeps its output open, or fills it. What it has written itself comes all the same.
 func TestForeignOutput(t *testing.T) {
-	for name, then := range map[string]string{"holds": "exec sleep 1000", "fills": "exec yes >&3"} {
+	for name, then := range map[string]string{"keeps": "exec sleep 1000", "fills": "exec yes >&3"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // it takes seconds, and does little
 			m := guesttest.Start(t)
@@ -200,11 +200,11 @@ func TestForeignOutput(t *testing.T) {
 			start := func(suffix string) *client.Session {
 				t.Helper()
 				session := m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "echo own; exec sleep 432"+suffix))
-				find := "exec 3>/proc/$(ps | grep '[s]leep 432" + suffix + "' | awk '{print $1}')/fd/1; echo held; "
+				find := "exec 3>/proc/$(ps | grep '[s]leep 432" + suffix + "' | awk '{print $1}')/fd/1; echo kept; "
 				holder := m.Run(t, guesttest.Container(t, "b"+suffix, nil, "/bin/sh", "-c", find+then))
 				var said lineBuffer
 				go holder.Run(t.Context(), client.IO{Stdout: &said, Stderr: &said})
-				eventually(t, "the output is held", func() bool { return said.String() == "held\n" })
+				eventually(t, "the output is kept", func() bool { return said.String() == "kept\n" })
 				return session
 			}
 			session := start("1")
@@ -234,7 +234,7 @@ func (b *beginning) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// TestStartFails: what cannot be run is told with the reason and the shell's exit code, and nothing is left.
+// TestStartFails: what cannot be run is reported with the reason and the shell's exit code, and nothing is left.
 func TestStartFails(t *testing.T) {
 	m := guesttest.Start(t)
 	for _, tc := range []struct {
@@ -265,7 +265,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestPowerOffWhileCreating: a container that is just being made does not hold the machine's end up.
+// TestPowerOffWhileCreating: a container that is just being made does not delay the VM's end.
 func TestPowerOffWhileCreating(t *testing.T) {
 	for i := range 15 {
 		m := guesttest.Start(t)
@@ -279,7 +279,7 @@ func TestPowerOffWhileCreating(t *testing.T) {
 		if err := m.PowerOff(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the machine's end", func() bool { _, err := m.Ping(t.Context()); return errors.Is(err, client.ErrGone) })
+		eventually(t, "the VM's end", func() bool { _, err := m.Ping(t.Context()); return errors.Is(err, client.ErrGone) })
 		if took := time.Since(begin); took > host.Patience(3*time.Second) {
 			t.Errorf("in creation %d the end took %s", i, took)
 		}

@@ -1,13 +1,11 @@
 package guest
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -26,7 +25,7 @@ const (
 	letGoTime   = 2 * time.Second
 )
 
-// create makes a container and serves its owner until the connection closes.
+// create makes a container and serves its owner until the host closes the connection. The exit frame is the last one.
 func (s *Server) create(p *peer, r *wire.Create) error {
 	var spec specs.Spec
 	if err := json.Unmarshal(r.Spec, &spec); err != nil {
@@ -50,19 +49,23 @@ func (s *Server) create(p *peer, r *wire.Create) error {
 	removing := c.removing
 	c.mu.Unlock()
 	if removing {
-		c.kill() // the machine is being powered off, and whoever does it came before there was something to kill
+		c.kill() // the VM is being powered off, and whoever does it came before there was something to kill
 	}
 	if err := p.WriteReply(nil); err != nil {
 		return nil // the host is gone
 	}
-	c.serveOwner(p)
+	c.stdio.serve(p, c.ended, nil, func(bool) { c.kill() }, func() wire.Exit {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return *c.exit
+	}, true)
 	return nil
 }
 
 // checkSpec refuses what would make the agent fail later.
 func checkSpec(spec *specs.Spec) error {
-	if spec.Process == nil || len(spec.Process.Args) == 0 || spec.Root == nil || spec.Linux == nil {
-		return wire.Errorf(wire.CodeInvalidRequest, "the spec has no process, no command, no root or no linux part")
+	if spec.Process == nil || len(spec.Process.Args) == 0 || spec.Process.OOMScoreAdj == nil || spec.Root == nil || spec.Linux == nil {
+		return wire.Errorf(wire.CodeInvalidRequest, "the spec has no process, no command, no OOM score, no root or no linux part")
 	}
 	if spec.Hooks != nil {
 		return wire.Errorf(wire.CodeInvalidRequest, "the spec has hooks, which would run outside of the container")
@@ -79,10 +82,10 @@ func (s *Server) reserve(r *wire.Create) (*container, error) {
 		switch {
 		case !s.configured:
 			s.mu.Unlock()
-			return nil, wire.Errorf(wire.CodeInvalidRequest, "the machine has not been configured")
+			return nil, wire.Errorf(wire.CodeInvalidRequest, "the VM has not been configured")
 		case s.stopping:
 			s.mu.Unlock()
-			return nil, wire.Errorf(wire.CodeInternal, "the machine is being powered off")
+			return nil, wire.Errorf(wire.CodeInternal, "the VM is being powered off")
 		case old == nil && len(s.containers) >= wire.MaxContainers:
 			s.mu.Unlock()
 			return nil, wire.Errorf(wire.CodeInvalidRequest, "there are %d containers already", wire.MaxContainers)
@@ -119,7 +122,7 @@ func (c *container) abandon() {
 	c.remove()
 }
 
-// make does all of the creation. It returns where the end of the first process will be told.
+// make does all of the creation. It returns where the end of the first process will be sent.
 func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStatus, error) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
@@ -158,30 +161,17 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 	return c.runCreate(r.Size)
 }
 
-// adaptSpec makes the spec one for this machine.
+// adaptSpec adds to the spec what only the guest knows.
 func (c *container) adaptSpec(spec *specs.Spec) error {
-	spec.Root.Path, spec.Linux.CgroupsPath, spec.Linux.Resources, spec.Hostname = c.path("rootfs"), "", nil, ""
-	if err := setSysctls(spec.Linux.Sysctl); err != nil {
-		return err
-	}
-	spec.Linux.Sysctl = nil // they are the machine's now; crun wants a namespace for them
-	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
-		return ns.Type == specs.NetworkNamespace || ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace
-	})
+	spec.Root.Path, spec.Linux.Resources = c.path("rootfs"), nil // the cgroup has the limits already
 	shared, err := c.s.sharedInit()
 	if err != nil {
 		return err
 	}
 	for i := range spec.Linux.Namespaces {
-		ns := &spec.Linux.Namespaces[i]
-		ns.Path = ""
-		if ns.Type == specs.PIDNamespace && shared > 0 {
+		if ns := &spec.Linux.Namespaces[i]; ns.Type == specs.PIDNamespace && shared > 0 {
 			ns.Path = fmt.Sprintf("/proc/%d/ns/pid", shared)
 		}
-	}
-	if spec.Process.OOMScoreAdj == nil {
-		zero := 0 // never the agent's own
-		spec.Process.OOMScoreAdj = &zero
 	}
 	return nil
 }
@@ -190,21 +180,21 @@ func (c *container) adaptSpec(spec *specs.Spec) error {
 func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 	pidFile := c.path("pid")
 	args := []string{"create", "--bundle=" + c.dir, "--pid-file=" + pidFile}
-	var console *console
+	var console *crun.Console
 	if c.stdio.terminal {
 		var err error
-		if console, err = openConsole(c.dir); err != nil {
-			return nil, err
+		if console, err = crun.NewConsole(c.dir); err != nil {
+			return nil, fmt.Errorf("cannot make a terminal: %w", err)
 		}
-		defer console.close()
-		args = append(args, "--console-socket="+consolePath)
+		defer console.Close()
+		args = append(args, "--console-socket="+crun.ConsolePath)
 	}
 	done := c.s.config.Reaper.Expect()
 	defer done()
 	err := c.s.runCrun(c.path("create.log"), func(cmd *exec.Cmd) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, c.cgroup.fd()
 		if console != nil {
-			console.handOver(cmd)
+			console.HandOver(cmd)
 		} else {
 			c.stdio.handOver(cmd)
 		}
@@ -214,9 +204,9 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 		return nil, err
 	}
 	if console != nil {
-		master, err := console.receive(time.Now().Add(replaceTime))
+		master, err := console.Receive(nil, time.Now().Add(replaceTime))
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("cannot make a terminal: %w", err)
 		}
 		c.stdio.setTerminal(master, size)
 	}
@@ -226,7 +216,7 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil || pid <= 1 {
-		return nil, errors.New("crun has not told the container's process")
+		return nil, errors.New("crun has not written the PID of the container's process")
 	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -236,50 +226,6 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 	c.pid, c.pidfd, c.state = pid, pidfd, wire.StateCreated
 	c.mu.Unlock()
 	return c.s.config.Reaper.Adopt(pid), nil
-}
-
-// serveOwner passes on input and output until the host closes the connection. The exit frame is the last one.
-func (c *container) serveOwner(p *peer) {
-	in, finish := c.stdio.input()
-	hostGone := make(chan struct{})
-	go func() {
-		defer close(hostGone)
-		p.feed(in)
-	}()
-	copied := make(chan struct{})
-	go func() {
-		defer close(copied)
-		c.stdio.copyOutput(p.Conn)
-	}()
-	select {
-	case <-c.ended:
-		// Its own processes have been killed, but one of another container may hold the output, for ever; that is not waited for.
-		select {
-		case <-copied:
-		case <-hostGone:
-		case <-time.After(drainTime):
-		}
-		c.stdio.stopOutput()
-		// What is left of it is the host's to read, or not.
-		select {
-		case <-copied:
-			c.mu.Lock()
-			exit := *c.exit
-			c.mu.Unlock()
-			if p.WriteJSON(wire.FrameExit, exit) == nil {
-				<-hostGone
-			}
-		case <-hostGone:
-		}
-	case <-hostGone:
-	}
-	p.conn.Close()
-	c.kill()
-	finish()
-	<-c.ended
-	c.stdio.stopOutput()
-	<-copied
-	<-hostGone
 }
 
 // runCrun runs crun and waits for it. prepare changes the command before it starts; nil: no files. An error is crun's own, from log; of the code exec_failed when the
@@ -294,12 +240,12 @@ func (s *Server) runCrun(log string, prepare func(*exec.Cmd), args ...string) er
 		return fmt.Errorf("cannot run %s: %w", s.config.Crun, err)
 	}
 	if status := <-ended; status != 0 {
-		reason := lastLogError(log)
+		reason := crun.LastLogError(log)
 		if reason == "" {
 			return fmt.Errorf("%s has ended with status %#x", s.config.Crun, uint32(status))
 		}
 		e := wire.Errorf(wire.CodeExecFailed, "%s", reason)
-		e.Exit = notRunCode(reason)
+		e.Exit = crun.NotRunCode(reason)
 		return e
 	}
 	return nil
@@ -311,25 +257,4 @@ func (s *Server) crun(log string, args ...string) *exec.Cmd {
 	cmd.Env, cmd.Dir = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	return cmd
-}
-
-// lastLogError is the message of the last error in crun's JSON log; empty when there is none.
-func lastLogError(path string) string {
-	lines := bytes.Split(bytes.TrimSpace(readEnd(path, 64<<10)), []byte("\n"))
-	for i := len(lines) - 1; i >= 0; i-- {
-		var entry struct{ Level, Msg string }
-		if json.Unmarshal(lines[i], &entry) == nil && entry.Level == "error" && entry.Msg != "" {
-			return entry.Msg
-		}
-	}
-	return ""
-}
-
-// notRunCode is the exit code of a command that could not be run, as shells have it: 127 when there is none of that name, else 126.
-func notRunCode(reason string) int {
-	reason = strings.ToLower(reason)
-	if strings.Contains(reason, "not found") || strings.Contains(reason, "no such file") {
-		return 127
-	}
-	return 126
 }

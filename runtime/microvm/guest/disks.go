@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// diskTimeout is how long a disk that is being plugged in may take to appear.
+// diskTimeout is how long a disk that is being attached may take to appear.
 const diskTimeout = 15 * time.Second
 
 // findDisk waits for the disk with a serial and returns its device.
@@ -25,13 +25,13 @@ func findDisk(ctx context.Context, serial string) (string, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("cannot find the disk %q: the machine has the disks %s", serial, strings.Join(seen, " "))
+			return "", fmt.Errorf("cannot find the disk %q: the VM has the disks %s", serial, strings.Join(seen, " "))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
-// lookDisk returns the device of the disk with a serial, empty when there is none, and the serials that there are. virtio-blk tells up to 20 bytes of a serial.
+// lookDisk returns the device of the disk with a serial, empty when there is none, and the serials that there are. virtio-blk shows up to 20 bytes of a serial.
 func lookDisk(dir, serial string) (device string, seen []string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -8,12 +8,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -24,10 +24,10 @@ const ScoreCommand = "score"
 type execution struct {
 	c      *container
 	dir    string
-	cgroup *cgroup
+	cgroup *group
 	stdio  *stdio
 	ended  <-chan unix.WaitStatus // of crun, which ends as the process
-	tty    *console
+	tty    *crun.Console
 	sized  *wire.Size
 	undo   undo
 
@@ -98,19 +98,19 @@ func (s *Server) newExecution(r *wire.Exec, output *os.File) (_ *execution, err 
 func (x *execution) start(process *specs.Process) error {
 	args := []string{"exec", "--process=" + filepath.Join(x.dir, "process.json"), "--pid-file=" + filepath.Join(x.dir, "pid")}
 	if x.stdio.terminal {
-		console, err := openConsole(x.dir)
+		console, err := crun.NewConsole(x.dir)
 		if err != nil {
-			return err
+			return fmt.Errorf("cannot make a terminal: %w", err)
 		}
 		x.tty = console
-		x.undo.add(func() error { console.close(); return nil })
-		args = append(args, "--console-socket="+consolePath)
+		x.undo.add(func() error { console.Close(); return nil })
+		args = append(args, "--console-socket="+crun.ConsolePath)
 	}
 	cmd := x.c.s.crun(filepath.Join(x.dir, "log"), append(args, x.c.id)...)
 	withScore(cmd, *process.OOMScoreAdj)
 	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, x.cgroup.fd()
 	if x.tty != nil {
-		x.tty.handOver(cmd)
+		x.tty.HandOver(cmd)
 	} else {
 		x.stdio.handOver(cmd)
 	}
@@ -125,8 +125,7 @@ func (x *execution) start(process *specs.Process) error {
 
 // withScore makes cmd run with an OOM score other than this process's. crun exec leaves it alone, and only the process itself can set it before it is more than one.
 func withScore(cmd *exec.Cmd, score int) {
-	data, _ := os.ReadFile("/proc/self/oom_score_adj") // the kernel's own format
-	if own, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && own == score {
+	if score == crun.OwnOOMScore() {
 		return
 	}
 	cmd.Args = slices.Concat([]string{"magikagent", ScoreCommand, strconv.Itoa(score), cmd.Path}, cmd.Args[1:])
@@ -152,94 +151,34 @@ func (x *execution) serve(p *peer) {
 	if x.tty != nil {
 		x.openTerminal(ended)
 	}
-	in, finish := x.stdio.input()
-	hostGone := make(chan struct{})
-	go func() { defer close(hostGone); p.feed(in) }()
-	copied := make(chan struct{})
-	go func() { defer close(copied); x.stdio.copyOutput(p.Conn) }()
 	var late <-chan time.Time
 	if x.timeout > 0 {
 		timer := time.NewTimer(x.timeout)
 		defer timer.Stop()
 		late = timer.C
 	}
-	select {
-	case <-ended:
-	case <-hostGone:
-		x.cgroup.kill()
-	case <-late:
-		x.timedOut = true
+	kill := func(late bool) {
+		x.timedOut = late
 		x.cgroup.kill()
 	}
-	<-ended
-	// What it has left in the background may hold the pipes for as long as the container lives; that is not waited for.
-	select {
-	case <-copied:
-	case <-hostGone:
-	case <-time.After(drainTime):
-	}
-	x.stdio.stopOutput()
-	select {
-	case <-copied:
-		_ = p.WriteJSON(wire.FrameExit, x.exit(status))
-	case <-hostGone: // the copying ends with the connection
-	}
-	p.conn.Close()
-	<-hostGone
-	<-copied
-	finish()
+	x.stdio.serve(p, ended, late, kill, func() wire.Exit { return x.exit(status) }, false)
 }
-
-// drainTime is how long what a process has written may take to be read when another process still holds its output.
-const drainTime = 2 * time.Second
 
 // openTerminal takes the terminal from crun, unless that ends without one.
 func (x *execution) openTerminal(ended <-chan struct{}) {
-	type received struct {
-		master *os.File
-		err    error
-	}
-	c := make(chan received, 1)
-	go func() {
-		master, err := x.tty.receive(time.Now().Add(replaceTime))
-		c <- received{master, err}
-	}()
-	var r received
-	select {
-	case r = <-c:
-	case <-ended:
-		// crun has sent it before it ended, or failed and never will.
-		if lastLogError(filepath.Join(x.dir, "log")) != "" {
-			x.tty.listener.Close()
-		}
-		r = <-c
-	}
-	if r.err == nil {
-		x.stdio.setTerminal(r.master, x.sized)
+	if master, err := x.tty.Receive(ended, time.Now().Add(replaceTime)); err == nil {
+		x.stdio.setTerminal(master, x.sized)
 	}
 }
 
 // exit is how the process has ended.
 func (x *execution) exit(status unix.WaitStatus) wire.Exit {
 	exit := wire.Exit{Type: "exit"}
-	switch {
-	case x.timedOut:
+	if x.timedOut {
 		exit.TimedOut, exit.Signal, exit.Code = true, int(unix.SIGKILL), 128+int(unix.SIGKILL)
 		return exit
-	case status.Signaled(): // crun itself, with the process
-		exit.Signal = int(status.Signal())
-		exit.Code = 128 + exit.Signal
-	default:
-		exit.Code = status.ExitStatus()
 	}
-	if reason := lastLogError(filepath.Join(x.dir, "log")); reason != "" && exit.Code != 0 {
-		exit.Error, exit.Code, exit.Signal = reason, notRunCode(reason), 0
-		return exit
-	}
-	// crun ends with 128+n when a signal has killed the process.
-	if exit.Code > 128 && exit.Code <= 128+64 {
-		exit.Signal = exit.Code - 128
-	}
+	exit.Code, exit.Signal, exit.Error = crun.Outcome(status, filepath.Join(x.dir, "log"))
 	return exit
 }
 

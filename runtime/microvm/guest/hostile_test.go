@@ -141,7 +141,7 @@ type addrConn struct {
 
 func (c addrConn) RemoteAddr() net.Addr { return c.addr }
 
-// TestCheckHost: only the host is served, never a process in the machine, whichever way it comes.
+// TestCheckHost: only the host is served, never a process in the VM, whichever way it comes.
 func TestCheckHost(t *testing.T) {
 	for _, tc := range []struct {
 		addr net.Addr
@@ -175,7 +175,7 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 func (l *pipeListener) Close() error   { return nil }
 func (l *pipeListener) Addr() net.Addr { return &vsock.Addr{} }
 
-// closeCounter is a connection from a process in the machine.
+// closeCounter is a connection from a process in the VM.
 type closeCounter struct{ l *pipeListener }
 
 func (c closeCounter) RemoteAddr() net.Addr             { return &vsock.Addr{ContextID: vsock.Local} }
@@ -187,19 +187,19 @@ func (c closeCounter) SetDeadline(time.Time) error      { return nil }
 func (c closeCounter) SetReadDeadline(time.Time) error  { return nil }
 func (c closeCounter) SetWriteDeadline(time.Time) error { return nil }
 
-// TestRefusedUnread: connections from within are closed unread, and a flood of them is told once.
+// TestRefusedUnread: connections from within are closed unread, and a flood of them is logged once.
 func TestRefusedUnread(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: run the tests with sudo")
 	}
-	told := 0
+	logged := 0
 	// The parent of the containers' cgroups is a plain directory here: no container is made.
-	s, err := guest.New(guest.Config{Dir: t.TempDir(), CgroupRoot: t.TempDir(), CgroupParent: "x", Check: guest.CheckHost, Log: func(error) { told++ }})
+	s, err := guest.New(guest.Config{Dir: t.TempDir(), CgroupRoot: t.TempDir(), CgroupParent: "x", Check: guest.CheckHost, Log: func(error) { logged++ }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &pipeListener{left: 1000}
-	if err := s.Serve(l); err != nil || l.closed != 1000 || told != 1 {
-		t.Errorf("%v, %d closed, told %d times", err, l.closed, told)
+	if err := s.Serve(l); err != nil || l.closed != 1000 || logged != 1 {
+		t.Errorf("%v, %d closed, logged %d times", err, l.closed, logged)
 	}
 }

@@ -94,7 +94,7 @@ func mountLoop(path, target string) error {
 	return mountErofs(device.Name(), target)
 }
 
-// laterModules has the modules that few machines need.
+// laterModules has the modules that few VMs need.
 const laterModules = "/modules/later"
 
 // attachLoop makes a free loop device show a file, read-only, until the last one has closed it.

@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// Init is PID 1 of a machine: it sets up the kernel, serves the host over vsock and never returns. When it cannot go on it says so on the console and powers off.
+// Init is PID 1 of a VM: it sets up the kernel, serves the host over vsock and never returns. When it cannot go on it says so on the console and powers off.
 func Init(version string) {
 	err := runInit(version)
 	console := openLog()
@@ -28,7 +28,7 @@ func Init(version string) {
 
 func runInit(version string) error {
 	if os.Getpid() != 1 {
-		return errors.New("init is for PID 1 of a machine")
+		return errors.New("init is for PID 1 of a VM")
 	}
 	if err := moveRoot(); err != nil {
 		return err
@@ -40,16 +40,8 @@ func runInit(version string) error {
 	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
 	}
-	// What every pod has (runtime/oci, where the pod's network namespace is not the machine's): low ports and ping are open to all users.
-	if err := setSysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}); err != nil {
-		fmt.Fprintln(log, "magikagent:", err)
-	}
 	if err := keepLessFree(); err != nil {
 		fmt.Fprintln(log, "magikagent:", err)
-	}
-	// What systemd gives to services, and so to containers on the host.
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 524288}); err != nil {
-		fmt.Fprintln(log, "magikagent: cannot set the limit of open files:", err)
 	}
 	crun, err := findCrun()
 	if err != nil {
@@ -70,7 +62,7 @@ func runInit(version string) error {
 }
 
 // keepLessFree has the kernel keep no more memory free than it does without huge pages, four times the square root of all of it in KiB. For their sake it keeps,
-// in a machine of 512 MiB or more, a twentieth free, up to some 66 MiB, and calls memory scarce when half of that again is gone.
+// in a VM of 512 MiB or more, a twentieth free, up to some 66 MiB, and calls memory scarce when half of that again is gone.
 func keepLessFree() error {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -80,7 +72,7 @@ func keepLessFree() error {
 	return setSysctls(map[string]string{"vm.min_free_kbytes": strconv.Itoa(int(4 * math.Sqrt(kib)))})
 }
 
-// listen opens the port for the host, on whatever CID the machine has.
+// listen opens the port for the host, on whatever CID the VM has.
 func listen() (net.Listener, error) {
 	listener, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, wire.Port, nil)
 	if err != nil {
@@ -93,7 +85,7 @@ func listen() (net.Listener, error) {
 // readyPort is vmm.ReadyPort.
 const readyPort = 1025
 
-// sayReady tells the host that the guest listens, by a connection; a host that does not want to know refuses it.
+// sayReady shows the host that the guest listens, by a connection; a host that does not want to know refuses it.
 func sayReady() {
 	if conn, err := vsock.Dial(vsock.Host, readyPort, nil); err == nil {
 		_ = conn.Close()
@@ -162,7 +154,7 @@ func mountKernel() error {
 	return nil
 }
 
-// openLog opens the console, or what else there is to tell something.
+// openLog opens the console, or what else can be read.
 func openLog() *os.File {
 	for _, path := range []string{"/dev/console", "/dev/kmsg"} {
 		if f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOCTTY, 0); err == nil {
@@ -185,7 +177,7 @@ func findCrun() (string, error) {
 // powerOff writes what is to be written and ends the machine.
 func powerOff() {
 	unix.Sync()
-	// The next machine of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
+	// The next VM of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
 	_ = unix.Unmount("/run/magikpod/"+scratchName, unix.MNT_DETACH)
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)

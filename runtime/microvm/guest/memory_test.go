@@ -11,7 +11,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 )
 
-// TestMemory: what the agent takes of a machine's memory beside its program is bounded, also after much has gone through it.
+// TestMemory: what the agent takes of a VM's memory beside its program is bounded, also after much has gone through it.
 func TestMemory(t *testing.T) {
 	m := guesttest.Start(t)
 	first := privateMiB(t, m.PID)

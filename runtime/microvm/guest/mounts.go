@@ -11,8 +11,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/errkind"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
-	"github.com/magikrun/magikpod/shim"
 )
 
 // unmount takes a mount away even if somebody is still in it: the kernel ends it with its last user.
@@ -30,22 +31,22 @@ func (c *container) mountRootfs(image wire.Image) error {
 		return err
 	}
 	c.undo.add(release)
-	if strings.ContainsAny(lower, ":,\\") {
-		return wire.Errorf(wire.CodeInvalidRequest, "the path %q cannot be used in mount options", lower)
-	}
 	layer, target := c.s.path(scratchName, layersName, c.id), c.path("rootfs")
 	c.undo.add(func() error { return os.RemoveAll(layer) })
-	for _, dir := range []string{layer + "/upper", layer + "/work", target} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	options := "lowerdir=" + lower + ",upperdir=" + layer + "/upper,workdir=" + layer + "/work"
-	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
-		return fmt.Errorf("cannot mount the root file system: overlay: %w", err)
+	overlay := crun.Overlay{Lower: []string{lower}, Upper: layer + "/upper", Work: layer + "/work", Target: target}
+	if err := overlay.Mount(); err != nil {
+		return invalid(err)
 	}
 	c.undo.add(func() error { return unmount(target) })
 	return nil
+}
+
+// invalid gives an error for which the request is to blame its code.
+func invalid(err error) error {
+	if errkind.KindOf(err) == errkind.Invalid {
+		return wire.Errorf(wire.CodeInvalidRequest, "%v", err)
+	}
+	return err
 }
 
 // bindAll makes the mounts ready and the spec name them.
@@ -57,8 +58,9 @@ func (c *container) bindAll(mounts []wire.Mount, spec *specs.Spec) error {
 			return err
 		}
 		targets[i] = c.path("mnt/" + strconv.Itoa(i))
-		if err := shim.MountBind(&shim.Bind{Source: source, SubPath: m.SubPath, Target: targets[i], ReadOnly: m.ReadOnly}); err != nil {
-			return err
+		bind := crun.Bind{Source: source, SubPath: m.SubPath, Target: targets[i], ReadOnly: m.ReadOnly}
+		if err := bind.Mount(); err != nil {
+			return invalid(err)
 		}
 		c.undo.add(func() error { return unmount(targets[i]) })
 	}
@@ -108,7 +110,7 @@ func (c *container) source(m wire.Mount) (string, error) {
 
 func existing(path, what, name string) (string, error) {
 	if _, err := os.Stat(path); err != nil {
-		return "", wire.Errorf(wire.CodeInvalidRequest, "there is no %s %q in the machine", what, name)
+		return "", wire.Errorf(wire.CodeInvalidRequest, "there is no %s %q in the VM", what, name)
 	}
 	return path, nil
 }
@@ -140,7 +142,7 @@ func modeOf(m wire.Mount) uint32 {
 	return m.Mode
 }
 
-// useTmpfs mounts a tmpfs of the pod, unless it is mounted. It stays until the machine ends.
+// useTmpfs mounts a tmpfs of the pod, unless it is mounted. It stays until the VM ends.
 func (s *Server) useTmpfs(m wire.Mount) (string, error) {
 	s.setup.Lock()
 	defer s.setup.Unlock()

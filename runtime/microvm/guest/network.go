@@ -12,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/netlist"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// linkTimeout is how long a network interface that is being plugged in may take to appear.
+// linkTimeout is how long a network interface that is being attached may take to appear.
 const linkTimeout = 15 * time.Second
 
 // setLoopback sets up lo, with its addresses.
@@ -30,7 +31,7 @@ func setLoopback() error {
 	return nil
 }
 
-// setNetwork sets up the machine's interface: name, MTU, addresses and routes. What it has already and is asked for stays; an address or a route that is not goes.
+// setNetwork sets up the VM's interface: name, MTU, addresses and routes. What it has already and is asked for stays; an address or a route that is not goes.
 func setNetwork(n *wire.Network) error {
 	mac, err := net.ParseMAC(n.MAC)
 	if err != nil {
@@ -48,7 +49,7 @@ func setNetwork(n *wire.Network) error {
 	}
 	// The host says all there is to know: no router may add to it, and no neighbour has to be asked whether an address is free.
 	for _, setting := range []struct{ name, value string }{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}} {
-		err := writeExisting("/proc/sys/net/ipv6/conf/"+name+"/"+setting.name, setting.value)
+		err := crun.SetSysctl("net/ipv6/conf/"+name+"/"+setting.name, setting.value)
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
 			return fmt.Errorf("cannot set up the interface %s: %w", name, err)
 		}

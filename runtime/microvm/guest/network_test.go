@@ -18,7 +18,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// inNetwork calls do in the network namespace of the agent's machine.
+// inNetwork calls do in the network namespace of the agent's VM.
 func inNetwork(t *testing.T, m *guesttest.Machine, do func() error) {
 	t.Helper()
 	done := make(chan error)
@@ -39,7 +39,7 @@ func inNetwork(t *testing.T, m *guesttest.Machine, do func() error) {
 	}
 }
 
-// networkOf speaks to the kernel about the network of the agent's machine.
+// networkOf speaks to the kernel about the network of the agent's VM.
 func networkOf(t *testing.T, m *guesttest.Machine) *netlink.Handle {
 	t.Helper()
 	var handle *netlink.Handle
@@ -48,14 +48,14 @@ func networkOf(t *testing.T, m *guesttest.Machine) *netlink.Handle {
 	return handle
 }
 
-// plugLink gives the machine an interface with a hardware address.
-func plugLink(t *testing.T, h *netlink.Handle, mac string) {
+// attachLink gives the VM an interface with a hardware address.
+func attachLink(t *testing.T, h *netlink.Handle, mac string) {
 	t.Helper()
 	address, err := net.ParseMAC(mac)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "plugged", HardwareAddr: address}, PeerName: "peer"}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "attached", HardwareAddr: address}, PeerName: "peer"}
 	if err := h.LinkAdd(pair); err != nil {
 		t.Fatal(err)
 	}
@@ -106,12 +106,12 @@ func network(t *testing.T, h *netlink.Handle, name string) []string {
 	return lines
 }
 
-// TestNetworkConverges: however often the machine is configured, its interface has the addresses and routes that were asked for last, and no others.
+// TestNetworkConverges: however often the VM is configured, its interface has the addresses and routes that were asked for last, and no others.
 func TestNetworkConverges(t *testing.T) {
 	m := guesttest.Start(t)
 	h := networkOf(t, m)
 	const mac = "02:00:00:00:00:07"
-	plugLink(t, h, mac)
+	attachLink(t, h, mac)
 	_, err := os.Stat("/proc/sys/net/ipv6")
 	ipv6 := err == nil
 	for _, step := range []struct {

@@ -12,7 +12,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// CheckHost refuses every connection that does not come from the host over AF_VSOCK: one from a process in this machine has another CID.
+// CheckHost refuses every connection that does not come from the host over AF_VSOCK: one from a process in this VM has another CID.
 func CheckHost(conn net.Conn) error { return checkAddr(conn.RemoteAddr()) }
 
 func checkAddr(addr net.Addr) error {
@@ -38,7 +38,7 @@ func (p *peer) watch(gone func()) {
 // checkEvery is how often a connection that cannot be read is looked at.
 const checkEvery = 200 * time.Millisecond
 
-// hungUp tells whether the host has closed the connection, also if there is still something to read.
+// hungUp says whether the host has closed the connection, also if there is still something to read.
 func (p *peer) hungUp() bool {
 	conn, ok := p.conn.(syscall.Conn)
 	if !ok {

@@ -4,16 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
-	"time"
 
-	"github.com/magikrun/magikpod/probe"
+	"github.com/magikrun/magikpod/runtime/microvm/probes"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // probe asks whether a container is well. That it is not is no error but an unsuccessful probe.
 func (s *Server) probe(ctx context.Context, r *wire.Probe) (any, error) {
-	p := question(r)
+	p := probes.Probe(r)
 	if _, _, err := s.running(r.Container, ""); err != nil {
 		return nil, err
 	}
@@ -31,21 +29,5 @@ func (s *Server) probe(ctx context.Context, r *wire.Probe) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot probe the container %q: %w", r.Container, err)
 	}
-	message := strings.ToValidUTF8(outcome.Text[:min(len(outcome.Text), wire.MaxMessage)], "\ufffd")
-	return wire.ProbeReply{Type: "probe", Success: outcome.Success, Code: outcome.Code, TimedOut: outcome.TimedOut, Message: message}, nil
-}
-
-// question is a probe as package probe has it.
-func question(r *wire.Probe) probe.Probe {
-	p := probe.Probe{Exec: r.Exec, TCP: (*probe.TCP)(r.TCP), Timeout: time.Duration(r.Timeout) * time.Millisecond}
-	if p.Timeout == 0 {
-		p.Timeout = time.Second
-	}
-	if h := r.HTTP; h != nil {
-		p.HTTP = &probe.HTTP{Scheme: h.Scheme, Host: h.Host, Port: h.Port, Path: h.Path}
-		for _, header := range h.Headers {
-			p.HTTP.Headers = append(p.HTTP.Headers, probe.Header(header))
-		}
-	}
-	return p
+	return probes.Reply(outcome), nil
 }

@@ -9,17 +9,25 @@ import (
 
 	"github.com/magikrun/magikpod/internal/guesttest"
 	"github.com/magikrun/magikpod/probe"
+	"github.com/magikrun/magikpod/runtime/microvm/probes"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/tests/host"
 	"github.com/magikrun/magikpod/tests/probetest"
 )
+
+// ask has a probe made of a container.
+func ask(t *testing.T, m *guesttest.Machine, container string, p probe.Probe) (probe.Outcome, error) {
+	t.Helper()
+	reply, err := m.Probe(t.Context(), probes.Request(container, p))
+	return probes.Outcome(reply), err
+}
 
 // TestProbes are run where the container's ports are.
 func TestProbes(t *testing.T) {
 	m := guesttest.Start(t)
 	m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "mkdir /www 2>/dev/null || busybox mkdir /www; echo fine > /www/ok; exec httpd -f -p 8080 -h /www"))
 	eventually(t, "served", func() bool {
-		outcome, err := m.Probe(t.Context(), "a", probe.Probe{TCP: &probe.TCP{Port: 8080}})
+		outcome, err := ask(t, m, "a", probe.Probe{TCP: &probe.TCP{Port: 8080}})
 		return err == nil && outcome.Success
 	})
 	for _, tc := range []struct {
@@ -43,17 +51,17 @@ func TestProbes(t *testing.T) {
 			if tc.probe.Timeout == 0 {
 				tc.probe.Timeout = host.Patience(time.Second)
 			}
-			outcome, err := m.Probe(t.Context(), "a", tc.probe)
+			outcome, err := ask(t, m, "a", tc.probe)
 			if err != nil || outcome.Success != tc.success || outcome.Code != tc.code || !strings.Contains(outcome.Text, tc.message) || len(outcome.Text) > wire.MaxMessage {
 				t.Errorf("%v %v %d %.200q", err, outcome.Success, outcome.Code, outcome.Text)
 			}
 		})
 	}
 	missing := probe.Probe{Exec: []string{"none"}, Timeout: host.Patience(time.Second)}
-	if _, err := m.Probe(t.Context(), "a", missing); wire.CodeOf(err) != wire.CodeExecFailed || !strings.Contains(err.Error(), "none") {
+	if _, err := ask(t, m, "a", missing); wire.CodeOf(err) != wire.CodeExecFailed || !strings.Contains(err.Error(), "none") {
 		t.Errorf("the answer for a command that there is not is %v, want %s", err, wire.CodeExecFailed)
 	}
-	if _, err := m.Probe(t.Context(), "b", probe.Probe{TCP: &probe.TCP{Port: 1}}); wire.CodeOf(err) != wire.CodeContainerNotFound {
+	if _, err := ask(t, m, "b", probe.Probe{TCP: &probe.TCP{Port: 1}}); wire.CodeOf(err) != wire.CodeContainerNotFound {
 		t.Errorf("%v", err)
 	}
 }
@@ -69,7 +77,7 @@ func TestProbeTable(t *testing.T) {
 		return l
 	}
 	probetest.Run(t, listen, func(t *testing.T, p probe.Probe) (bool, string, error) {
-		outcome, err := m.Probe(t.Context(), "a", p)
+		outcome, err := ask(t, m, "a", p)
 		ok, message := p.Verdict(outcome)
 		return ok, message, err
 	})

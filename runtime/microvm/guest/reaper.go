@@ -54,7 +54,7 @@ func (r *Reaper) collect() {
 	}
 }
 
-// Start starts cmd, whose files must be [os.File]s, and returns its PID and where its end will be told. Nobody may call cmd.Wait.
+// Start starts cmd, whose files must be [os.File]s, and returns its PID and where its end will be sent. Nobody may call cmd.Wait.
 func (r *Reaper) Start(cmd *exec.Cmd) (pid int, ended <-chan unix.WaitStatus, err error) {
 	r.mu.Lock() // so that the child is not collected before it is known
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *Reaper) Expect() (done func()) {
 	})
 }
 
-// Adopt returns where the end of pid will be told: an orphan that is or will be a child of this process. Between Expect and its done.
+// Adopt returns where the end of pid will be sent: an orphan that is or will be a child of this process. Between Expect and its done.
 func (r *Reaper) Adopt(pid int) <-chan unix.WaitStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -33,7 +33,7 @@ type Config struct {
 	PowerOff func()
 	// SetClock sets the machine's clock; nil: it is not the machine's own, and is left alone.
 	SetClock func(time.Time) error
-	// Log tells what nobody else is told; nil: nobody.
+	// Log gets the errors that no reply reports; nil: they are dropped.
 	Log func(error)
 }
 
@@ -51,7 +51,7 @@ type Server struct {
 	containers map[string]*container
 	mounts     mountTable
 	execs      int  // how many were run: their names
-	stopping   bool // the machine is being powered off
+	stopping   bool // the VM is being powered off
 }
 
 // New makes a server, and its directories. One process has one: it takes all children, and sets the process's umask.
@@ -94,7 +94,7 @@ func (s *Server) path(parts ...string) string {
 	return filepath.Join(append([]string{s.config.Dir}, parts...)...)
 }
 
-// refusedPause is how often a refused connection is told about.
+// refusedPause is how often a refused connection is logged.
 const refusedPause = 10 * time.Second
 
 // Serve serves connections until the listener is closed, which is no error. Connections that are open go on.
@@ -106,7 +106,7 @@ func (s *Server) Serve(listener net.Listener) error {
 			return nil
 		}
 		if err != nil {
-			// No descriptor or no memory left, or a client that left at once: the machine is of no use without its agent.
+			// No descriptor or no memory left, or a client that left at once: the VM is of no use without its agent.
 			s.config.Log(fmt.Errorf("cannot accept a connection: %w", err))
 			time.Sleep(10 * time.Millisecond)
 			continue
@@ -216,7 +216,7 @@ func (s *Server) ping(r *wire.Ping) wire.Pong {
 // powerOff kills all containers and ends the machine.
 func (s *Server) powerOff(p *peer) error {
 	if s.config.PowerOff == nil {
-		return wire.Errorf(wire.CodeInvalidRequest, "cannot power off: this is no machine of its own")
+		return wire.Errorf(wire.CodeInvalidRequest, "cannot power off: this is no VM of its own")
 	}
 	s.mu.Lock()
 	s.stopping = true
@@ -230,7 +230,7 @@ func (s *Server) powerOff(p *peer) error {
 	return nil
 }
 
-// stopTime is how long killed containers may take to be gone before the machine ends anyway.
+// stopTime is how long killed containers may take to be gone before the VM ends anyway.
 const stopTime = 5 * time.Second
 
 // Stop kills and removes all containers; no new ones are made.

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -22,17 +23,24 @@ func (s *Server) stats() (any, error) {
 		if !made {
 			continue
 		}
-		g := c.cgroup
-		stats := wire.ContainerStats{
-			Container: c.name, CPUUsec: g.value("cpu.stat", "usage_usec"), Memory: g.number("memory.current"),
-			MemoryLimit: g.number("memory.max"), PIDs: g.number("pids.current"),
+		u, err := cgroup.ReadUsage(c.cgroup.path)
+		if err != nil && !cgroup.Gone(err) {
+			return nil, err
 		}
-		if inactive := g.value("memory.stat", "inactive_file"); inactive < stats.Memory {
-			stats.MemoryWorkingSet = stats.Memory - inactive
-		}
-		reply.Containers = append(reply.Containers, stats)
+		reply.Containers = append(reply.Containers, wire.ContainerStats{
+			Container: c.name, CPUUsec: value(u.CPUUsec), Memory: value(u.Memory), MemoryWorkingSet: value(u.WorkingSet), MemoryLimit: value(u.MemoryLimit),
+			PIDs: value(u.PIDs),
+		})
 	}
 	return reply, nil
+}
+
+// value is what is counted; 0 for what is not.
+func value(n *uint64) uint64 {
+	if n == nil {
+		return 0
+	}
+	return *n
 }
 
 func vmStats() wire.VMStats {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -34,7 +35,7 @@ func newStdio(stdin, terminal bool, output *os.File) (*stdio, error) {
 		return nil, err
 	}
 	s.theirs, s.stdin = []*os.File{in, nil, nil}, out
-	if !stdin { // nothing to read, but not the machine's /dev/null, whose mode root in a container could change
+	if !stdin { // nothing to read, but not the VM's /dev/null, whose mode root in a container could change
 		out.Close()
 		s.stdin = nil
 	}
@@ -80,8 +81,9 @@ func (s *stdio) handedOver() {
 }
 
 // setTerminal takes a terminal's master.
-func (s *stdio) setTerminal(master *os.File, size *wire.Size) {
-	s.stdin, s.outputs[0] = master, master
+func (s *stdio) setTerminal(master int, size *wire.Size) {
+	f := os.NewFile(uintptr(master), "terminal")
+	s.stdin, s.outputs[0] = f, f
 	if size != nil {
 		s.resize(*size)
 	}
@@ -92,7 +94,7 @@ func (s *stdio) resize(size wire.Size) {
 		return
 	}
 	control(s.stdin, func(fd int) {
-		_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Cols}) // any size is fine
+		crun.SetSize(fd, size.Rows, size.Cols)
 	})
 }
 
@@ -102,9 +104,6 @@ func control(f *os.File, do func(fd int)) {
 		_ = raw.Control(func(fd uintptr) { do(int(fd)) })
 	}
 }
-
-// endOfInput is what a terminal takes for the end of its input (^D).
-const endOfInput = 4
 
 // input is where input is delivered. finish ends it, when the process has ended.
 func (s *stdio) input() (in input, finish func()) {
@@ -127,7 +126,7 @@ func (s *stdio) input() (in input, finish func()) {
 					_, err := s.stdin.Write(data)
 					open = err == nil
 				case s.terminal:
-					_, err := s.stdin.Write([]byte{endOfInput})
+					_, err := s.stdin.Write([]byte{crun.EndOfInput})
 					open = err == nil
 				default:
 					s.stdin.Close()
@@ -142,6 +141,43 @@ func (s *stdio) input() (in input, finish func()) {
 		close(done)
 		s.stdin.Close() // also ends a write
 	})
+}
+
+// serve passes on input and output until the process has ended, and then writes how. kill kills it: when the host has hung up, or it is late. An owner keeps what has ended
+// until it hangs up; else the connection is closed.
+func (s *stdio) serve(p *peer, ended <-chan struct{}, late <-chan time.Time, kill func(late bool), exit func() wire.Exit, owner bool) {
+	in, finish := s.input()
+	hostGone := make(chan struct{})
+	go func() { defer close(hostGone); p.feed(in) }()
+	copied := make(chan struct{})
+	go func() { defer close(copied); s.copyOutput(p.Conn) }()
+	select {
+	case <-ended:
+	case <-hostGone:
+		kill(false)
+	case <-late:
+		kill(true)
+	}
+	<-ended
+	// What it has left in the background, or a process of another container, may keep its output open for ever; that is not waited for.
+	select {
+	case <-copied:
+	case <-hostGone:
+	case <-time.After(crun.DrainTime):
+	}
+	s.stopOutput()
+	// What is left of it is the host's to read, or not.
+	select {
+	case <-copied:
+		if p.WriteJSON(wire.FrameExit, exit()) == nil && owner {
+			<-hostGone
+		}
+	case <-hostGone: // the copying ends with the connection
+	}
+	p.conn.Close()
+	<-hostGone
+	<-copied
+	finish()
 }
 
 // copyOutput copies the output into frames until all who could write have ended. When the host does not take it, it is dropped.
@@ -160,9 +196,9 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	for {
 		n, err := from.Read(buffer)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			// The process has ended, and who else holds its output is not waited for. What was written is still there; but not what is written from now on, which may have no end.
+			// The process has ended, and who else has its output open is not waited for. What was written is still there; but not what is written from now on, which may have no end.
 			if left < 0 {
-				left = held(from)
+				left = pending(from)
 			}
 			n, err = readNow(from, buffer[:min(left, len(buffer))])
 			left -= n
@@ -176,13 +212,13 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	}
 }
 
-// held is at least as much as there is to read. A pipe tells it; a terminal tells only a part, and holds less than minHeld.
-func held(f *os.File) (n int) {
+// pending is at least as much as there is to read. A pipe says how much; a terminal only a part, and it has less than minPending.
+func pending(f *os.File) (n int) {
 	control(f, func(fd int) { n, _ = unix.IoctlGetInt(fd, unix.TIOCINQ) })
-	return max(n, minHeld)
+	return max(n, minPending)
 }
 
-const minHeld = 64 << 10
+const minPending = 64 << 10
 
 // readNow reads what there is without waiting.
 func readNow(f *os.File, buffer []byte) (n int, err error) {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/sdnotify"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/shim"
@@ -18,9 +19,9 @@ import (
 
 // Config is what magikshim proxy reads.
 type Config struct {
-	// Agent is where the machine's agent is.
+	// Agent is where the VM's agent is.
 	Agent client.Address `json:"agent"`
-	// Timeout in milliseconds bounds all up to the container's start, the boot of the machine included; 0: one minute.
+	// Timeout in milliseconds bounds all up to the container's start, the boot of the VM included; 0: one minute.
 	Timeout int64 `json:"timeoutMS,omitempty"`
 	// Copies are sent, in this order, before the container is created.
 	Copies []Copy `json:"copies,omitempty"`
@@ -32,9 +33,9 @@ type Config struct {
 	Log string `json:"log,omitempty"`
 }
 
-// Copy is a volume that the machine gets a copy of.
+// Copy is a volume that the VM gets a copy of.
 type Copy struct {
-	Volume string `json:"volume"` // in the machine
+	Volume string `json:"volume"` // in the VM
 	Source string `json:"source"` // directory or file of this host
 }
 
@@ -42,7 +43,7 @@ type Copy struct {
 const defaultTimeout = time.Minute
 
 // Run is magikshim proxy. It returns the exit status of the container, or one of the Exit constants of [shim] when it could not be started
-// ([shim.ExitTempFail]: the machine is gone or did not answer, and the container is not to blame); when a signal has killed the container, it does not return.
+// ([shim.ExitTempFail]: the VM is gone or did not answer, and the container is not to blame); when a signal has killed the container, it does not return.
 func Run(configPath string) int {
 	// Next to no garbage is made, and nothing in parallel.
 	debug.SetGCPercent(20)
@@ -69,12 +70,12 @@ func Run(configPath string) int {
 	return p.follow(session)
 }
 
-// isGone says that the machine cannot be reached: it is gone, or has not come up.
+// isGone says that the VM cannot be reached: it is gone, or has not come up.
 func isGone(err error) bool {
 	return errors.Is(err, client.ErrGone) || errors.Is(err, errTooLate)
 }
 
-var errTooLate = errors.New("the machine has not come up in time")
+var errTooLate = errors.New("the VM has not come up in time")
 
 // proxy is one container.
 type proxy struct {
@@ -83,7 +84,7 @@ type proxy struct {
 	signals *signals
 }
 
-// start brings the container up and tells the service manager.
+// start brings the container up and notifies the service manager.
 func (p *proxy) start() (*client.Session, error) {
 	timeout := defaultTimeout
 	if p.config.Timeout > 0 {
@@ -91,7 +92,7 @@ func (p *proxy) start() (*client.Session, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errTooLate)
 	defer cancel()
-	if err := p.awaitMachine(ctx); err != nil {
+	if err := p.awaitVM(ctx); err != nil {
 		return nil, err
 	}
 	for _, c := range p.config.Copies {
@@ -108,7 +109,7 @@ func (p *proxy) start() (*client.Session, error) {
 		err = p.client.Start(ctx, p.config.Create.Container, p.config.Create.ID)
 	}
 	if err == nil {
-		err = shim.Notify("READY=1\nSTATUS=" + shim.StatusStarted)
+		err = sdnotify.Notify("READY=1\nSTATUS=" + shim.StatusStarted)
 	}
 	if err != nil {
 		session.Close()
@@ -117,8 +118,8 @@ func (p *proxy) start() (*client.Session, error) {
 	return session, nil
 }
 
-// awaitMachine waits until the machine has booted and been configured.
-func (p *proxy) awaitMachine(ctx context.Context) error {
+// awaitVM waits until the VM has booted and been configured.
+func (p *proxy) awaitVM(ctx context.Context) error {
 	for {
 		pong, err := p.client.WaitReady(ctx)
 		if err != nil {
@@ -148,7 +149,7 @@ func (p *proxy) follow(session *client.Session) int {
 	cancel()
 	<-forwarding
 	if err != nil {
-		// The machine has died, and the container with it. A process whose machine dies is killed.
+		// The VM has died, and the container with it. A process whose VM dies is killed.
 		shim.Complain("magikshim proxy", "", err)
 		die(unix.SIGKILL)
 	}
@@ -156,7 +157,7 @@ func (p *proxy) follow(session *client.Session) int {
 		shim.Complain("magikshim proxy", "", err)
 	}
 	if exit.OOM {
-		_ = shim.Notify("STATUS=" + shim.StatusOOMKilled) // if that fails, it was a kill
+		_ = sdnotify.Notify("STATUS=" + shim.StatusOOMKilled) // if that fails, it was a kill
 	}
 	if exit.Signal != 0 {
 		die(unix.Signal(exit.Signal))

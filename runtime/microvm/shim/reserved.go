@@ -42,10 +42,10 @@ func setAction(sig unix.Signal, action *sigaction) error {
 	return nil
 }
 
-// catchReserved makes the kernel tell the reserved signals to the returned pipe, one byte each. It is never closed: a process has one.
+// catchReserved makes the kernel write the reserved signals to the returned pipe, one byte each. It is never closed: a process has one.
 func catchReserved() (*os.File, error) {
 	var fds [2]int
-	// Nobody waits in a handler: signals beyond what a pipe holds are lost, as those are that the kernel has no room for.
+	// Nobody waits in a handler: signals beyond what a pipe has room for are lost, as those are that the kernel has no room for.
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("cannot catch signals: %w", err)
 	}

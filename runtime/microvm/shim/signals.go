@@ -20,7 +20,7 @@ type signals struct{ caught chan os.Signal }
 const maxSignal = 64
 
 // catchSignals catches all that are passed on. These are not: SIGKILL and SIGSTOP, which cannot be caught; SIGURG and SIGPIPE, which Go's runtime and this process' own
-// doings cause, and which cannot be told from those that somebody sends.
+// doings cause, and which cannot be distinguished from those that somebody sends.
 func catchSignals() (*signals, error) {
 	s := &signals{caught: make(chan os.Signal, maxSignal)}
 	signal.Ignore(unix.SIGPIPE)
@@ -62,7 +62,7 @@ func (s *signals) pass(from *os.File) {
 	}
 }
 
-// signalTimeout is how long the machine may take to accept one signal.
+// signalTimeout is how long the VM may take to accept one signal.
 const signalTimeout = 10 * time.Second
 
 // forward sends each caught signal to the container, in their order, until ctx ends. A later attempt at it gets none of them.
@@ -73,7 +73,7 @@ func (s *signals) forward(ctx context.Context, c *client.Client, container, id s
 			return
 		case caught := <-s.caught:
 			sending, cancel := context.WithTimeout(ctx, signalTimeout)
-			// It fails when the container has ended or the machine has died: the session tells.
+			// It fails when the container has ended or the VM has died: the session reports it.
 			_ = c.Signal(sending, container, id, caught.(syscall.Signal))
 			cancel()
 		}

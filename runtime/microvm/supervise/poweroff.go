@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
+	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
 // quitTime is how long the monitor may take to end after SIGTERM, for which all of them end in order, before it is killed.
@@ -79,22 +80,8 @@ func dialAgent(c *vmm.Config, deadline time.Time) (io.ReadWriteCloser, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vmm.AgentPort); err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	// One byte at a time: what follows the line is the agent's.
-	var line []byte
-	for b := make([]byte, 1); len(line) < 64; {
-		if _, err := conn.Read(b); err != nil {
-			return nil, errors.Join(fmt.Errorf("the guest does not listen: %w", err), conn.Close())
-		}
-		if b[0] == '\n' {
-			break
-		}
-		line = append(line, b[0])
-	}
-	if !strings.HasPrefix(string(line), "OK ") {
-		return nil, errors.Join(fmt.Errorf("the guest does not listen: %q", line), conn.Close())
+	if err := wire.Connect(conn, vmm.AgentPort); err != nil {
+		return nil, errors.Join(fmt.Errorf("the guest does not listen: %w", err), conn.Close())
 	}
 	return conn, nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/internal/sdnotify"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
@@ -228,7 +229,10 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	if err := s.writeState(monitor); err != nil {
 		return err
 	}
-	return notify("READY=1")
+	if err := sdnotify.Notify("READY=1"); !errors.Is(err, sdnotify.ErrUnset) {
+		return err
+	}
+	return nil
 }
 
 func (s *supervisor) writeState(monitor *process) error {
@@ -258,23 +262,6 @@ func (s *supervisor) writeState(monitor *process) error {
 		return err
 	}
 	return os.Rename(path+".new", path)
-}
-
-// notify notifies the service manager (sd_notify(3)), if there is one.
-func notify(state string) error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err == nil {
-		defer conn.Close()
-		_, err = conn.Write([]byte(state))
-	}
-	if err != nil {
-		return fmt.Errorf("cannot notify the service manager: %w", err)
-	}
-	return nil
 }
 
 // clear ends what still runs and removes what was made.

@@ -97,8 +97,8 @@ type Create struct {
 	Container string `json:"container"`
 	ID        string `json:"id"` // of the attempt, chosen by the host
 	Attempt   int    `json:"attempt"`
-	// Spec is the OCI runtime spec, config.json. root.path, linux.cgroupsPath and the namespaces but user and cgroup are the agent's to fill in: the network,
-	// IPC and UTS namespaces are the VM's. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the VM.
+	// Spec is the OCI runtime spec, config.json, without network, IPC and UTS namespaces, which are the VM's. root.path and the path of a PID namespace that is shared
+	// are the agent's to fill in. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the VM.
 	Spec json.RawMessage `json:"spec"`
 	// Rootfs is the read-only part of the container's root file system. Above it lies a writable layer of the attempt.
 	Rootfs Image   `json:"rootfs"`

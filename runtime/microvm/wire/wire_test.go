@@ -286,3 +286,28 @@ func FuzzFrames(f *testing.F) {
 		}
 	})
 }
+
+// TestConnect: the answer is read up to its end and no further, and is believed only when it says OK.
+func TestConnect(t *testing.T) {
+	for _, tc := range []struct{ answer, left, err string }{
+		{"OK 5\nhello", "hello", ""},
+		{"NO\n", "", `the VMM answered "NO"`},
+		{"OK " + strings.Repeat("5", 100), strings.Repeat("5", 71), "the VMM's answer is too long"},
+		{"OK", "", "EOF"},
+	} {
+		answer := strings.NewReader(tc.answer)
+		var asked bytes.Buffer
+		err := Connect(struct {
+			io.Reader
+			io.Writer
+		}{answer, &asked}, 1024)
+		left, _ := io.ReadAll(answer)
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if asked.String() != "CONNECT 1024\n" || text != tc.err || string(left) != tc.left {
+			t.Errorf("%.20q: asked %q, error %q and %q left; expected error %q and %q left", tc.answer, asked.String(), text, left, tc.err, tc.left)
+		}
+	}
+}

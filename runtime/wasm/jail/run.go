@@ -4,14 +4,14 @@ package jail
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 
 	"github.com/magikrun/magikpod/internal/errkind"
+	"github.com/magikrun/magikpod/internal/sdnotify"
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 	"github.com/magikrun/magikpod/shim"
 )
@@ -91,13 +91,13 @@ func Run(configPath string) int {
 
 // prepare does all that needs the host, and then leaves it. There is no program when wasmtime is to run the module.
 func prepare(config *Config) (engine.Program, error) {
-	manager, err := dialManager()
+	manager, err := sdnotify.Dial()
 	if err != nil {
 		return nil, err
 	}
 	defer manager.Close()
 	for name, value := range config.Sysctls {
-		if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0); err != nil {
+		if err := crun.SetSysctl(name, value); err != nil {
 			return nil, fmt.Errorf("cannot set %s: %w", name, err)
 		}
 	}
@@ -122,21 +122,11 @@ func prepare(config *Config) (engine.Program, error) {
 	defer log.Close()
 	for _, step := range steps {
 		if err := step(config); err != nil {
-			writeLog(log, err) // its path may be out of reach by now
+			_ = crun.LogError(log, oneLine(err)) // its path may be out of reach by now
 			return nil, err
 		}
 	}
-	_, err = manager.Write([]byte("READY=1\nSTATUS=" + config.Status))
-	return program, err
-}
-
-// dialManager connects to the service manager.
-func dialManager() (*net.UnixConn, error) {
-	socket := os.Getenv("NOTIFY_SOCKET")
-	if socket == "" {
-		return nil, fmt.Errorf("cannot notify the service manager: NOTIFY_SOCKET is not set")
-	}
-	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	return program, manager.Send("READY=1\nSTATUS=" + config.Status)
 }
 
 // ReadModule reads a module of the host.
@@ -154,7 +144,7 @@ func failed(log string, err error) int {
 	fmt.Fprintln(os.Stderr, "magikwasm: "+oneLine(err))
 	if log != "" {
 		if f, openErr := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); openErr == nil {
-			writeLog(f, err)
+			_ = crun.LogError(f, oneLine(err))
 			_ = f.Close()
 		}
 	}
@@ -162,12 +152,6 @@ func failed(log string, err error) int {
 		return shim.ExitUsage
 	}
 	return shim.ExitFailure
-}
-
-// writeLog adds an entry in the OCI runtimes' format.
-func writeLog(w io.Writer, err error) {
-	line, _ := json.Marshal(map[string]string{"level": "error", "msg": oneLine(err)}) // strings can always be marshalled
-	_, _ = w.Write(append(line, '\n'))
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " ") }

@@ -5,26 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/shim"
 )
 
-// configure sets up the machine, again if need be.
+// configure sets up the VM, again if need be.
 func (s *Server) configure(r *wire.Configure) error {
 	s.setup.Lock()
 	defer s.setup.Unlock()
 	for _, step := range []func(*wire.Configure) error{s.setClock, s.setHostname, s.setNetworks, s.mountScratch, s.mountShm, s.mountShares, s.sharePID} {
 		if err := step(r); err != nil {
-			return fmt.Errorf("cannot configure the machine: %w", err)
+			return fmt.Errorf("cannot configure the VM: %w", err)
 		}
 	}
 	if err := setSysctls(r.Sysctls); err != nil {
-		return fmt.Errorf("cannot configure the machine: %w", err)
+		return fmt.Errorf("cannot configure the VM: %w", err)
 	}
 	s.mu.Lock()
 	s.configured = true
@@ -39,7 +39,7 @@ func (s *Server) setClock(r *wire.Configure) error {
 	return s.config.SetClock(r.Time)
 }
 
-// setClock sets the machine's clock. Timers do not go by it.
+// setClock sets the VM's clock. Timers do not go by it.
 func setClock(to time.Time) error {
 	ts := unix.NsecToTimespec(to.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
@@ -90,7 +90,7 @@ func (s *Server) mountScratch(r *wire.Configure) error {
 	return nil
 }
 
-// dropLayers removes the writable layers of an earlier machine with this scratch disk, which has ended without removing them. There are no containers yet.
+// dropLayers removes the writable layers of an earlier VM with this scratch disk, which has ended without removing them. There are no containers yet.
 func dropLayers(scratch string) error {
 	root, err := os.OpenRoot(scratch)
 	if err == nil {
@@ -119,7 +119,7 @@ func mountTmpfs(path, options string) error {
 	return nil
 }
 
-// isMounted tells whether path, a child or grandchild of parent, is another file system.
+// isMounted says whether path, a child or grandchild of parent, is another file system.
 func isMounted(path, parent string) (bool, error) {
 	var here, above unix.Stat_t
 	if err := errors.Join(unix.Stat(path, &here), unix.Stat(parent, &above)); err != nil {
@@ -186,14 +186,10 @@ func (s *Server) sharedInit() (int, error) {
 	return pid, nil
 }
 
-// setSysctls sets kernel parameters of the machine.
+// setSysctls sets kernel parameters of the VM.
 func setSysctls(values map[string]string) error {
 	for name, value := range values {
-		path := "/proc/sys/" + name
-		if !strings.Contains(name, "/") {
-			path = "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
-		}
-		if err := writeExisting(path, value); err != nil {
+		if err := crun.SetSysctl(name, value); err != nil {
 			return fmt.Errorf("set the sysctl %s: %w", name, err)
 		}
 	}

@@ -60,10 +60,10 @@ func frozen(t *testing.T, cgroup string) bool {
 	return strings.Contains(string(events), "frozen 1\n")
 }
 
-// TestHold: cgroups are frozen until somebody says so on standard input, whatever signals say; for a while longer when who holds its other end dies; and by one at a time.
-func TestHold(t *testing.T) {
+// TestFreeze: cgroups are frozen until somebody says so on standard input, whatever signals say; for a while longer when who has its other end dies; and by one at a time.
+func TestFreeze(t *testing.T) {
 	one, two, lock := newCgroup(t), newCgroup(t), t.TempDir()
-	cmd := exec.Command("/proc/self/exe", HoldCommand, lock, one, filepath.Join(filepath.Dir(one), "gone"), two)
+	cmd := exec.Command("/proc/self/exe", FreezeCommand, lock, one, filepath.Join(filepath.Dir(one), "gone"), two)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func TestHold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != Held+"\n" {
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != Frozen+"\n" {
 		t.Fatalf("it says %q (%v)", line, err)
 	}
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
@@ -94,7 +94,7 @@ func TestHold(t *testing.T) {
 		t.Errorf("it leaves frozen cgroups, or fails: %v", err)
 	}
 
-	orphan := exec.Command("/proc/self/exe", HoldCommand, lock, one, t.TempDir()+"/file/cgroup")
+	orphan := exec.Command("/proc/self/exe", FreezeCommand, lock, one, t.TempDir()+"/file/cgroup")
 	stdout, err = orphan.StdoutPipe()
 	if err == nil {
 		err = orphan.Start()
@@ -103,14 +103,14 @@ func TestHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != Held+"\n" {
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != Frozen+"\n" {
 		t.Fatalf("it says %q (%v)", line, err)
 	}
 	// The next one, which gets its word at once, waits for it.
-	next := exec.Command("/proc/self/exe", HoldCommand, lock, one)
+	next := exec.Command("/proc/self/exe", FreezeCommand, lock, one)
 	next.Stdin = strings.NewReader("\n")
 	out, err := next.CombinedOutput()
-	if err != nil || string(out) != Held+"\n" || frozen(t, one) {
+	if err != nil || string(out) != Frozen+"\n" || frozen(t, one) {
 		t.Errorf("the next one says %q: %v", out, err)
 	}
 	if d := time.Since(began); d < orphanTime-time.Second {
@@ -123,8 +123,8 @@ func TestHold(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err = exec.Command("/proc/self/exe", HoldCommand, lock, one, file).CombinedOutput()
-	if err == nil || strings.Contains(string(out), Held+"\n") || frozen(t, one) {
+	out, err = exec.Command("/proc/self/exe", FreezeCommand, lock, one, file).CombinedOutput()
+	if err == nil || strings.Contains(string(out), Frozen+"\n") || frozen(t, one) {
 		t.Errorf("with something else than a cgroup it says %q: %v", out, err)
 	}
 }

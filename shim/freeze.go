@@ -13,26 +13,26 @@ import (
 	"github.com/magikrun/magikpod/internal/cgroup"
 )
 
-// HoldCommand is the argument with which magikshim is [Hold]; those after it are its own.
-const HoldCommand = "hold"
+// FreezeCommand is the argument with which magikshim is [Freeze]; those after it are its own.
+const FreezeCommand = "freeze"
 
-// Held is the line on standard output that says that all processes stand still.
-const Held = "held"
+// Frozen is the line on standard output that says that all processes stand still.
+const Frozen = "frozen"
 
-// holdTimeout bounds how long processes may take to stand still: one in the kernel, as in a file system that does not answer, takes as long as that.
-const holdTimeout = 10 * time.Second
+// freezeTimeout bounds how long processes may take to stand still: one in the kernel, as in a file system that does not answer, takes as long as that.
+const freezeTimeout = 10 * time.Second
 
 // orphanTime is how long they stand still after the death of who wanted it: what enters meanwhile is another's child, and goes on.
 const orphanTime = 5 * time.Second
 
-// Hold freezes cgroups (version 2) until it reads something on standard input, or, when that ends as who wants it has died, for a while: nobody's death leaves a container frozen, and none
-// lets it look. A cgroup that is gone is none to freeze. Only one at a time holds dir, any directory, so that none thaws what another one needs. It returns the exit status.
-func Hold(dir string, cgroups []string) int {
+// Freeze freezes cgroups (version 2) until it reads something on standard input, or, when that ends as who wants it has died, for a while: nobody's death leaves a container frozen, and none
+// lets it look. A cgroup that is gone is none to freeze. Only one at a time has the lock of dir, any directory, so that none thaws what another one needs. It returns the exit status.
+func Freeze(dir string, cgroups []string) int {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
-	deadline := time.Now().Add(holdTimeout)
+	deadline := time.Now().Add(freezeTimeout)
 	lock, err := lockDir(dir, deadline)
 	if err != nil {
-		os.Stderr.WriteString("magikshim hold: " + err.Error() + "\n")
+		Complain("magikshim freeze", "", err)
 		return ExitFailure
 	}
 	defer lock.Close()
@@ -41,11 +41,11 @@ func Hold(dir string, cgroups []string) int {
 			_ = cgroup.SetFrozen(dir, false)
 		}
 	}()
-	if err := hold(cgroups, deadline); err != nil {
-		os.Stderr.WriteString("magikshim hold: " + err.Error() + "\n")
+	if err := freeze(cgroups, deadline); err != nil {
+		Complain("magikshim freeze", "", err)
 		return ExitFailure
 	}
-	os.Stdout.WriteString(Held + "\n")
+	os.Stdout.WriteString(Frozen + "\n")
 	if n, _ := os.Stdin.Read(make([]byte, 1)); n == 0 {
 		time.Sleep(orphanTime)
 	}
@@ -71,7 +71,7 @@ func lockDir(dir string, deadline time.Time) (*os.File, error) {
 	}
 }
 
-func hold(cgroups []string, deadline time.Time) error {
+func freeze(cgroups []string, deadline time.Time) error {
 	for _, dir := range cgroups {
 		if err := cgroup.SetFrozen(dir, true); err != nil {
 			return fmt.Errorf("cannot freeze: %w", err)
