@@ -51,6 +51,10 @@ func TestFaults(t *testing.T) {
 			return err
 		}
 		before, files := snapshot(t), openFiles(t)
+		for range 20 { // the least: a repair may be at work
+			time.Sleep(5 * time.Millisecond)
+			files = min(files, openFiles(t))
+		}
 		steps = nil
 		if err := setUp(); err != nil {
 			t.Fatal(err)
@@ -73,9 +77,12 @@ func TestFaults(t *testing.T) {
 			if after := snapshot(t); after != before {
 				t.Errorf("a failure of %s leaves the host changed: %s", step, cmp.Diff(before, after))
 			}
-			if n := openFiles(t); n != files {
-				t.Errorf("after a failure of %s %d files are open, before %d", step, n, files)
-			}
+			within(t, "after a failure of "+step, func() error { // a repair has some open meanwhile
+				if n := openFiles(t); n > files {
+					return fmt.Errorf("%d files are open, before %d", n, files)
+				}
+				return nil
+			})
 			if err := setUp(); err != nil {
 				t.Errorf("after a failure of %s: %v", step, err)
 			}

@@ -18,6 +18,8 @@ import (
 const (
 	// thawTimeout bounds how long processes may take to run again.
 	thawTimeout = 10 * time.Second
+	// refusalTimeout bounds how long systemd may refuse to stop a unit.
+	refusalTimeout = 5 * time.Second
 	// emptyTimeout bounds how long processes may take to go after SIGKILL.
 	emptyTimeout = 5 * time.Second
 	// maxBelow is how many cgroups below a unit's own are looked at: a privileged container makes as many as it likes.
@@ -148,6 +150,23 @@ func (m *Manager) thawOrder(unit string) []string {
 		}
 	}
 	return names
+}
+
+// End stops a unit and what stops with it, and returns when nothing of it is left; see [Manager.Emptied].
+func (m *Manager) End(ctx context.Context, unit string) error {
+	for end := time.Now().Add(refusalTimeout); ; time.Sleep(time.Millisecond) {
+		job, err := m.Stop(ctx, unit)
+		if err == nil {
+			err = job.Wait(ctx)
+		}
+		if err == nil {
+			err = m.Emptied(ctx, unit)
+		}
+		// A job may have been refused: systemd hears late from the kernel what is frozen. By now Stop may know of it, and thaw it.
+		if err == nil || ctx.Err() != nil || len(m.notEnded(unit)) == 0 || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // Emptied makes sure that nothing of a unit that was stopped is left: neither a unit that stops with it, nor a process. Processes that are in none of them

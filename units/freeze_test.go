@@ -90,14 +90,7 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // the grace period is 30 s
 				defer cancel()
-				job, err := m.Stop(ctx, stopped)
-				if err == nil {
-					err = job.Wait(ctx)
-				}
-				if err == nil {
-					err = m.Emptied(ctx, stopped)
-				}
-				if err != nil {
+				if err := m.End(ctx, stopped); err != nil {
 					t.Fatal(err)
 				}
 				state, _ := m.State(unit)
@@ -257,6 +250,33 @@ func TestProcessThatHangsInTheKernel(t *testing.T) {
 	release()
 	if err := m.Emptied(t.Context(), s.names.Slice); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEndAfterARefusal: systemd 257 refuses to stop a unit that it takes for frozen, and has the job of its slice succeed all the same. That it does so is known late.
+func TestEndAfterARefusal(t *testing.T) {
+	m := connect(t)
+	s := startSandbox(t, m, testPod("refused"))
+	unit, err := s.container(t, "main", nil, polite...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.systemd.FreezeUnit(t.Context(), unit); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return m.Frozen(unit) && (m.frozenBySystemd(unit) || m.Version() < "256") }) // 252 does not report it
+	if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte("0"), 0); err != nil { // only systemd takes it for frozen
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return !m.Frozen(unit) })
+	m.mu.Lock()
+	m.units[unit].state.frozen = false
+	m.mu.Unlock()
+	if err := m.End(t.Context(), s.names.Slice); err != nil {
+		t.Fatal(err)
+	}
+	if state, _ := m.State(unit); !state.Ended() {
+		t.Errorf("the container is still %s", state.Active)
 	}
 }
 
