@@ -265,7 +265,7 @@ func TestEndAfterARefusal(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() bool { return m.Frozen(unit) && (m.frozenBySystemd(unit) || m.Version() < "256") }) // 252 does not report it
-	if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte("0"), 0); err != nil { // only systemd takes it for frozen
+	if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte("0"), 0); err != nil {  // only systemd takes it for frozen
 		t.Fatal(err)
 	}
 	eventually(t, func() bool { return !m.Frozen(unit) })
