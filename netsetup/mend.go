@@ -122,7 +122,8 @@ func (m *Manager) reportMended(said []string, err error) {
 	}
 }
 
-// mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed.
+// mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed. A pod whose Setup or Teardown is under way is looked at
+// again: it may not notice that the bridge became another one.
 func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []string, err error) {
 	list, err := netlist.Whole(m.nl.LinkList)
 	if err != nil {
@@ -134,7 +135,8 @@ func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []str
 	}
 	for _, r := range m.records() {
 		if !r.busy.TryLock() {
-			continue // its Setup or Teardown sees to it
+			m.lookAgain()
+			continue
 		}
 		if m.isCurrent(r) {
 			text, rerr := m.mendLink(ctx, r, links[linkName(r.index)], br)
@@ -146,6 +148,15 @@ func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []str
 		r.busy.Unlock()
 	}
 	return said, err
+}
+
+// lookAgain has keepUp look at the links once more.
+func (m *Manager) lookAgain() {
+	m.hostMu.Lock()
+	defer m.hostMu.Unlock()
+	if m.watch != nil {
+		signal(m.watch.links)
+	}
 }
 
 // mendLink is called with the record locked. link is nil when it is not there.

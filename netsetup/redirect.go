@@ -1,6 +1,7 @@
 package netsetup
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -117,10 +118,9 @@ func send(h *netlink.Handle, from, to netlink.Link, protocol uint16, sel *netlin
 		return nil
 	}
 	discipline := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Attrs().Index, Handle: ingress, Parent: netlink.HANDLE_INGRESS}}
-	if len(filters) > 0 { // to a link that is gone
-		if err := h.QdiscDel(discipline); err != nil {
-			return err
-		}
+	// What is there leads to a link that is gone, or is without a filter because the link went meanwhile: the kernel refuses to replace it.
+	if err := h.QdiscDel(discipline); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return err
 	}
 	if err := h.QdiscReplace(discipline); err != nil {
 		return err
