@@ -77,6 +77,9 @@ bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 
 	clang -O2 -s -static -o .cache/guests/small tests/testwasm/small/small.c
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
+bench-compare: deps staged guests root-trixie ## measure this tree against the commit BEFORE (default main), rounds alternating; FLAGS='-pairs 40 -vms'
+	scripts/bench-compare '$(or $(BEFORE),main)' $(FLAGS)
+
 demo-microvm: deps root-trixie ## show a pod in a virtual machine, on a disposable Debian 13 host
 	MAGIKHOST_ROOT=trixie scripts/demo microvm
 
@@ -104,4 +107,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean
+.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench bench-compare demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean

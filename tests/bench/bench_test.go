@@ -25,10 +25,20 @@ const (
 
 var (
 	write = flag.Bool("write", false, "write docs/performance.md")
-	pairs = flag.Int("pairs", 20, "how often each is measured")
+	pairs = flag.Int("pairs", 20, "how often each is measured: the number of rounds")
 )
 
-func TestMain(m *testing.M) { host.Inside(m, envBench, prepare) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envServe) != "" {
+		flag.Parse()
+		if err := serveRounds(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	host.Inside(m, envBench, prepare)
+}
 
 // manifest is the pod that is measured: one container that ends at once when it is told to.
 const manifest = `apiVersion: v1
@@ -134,8 +144,7 @@ func TestAgainstPodman(t *testing.T) {
 	}
 	defer ground.close()
 	contenders := []contender{
-		commands("magikpodctl", []string{"magikpodctl", "run", "-f", pod}, []string{"magikpodctl", "exec", "bench", "--", "true"},
-			[]string{"magikpodctl", "list"}, []string{"magikpodctl", "delete", "bench"}),
+		ctl("magikpodctl", pod),
 		commands("podman", []string{"podman", "kube", "play", pod}, []string{"podman", "exec", "bench-main", "true"},
 			[]string{"podman", "ps"}, []string{"podman", "kube", "down", pod}),
 		program.contender(),
