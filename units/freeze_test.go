@@ -2,6 +2,7 @@ package units
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/testhang"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -73,7 +75,7 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 				}
 				time.Sleep(100 * time.Millisecond) // for the trap
 				test.freeze(t, s)
-				eventually(t, func() bool { return m.Frozen(unit) != test.thawed })
+				testutil.Eventually(t, fmt.Sprintf("the unit is thawed: %t", test.thawed), func() bool { return m.Frozen(unit) != test.thawed })
 				stopped := s.names.Slice
 				if what == "unit" {
 					stopped = unit
@@ -156,17 +158,6 @@ func TestFreezingIsTold(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, what func() bool) {
-	t.Helper()
-	for range 1000 {
-		if what() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("it did not come about")
-}
-
 // In a frozen slice nothing is started, and nothing is thawed for it.
 func TestStartInFrozenSlice(t *testing.T) {
 	m := connect(t)
@@ -238,7 +229,7 @@ func TestProcessThatHangsInTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	state, _ := m.State(unit)
-	eventually(t, func() bool { return asked.Load() })
+	testutil.Eventually(t, "the hanging file system is asked", asked.Load)
 	stopUnit(t, m, s.names.Slice)
 	err = m.Emptied(t.Context(), s.names.Slice)
 	if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "it hangs in the kernel") {
