@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	host.Inside(m, envBench, prepare)
 }
 
-// manifest is the pod that is measured: one container that ends at once when it is told to.
+// manifest is the pod that is measured: one container that ends at once when it is asked to.
 const manifest = `apiVersion: v1
 kind: Pod
 metadata:
@@ -122,7 +122,7 @@ func (t times) quantile(q float64) time.Duration {
 // pause lies before each measurement.
 const pause = 100 * time.Millisecond
 
-// slow is told when it happens: medians hide it.
+// slow is reported when it happens: medians hide it.
 const slow = 2 * time.Second
 
 // things are what is measured, in the order of a round.
