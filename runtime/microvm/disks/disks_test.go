@@ -367,7 +367,7 @@ func TestScratch(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	if _, err := f.ReadAt(data, 1<<29); err != nil || string(data) != "data" {
-		t.Errorf("%q, %v", data, err)
+		t.Errorf("the scratch disk has %q, %v, want data", data, err)
 	}
 	if err := MakeScratch(context.Background(), path+"/scratch", 1<<30); !errors.Is(err, unix.ENOTDIR) { // whether there is one cannot be told
 		t.Errorf("below a file: %v", err)
