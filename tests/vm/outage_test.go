@@ -123,9 +123,17 @@ exit 0`
 	}
 }
 
-// TestReboot: after a reboot in order, and after a power cut, pods are what their restart policies say.
-func TestReboot(t *testing.T) {
+// TestOutages reboots a VM and takes the power away from it, again and again.
+func TestOutages(t *testing.T) {
 	d := newDurable(t)
+	d.reboots(t)
+	d.ctl("delete", "--all", "--force")
+	d.powerCuts(t)
+}
+
+// reboots: after a reboot in order, and after a power cut, pods are what their restart policies say.
+func (d *durable) reboots(t *testing.T) {
+	t.Helper()
 	d.ctl("run", "-f", "/opt/pods.yaml", "--wait", "ready")
 	d.ctl("stop", "stopped")
 	check := func() {
@@ -151,10 +159,10 @@ func TestReboot(t *testing.T) {
 	check()
 }
 
-// TestPowerCut takes the power away in the middle of things: while the next pod is made when there are three, while the next is deleted when one is gone, while
+// powerCuts takes the power away in the middle of things: while the next pod is made when there are three, while the next is deleted when one is gone, while
 // an image is loaded when that has worked once.
-func TestPowerCut(t *testing.T) {
-	d := newDurable(t)
+func (d *durable) powerCuts(t *testing.T) {
+	t.Helper()
 	one, _, _ := strings.Cut(pods, "\n")
 	one = strings.Replace(one, "always", "NAME", 1)
 	for _, c := range []struct {
