@@ -61,7 +61,7 @@ func report(results map[string]map[string]times) string {
 			p("| %s: %s / %s | %.1f | at least %.0f | %s |\n", t.thing, t.slow, t.quick, ratio, t.factor, met(ratio >= t.factor))
 		}
 	}
-	p("\n%s\n", measuredOn())
+	p("\nTwo commits are compared by `make bench-compare BEFORE=REF`: a host for each, rounds alternating, in one run.\n\n%s\n", measuredOn())
 	return b.String()
 }
 
