@@ -123,17 +123,9 @@ exit 0`
 	}
 }
 
-// TestOutages reboots a VM and takes the power away from it, again and again.
-func TestOutages(t *testing.T) {
+// TestReboot: after a reboot in order, and after a power cut, pods are what their restart policies say.
+func TestReboot(t *testing.T) {
 	d := newDurable(t)
-	d.reboots(t)
-	d.ctl("delete", "--all", "--force")
-	d.powerCuts(t)
-}
-
-// reboots: after a reboot in order, and after a power cut, pods are what their restart policies say.
-func (d *durable) reboots(t *testing.T) {
-	t.Helper()
 	d.ctl("run", "-f", "/opt/pods.yaml", "--wait", "ready")
 	d.ctl("stop", "stopped")
 	check := func() {
@@ -159,10 +151,10 @@ func (d *durable) reboots(t *testing.T) {
 	check()
 }
 
-// powerCuts takes the power away in the middle of things: while the next pod is made when there are three, while the next is deleted when one is gone, while
+// TestPowerCut takes the power away in the middle of things: while the next pod is made when there are three, while the next is deleted when one is gone, while
 // an image is loaded when that has worked once.
-func (d *durable) powerCuts(t *testing.T) {
-	t.Helper()
+func TestPowerCut(t *testing.T) {
+	d := newDurable(t)
 	one, _, _ := strings.Cut(pods, "\n")
 	one = strings.Replace(one, "always", "NAME", 1)
 	for _, c := range []struct {
