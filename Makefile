@@ -65,7 +65,7 @@ staged: ## what make install makes, in .cache/install
 	@rm -rf $(INSTALLED)
 	@$(MAKE) --no-print-directory install DESTDIR=$(INSTALLED) PREFIX=/usr SYSCONFDIR=/etc
 
-e2e: deps staged guests ## end-to-end tests on this computer's own root file system
+e2e: deps staged guests ## end-to-end tests on the build host's own root file system
 	MAGIKPOD_E2E=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
 e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
@@ -83,7 +83,7 @@ bench-compare: deps staged guests root-trixie ## measure this tree against the c
 demo-microvm: deps root-trixie ## show a pod in a VM, on a disposable Debian 13 host
 	MAGIKHOST_ROOT=trixie scripts/demo microvm
 
-demo: deps ## show it all, on this computer or on a disposable host
+demo: deps ## show it all, on the build host or on a disposable host
 	scripts/demo
 
 demo-wasm: deps ## the same of WebAssembly pods

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hidden are directories of the root that the host sees empty: what this computer's administrator or its packages have enabled there is no part of a test.
+// hidden are directories of the root that the host sees empty: what the build host's administrator or its packages have enabled there is no part of a test.
 // Vendor units in /usr/lib/systemd/system stay, and units that a test enables are added on top.
 var hidden = []string{
 	"etc/systemd/system", "etc/magikpod", "etc/cni", "var/lib/systemd/linger",
@@ -49,7 +49,7 @@ func writeSeed(dir, name string) error {
 		return err
 	}
 	if err := unix.Mknod(filepath.Join(dir, "var/log/journal"), unix.S_IFCHR, 0); err != nil {
-		return fmt.Errorf("cannot hide this computer's journal in the host: %w", err)
+		return fmt.Errorf("cannot hide the build host's journal in the host: %w", err)
 	}
 	return writeIdentity(dir, name)
 }

@@ -58,7 +58,7 @@ func main() {
 func run(ctx context.Context, args []string) (int, error) {
 	var opts options
 	flags := flag.NewFlagSet("magikhost", flag.ContinueOnError)
-	flags.StringVar(&opts.Root, "root", os.Getenv(host.EnvRoot), "root file system: a directory, or trixie; empty for this computer's own")
+	flags.StringVar(&opts.Root, "root", os.Getenv(host.EnvRoot), "root file system: a directory, or trixie; empty for the build host's own")
 	flags.StringVar(&opts.Install, "install", os.Getenv(host.EnvInstall), "directory filled by make install DESTDIR=")
 	flags.Var((*list)(&opts.Binds), "bind", "mount SOURCE[:DESTINATION] in the host, writable (may be repeated)")
 	flags.Var(&opts.env, "env", "KEY=VALUE for the command (may be repeated)")
