@@ -41,7 +41,7 @@ host-test: deps guests ## run the tests of PKG=./units (or others) on a disposab
 	$(GO) build -o .cache/magikhost ./tests/host/magikhost
 	MAGIKPOD_GUESTS=$(CURDIR)/.cache/guests $(GO) test -count=1 -p 1 -exec '$(CURDIR)/.cache/magikhost run --here --' $(TESTFLAGS) $(PKG)
 
-vm-host-test: deps staged root-trixie ## run the tests of pods in machines, on a Debian 13 host (RUN='^TestLife$$' for one)
+vm-host-test: deps staged root-trixie ## run the tests of pods in VMs, on a Debian 13 host (RUN='^TestLife$$' for one)
 	@mkdir -p .cache
 	$(GO) build -o .cache/magikhost ./tests/host/magikhost
 	MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -v -timeout 20m -ldflags '-s -w' -exec '$(CURDIR)/.cache/magikhost run --here --' -run '$(or $(RUN),.)' $(TESTFLAGS) ./runtime/microvm
@@ -65,7 +65,7 @@ staged: ## what make install makes, in .cache/install
 	@rm -rf $(INSTALLED)
 	@$(MAKE) --no-print-directory install DESTDIR=$(INSTALLED) PREFIX=/usr SYSCONFDIR=/etc
 
-e2e: deps staged guests ## end-to-end tests on the machine's own root file system
+e2e: deps staged guests ## end-to-end tests on the build host's own root file system
 	MAGIKPOD_E2E=1 MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
 e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
@@ -77,10 +77,13 @@ bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 
 	clang -O2 -s -static -o .cache/guests/small tests/testwasm/small/small.c
 	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
 
-demo-microvm: deps root-trixie ## show a pod in a virtual machine, on a disposable Debian 13 host
+bench-compare: deps staged guests root-trixie ## measure this tree against the commit BEFORE (default main), rounds alternating; FLAGS='-pairs 40 -vms'
+	scripts/bench-compare '$(or $(BEFORE),main)' $(FLAGS)
+
+demo-microvm: deps root-trixie ## show a pod in a VM, on a disposable Debian 13 host
 	MAGIKHOST_ROOT=trixie scripts/demo microvm
 
-demo: deps ## show it all, on this machine or on a disposable host
+demo: deps ## show it all, on the build host or on a disposable host
 	scripts/demo
 
 demo-wasm: deps ## the same of WebAssembly pods
@@ -89,10 +92,10 @@ demo-wasm: deps ## the same of WebAssembly pods
 shell: deps staged ## open a shell on a disposable host with magikpod installed
 	$(GO) run ./tests/host/magikhost shell --install $(INSTALLED)
 
-test-vm: deps staged guests ## tests in a QEMU machine, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
+test-vm: deps staged guests ## tests in a VM of QEMU, which has every feature; RUN=REGEXP or LABEL=NAME choose scripts
 	MAGIKPOD_LABEL='$(LABEL)' scripts/test-vm $(if $(RUN),-run '$(RUN)')
 
-shell-vm: deps staged ## open a shell in a QEMU machine with magikpod installed
+shell-vm: deps staged ## open a shell in a VM of QEMU with magikpod installed
 	$(GO) run ./tests/vm/magikvm shell --install $(INSTALLED)
 
 guests: deps ## build the WebAssembly modules that tests run, for hosts without compilers
@@ -104,4 +107,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean
+.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench bench-compare demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean

@@ -14,18 +14,12 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
 
 // openFiles counts the descriptors of this process.
-func openFiles(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
-}
+var openFiles = testutil.OpenFiles
 
 // rawBus is a client that says what it likes.
 type rawBus struct {

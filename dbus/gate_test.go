@@ -19,6 +19,7 @@ import (
 	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -78,14 +79,7 @@ func (a *slow) Check(ctx context.Context, sender string, _ Action, _ bool) error
 }
 
 // until waits for something that comes true in the end.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("did not come: " + what)
-		}
-	}
-}
+var until = testutil.Eventually
 
 func TestCallsOfOneUserAreBounded(t *testing.T) {
 	auth := &slow{through: make(chan struct{})}

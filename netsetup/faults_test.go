@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -128,11 +128,4 @@ func TestStuck(t *testing.T) {
 	}
 }
 
-func openFiles(t testing.TB) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
-}
+var openFiles = testutil.OpenFiles

@@ -3,6 +3,7 @@ package units
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/internal/testhang"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -83,7 +85,7 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 					t.Fatalf("the container wrote %q: %v; want a line", line, err)
 				}
 				test.freeze(t, s)
-				eventually(t, func() bool { return m.Frozen(unit) != test.thawed })
+				testutil.Eventually(t, fmt.Sprintf("the unit is thawed: %t", test.thawed), func() bool { return m.Frozen(unit) != test.thawed })
 				stopped := s.names.Slice
 				if what == "unit" {
 					stopped = unit
@@ -159,17 +161,6 @@ func TestFreezingIsReported(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, what func() bool) {
-	t.Helper()
-	for range 1000 {
-		if what() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("it did not come about")
-}
-
 // In a frozen slice nothing is started, and nothing is thawed for it.
 func TestStartInFrozenSlice(t *testing.T) {
 	m := connect(t)
@@ -241,7 +232,7 @@ func TestProcessThatHangsInTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	state, _ := m.State(unit)
-	eventually(t, func() bool { return asked.Load() })
+	testutil.Eventually(t, "the hanging file system is asked", asked.Load)
 	stopUnit(t, m, s.names.Slice)
 	err = m.Emptied(t.Context(), s.names.Slice)
 	if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "it hangs in the kernel") {

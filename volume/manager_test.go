@@ -19,17 +19,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/magikrun/magikpod/internal/testns"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
 
 const uid = types.UID("0f0e0d0c-1111-4222-8333-444455556666")
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testutil.Must
 
 // newManager returns a manager with both directories on a tmpfs with the options.
 func newManager(t testing.TB, options string) (*Manager, string) {

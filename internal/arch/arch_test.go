@@ -6,52 +6,55 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
 const module = "github.com/magikrun/magikpod/"
 
-// layers is the table: a package may import packages of a lower layer only. internal/* and tests/* stand beside it.
-var layers = map[string]int{
-	"pod":                        0,
-	"probe":                      0,
-	"runtime":                    1,
-	"image":                      2,
-	"volume":                     2,
-	"netsetup":                   2,
-	"units":                      2,
-	"runtime/crun":               0,
-	"runtime/oci":                2,
-	"shim":                       1,
-	"logs":                       2,
-	"runtime/engine":             3,
-	"runtime/native":             3,
-	"runtime/onhost":             2,
-	"runtime/wasm/engine":        1,
-	"runtime/wasm/jail":          2,
-	"runtime/wasm":               3,
-	"runtime/microvm":            3,
-	"runtime/microvm/wire":       0,
-	"runtime/microvm/attach":     2,
-	"runtime/microvm/client":     1,
-	"runtime/microvm/probes":     1,
-	"runtime/microvm/vmm":        1,
-	"runtime/microvm/guest":      2,
-	"runtime/microvm/shim":       2,
-	"runtime/microvm/guestimage": 2,
-	"runtime/microvm/disks":      2,
-	"runtime/microvm/supervise":  2,
-	"daemon":                     4,
-	"dbus":                       4,
-	"cmd/magikpodd":              5,
-	"cmd/magikpodctl":            5,
-	"cmd/magikvmm":               5,
-	"cmd/magikshim":              5,
-	"cmd/magikwasm":              5,
-	"cmd/magikagent":             5,
-	"runtime/runtimetest":        3, // imported by tests only
+// layers are those of the table in HACKING.md, from the lowest: a package imports packages of lower ones only. Packages of T are imported by tests only, which
+// stand beside the table, as examples do.
+var layers = []string{"I0", "I1", "L0", "L1", "L2", "L3", "L4", "L5", "T"}
+
+// row is a line of the table: a package, or a pattern for several.
+type row struct{ layer, pattern string }
+
+var rowLine = regexp.MustCompile("(?m)^\\| ([A-Z][0-9]?) \\| `([^`]+)` \\|")
+
+// readTable returns the rows of the table in HACKING.md.
+func readTable(t *testing.T) []row {
+	t.Helper()
+	page, err := os.ReadFile("../../HACKING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []row
+	for _, m := range rowLine.FindAllStringSubmatch(string(page), -1) {
+		rows = append(rows, row{m[1], m[2]})
+	}
+	if len(rows) < 10 {
+		t.Fatalf("the table in HACKING.md has %d rows of packages: it has not been understood", len(rows))
+	}
+	return rows
+}
+
+// find returns the row of a package; nil when it has none.
+func find(rows []row, name string) *row {
+	for i, r := range rows {
+		if ok, _ := path.Match(r.pattern, name); ok {
+			return &rows[i]
+		}
+	}
+	return nil
+}
+
+// beside says whether a package stands beside the table.
+func beside(name string) bool {
+	return strings.HasPrefix(name, "tests/") || strings.HasPrefix(name, "examples/")
 }
 
 // forbidden names imports that a package must not have, directly, and why.
@@ -146,15 +149,47 @@ func TestSmallPrograms(t *testing.T) {
 	}
 }
 
+// TestTable: the table of HACKING.md is sorted, from the top down, with the tests' packages last, and each of its rows stands for a package.
+func TestTable(t *testing.T) {
+	rows, pkgs := readTable(t), list(t)
+	for i, r := range rows {
+		if !slices.Contains(layers, r.layer) {
+			t.Errorf("HACKING.md: %s is in layer %s, want one of %s", r.pattern, r.layer, layers)
+		}
+		if !slices.ContainsFunc(pkgs, func(p listed) bool {
+			ok, _ := path.Match(r.pattern, strings.TrimPrefix(p.ImportPath, module))
+			return ok
+		}) {
+			t.Errorf("HACKING.md: there is no package %s: remove its row", r.pattern)
+		}
+		if i > 0 && compare(rows[i-1], r) >= 0 {
+			t.Errorf("HACKING.md: the row of %s (%s) must come before that of %s (%s)", r.pattern, r.layer, rows[i-1].pattern, rows[i-1].layer)
+		}
+	}
+}
+
+// compare is the order of rows.
+func compare(a, b row) int {
+	if a.layer == b.layer {
+		return strings.Compare(a.pattern, b.pattern)
+	}
+	if a.layer == "T" || b.layer == "T" {
+		return strings.Compare(a.layer, b.layer)
+	}
+	return slices.Index(layers, b.layer) - slices.Index(layers, a.layer)
+}
+
+// TestImports: every package has a row in HACKING.md, and imports only what is in lower layers.
 func TestImports(t *testing.T) {
+	rows := readTable(t)
 	for _, p := range list(t) {
 		name := strings.TrimPrefix(p.ImportPath, module)
-		if strings.HasPrefix(name, "internal/") || strings.HasPrefix(name, "tests/") || strings.HasPrefix(name, "examples/") {
+		if beside(name) {
 			continue
 		}
-		layer, ok := layers[name]
-		if !ok {
-			t.Errorf("package %s is not in the table of internal/arch: give it a layer", name)
+		from := find(rows, name)
+		if from == nil {
+			t.Errorf("package %s is not in the table of HACKING.md: give it a row", name)
 			continue
 		}
 		for _, imp := range p.Imports {
@@ -162,14 +197,14 @@ func TestImports(t *testing.T) {
 				t.Errorf("%s imports %s: forbidden, %s", name, imp, why)
 			}
 			dep, own := strings.CutPrefix(imp, module)
-			if !own || strings.HasPrefix(dep, "internal/") {
-				continue
-			}
-			if depLayer, ok := layers[dep]; !ok || depLayer >= layer {
-				t.Errorf("%s (L%d) imports %s (L%d): imports only go down", name, layer, dep, depLayer)
-			}
-			if dep == "runtime/runtimetest" {
-				t.Errorf("%s imports runtime/runtimetest outside of its tests", name)
+			switch to := find(rows, dep); {
+			case !own, from.layer == "T" && beside(dep):
+			case to == nil && beside(dep):
+				t.Errorf("%s imports %s: only tests do that", name, dep)
+			case to == nil:
+				t.Errorf("%s imports %s, which is not in the table of HACKING.md: give it a row", name, dep)
+			case slices.Index(layers, to.layer) >= slices.Index(layers, from.layer):
+				t.Errorf("%s (%s) imports %s (%s): imports only go down", name, from.layer, dep, to.layer)
 			}
 		}
 	}

@@ -1,2 +1,2 @@
-// Package arch holds the import table of the architecture as a test: layers, and imports forbidden with a reason.
+// Package arch checks the architecture: the table of layers in HACKING.md against what packages import, and imports that are forbidden with a reason.
 package arch

@@ -32,6 +32,6 @@ func TestCheck(t *testing.T) {
 		t.Error("what was just written differs")
 	}
 	if data, err := os.ReadFile(path); err != nil || string(data) != "new\n" {
-		t.Errorf("%q, %v", data, err)
+		t.Errorf("the golden file has %q, %v, want what was just written", data, err)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/testutil"
 )
 
 // fixture is a root with a secret beside it.
@@ -34,12 +36,7 @@ func fixture(t testing.TB) (root *os.File, dir string) {
 	return root, dir
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testutil.Must
 
 func TestReadFile(t *testing.T) {
 	root, _ := fixture(t)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/testns"
+	"github.com/magikrun/magikpod/internal/testutil"
 )
 
 func TestRemoveAll(t *testing.T) {
@@ -102,12 +103,7 @@ func makeDeep(t *testing.T, path string, levels int) {
 	unix.Close(fd)
 }
 
-func openFiles(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
-	return len(entries)
-}
+var openFiles = testutil.OpenFiles
 
 func TestRemoveAllRefuses(t *testing.T) {
 	for _, path := range []string{"", ".", "..", "/", "a/.."} {

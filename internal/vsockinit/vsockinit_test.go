@@ -18,6 +18,6 @@ func TestLoadModules(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := LoadModules(dir); err == nil || !strings.HasPrefix(err.Error(), "cannot load the module "+path+": ") {
-		t.Errorf("%v", err)
+		t.Errorf("loading what is no module returned %v, want an error that names the file", err)
 	}
 }

@@ -83,7 +83,7 @@ func TestProcess(t *testing.T) {
 	alive := func() bool { return true }
 	p, err := Process(first, os.Getpid(), alive, Exec{Args: []string{"ls"}, Env: []string{"A=2"}, User: "7:8"})
 	if err != nil || p.Args[0] != "ls" || p.Terminal || p.Cwd != "/srv" || p.User.UID != 7 || p.User.GID != 8 || !slices.Contains(p.Env, "A=2") {
-		t.Errorf("%+v, %v", p, err)
+		t.Errorf("the process of the exec is %+v, %v, want ls as 7:8 in /srv with A=2, without a terminal", p, err)
 	}
 	if first.Args[0] != "sh" || first.Env[0] != "A=1" {
 		t.Errorf("the first process was changed: %+v", first)

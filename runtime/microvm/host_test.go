@@ -51,7 +51,7 @@ type world struct {
 var caches string
 
 func TestMain(m *testing.M) {
-	host.LoadMachineModules()
+	host.LoadVMModules()
 	code := m.Run()
 	if caches != "" {
 		_ = os.RemoveAll(caches)

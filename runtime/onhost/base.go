@@ -8,7 +8,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/magikrun/magikpod/internal/cgroup"
-	"github.com/magikrun/magikpod/internal/usage"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
@@ -60,7 +59,7 @@ func (Base) Probe(ctx context.Context, _ runtime.Running, p probe.Probe, exec fu
 func (Base) Stats(_ context.Context, _ runtime.Sandbox, cgroups map[string]string) (map[string]pod.ResourceUse, error) {
 	all := make(map[string]pod.ResourceUse, len(cgroups))
 	for name, group := range cgroups {
-		use, ok, err := usage.Of(cgroup.Root(), group)
+		use, ok, err := Usage(cgroup.Root(), group)
 		if err != nil {
 			return nil, err
 		}

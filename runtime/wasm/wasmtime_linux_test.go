@@ -100,7 +100,7 @@ func TestComponentJail(t *testing.T) {
 		c.Env = []corev1.EnvVar{{Name: "X", Value: "x"}}
 	}), "write=/data/f write=/ro/f exit=42", runtime.Mount{Source: volume, Destination: "/data"}, runtime.Mount{Source: volume, Destination: "/ro", ReadOnly: true})
 	if state.ExitCode != 42 {
-		t.Errorf("%+v", state)
+		t.Errorf("the container ended as %+v, want exit code 42", state)
 	}
 	for _, want := range []string{
 		"argv|run|-C|cache=n|-W|max-memory-size=268435456|--dir|/guest::/|", "|--env|ATTEMPT|", "|--argv0|/component.wasm|--|/module.wasm|write=/data/f|", "|ATTEMPT=0|",

@@ -25,12 +25,22 @@ const (
 
 var (
 	write = flag.Bool("write", false, "write docs/performance.md")
-	pairs = flag.Int("pairs", 20, "how often each is measured")
+	pairs = flag.Int("pairs", 20, "how often each is measured: the number of rounds")
 )
 
-func TestMain(m *testing.M) { host.Inside(m, envBench, prepare) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envServe) != "" {
+		flag.Parse()
+		if err := serveRounds(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	host.Inside(m, envBench, prepare)
+}
 
-// manifest is the pod that is measured: one container that ends at once when it is told to.
+// manifest is the pod that is measured: one container that ends at once when it is asked to.
 const manifest = `apiVersion: v1
 kind: Pod
 metadata:
@@ -112,7 +122,7 @@ func (t times) quantile(q float64) time.Duration {
 // pause lies before each measurement.
 const pause = 100 * time.Millisecond
 
-// slow is told when it happens: medians hide it.
+// slow is reported when it happens: medians hide it.
 const slow = 2 * time.Second
 
 // things are what is measured, in the order of a round.
@@ -134,8 +144,7 @@ func TestAgainstPodman(t *testing.T) {
 	}
 	defer ground.close()
 	contenders := []contender{
-		commands("magikpodctl", []string{"magikpodctl", "run", "-f", pod}, []string{"magikpodctl", "exec", "bench", "--", "true"},
-			[]string{"magikpodctl", "list"}, []string{"magikpodctl", "delete", "bench"}),
+		ctl("magikpodctl", pod),
 		commands("podman", []string{"podman", "kube", "play", pod}, []string{"podman", "exec", "bench-main", "true"},
 			[]string{"podman", "ps"}, []string{"podman", "kube", "down", pod}),
 		program.contender(),

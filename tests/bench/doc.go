@@ -7,5 +7,7 @@
 //
 // -write puts the table into docs/performance.md.
 //
+// TestCompare measures two installed trees instead, each on a host of its own: `make bench-compare`.
+//
 // Layer: none. Nothing that is shipped imports this package.
 package bench

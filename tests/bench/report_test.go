@@ -36,7 +36,7 @@ func report(results map[string]map[string]times) string {
 	var b strings.Builder
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(&b, format, args...) }
 	p("# Performance\n\nWritten by `make bench WRITE=1`: one run, one disposable Debian 13 host, %d alternating rounds, the same pod (one busybox container), its image\n", len(results["podman"]["start"]))
-	p("present, podman with its default bridge network. Medians in ms, with the lower and upper decile. Figures are of the machine below; ratios count.\n\n")
+	p("present, podman with its default bridge network. Medians in ms, with the lower and upper decile. Figures are of the host below; ratios count.\n\n")
 	names := []string{"magikpodctl", "podman", "magikpod over D-Bus", "floor"}
 	p("| | %s |\n|---|%s\n", strings.Join(names, " | "), strings.Repeat("---|", len(names)))
 	for _, thing := range things {
@@ -61,13 +61,13 @@ func report(results map[string]map[string]times) string {
 			p("| %s: %s / %s | %.1f | at least %.0f | %s |\n", t.thing, t.slow, t.quick, ratio, t.factor, met(ratio >= t.factor))
 		}
 	}
-	p("\n%s\n", machine())
+	p("\nTwo commits are compared by `make bench-compare BEFORE=REF`: a host for each, rounds alternating, in one run.\n\n%s\n", measuredOn())
 	return b.String()
 }
 
-// machine says what it was measured on.
-func machine() string {
-	return fmt.Sprintf("The machine: %s, %d CPUs, load %s; %s; %s; %s.", strings.TrimSpace(first("uname", "-sr")), runtime.NumCPU(), load(),
+// measuredOn says what it was measured on.
+func measuredOn() string {
+	return fmt.Sprintf("The host: %s, %d CPUs, load %s; %s; %s; %s.", strings.TrimSpace(first("uname", "-sr")), runtime.NumCPU(), load(),
 		first("systemctl", "--version"), first("podman", "--version"), first("crun", "--version"))
 }
 
@@ -95,7 +95,7 @@ func first(argv ...string) string {
 	return line
 }
 
-// load is the machine's load of the last minute.
+// load is the host's load of the last minute.
 func load() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

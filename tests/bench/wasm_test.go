@@ -365,6 +365,6 @@ Memory of a pod whose module (3.2 MB, Go) sleeps, in KiB a pod; the rest of a po
 	for _, m := range []memory{one, many} {
 		fmt.Fprintf(&b, "| %d | %d | %d | %d | %d |\n", m.pods, m.modulePrivate, m.modulePss, m.podPrivate, m.podPss)
 	}
-	b.WriteString("\n" + machine() + "\n")
+	b.WriteString("\n" + measuredOn() + "\n")
 	return b.String()
 }

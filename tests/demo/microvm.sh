@@ -1,6 +1,6 @@
 #!/bin/bash
-# Shows a pod in a virtual machine on a host where magikpod is installed: `make demo-microvm` runs this. $1 is the directory with web.yaml and web.tar.
-# It stops at the first step that does not do what it should. The machines are emulated: seconds become tenths of seconds where KVM runs guests.
+# Shows a pod in a VM on a host where magikpod is installed: `make demo-microvm` runs this. $1 is the directory with web.yaml and web.tar.
+# It stops at the first step that does not do what it should. The VMs are emulated: seconds become tenths of seconds where KVM runs guests.
 set -euo pipefail
 cd "$1"
 
@@ -31,7 +31,7 @@ kill -9 "$daemon"
 expect 'hello from web' ./web fetch http://127.0.0.1:18080/
 expect Running magikpodctl list
 
-printf '\n\033[1m# kill -9 the machine\033[0m\n'
+printf '\n\033[1m# kill -9 the VM\033[0m\n'
 pkill -9 qemu-system
 for _ in $(seq 600); do
 	magikpodctl list | grep -q 'Running *[1-9]' && break
@@ -40,5 +40,5 @@ done
 show magikpodctl wait web --for ready --timeout 120s
 expect 'hello from web' ./web fetch http://127.0.0.1:18080/
 show magikpodctl delete web
-if pgrep qemu-system; then fail 'a machine is left'; fi
+if pgrep qemu-system; then fail 'a VM is left'; fi
 nothing_left "$before"

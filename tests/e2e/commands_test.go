@@ -20,7 +20,7 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// patience is how long await waits: long enough for a slow and busy machine.
+// patience is how long await waits: long enough for a slow and busy host.
 var patience = host.Patience(60 * time.Second)
 
 type command = func(ts *testscript.TestScript, neg bool, args []string)

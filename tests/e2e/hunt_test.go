@@ -20,7 +20,7 @@ func hunt(marker string) error {
 	}
 	h.own = own
 	fmt.Println("begun")
-	for told := time.Now(); ; {
+	for said := time.Now(); ; {
 		list, err := os.ReadDir("/proc")
 		if err != nil {
 			return err
@@ -30,8 +30,8 @@ func hunt(marker string) error {
 				h.look("/proc/" + entry.Name())
 			}
 		}
-		if time.Since(told) > time.Second {
-			told = time.Now()
+		if time.Since(said) > time.Second {
+			said = time.Now()
 			fmt.Println("looked", len(h.seen))
 		}
 	}

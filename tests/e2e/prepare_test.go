@@ -39,7 +39,7 @@ var registryAddress string
 
 // prepare gives the host a configuration and an image.
 func prepare(ctx context.Context) error {
-	host.LoadMachineModules()
+	host.LoadVMModules()
 	if err := os.WriteFile(configFile, []byte(baseConfig), 0o600); err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func prepareModules(ctx context.Context) error {
 	return nil
 }
 
-// compileModules runs the modules of wasmbox that scripts run, once: in an emulated machine compiling them takes minutes, which no script waits for.
+// compileModules runs the modules of wasmbox that scripts run, once: in an emulated VM compiling them takes minutes, which no script waits for.
 var compileModules = sync.OnceValue(func() error {
 	if os.Getenv("MAGIKPOD_VM") == "" {
 		return nil

@@ -62,28 +62,28 @@ func needModules(t *testing.T) {
 	}
 }
 
-// TestMachines runs those scripts over the class pod-microvm-containers that apply to it.
-func TestMachines(t *testing.T) {
+// TestMicroVM runs those scripts over the class pod-microvm-containers that apply to it.
+func TestMicroVM(t *testing.T) {
 	inside(t)
-	needMachines(t)
+	needVMs(t)
 	before, err := world()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { checkLeft(t, world, before) })
-	run(t, machines, "testdata/*.txtar", false)
-	run(t, class{name: pod.ClassMicroVM}, "testdata/machine/*.txtar", false)
+	run(t, microVMs, "testdata/*.txtar", false)
+	run(t, class{name: pod.ClassMicroVM}, "testdata/microvm/*.txtar", false)
 }
 
-// TestMachinesAlone is TestAlone over the class pod-microvm-containers.
-func TestMachinesAlone(t *testing.T) {
+// TestMicroVMAlone is TestAlone over the class pod-microvm-containers.
+func TestMicroVMAlone(t *testing.T) {
 	inside(t)
-	needMachines(t)
-	run(t, machines, "testdata/alone/*.txtar", true)
+	needVMs(t)
+	run(t, microVMs, "testdata/alone/*.txtar", true)
 }
 
-// needMachines skips a test where no machine can be run, and says why not.
-func needMachines(t *testing.T) {
+// needVMs skips a test where no VM can be run, and says why not.
+func needVMs(t *testing.T) {
 	t.Helper()
 	out, err := exec.Command("magikpodctl", "classes").CombinedOutput()
 	if err != nil {
@@ -91,7 +91,7 @@ func needMachines(t *testing.T) {
 	}
 	for line := range strings.Lines(string(out)) {
 		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == pod.ClassMicroVM && fields[1] != "true" {
-			t.Skipf("no machine can be run here: %s", line)
+			t.Skipf("no VM can be run here: %s", line)
 		}
 	}
 }
@@ -114,7 +114,7 @@ type class struct {
 var (
 	containers = class{name: pod.ClassContainers}
 	modules    = class{name: pod.ClassWasm, adapt: forModules, marked: true}
-	machines   = class{name: pod.ClassMicroVM, adapt: forMachines, marked: true}
+	microVMs   = class{name: pod.ClassMicroVM, adapt: forVMs, marked: true}
 )
 
 var (
@@ -127,10 +127,10 @@ func forModules(manifest string) string {
 	return ofClass(strings.ReplaceAll(manifest, busybox, wasmbox), pod.ClassWasm)
 }
 
-// forMachines gives each pod of a manifest the class.
-func forMachines(manifest string) string { return ofClass(manifest, pod.ClassMicroVM) }
+// forVMs gives each pod of a manifest the class.
+func forVMs(manifest string) string { return ofClass(manifest, pod.ClassMicroVM) }
 
-// patient gives the probes of a manifest time: on a busy host, and in an emulated machine, a command takes a second, which is what they have by default.
+// patient gives the probes of a manifest time: on a busy host, and in an emulated VM, a command takes a second, which is what they have by default.
 func patient(manifest string) string {
 	var b strings.Builder
 	for line := range strings.Lines(manifest) {
@@ -211,14 +211,14 @@ func labelled(t *testing.T, scripts []string, label string) []string {
 	})
 }
 
-// machineSlots: an emulated machine keeps a core busy, and there are two.
-var machineSlots = make(chan struct{}, 2)
+// vmSlots: an emulated VM keeps a core busy, and there are two.
+var vmSlots = make(chan struct{}, 2)
 
 // setup gives a script its namespace, and looks in the end that nothing of it is left.
 func setup(e *testscript.Env, c class, alone bool) error {
 	if c.name == pod.ClassMicroVM {
-		machineSlots <- struct{}{}
-		e.Defer(func() { <-machineSlots })
+		vmSlots <- struct{}{}
+		e.Defer(func() { <-vmSlots })
 	}
 	if err := c.adaptFiles(e.WorkDir); err != nil {
 		return err

@@ -17,9 +17,9 @@ func TestVM(t *testing.T) {
 		switch {
 		case strings.Contains(" "+strings.TrimSpace(string(have))+" ", " "+want+" "):
 		case os.Getenv("MAGIKPOD_VM") != "":
-			t.Fatalf("a test machine has only the controllers %s", have)
+			t.Fatalf("a test VM has only the controllers %s", have)
 		default:
-			t.Skipf("this host has no cgroup controller %q, because the machine below has not (try: make test-vm)", want)
+			t.Skipf("this host has no cgroup controller %q, because the computer below has not (try: make test-vm)", want)
 		}
 	}
 	run(t, containers, "testdata/vm/*.txtar", true)

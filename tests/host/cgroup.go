@@ -11,20 +11,20 @@ import (
 	"time"
 )
 
-// systemdBooted says whether systemd is this machine's PID 1 (sd_booted(3)).
+// systemdBooted says whether systemd is the build host's PID 1 (sd_booted(3)).
 func systemdBooted() bool {
 	info, err := os.Lstat("/run/systemd/system")
 	return err == nil && info.IsDir()
 }
 
-// cgroupRoot is the mount point of this machine's cgroup v2 hierarchy: the whole tree, or the unified part of a hybrid one.
+// cgroupRoot is the mount point of the build host's cgroup v2 hierarchy: the whole tree, or the unified part of a hybrid one.
 func cgroupRoot() (string, error) {
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
 			return dir, nil
 		}
 	}
-	return "", errors.New("this machine has no cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified (mount one: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)")
+	return "", errors.New("the build host has no cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified (mount one: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)")
 }
 
 // cgroupFor is where the cgroup of the named host is: the scope that systemd-run makes, or a directory of our own.
@@ -92,7 +92,7 @@ func removeCgroupOnce(dir string) error {
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			_ = removeCgroupOnce(filepath.Join(dir, e.Name())) // its parent's removal tells
+			_ = removeCgroupOnce(filepath.Join(dir, e.Name())) // its parent's removal fails then
 		}
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {

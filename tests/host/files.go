@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Push copies a file of this machine into the host, with the given mode; missing directories are made, a file of that name is replaced.
+// Push copies a file of the build host into the host, with the given mode; missing directories are made, a file of that name is replaced.
 func (h *Host) Push(local, remote string, mode os.FileMode) error {
 	src, err := os.Open(local)
 	if err != nil {
@@ -43,7 +43,7 @@ func (h *Host) ReadFile(remote string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// Pull copies a file of the host to this machine.
+// Pull copies a file of the host to the build host.
 func (h *Host) Pull(remote, local string) error {
 	src, err := h.open(remote, unix.O_RDONLY, 0)
 	if err != nil {
@@ -101,7 +101,7 @@ func (h *Host) mkdirAll(dir string) error {
 	return nil
 }
 
-// open opens a path below the host's root. An absolute symlink on the way must be resolved there and not on this machine: hence openat2(2).
+// open opens a path below the host's root. An absolute symlink on the way must be resolved there and not on the build host: hence openat2(2).
 func (h *Host) open(path string, flags int, mode uint64) (*os.File, error) {
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", h.leader), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

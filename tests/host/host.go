@@ -15,13 +15,13 @@ import (
 	"time"
 )
 
-// Options say what to boot. The zero value boots this machine's own root.
+// Options say what to boot. The zero value boots the build host's own root.
 type Options struct {
-	// Root is the directory of the root file system; empty for the machine's own. It is never written to.
+	// Root is the directory of the root file system; empty for the build host's own. It is never written to.
 	Root string
 	// Install is a directory that `make install DESTDIR=` has filled; it is laid over the root. Empty: none.
 	Install string
-	// Binds are directories or files of this machine to mount in the host, writable: SOURCE or SOURCE:DESTINATION, as for systemd-nspawn --bind.
+	// Binds are directories or files of the build host to mount in the host, writable: SOURCE or SOURCE:DESTINATION, as for systemd-nspawn --bind.
 	Binds []string
 	// BootTimeout is how long the host may take to boot; 0 stands for 90 seconds.
 	BootTimeout time.Duration
@@ -119,7 +119,7 @@ func (h *Host) start(opts Options) error {
 		err := h.placeAndStart(cmd)
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // how it ended is told by its console
+			_ = cmd.Wait() // its console says how it ended
 		}
 	}()
 	return <-started

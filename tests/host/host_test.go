@@ -144,7 +144,7 @@ func TestFiles(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 	if _, err := os.Stat("/opt/new/dir"); err == nil {
-		t.Error("the file was written to this machine")
+		t.Error("the file was written to the build host")
 	}
 	pulled := filepath.Join(t.TempDir(), "out")
 	if err := h.Pull("/opt/new/dir/prog", pulled); err != nil {
@@ -155,7 +155,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestFilesFollowSymlinksInTheHost: an absolute symlink leads to the host's file, not to this machine's.
+// TestFilesFollowSymlinksInTheHost: an absolute symlink leads to the host's file, not to the build host's.
 func TestFilesFollowSymlinksInTheHost(t *testing.T) {
 	h := host.ForTest(t)
 	if _, err := h.Output(t.Context(), "ln", "-sfn", "/etc", "/opt/link"); err != nil {
@@ -169,7 +169,7 @@ func TestFilesFollowSymlinksInTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat("/etc/magikhost-test"); err == nil {
-		t.Error("the file was written to this machine")
+		t.Error("the file was written to the build host")
 	}
 }
 
@@ -264,7 +264,7 @@ func TestOwnerKilled(t *testing.T) {
 	checkGone(t, name, pid)
 }
 
-// checkGone fails the test when something of the host is left on this machine.
+// checkGone fails the test when something of the host is left on the build host.
 func checkGone(t *testing.T, name string, pid int) {
 	t.Helper()
 	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {

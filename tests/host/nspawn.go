@@ -76,7 +76,7 @@ func commandLine(h *Host, opts Options) (argv, env []string, err error) {
 	env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
 		"NOTIFY_SOCKET=" + filepath.Join(h.dir, "notify"),
-		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", // cgroup v2 in the host, whatever the machine has
+		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", // cgroup v2 in the host, whatever the build host has
 		"SYSTEMD_NSPAWN_API_VFS_WRITABLE=1",  // /proc/sys and /sys, for net sysctls and cgroups
 		"SYSTEMD_NSPAWN_USE_CGNS=1",
 		"SYSTEMD_SECCOMP=0", // nspawn's filter would refuse what OCI runtimes do

@@ -20,7 +20,7 @@ import (
 var trixiePackages = []string{
 	"systemd", "systemd-sysv", "dbus", "polkitd", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static", "netcat-openbsd",
 	"podman", "catatonit", "netavark", "aardvark-dns", "passt", "systemd-container",
-	// For pods in virtual machines; vhost-device-vsock comes from sid, see BuildTrixie.
+	// For pods in VMs; vhost-device-vsock comes from sid, see BuildTrixie.
 	"linux-image-cloud-amd64", "qemu-system-x86", "virtiofsd", "erofs-utils", "e2fsprogs", "kmod",
 }
 
@@ -29,7 +29,7 @@ var trixiePackages = []string{
 //go:embed trixie-setup.sh
 var trixieSetup string
 
-// FindRoot returns the directory of the named root: "" for the machine's own, the cached one for "trixie", else the name itself, a directory.
+// FindRoot returns the directory of the named root: "" for the build host's own, the cached one for "trixie", else the name itself, a directory.
 func FindRoot(name string) (string, error) {
 	if name != "trixie" {
 		return name, nil
@@ -119,7 +119,7 @@ func Cached(dir string, build func(building string) error) error {
 // cachedName has the kind, and what a build in progress adds to its name.
 var cachedName = regexp.MustCompile(`^([a-z]+)-[0-9a-f]{12}(\..*)?$`)
 
-// Debootstrap makes a Debian 13 root in dir from minbase and the packages, which come from where the machine has its own; setup is a shell script that
+// Debootstrap makes a Debian 13 root in dir from minbase and the packages, which come from where the build host has its own; setup is a shell script that
 // finishes it, $1 its directory. Its text goes to standard error.
 func Debootstrap(ctx context.Context, dir string, packages []string, setup string) error {
 	sources, err := debianSources(ctx, "trixie")
@@ -153,7 +153,7 @@ func debianSources(ctx context.Context, suite string) ([]string, error) {
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("cannot find this machine's sources of Debian: %w", err)
+		return nil, fmt.Errorf("cannot find the build host's sources of Debian: %w", err)
 	}
 	return strings.Split(strings.TrimSpace(string(out)), "\n"), nil
 }

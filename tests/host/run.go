@@ -92,7 +92,7 @@ func (h *Host) Start(ctx context.Context, c Command) (*Process, error) {
 	if c.Dir != "" {
 		args = append(args, "--working-directory="+c.Dir)
 	}
-	// The shell tells a death by signal from an exit: systemd-run reports both as 1.
+	// The shell distinguishes a death by signal from an exit: systemd-run reports both as 1.
 	args = append(args, "--")
 	for _, arg := range append([]string{"/bin/sh", "-c", `"$@"; exit $?`, "sh"}, c.Argv...) {
 		// systemd expands environment variables in a command line (systemd.service(5), COMMAND LINES).

@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hidden are directories of the root that the host sees empty: what this machine's administrator or its packages have enabled there is no part of a test.
+// hidden are directories of the root that the host sees empty: what the build host's administrator or its packages have enabled there is no part of a test.
 // Vendor units in /usr/lib/systemd/system stay, and units that a test enables are added on top.
 var hidden = []string{
 	"etc/systemd/system", "etc/magikpod", "etc/cni", "var/lib/systemd/linger",
 	"etc/rc0.d", "etc/rc1.d", "etc/rc2.d", "etc/rc3.d", "etc/rc4.d", "etc/rc5.d", "etc/rc6.d", "etc/rcS.d",
 }
 
-// masked are units that fail in a container, are slow, or would change the machine below: the sysctls and modules of the kernel are shared with it.
+// masked are units that fail in a container, are slow, or would change the computer below: the sysctls and modules of the kernel are shared with it.
 var masked = []string{
 	"console-getty.service", "getty.target", "e2scrub_reap.service", "systemd-sysctl.service", "systemd-modules-load.service",
 	"systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket",
@@ -49,7 +49,7 @@ func writeSeed(dir, name string) error {
 		return err
 	}
 	if err := unix.Mknod(filepath.Join(dir, "var/log/journal"), unix.S_IFCHR, 0); err != nil {
-		return fmt.Errorf("cannot hide the machine's journal in the host: %w", err)
+		return fmt.Errorf("cannot hide the build host's journal in the host: %w", err)
 	}
 	return writeIdentity(dir, name)
 }

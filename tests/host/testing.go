@@ -10,7 +10,7 @@ import (
 
 // The environment of tests that boot hosts.
 const (
-	// EnvRoot names the root to boot: empty for the machine's own, "trixie" for the one of `make root-trixie`, or a directory.
+	// EnvRoot names the root to boot: empty for the build host's own, "trixie" for the one of `make root-trixie`, or a directory.
 	EnvRoot = "MAGIKHOST_ROOT"
 	// EnvInstall names a directory that `make install DESTDIR=` has filled.
 	EnvInstall = "MAGIKHOST_INSTALL"

@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// packages are what the root has beyond minbase: what magikpod needs, the kernel, QEMU for here and for machines in the machine, and tools of tests.
+// packages are what the root has beyond minbase: what magikpod needs, the kernel, QEMU for here and for VMs in the VM, and tools of tests.
 var packages = []string{
 	"systemd", "systemd-sysv", "dbus", "polkitd", "udev", "kmod", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static",
 	"netcat-openbsd", "conntrack", "linux-image-cloud-amd64", "qemu-system-x86", "virtiofsd", "erofs-utils", "e2fsprogs",
@@ -31,7 +31,7 @@ var setup string
 // bootModules are those that the kernel needs to get at its root, in the order of loading.
 var bootModules = []string{"virtio_blk", "libcrc32c", "erofs", "overlay"}
 
-// Image is what machines boot from. All of it is in a directory of the cache.
+// Image is what VMs boot from. All of it is in a directory of the cache.
 type Image struct {
 	dir string
 }
@@ -53,7 +53,7 @@ func BuildImage(ctx context.Context) (Image, error) {
 	return Image{dir}, host.Cached(dir, func(building string) error {
 		err := (Image{building}).build(ctx)
 		if err != nil {
-			return fmt.Errorf("cannot build the image of test machines: %w", err)
+			return fmt.Errorf("cannot build the image of test VMs: %w", err)
 		}
 		return nil
 	})
@@ -168,7 +168,7 @@ func (i Image) MakeDisk(ctx context.Context, path string) error {
 	return nil
 }
 
-// CheckDisk is fsck of an image that no machine uses: an error when its file system is damaged beyond what its journal mends.
+// CheckDisk is fsck of an image that no VM uses: an error when its file system is damaged beyond what its journal mends.
 func (i Image) CheckDisk(ctx context.Context, path string) error {
 	// 1: errors corrected, as those of the journal.
 	out, err := i.command(ctx, "usr/sbin/e2fsck", "-p", "-f", path).CombinedOutput()

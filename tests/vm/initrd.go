@@ -17,7 +17,7 @@ import (
 //go:embed init.sh
 var initScript string
 
-// guestPath is where the program that runs commands lies in the machine.
+// guestPath is where the program that runs commands lies in the VM.
 const guestPath = "/usr/local/libexec/guest"
 
 const guestUnit = `[Unit]
@@ -32,7 +32,7 @@ TasksMax=infinity
 KillMode=process
 `
 
-// writeInitrd makes the initrd in memory: what all machines have.
+// writeInitrd makes the initrd in memory: what all VMs have.
 func (i Image) writeInitrd(ctx context.Context) (*os.File, error) {
 	guest, err := buildGuest(ctx)
 	if err != nil {
@@ -71,7 +71,7 @@ func buildGuest(ctx context.Context) (string, error) {
 	cmd.Dir = tree
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot build the program for the machine: %w: %s", err, text)
+		return "", fmt.Errorf("cannot build the program for the VM: %w: %s", err, text)
 	}
 	return out, nil
 }

@@ -9,18 +9,18 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// envVM switches the tests on that boot machines.
+// envVM switches the tests on that boot VMs.
 const envVM = "MAGIKPOD_VM"
 
 func needed(t *testing.T) {
 	t.Helper()
 	if os.Getenv(envVM) == "" {
-		t.Skip("this boots machines in QEMU, which takes minutes (try: make test-vm)")
+		t.Skip("this boots VMs in QEMU, which takes minutes (try: make test-vm)")
 	}
 }
 
-// boot boots a machine for one test.
-func boot(t *testing.T, opts Options) *Machine {
+// boot boots a VM for one test.
+func boot(t *testing.T, opts Options) *VM {
 	t.Helper()
 	needed(t)
 	opts.Install = os.Getenv(host.EnvInstall)
@@ -33,7 +33,7 @@ func boot(t *testing.T, opts Options) *Machine {
 	t.Cleanup(func() {
 		if t.Failed() {
 			journal, err := m.Output(context.Background(), "journalctl", "--no-pager", "--lines=200", "--output=short-precise")
-			t.Logf("the machine's journal (%v):\n%s\nits console:\n%s", err, journal, m.Console())
+			t.Logf("the VM's journal (%v):\n%s\nits console:\n%s", err, journal, m.Console())
 		}
 		m.Close()
 	})
@@ -41,7 +41,7 @@ func boot(t *testing.T, opts Options) *Machine {
 }
 
 // must runs a command that has to succeed and returns its output.
-func must(t *testing.T, m *Machine, argv ...string) string {
+func must(t *testing.T, m *VM, argv ...string) string {
 	t.Helper()
 	out, err := m.Output(t.Context(), argv...)
 	if err != nil {

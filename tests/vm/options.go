@@ -9,14 +9,14 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// The environment of tests that boot machines.
+// The environment of tests that boot VMs.
 const (
 	// EnvAccel is tcg or kvm; empty stands for tcg.
 	EnvAccel = host.EnvAccel
 	// EnvCPUs and EnvMemory are the number of CPUs (2) and the memory in MiB (4096).
 	EnvCPUs   = "MAGIKVM_CPUS"
 	EnvMemory = "MAGIKVM_MEMORY"
-	// EnvPlain, when it is not empty, makes every machine boot, instead of being restored from a saved state where that is possible.
+	// EnvPlain, when it is not empty, makes every VM boot, instead of being restored from a saved state where that is possible.
 	EnvPlain = "MAGIKVM_PLAIN"
 )
 
@@ -30,19 +30,19 @@ type Options struct {
 	Files []File
 	// Disk is a raw image with ext4 (see [Image.MakeDisk]) that holds /var/lib/magikpod and /etc/magikpod. Empty: they are in memory.
 	Disk string
-	// BootTimeout is how long the machine may take to boot; 0 stands for a minute, times [Slowness].
+	// BootTimeout is how long the VM may take to boot; 0 stands for a minute, times [Slowness].
 	BootTimeout time.Duration
-	// Limit is how long the machine may run; then it is killed. 0 stands for half an hour.
+	// Limit is how long the VM may run; then it is killed. 0 stands for half an hour.
 	Limit time.Duration
 }
 
-// File is a file or directory of this machine and its absolute path in the test machine.
+// File is a file or directory of the host and its absolute path in the test VM.
 type File struct {
 	Local, Guest string
 }
 
-// Slowness is what tests in a machine multiply their patience by. It is less than how much slower a process is there: a test that waits is patient
-// enough for a busy machine, and most of what it waits for is not computing.
+// Slowness is what tests in a VM multiply their patience by. It is less than how much slower a process is there: a test that waits is patient
+// enough for a busy host, and most of what it waits for is not computing.
 func Slowness() int {
 	if host.Accel() == "kvm" {
 		return 2
@@ -50,7 +50,7 @@ func Slowness() int {
 	return 5
 }
 
-// slownessEnv is what every command in a machine gets.
+// slownessEnv is what every command in a VM gets.
 func slownessEnv() string { return host.EnvSlowness + "=" + strconv.Itoa(Slowness()) }
 
 // arguments are those of QEMU. Its files: 1 is the console, 3 the initrd, 4 the control port, 5 the payload, 6 the monitor.

@@ -22,15 +22,15 @@ const pods = `{apiVersion: v1, kind: Pod, metadata: {name: always}, spec: {termi
 {apiVersion: v1, kind: Pod, metadata: {name: stopped}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "localhost/busybox:1", command: [sleep, "100000"]}]}}
 `
 
-// durable is a machine whose disk survives it.
+// durable is a VM whose disk survives it.
 type durable struct {
-	*Machine
+	*VM
 	t     *testing.T
 	image Image
 	opts  Options
 }
 
-// newDurable boots a machine with a disk of its own and an image of busybox.
+// newDurable boots a VM with a disk of its own and an image of busybox.
 func newDurable(t *testing.T) *durable {
 	needed(t)
 	image, err := BuildImage(t.Context())
@@ -47,23 +47,23 @@ func newDurable(t *testing.T) *durable {
 		t.Fatal(err)
 	}
 	d.opts.Files = []File{{testimage.BusyboxFile(t), "/opt/busybox.tar"}, {manifest, "/opt/pods.yaml"}}
-	d.Machine = boot(t, d.opts)
+	d.VM = boot(t, d.opts)
 	d.ctl("image", "load", "--tag", "localhost/busybox:1", "/opt/busybox.tar")
 	return d
 }
 
 func (d *durable) ctl(args ...string) string {
 	d.t.Helper()
-	return must(d.t, d.Machine, append([]string{"magikpodctl"}, args...)...)
+	return must(d.t, d.VM, append([]string{"magikpodctl"}, args...)...)
 }
 
-// again boots the machine anew from its disk, whose file system must be whole.
+// again boots the VM anew from its disk, whose file system must be whole.
 func (d *durable) again() {
 	d.t.Helper()
 	if err := d.image.CheckDisk(d.t.Context(), d.opts.Disk); err != nil {
 		d.t.Error(err)
 	}
-	d.Machine = boot(d.t, d.opts)
+	d.VM = boot(d.t, d.opts)
 }
 
 // eventually waits until a pod's line of `list` says what it should.
@@ -84,7 +84,7 @@ func (d *durable) eventually(name string, want ...string) {
 // sound wants a daemon that can do its work: run a pod, answer, and forget it without a trace.
 func (d *durable) sound() {
 	d.t.Helper()
-	must(d.t, d.Machine, "systemctl", "is-active", "magikpodd.service")
+	must(d.t, d.VM, "systemctl", "is-active", "magikpodd.service")
 	text := `{apiVersion: v1, kind: Pod, metadata: {name: after}, spec: {restartPolicy: Never, containers: [{name: main, image: "localhost/busybox:1", command: [echo, works]}]}}`
 	if err := d.WriteFile(d.t.Context(), "/opt/after.yaml", text); err != nil {
 		d.t.Fatal(err)
@@ -174,7 +174,7 @@ func TestPowerCut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		must(t, d.Machine, "sh", "-c", fmt.Sprintf("for i in $(seq 600); do [ $(cat /run/rounds 2>/dev/null | wc -l) -ge %d ] && exit 0; sleep 0.2; done; exit 1", c.done))
+		must(t, d.VM, "sh", "-c", fmt.Sprintf("for i in $(seq 600); do [ $(cat /run/rounds 2>/dev/null | wc -l) -ge %d ] && exit 0; sleep 0.2; done; exit 1", c.done))
 		time.Sleep(c.after)
 		d.Close()
 		if code, err := p.Wait(); err == nil {

@@ -19,7 +19,7 @@ import (
 // payloadBytes is the size of the disk that carries a payload, always the same: a saved state fits no other. What nobody writes costs nothing.
 const payloadBytes = 4 << 30
 
-// payload writes the tar archive that is laid over the root of a machine. All files belong to root. The first error sticks.
+// payload writes the tar archive that is laid over the root of a VM. All files belong to root. The first error sticks.
 type payload struct {
 	file *os.File
 	buf  *bufio.Writer
@@ -48,7 +48,7 @@ func writePayload(opts Options) (*os.File, error) {
 		p.add(file.Guest, file.Local)
 	}
 	if err := p.close(); err != nil {
-		return nil, errors.Join(fmt.Errorf("cannot make the payload of a machine: %w", err), f.Close())
+		return nil, errors.Join(fmt.Errorf("cannot make the payload of a VM: %w", err), f.Close())
 	}
 	return f, nil
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
-// Command is something to run in a machine. It runs in the unit guest.service.
+// Command is something to run in a VM. It runs in the unit guest.service.
 type Command struct {
 	Argv   []string
 	Env    []string // KEY=VALUE, on top of PATH, HOME, LANG and MAGIKHOST_SLOWNESS
@@ -28,7 +28,7 @@ type Command struct {
 
 // Process is a running command.
 type Process struct {
-	m      *Machine
+	m      *VM
 	ctx    context.Context // of Start
 	id     uint32
 	c      Command
@@ -38,10 +38,10 @@ type Process struct {
 }
 
 // Start starts a command. When ctx ends, the command and its children are killed. The caller must Wait. Output is written as it comes.
-func (m *Machine) Start(ctx context.Context, c Command) (*Process, error) {
+func (m *VM) Start(ctx context.Context, c Command) (*Process, error) {
 	p := &Process{m: m, ctx: ctx, c: c, done: make(chan struct{})}
 	if !m.register(p) {
-		return nil, errors.New("cannot start a command: the machine has ended")
+		return nil, errors.New("cannot start a command: the VM has ended")
 	}
 	data, err := json.Marshal(wire.Command{Argv: c.Argv, Env: append([]string{slownessEnv()}, c.Env...), Dir: c.Dir, TTY: c.TTY})
 	if err == nil {
@@ -49,7 +49,7 @@ func (m *Machine) Start(ctx context.Context, c Command) (*Process, error) {
 	}
 	if err != nil {
 		m.forget(p)
-		return nil, fmt.Errorf("cannot start %q in a machine: %w", c.Argv, err)
+		return nil, fmt.Errorf("cannot start %q in a VM: %w", c.Argv, err)
 	}
 	go p.feed()
 	return p, nil
@@ -60,10 +60,10 @@ func (p *Process) feed() {
 	if p.c.Stdin != nil {
 		p.m.conn.Stream(p.id, wire.Stdin, p.c.Stdin)
 	}
-	_ = p.m.conn.Send(wire.Frame{ID: p.id, Kind: wire.Stdin}) // the machine may have ended
+	_ = p.m.conn.Send(wire.Frame{ID: p.id, Kind: wire.Stdin}) // the VM may have ended
 }
 
-// Resize tells a command the size of its terminal.
+// Resize gives a command the size of its terminal.
 func (p *Process) Resize(size wire.Size) {
 	data, _ := json.Marshal(size)                                          // never fails
 	_ = p.m.conn.Send(wire.Frame{ID: p.id, Kind: wire.Resize, Data: data}) // cosmetics
@@ -92,23 +92,23 @@ func (p *Process) end(status wire.Status) {
 	})
 }
 
-// Wait waits for the command and returns its exit status, 128+N when signal N has killed it; an error when it could not be started or the machine
+// Wait waits for the command and returns its exit status, 128+N when signal N has killed it; an error when it could not be started or the VM
 // or the context has ended.
 func (p *Process) Wait() (int, error) {
 	select {
 	case <-p.done:
 	case <-p.ctx.Done():
-		_ = p.m.conn.Send(wire.Frame{ID: p.id, Kind: wire.Kill}) // the machine may have ended
-		return -1, fmt.Errorf("cannot finish %q in a machine: %w", p.c.Argv, context.Cause(p.ctx))
+		_ = p.m.conn.Send(wire.Frame{ID: p.id, Kind: wire.Kill}) // the VM may have ended
+		return -1, fmt.Errorf("cannot finish %q in a VM: %w", p.c.Argv, context.Cause(p.ctx))
 	}
 	if p.status.Error != "" {
-		return p.status.Code, fmt.Errorf("cannot run %q in a machine: %s", p.c.Argv, p.status.Error)
+		return p.status.Code, fmt.Errorf("cannot run %q in a VM: %s", p.c.Argv, p.status.Error)
 	}
 	return p.status.Code, nil
 }
 
 // Run runs a command and waits for it. A command that fails is no error: see Result.Code.
-func (m *Machine) Run(ctx context.Context, argv ...string) (host.Result, error) {
+func (m *VM) Run(ctx context.Context, argv ...string) (host.Result, error) {
 	var stdout, stderr bytes.Buffer
 	p, err := m.Start(ctx, Command{Argv: argv, Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
@@ -122,21 +122,21 @@ func (m *Machine) Run(ctx context.Context, argv ...string) (host.Result, error) 
 }
 
 // Output is Run for commands that must succeed: it returns the standard output, or an error that carries what the command said.
-func (m *Machine) Output(ctx context.Context, argv ...string) (string, error) {
+func (m *VM) Output(ctx context.Context, argv ...string) (string, error) {
 	r, err := m.Run(ctx, argv...)
 	if err == nil && r.Code != 0 {
-		err = fmt.Errorf("%s in a machine: exit status %d: %s%s", strings.Join(argv, " "), r.Code, r.Stdout, r.Stderr)
+		err = fmt.Errorf("%s in a VM: exit status %d: %s%s", strings.Join(argv, " "), r.Code, r.Stdout, r.Stderr)
 	}
 	return r.Stdout, err
 }
 
-// WriteFile writes a file in the machine; missing directories are made.
-func (m *Machine) WriteFile(ctx context.Context, path, content string) error {
+// WriteFile writes a file in the VM; missing directories are made.
+func (m *VM) WriteFile(ctx context.Context, path, content string) error {
 	return m.pipe(ctx, strings.NewReader(content), nil, "sh", "-c", `mkdir -p "${1%/*}" && exec cat >"$1"`, "sh", path)
 }
 
-// Pull copies the files of a directory of the machine into a directory of this machine, which is made.
-func (m *Machine) Pull(ctx context.Context, path, dir string) error {
+// Pull copies the files of a directory of the VM into a directory of the host, which is made.
+func (m *VM) Pull(ctx context.Context, path, dir string) error {
 	end, err := m.Follow(ctx, path, dir)
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func (m *Machine) Pull(ctx context.Context, path, dir string) error {
 }
 
 // Follow is Pull that goes on: files come when they appear or change, at most a second later. end brings the last ones.
-func (m *Machine) Follow(ctx context.Context, path, dir string) (end func() error, err error) {
+func (m *VM) Follow(ctx context.Context, path, dir string) (end func() error, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -156,9 +156,9 @@ func (m *Machine) Follow(ctx context.Context, path, dir string) (end func() erro
 		cmd.Stdin = outR
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			err = fmt.Errorf("cannot unpack %s of a machine: %w: %s", path, err, out)
+			err = fmt.Errorf("cannot unpack %s of a VM: %w: %s", path, err, out)
 		}
-		_, _ = io.Copy(io.Discard, outR) // so that the machine's output does not stand still
+		_, _ = io.Copy(io.Discard, outR) // so that the VM's output does not stand still
 		unpacked <- err
 	}()
 	inR, inW := io.Pipe()
@@ -174,7 +174,7 @@ func (m *Machine) Follow(ctx context.Context, path, dir string) (end func() erro
 	}, nil
 }
 
-func (m *Machine) pipe(ctx context.Context, stdin io.Reader, stdout io.Writer, argv ...string) error {
+func (m *VM) pipe(ctx context.Context, stdin io.Reader, stdout io.Writer, argv ...string) error {
 	var stderr bytes.Buffer
 	p, err := m.Start(ctx, Command{Argv: argv, Stdin: stdin, Stdout: stdout, Stderr: &stderr})
 	if err != nil {
@@ -182,7 +182,7 @@ func (m *Machine) pipe(ctx context.Context, stdin io.Reader, stdout io.Writer, a
 	}
 	code, err := p.Wait()
 	if err == nil && code != 0 {
-		err = fmt.Errorf("%s in a machine: exit status %d: %s", strings.Join(argv, " "), code, stderr.String())
+		err = fmt.Errorf("%s in a VM: exit status %d: %s", strings.Join(argv, " "), code, stderr.String())
 	}
 	return err
 }

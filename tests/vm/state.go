@@ -18,23 +18,23 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
-// Booting takes 10 to 16 s in emulation, restoring a booted machine 3 s. A state is QEMU's migration stream of a machine without any payload. It fits the
+// Booting takes 10 to 16 s in emulation, restoring a booted VM 3 s. A state is QEMU's migration stream of a VM without any payload. It fits the
 // same image, initrd and arguments only, so these are its name. What is laid over the root comes afterwards, from the disk that carries the payload.
 
-// restorable says whether a machine may come from a saved state: it must not have to boot, and its disks must be those that the state has.
+// restorable says whether a VM may come from a saved state: it must not have to boot, and its disks must be those that the state has.
 func (o Options) restorable() bool { return o.Disk == "" && !o.Enable && os.Getenv(EnvPlain) == "" }
 
 // stateFile is the file in the directory of a saved state.
 const stateFile = "state"
 
-// restoreTime is how long a restored machine may take to answer, times [Slowness].
+// restoreTime is how long a restored VM may take to answer, times [Slowness].
 const restoreTime = 12 * time.Second
 
-// restore starts a machine from the saved state, which is made when there is none. A state that does not work is removed.
-func restore(ctx context.Context, image Image, opts Options, initrd *os.File) (*Machine, error) {
+// restore starts a VM from the saved state, which is made when there is none. A state that does not work is removed.
+func restore(ctx context.Context, image Image, opts Options, initrd *os.File) (*VM, error) {
 	state, err := image.savedState(ctx, initrd)
 	if err != nil {
-		return nil, fmt.Errorf("cannot save the state of a booted machine: %w", err)
+		return nil, fmt.Errorf("cannot save the state of a booted VM: %w", err)
 	}
 	payload, err := writePayload(opts)
 	if err != nil {
@@ -48,13 +48,13 @@ func restore(ctx context.Context, image Image, opts Options, initrd *os.File) (*
 	}
 	if err := m.restored(ctx); err != nil {
 		m.Close()
-		return nil, errors.Join(fmt.Errorf("cannot restore a machine: %w; its console:\n%s", err, m.Console()), os.RemoveAll(state))
+		return nil, errors.Join(fmt.Errorf("cannot restore a VM: %w; its console:\n%s", err, m.Console()), os.RemoveAll(state))
 	}
 	return m, nil
 }
 
-// restored waits until the machine runs, tells it the time, and lays the payload over its root.
-func (m *Machine) restored(ctx context.Context) error {
+// restored waits until the VM runs, gives it the time, and lays the payload over its root.
+func (m *VM) restored(ctx context.Context) error {
 	if err := m.resume(ctx); err != nil {
 		return err
 	}
@@ -75,8 +75,8 @@ func (m *Machine) restored(ctx context.Context) error {
 	return err
 }
 
-// resume waits until QEMU has read the state, and lets the machine run.
-func (m *Machine) resume(ctx context.Context) error {
+// resume waits until QEMU has read the state, and lets the VM run.
+func (m *VM) resume(ctx context.Context) error {
 	q, stop := m.talk(ctx)
 	defer stop()
 	if _, err := q.execute(`{"execute":"qmp_capabilities"}`); err != nil {
@@ -101,7 +101,7 @@ func (m *Machine) resume(ctx context.Context) error {
 	}
 }
 
-// savedState returns the directory of the saved state; it boots a machine to make it when it is missing.
+// savedState returns the directory of the saved state; it boots a VM to make it when it is missing.
 func (i Image) savedState(ctx context.Context, initrd *os.File) (string, error) {
 	digest := sha256.New()
 	fmt.Fprintf(digest, "%q\x00", arguments(i, Options{}))
@@ -122,8 +122,8 @@ func (i Image) savedState(ctx context.Context, initrd *os.File) (string, error) 
 	})
 }
 
-// save stops a machine and writes its state to a file.
-func (m *Machine) save(ctx context.Context, path string) error {
+// save stops a VM and writes its state to a file.
+func (m *VM) save(ctx context.Context, path string) error {
 	if _, err := m.Output(ctx, "sync"); err != nil {
 		return err
 	}
@@ -161,13 +161,13 @@ func (m *Machine) save(ctx context.Context, path string) error {
 	}
 }
 
-// talk opens the conversation with the monitor, once in a machine's life; it ends with ctx.
-func (m *Machine) talk(ctx context.Context) (q qmp, stop func() bool) {
+// talk opens the conversation with the monitor, once in a VM's life; it ends with ctx.
+func (m *VM) talk(ctx context.Context) (q qmp, stop func() bool) {
 	stop = context.AfterFunc(ctx, func() { _ = m.monitor.SetReadDeadline(time.Now()) })
 	return qmp{m.monitor, bufio.NewReader(m.monitor)}, stop
 }
 
-// qmp is the monitor of a machine: https://www.qemu.org/docs/master/interop/qmp-spec.html.
+// qmp is the monitor of a VM: https://www.qemu.org/docs/master/interop/qmp-spec.html.
 type qmp struct {
 	w io.Writer
 	r *bufio.Reader

@@ -13,7 +13,7 @@ import (
 // vsockModules are what a Linux needs to be a guest that speaks AF_VSOCK, in the order of loading.
 var vsockModules = []string{"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
 
-// TestVsock: AF_VSOCK within a machine, and to a machine in the machine, which is how a microVM would be reached.
+// TestVsock: AF_VSOCK within a VM, and to a VM in the VM, which is how a microVM would be reached.
 func TestVsock(t *testing.T) {
 	needed(t)
 	image, err := BuildImage(t.Context())
@@ -33,10 +33,10 @@ func TestVsock(t *testing.T) {
 			t.Errorf("a port where nobody listens: %+v, %v", r, err)
 		}
 	})
-	t.Run("nested machine", func(t *testing.T) { testNested(t, m) })
+	t.Run("nested VM", func(t *testing.T) { testNested(t, m) })
 }
 
-// innerInitrd is the initrd of the machine in the machine: the program guest is its only process.
+// innerInitrd is the initrd of the VM in the VM: the program guest is its only process.
 func innerInitrd(t *testing.T, image Image) string {
 	guest, err := buildGuest(t.Context())
 	if err != nil {
@@ -65,11 +65,11 @@ func innerInitrd(t *testing.T, image Image) string {
 	return f.Name()
 }
 
-// testNested boots a machine in the machine: emulated CPUs can virtualise, and what QEMU does with KVM there it does on a real one.
-func testNested(t *testing.T, m *Machine) {
+// testNested boots a VM in the VM: emulated CPUs can virtualise, and what QEMU does with KVM there it does on a real one.
+func testNested(t *testing.T, m *VM) {
 	if host.Accel() == "kvm" {
 		if r, err := m.Run(t.Context(), "test", "-c", "/dev/kvm"); err != nil || r.Code != 0 {
-			t.Skip("this machine's KVM does not nest")
+			t.Skip("the host's KVM does not nest")
 		}
 	} else {
 		must(t, m, "modprobe", "kvm_amd")
@@ -79,12 +79,12 @@ func testNested(t *testing.T, m *Machine) {
 		"-M", "pc", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", "/opt/vmlinux", "-initrd", "/opt/initrd", "-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable 8250.nr_uarts=1",
 		"-serial", "stdio", "-device", "vhost-vsock-pci,guest-cid=42")
-	out, err := m.Output(t.Context(), guestPath, "vsock-ask", "42", "1024", "to the inner machine", "150s")
+	out, err := m.Output(t.Context(), guestPath, "vsock-ask", "42", "1024", "to the inner VM", "150s")
 	if err != nil {
 		console, _ := m.Output(t.Context(), "journalctl", "--no-pager", "--unit=inner", "--lines=50")
-		t.Fatalf("%v\nthe inner machine's console:\n%s", err, console)
+		t.Fatalf("%v\nthe inner VM's console:\n%s", err, console)
 	}
-	if strings.TrimSpace(out) != "to the inner machine" {
+	if strings.TrimSpace(out) != "to the inner VM" {
 		t.Errorf("the answer is %q", out)
 	}
 	must(t, m, "systemctl", "stop", "inner.service")

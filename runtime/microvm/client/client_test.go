@@ -110,7 +110,7 @@ func TestHostileReplies(t *testing.T) {
 			c := guest(t, tc.serve)
 			err := within(t, time.Second, func(ctx context.Context) error { _, err := c.Ping(ctx); return err })
 			if err == nil || !tc.check(err) {
-				t.Errorf("%v", err)
+				t.Errorf("the ping returned %v, want another error", err)
 			}
 		})
 	}
@@ -255,7 +255,7 @@ func TestStuckFiles(t *testing.T) {
 		return err
 	})
 	if !errors.Is(err, errTime) {
-		t.Errorf("%v", err)
+		t.Errorf("the command returned %v, want the end of its time", err)
 	}
 }
 
@@ -309,7 +309,7 @@ func TestHybrid(t *testing.T) {
 		_, err := New(Hybrid(filepath.Join(dir, "never"), 1024)).Ping(ctx)
 		return err
 	}); !errors.Is(err, errTime) {
-		t.Errorf("%v", err)
+		t.Errorf("a guest that never comes: %v, want the end of the time", err)
 	}
 }
 

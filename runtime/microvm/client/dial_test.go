@@ -34,7 +34,7 @@ func TestHybridGivenUp(t *testing.T) {
 	defer conn.Close()
 	reader := bufio.NewReader(conn)
 	if line, err := reader.ReadString('\n'); line != "CONNECT 1024\n" {
-		t.Fatalf("%q, %v", line, err)
+		t.Fatalf("the first line is %q, %v, want CONNECT 1024", line, err)
 	}
 	cancel(given)
 	if err := <-dialed; !errors.Is(err, given) {

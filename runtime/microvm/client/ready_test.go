@@ -42,7 +42,7 @@ func TestWaitReady(t *testing.T) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, because)
 		defer cancel()
 		if _, err := c.WaitReady(ctx); !errors.Is(err, because) || !errors.Is(err, ErrGone) || time.Now().After(ready) {
-			t.Errorf("%v", err)
+			t.Errorf("the wait returned %v, want at once that the VM has ended", err)
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/testns"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/runtime"
 )
 
@@ -62,12 +63,7 @@ func layers(t *testing.T) runtime.Rootfs {
 	return runtime.Rootfs{Dir: dir, Layers: []string{"low", "high"}}
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testutil.Must
 
 // contents reads an image with the library, which knows no set-user-ID and sticky bits; runtime/microvm/supervise has a kernel read all of an image.
 func contents(t *testing.T, path string) map[string]string {
@@ -371,7 +367,7 @@ func TestScratch(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	if _, err := f.ReadAt(data, 1<<29); err != nil || string(data) != "data" {
-		t.Errorf("%q, %v", data, err)
+		t.Errorf("the scratch disk has %q, %v, want data", data, err)
 	}
 	if err := MakeScratch(context.Background(), path+"/scratch", 1<<30); !errors.Is(err, unix.ENOTDIR) { // whether there is one cannot be known
 		t.Errorf("below a file: %v", err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/tests/host"
@@ -31,15 +32,7 @@ func outcome(t *testing.T, session *client.Session) (wire.Exit, string, string) 
 }
 
 // eventually waits for something that takes a moment.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	patience := host.Patience(20 * time.Second)
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, what)
-		}
-	}
-}
+var eventually = testutil.Eventually
 
 // TestExits: how a container ends is reported as it is, with all of its output before that.
 func TestExits(t *testing.T) {

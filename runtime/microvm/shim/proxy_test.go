@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/guesttest"
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 	"github.com/magikrun/magikpod/shim"
@@ -117,15 +118,7 @@ func (u *unit) end(t *testing.T) syscall.WaitStatus {
 	return u.cmd.ProcessState.Sys().(syscall.WaitStatus)
 }
 
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	patience := host.Patience(20 * time.Second)
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, what)
-		}
-	}
-}
+var eventually = testutil.Eventually
 
 // withMessage adds a file for the termination message to the spec.
 func withMessage(t *testing.T, request *wire.Create, path string) {

@@ -161,13 +161,13 @@ func TestBounds(t *testing.T) {
 		t.Errorf("refusing took %d bytes", grown)
 	}
 	if _, err := AppendFrame(nil, FrameStdout, make([]byte, MaxFrame+1)); !errors.Is(err, ErrTooLong) {
-		t.Errorf("%v", err)
+		t.Errorf("a frame that is too long: %v, want ErrTooLong", err)
 	}
 	if _, err := EncodeReply(StatusReply{Containers: make([]ContainerStatus, 10000)}); !errors.Is(err, ErrTooLong) {
-		t.Errorf("%v", err)
+		t.Errorf("a reply that is too long: %v, want ErrTooLong", err)
 	}
 	if _, err := EncodeRequest(&Create{Container: "a", ID: "b", Spec: json.RawMessage(`{"x":"` + strings.Repeat("x", MaxRequest) + `"}`), Rootfs: Image{Disk: "d"}}); !errors.Is(err, ErrTooLong) {
-		t.Errorf("%v", err)
+		t.Errorf("a request that is too long: %v, want ErrTooLong", err)
 	}
 }
 
@@ -186,10 +186,10 @@ func TestErrors(t *testing.T) {
 	e.Exit = 127
 	got, ok := errors.AsType[*Error](DecodeReply(bytes.TrimSpace(EncodeError(e)), nil))
 	if !ok || got.Code != CodeExecFailed || got.Exit != 127 || strings.ContainsAny(got.Message, "\x1b\n") || len(got.Message) > MaxMessage {
-		t.Errorf("%+v", got)
+		t.Errorf("the error came as %+v, want exec-failed, 127 and a short, printable message", got)
 	}
 	if line := string(EncodeError(io.EOF)); line != `{"status":"error","code":"internal","message":"EOF"}`+"\n" {
-		t.Errorf("%q", line)
+		t.Errorf("an error without a code is encoded as %q, want an internal one", line)
 	}
 	for _, line := range []string{"", "null", "[]", `{"status":"ok"}`, `{"status":"error","code":"strange"}`, `{"status":"ok","data":{"code":"x"}}`} {
 		var exit Exit
@@ -199,15 +199,15 @@ func TestErrors(t *testing.T) {
 	}
 	exit := Exit{Code: 1 << 30, Signal: -5, Message: bytes.Repeat([]byte("x"), 2*MaxMessage)}
 	if exit.Check(); exit.Code != 255 || exit.Signal != 0 || len(exit.Message) != MaxMessage {
-		t.Errorf("%+v", exit)
+		t.Errorf("an exit out of range became %+v, want code 255, no signal and a message of the largest size", exit)
 	}
 	probe := ProbeReply{Message: "red \x1b[31mtext\nand\x00 more\xff " + strings.Repeat("x", 2*MaxMessage)}
 	if probe.Check(); len(probe.Message) > MaxMessage || !strings.HasPrefix(probe.Message, `red \x1b[31mtext and\x00 more\xff xxx`) {
-		t.Errorf("%q", probe.Message)
+		t.Errorf("a probe's message became %q, want one short printable line", probe.Message)
 	}
 	if exit = (Exit{Code: 0, Signal: 9}); true {
 		if exit.Check(); exit.Code != 137 {
-			t.Errorf("%+v", exit)
+			t.Errorf("an exit by signal 9 became %+v, want code 137", exit)
 		}
 	}
 }
@@ -225,7 +225,7 @@ func FuzzRequest(f *testing.F) {
 		r, err := DecodeRequest(line)
 		if err != nil {
 			if CodeOf(err) != CodeInvalidRequest {
-				t.Fatalf("%v", err)
+				t.Fatalf("a request was refused with %v, want an invalid request", err)
 			}
 			return
 		}
@@ -252,10 +252,10 @@ func FuzzReply(f *testing.F) {
 		var exit Exit
 		err := DecodeReply(line, &exit)
 		if e, ok := errors.AsType[*Error](err); ok && (!e.Code.known() || len(e.Message) > MaxMessage || strings.ContainsAny(e.Message, "\n\x1b")) {
-			t.Fatalf("%+v", e)
+			t.Fatalf("the error %+v has an unknown code, or a message that is too long or not printable", e)
 		}
 		if exit.Check(); exit.Code < 0 || exit.Code > 255 || exit.Signal < 0 || exit.Signal > 64 || len(exit.Message) > MaxMessage {
-			t.Fatalf("%+v", exit)
+			t.Fatalf("the exit %+v is out of range after its check", exit)
 		}
 	})
 }

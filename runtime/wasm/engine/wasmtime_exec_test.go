@@ -38,7 +38,7 @@ func TestFiles(t *testing.T) {
 	files, err := Files(t.Context(), "ls")
 	text := strings.Join(files, "\n")
 	if err != nil || len(files) < 3 || !strings.HasSuffix(files[0], "/ls") || !strings.Contains(text, "/libc.so.6") || !strings.Contains(files[1], "/ld") {
-		t.Errorf("%q, %v", files, err)
+		t.Errorf("ls needs the files %q, %v, want ls itself, its loader and libc", files, err)
 	}
 	for _, file := range files {
 		if _, err := os.Stat(file); err != nil || !filepath.IsAbs(file) {

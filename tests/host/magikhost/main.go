@@ -58,7 +58,7 @@ func main() {
 func run(ctx context.Context, args []string) (int, error) {
 	var opts options
 	flags := flag.NewFlagSet("magikhost", flag.ContinueOnError)
-	flags.StringVar(&opts.Root, "root", os.Getenv(host.EnvRoot), "root file system: a directory, or trixie; empty for the machine's own")
+	flags.StringVar(&opts.Root, "root", os.Getenv(host.EnvRoot), "root file system: a directory, or trixie; empty for the build host's own")
 	flags.StringVar(&opts.Install, "install", os.Getenv(host.EnvInstall), "directory filled by make install DESTDIR=")
 	flags.Var((*list)(&opts.Binds), "bind", "mount SOURCE[:DESTINATION] in the host, writable (may be repeated)")
 	flags.Var(&opts.env, "env", "KEY=VALUE for the command (may be repeated)")
@@ -127,7 +127,7 @@ func (o *options) bindHere(program string) error {
 	}
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		// What systemd has told this process about itself; and systemd refuses control characters in the environment.
+		// What systemd has set for this process alone; and systemd refuses control characters in the environment.
 		return slices.Contains([]string{"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM", "INVOCATION_ID", "WATCHDOG_USEC"}, name) ||
 			strings.ContainsFunc(kv, unicode.IsControl)
 	})

@@ -1,5 +1,5 @@
-// Command guest runs in a test machine (tests/vm): it runs the commands that come over the virtio-serial port; as one of
-// them ("export") it sends a directory's files as they change. As the init of a still smaller machine
+// Command guest runs in a test VM (tests/vm): it runs the commands that come over the virtio-serial port; as one of
+// them ("export") it sends a directory's files as they change. As the init of a still smaller VM
 // in that one ("vsock-init") it answers over AF_VSOCK, and "vsock-ask" asks it.
 package main
 
@@ -46,7 +46,7 @@ type server struct {
 	running map[uint32]*process
 }
 
-// serve ends when the port does, and that is when the machine ends.
+// serve ends when the port does, and that is when the VM ends.
 func serve() error {
 	f, err := openPort()
 	if err != nil {
@@ -106,7 +106,7 @@ func (s *server) handle(f wire.Frame) {
 	}
 }
 
-// greet answers to a machine's owner who has restored it from a state that was saved at another time.
+// greet answers to a VM's owner who has restored it from a state that was saved at another time.
 func (s *server) greet(f wire.Frame) {
 	if now, err := time.Parse(time.RFC3339Nano, string(f.Data)); err == nil {
 		tv := syscall.NsecToTimeval(now.UnixNano())

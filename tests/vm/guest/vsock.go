@@ -36,7 +36,7 @@ func vsockServe(port string) error {
 	})
 }
 
-// vsockAsk sends a text to a port of a machine, again and again for as long as timeout says, and prints the answer.
+// vsockAsk sends a text to a port of a VM, again and again for as long as timeout says, and prints the answer.
 func vsockAsk(cid, port, text, timeout string) error {
 	to, err1 := strconv.ParseUint(cid, 10, 32)
 	number, err2 := strconv.ParseUint(port, 10, 32)

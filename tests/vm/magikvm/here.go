@@ -30,7 +30,7 @@ func sources(ctx context.Context, tree string) ([]vm.File, error) {
 }
 
 // followJournal writes the journal where the flag says; end waits for the last lines.
-func (o *options) followJournal(ctx context.Context, m *vm.Machine) (end func() error, err error) {
+func (o *options) followJournal(ctx context.Context, m *vm.VM) (end func() error, err error) {
 	if o.journal == "" {
 		return func() error { return nil }, nil
 	}
@@ -51,7 +51,7 @@ func (o *options) followJournal(ctx context.Context, m *vm.Machine) (end func() 
 	}
 	return func() error {
 		// What was logged before this has been written when it has ended.
-		_, _ = m.Run(ctx, "journalctl", "--sync") // the machine may have ended
+		_, _ = m.Run(ctx, "journalctl", "--sync") // the VM may have ended
 		cancel()
 		_, _ = p.Wait() // by its context
 		return closeFile()

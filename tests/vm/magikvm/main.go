@@ -1,4 +1,4 @@
-// Command magikvm boots test machines for people and scripts: see package vm.
+// Command magikvm boots test VMs for people and scripts: see package vm.
 package main
 
 import (
@@ -19,8 +19,8 @@ import (
 
 const usage = `usage: magikvm COMMAND [FLAGS] [ARGS]
 
-  run [FLAGS] -- COMMAND...  boot a machine, run COMMAND in it, throw the machine away; the exit status is COMMAND's
-  shell [FLAGS]              boot a machine and open a shell in it, or run the commands on standard input; the exit status is the shell's
+  run [FLAGS] -- COMMAND...  boot a VM, run COMMAND in it, throw the VM away; the exit status is COMMAND's
+  shell [FLAGS]              boot a VM and open a shell in it, or run the commands on standard input; the exit status is the shell's
   image                      build the image unless it is in the cache
 
 FLAGS of run and shell:
@@ -56,13 +56,13 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.StringVar(&opts.Install, "install", os.Getenv(host.EnvInstall), "directory filled by make install DESTDIR=")
 	flags.BoolVar(&opts.Enable, "enable", false, "start the daemon at boot")
 	flags.StringVar(&opts.Disk, "disk", "", "raw image with ext4 that holds /var/lib/magikpod and /etc/magikpod; made when it is missing")
-	flags.DurationVar(&opts.Limit, "limit", 30*time.Minute, "how long the machine may run")
+	flags.DurationVar(&opts.Limit, "limit", 30*time.Minute, "how long the VM may run")
 	flags.Var(&opts.env, "env", "KEY=VALUE for the command (may be repeated)")
 	flags.StringVar(&opts.dir, "dir", "", "working directory of the command")
 	flags.BoolVar(&opts.here, "here", false, "run: copy the source tree and COMMAND to their places, keep working directory and the environment of tests;\nfor go test -exec 'magikvm run --here --'")
 	flags.Var(&opts.copies, "copy", "run: a file to copy to its place, too (may be repeated)")
 	flags.StringVar(&opts.journal, "journal", "", "write the journal to this file, as it comes; - is standard error")
-	flags.StringVar(&opts.out, "out", "", "run: $MAGIKVM_OUT is a directory in the machine whose files come to this directory, as they are written")
+	flags.StringVar(&opts.out, "out", "", "run: $MAGIKVM_OUT is a directory in the VM whose files come to this directory, as they are written")
 	flags.Usage = func() { fmt.Fprint(flags.Output(), usage); flags.PrintDefaults() }
 	if len(args) == 0 {
 		flags.Usage()
@@ -78,7 +78,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	case verb == "run" && len(rest) > 0:
 		return opts.run(ctx, rest)
 	case verb == "shell" && len(rest) == 0:
-		return opts.inMachine(ctx, func(m *vm.Machine) (int, error) { return m.Shell(ctx, opts.env) })
+		return opts.inVM(ctx, func(m *vm.VM) (int, error) { return m.Shell(ctx, opts.env) })
 	case verb == "image" && len(rest) == 0:
 		_, err := vm.BuildImage(ctx)
 		return 0, err
@@ -109,7 +109,7 @@ func (o *options) run(ctx context.Context, argv []string) (int, error) {
 			return 1, err
 		}
 	}
-	return o.inMachine(ctx, func(m *vm.Machine) (int, error) {
+	return o.inVM(ctx, func(m *vm.VM) (int, error) {
 		env, end := o.env, func() error { return nil }
 		if o.out != "" {
 			if _, err := m.Output(ctx, "mkdir", "-p", guestOut); err != nil {
@@ -128,13 +128,13 @@ func (o *options) run(ctx context.Context, argv []string) (int, error) {
 		code, err := p.Wait()
 		err = errors.Join(err, end())
 		if err != nil {
-			err = fmt.Errorf("%w\nthe machine's console:\n%s", err, m.Console())
+			err = fmt.Errorf("%w\nthe VM's console:\n%s", err, m.Console())
 		}
 		return code, err
 	})
 }
 
-// copyHere makes the command find in the machine what it would find here: the files that git knows, and the program.
+// copyHere makes the command find in the VM what it would find here: the files that git knows, and the program.
 func (o *options) copyHere(ctx context.Context, program string) error {
 	tree, err := host.SourceTree()
 	if err != nil {
@@ -161,8 +161,8 @@ func (o *options) copyHere(ctx context.Context, program string) error {
 	return nil
 }
 
-// inMachine calls do with a machine that it boots and throws away.
-func (o *options) inMachine(ctx context.Context, do func(*vm.Machine) (int, error)) (int, error) {
+// inVM calls do with a VM that it boots and throws away.
+func (o *options) inVM(ctx context.Context, do func(*vm.VM) (int, error)) (int, error) {
 	if o.Disk != "" {
 		image, err := vm.BuildImage(ctx)
 		if err != nil {

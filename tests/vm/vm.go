@@ -18,8 +18,8 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
-// Machine is a running test machine. Its methods may be called from several goroutines.
-type Machine struct {
+// VM is a running test VM. Its methods may be called from several goroutines.
+type VM struct {
 	cancel  context.CancelFunc // kills QEMU
 	exited  chan struct{}
 	console *tail
@@ -33,9 +33,9 @@ type Machine struct {
 	commands map[uint32]*Process
 }
 
-// Boot starts a machine and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it. A machine
+// Boot starts a VM and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it. A VM
 // without a disk and without Enable is not booted, but restored from a state that was saved after one boot; where that fails it is booted.
-func Boot(ctx context.Context, opts Options) (*Machine, error) {
+func Boot(ctx context.Context, opts Options) (*VM, error) {
 	image, err := BuildImage(ctx)
 	if err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func Boot(ctx context.Context, opts Options) (*Machine, error) {
 }
 
 // coldBoot is Boot without a saved state.
-func coldBoot(ctx context.Context, image Image, opts Options, initrd *os.File) (*Machine, error) {
+func coldBoot(ctx context.Context, image Image, opts Options, initrd *os.File) (*VM, error) {
 	payload, err := writePayload(opts)
 	if err != nil {
 		return nil, err
@@ -78,20 +78,20 @@ func coldBoot(ctx context.Context, image Image, opts Options, initrd *os.File) (
 		}
 		m.Close()
 		if !errors.Is(err, errHangs) || attempt == maxAttempts {
-			return nil, fmt.Errorf("cannot boot a test machine: %w\nits console:\n%s", err, m.Console())
+			return nil, fmt.Errorf("cannot boot a test VM: %w\nits console:\n%s", err, m.Console())
 		}
 		fmt.Fprintf(os.Stderr, "vm: %v; trying again; its console:\n%s\n", err, m.Console())
 	}
 }
 
-// An emulated kernel on a busy machine can lose the timer of one of its CPUs, and hangs then before it runs any program of ours. That says nothing
+// An emulated kernel on a busy host can lose the timer of one of its CPUs, and hangs then before it runs any program of ours. That says nothing
 // of what is tested, so it is tried again; a boot that gets further is not.
 const maxAttempts = 3
 
 var errHangs = errors.New("the kernel hangs")
 
 // start launches QEMU. PR_SET_PDEATHSIG is tied to the thread that starts the process, hence a goroutine of its own, locked to its thread.
-func start(args []string, image Image, opts Options, initrd, payload *os.File) (*Machine, error) {
+func start(args []string, image Image, opts Options, initrd, payload *os.File) (*VM, error) {
 	port, theirPort, err := socketPair("control port")
 	if err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func start(args []string, image Image, opts Options, initrd, payload *os.File) (
 		limit = 30 * time.Minute
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	m := &Machine{
+	m := &VM{
 		cancel: cancel, exited: make(chan struct{}), console: &tail{}, port: port, monitor: monitor, conn: wire.New(port), hello: make(chan struct{}),
 		commands: map[uint32]*Process{},
 	}
@@ -137,12 +137,12 @@ func socketPair(name string) (ours, theirs *os.File, err error) {
 }
 
 // own starts QEMU and waits for its end.
-func (m *Machine) own(cmd *exec.Cmd, started chan<- error) {
+func (m *VM) own(cmd *exec.Cmd, started chan<- error) {
 	goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
 	err := cmd.Start()
 	started <- err
 	if err == nil {
-		_ = cmd.Wait() // how it ended is told by its console
+		_ = cmd.Wait() // its console says how it ended
 		m.cancel()
 		_ = m.port.Close() // ends receive
 		_ = m.monitor.Close()
@@ -153,8 +153,8 @@ func (m *Machine) own(cmd *exec.Cmd, started chan<- error) {
 // hangTime is how long it may take to the first program of ours, times [Slowness]: ten times what it takes when nothing else runs.
 const hangTime = 18 * time.Second
 
-// booted waits until the machine runs.
-func (m *Machine) booted(ctx context.Context) error {
+// booted waits until the VM runs.
+func (m *VM) booted(ctx context.Context) error {
 	select {
 	case <-m.hello:
 	case <-m.exited:
@@ -175,39 +175,39 @@ func (m *Machine) booted(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the machine at once, as a power cut does. It may be called more than once.
-func (m *Machine) Close() {
+// Close ends the VM at once, as a power cut does. It may be called more than once.
+func (m *VM) Close() {
 	m.cancel()
 	<-m.exited
 }
 
-// PowerOff shuts the machine down in order and waits for its end.
-func (m *Machine) PowerOff(ctx context.Context) error { return m.goDown(ctx, "poweroff") }
+// PowerOff shuts the VM down in order and waits for its end.
+func (m *VM) PowerOff(ctx context.Context) error { return m.goDown(ctx, "poweroff") }
 
-// Reboot is PowerOff by way of a reboot, which ends QEMU, too: [Boot] boots what the machine has left on its disk.
-func (m *Machine) Reboot(ctx context.Context) error { return m.goDown(ctx, "reboot") }
+// Reboot is PowerOff by way of a reboot, which ends QEMU, too: [Boot] boots what the VM has left on its disk.
+func (m *VM) Reboot(ctx context.Context) error { return m.goDown(ctx, "reboot") }
 
-func (m *Machine) goDown(ctx context.Context, verb string) error {
+func (m *VM) goDown(ctx context.Context, verb string) error {
 	_, err := m.Run(ctx, "systemctl", "--no-block", verb)
 	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	select { // the machine may have ended before the command had
+	select { // the VM may have ended before the command had
 	case <-m.exited:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("cannot %s the machine: %w\nits console:\n%s", verb, errors.Join(context.Cause(ctx), err), m.Console())
+		return fmt.Errorf("cannot %s the VM: %w\nits console:\n%s", verb, errors.Join(context.Cause(ctx), err), m.Console())
 	}
 }
 
-// Done is closed when the machine has ended.
-func (m *Machine) Done() <-chan struct{} { return m.exited }
+// Done is closed when the VM has ended.
+func (m *VM) Done() <-chan struct{} { return m.exited }
 
 // Console returns the last part (at most 64 KiB) of what the kernel and QEMU have said.
-func (m *Machine) Console() string { return m.console.String() }
+func (m *VM) Console() string { return m.console.String() }
 
-// receive hands frames to the commands until the machine ends.
-func (m *Machine) receive() {
+// receive hands frames to the commands until the VM ends.
+func (m *VM) receive() {
 	greeted := false
 	for {
 		f, err := m.conn.Receive()
@@ -229,13 +229,13 @@ func (m *Machine) receive() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.commands {
-		p.end(wire.Status{Code: -1, Error: "the machine has ended"})
+		p.end(wire.Status{Code: -1, Error: "the VM has ended"})
 	}
 	m.commands = nil
 }
 
-// register gives a command its number; false when the machine has ended.
-func (m *Machine) register(p *Process) bool {
+// register gives a command its number; false when the VM has ended.
+func (m *VM) register(p *Process) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.commands == nil {
@@ -247,7 +247,7 @@ func (m *Machine) register(p *Process) bool {
 	return true
 }
 
-func (m *Machine) forget(p *Process) {
+func (m *VM) forget(p *Process) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.commands, p.id)

@@ -14,7 +14,7 @@ import (
 )
 
 // shellFrom runs a shell with commands on standard input.
-func shellFrom(t *testing.T, m *Machine, commands string) (int, error) {
+func shellFrom(t *testing.T, m *VM, commands string) (int, error) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "commands")
 	if err := os.WriteFile(name, []byte(commands), 0o600); err != nil {
@@ -33,8 +33,8 @@ func shellFrom(t *testing.T, m *Machine, commands string) (int, error) {
 	return m.Shell(ctx, nil)
 }
 
-// TestMachine looks at all that package vm promises, in one machine.
-func TestMachine(t *testing.T) {
+// TestWhole looks at all that package vm promises, in one VM.
+func TestWhole(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("from here\n"), 0o640); err != nil {
 		t.Fatal(err)
@@ -110,12 +110,12 @@ func TestMachine(t *testing.T) {
 		t.Errorf("QEMU still runs: %s", left)
 	}
 	if _, err := m.Run(t.Context(), "true"); err == nil {
-		t.Error("a command ran in a machine that has ended")
+		t.Error("a command ran in a VM that has ended")
 	}
 }
 
 // testLive answers to what a command says while it runs.
-func testLive(t *testing.T, m *Machine) {
+func testLive(t *testing.T, m *VM) {
 	inR, inW := io.Pipe()
 	outR, outW := io.Pipe()
 	p, err := m.Start(t.Context(), Command{Argv: []string{"sh", "-c", "echo question; read answer; echo got $answer"}, Stdin: inR, Stdout: outW})
@@ -143,7 +143,7 @@ func testLive(t *testing.T, m *Machine) {
 }
 
 // testFollow sees a file before its writer has ended, and what became of it.
-func testFollow(t *testing.T, m *Machine) {
+func testFollow(t *testing.T, m *VM) {
 	must(t, m, "mkdir", "/run/results")
 	dir := t.TempDir()
 	end, err := m.Follow(t.Context(), "/run/results", dir)
@@ -171,7 +171,7 @@ func testFollow(t *testing.T, m *Machine) {
 	}
 }
 
-// TestRestore: the second machine comes from the state that the first one has left, and a state that is damaged does no harm.
+// TestRestore: the second VM comes from the state that the first one has left, and a state that is damaged does no harm.
 func TestRestore(t *testing.T) {
 	boot(t, Options{}).Close() // saves the state, unless it is there
 	began := time.Now()
@@ -195,7 +195,7 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// TestLimit: a machine ends when its time is up, whatever it does.
+// TestLimit: a VM ends when its time is up, whatever it does.
 func TestLimit(t *testing.T) {
 	needed(t)
 	m, err := Boot(t.Context(), Options{Enable: true, Limit: 2 * time.Second})
@@ -211,7 +211,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// running lists the machines of this process.
+// running lists the VMs of this process.
 func running(t *testing.T) string {
 	t.Helper()
 	var list []string

@@ -1,7 +1,4 @@
-// Package usage reads what a cgroup of version 2 uses.
-//
-// What does not belong here: which cgroup is whose (runtime/engine, daemon).
-package usage
+package onhost
 
 import (
 	"errors"
@@ -13,11 +10,11 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Of reads one cgroup. root is where cgroups are mounted (/sys/fs/cgroup), group is relative to it. Of a controller that is not enabled nothing is known. False: the cgroup
+// Usage reads what a cgroup uses. root is where cgroups are mounted (/sys/fs/cgroup), group is relative to it. Of a controller that is not enabled nothing is known. False: the cgroup
 // does not exist.
 //
 // Memory is the working set, as kubectl top shows it: what is in use without the page cache that was not used lately.
-func Of(root, group string) (pod.ResourceUse, bool, error) {
+func Usage(root, group string) (pod.ResourceUse, bool, error) {
 	group = filepath.Clean("/" + group)
 	if group == "/" { // of a unit that has ended: that of the whole host is not meant
 		return pod.ResourceUse{}, false, nil

@@ -1,4 +1,4 @@
-package usage
+package onhost
 
 import (
 	"bufio"
@@ -28,7 +28,7 @@ func writeCgroup(t *testing.T, dir string, files map[string]string) {
 	}
 }
 
-func TestOf(t *testing.T) {
+func TestUsage(t *testing.T) {
 	root := t.TempDir()
 	slice := `/magikpod.slice/magikpod-default.slice/magikpod-default-we\x2db.slice`
 	writeCgroup(t, filepath.Join(root, slice), map[string]string{
@@ -48,7 +48,7 @@ func TestOf(t *testing.T) {
 		strings.TrimPrefix(slice, "/") + "/bare.service/": {},
 		slice + "/gone.service":                           nil, "": nil,
 	} {
-		got, ok, err := Of(root, group)
+		got, ok, err := Usage(root, group)
 		if err != nil || ok != (want != nil) {
 			t.Errorf("%s: %t, %v", group, ok, err)
 		}
@@ -59,7 +59,7 @@ func TestOf(t *testing.T) {
 		}
 	}
 	writeCgroup(t, filepath.Join(root, slice), map[string]string{"cpu.stat": "usage_usec\n"})
-	if _, _, err := Of(root, slice); pod.KindOf(err) != pod.Internal {
+	if _, _, err := Usage(root, slice); pod.KindOf(err) != pod.Internal {
 		t.Errorf("nonsense in cpu.stat: %v", err)
 	}
 }
@@ -87,7 +87,7 @@ func TestKernel(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	got, ok, err := Of(root, group)
+	got, ok, err := Usage(root, group)
 	if err != nil || !ok || *got.CPUNanos == 0 {
 		t.Errorf("%+v, %t, %v", got, ok, err)
 	}
