@@ -1,2 +1,2 @@
-// Package embed holds the README's example of magikpod as a Go library: its test runs it.
+// Package embed has the README's example of magikpod as a Go library: its test runs it.
 package embed

@@ -1,5 +1,7 @@
-// Package disks makes the disks of machines: container images and directories as read-only erofs images, and scratch disks with ext4. Images of container images
-// are kept in a cache and shared by all machines.
+// Package disks makes the disks of VMs: container images and directories as read-only erofs images, and
+// scratch disks with ext4. The erofs images of container images are kept in a cache and shared by all VMs.
 //
-// Layer: L2. What the disks are attached to, and how a guest mounts them, is not known here.
+// What does not belong here: what the disks are attached to, and how a guest mounts them.
+//
+// Layer L2: it may import runtime.
 package disks
