@@ -1,3 +1,2 @@
-// Package arch holds the import table of the architecture as a test: layers, and imports forbidden with a
-// reason.
+// Package arch holds the import table of the architecture as a test: layers, and imports forbidden with a reason.
 package arch
