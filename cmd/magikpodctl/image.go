@@ -181,7 +181,7 @@ func imageTag(a *app) *cobra.Command {
 
 func imageInspect(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "inspect REFERENCE", Short: "Print everything that is known about an image", Args: oneArg,
+		Use: "inspect REFERENCE", Short: "Print what is known of an image", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {

@@ -40,7 +40,7 @@ func wasmRun(a *app) *cobra.Command {
 		Use: "run [FLAGS] FILE [ARGUMENT...]", Short: "Run a WebAssembly module (WASI preview 1) right here; no daemon is needed",
 		Long: `Run a WebAssembly module (WASI preview 1) right here; no daemon is needed. Its exit status is returned: 134 when it trapped.
 
-The module gets the arguments, the variables of --env, standard input, output and error, and the directories of --dir as its descriptors from 3 on, followed by the sockets of --listen. It gets nothing else of this computer, unless a directory is writable (:rw): a module can make a symbolic link in it and follow that to every file that the user may use. In a pod of the class pod-wasm a module is jailed and cannot.
+The module gets the arguments, the variables of --env, standard input, output and error, and the directories of --dir as its descriptors from 3 on, followed by the sockets of --listen. Nothing else of this machine, unless a directory is writable (:rw): a module can make a symbolic link in it and follow that to every file that the user may use. In a pod of the class pod-wasm a module is jailed and cannot.
 
 Machine code is kept in $XDG_CACHE_HOME/magikpod/wasm, or ~/.cache/magikpod/wasm. Where that cannot be written to, or is another user's, a module is compiled each time.
 
