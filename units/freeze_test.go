@@ -255,11 +255,11 @@ func TestEndAfterARefusal(t *testing.T) {
 	if err := m.systemd.FreezeUnit(t.Context(), unit); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return m.Frozen(unit) && (m.frozenBySystemd(unit) || m.Version() < "256") }) // 252 does not report it
-	if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte("0"), 0); err != nil {  // only systemd takes it for frozen
+	testutil.Eventually(t, "the container is frozen", func() bool { return m.Frozen(unit) && (m.frozenBySystemd(unit) || m.Version() < "256") }) // 252 does not report it
+	if err := os.WriteFile(filepath.Join(m.CgroupDir(unit), "cgroup.freeze"), []byte("0"), 0); err != nil {                                      // only systemd takes it for frozen
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return !m.Frozen(unit) })
+	testutil.Eventually(t, "the container runs again", func() bool { return !m.Frozen(unit) })
 	m.mu.Lock()
 	m.units[unit].state.frozen = false
 	m.mu.Unlock()

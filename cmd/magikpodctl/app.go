@@ -32,7 +32,7 @@ func newApp(stdout, stderr *os.File) *app {
 
 const rootLong = `magikpodctl runs Kubernetes pods on this host, without a cluster: every container is a systemd service in the slice of its pod. It talks to magikpodd(8) over D-Bus.
 
-A pod is named POD or NAMESPACE/POD; pod/POD and the words "pod POD" are understood too. What a command made is printed on standard output, one name a line; messages for people go to standard error.
+A pod is named POD or NAMESPACE/POD; pod/POD and the words "pod POD" are understood too. A command prints what it made on standard output, one name a line; messages for people go to standard error.
 
 Exit status: 0 success; 1 error; 2 wrong usage; 3 not found; 4 not permitted; 5 conflict, such as a name that is taken; 6 unavailable, also after a timeout; 7 invalid manifest; 130 interrupted. exec returns the status of its command.
 

@@ -15,7 +15,7 @@ func deleteCommand(a *app) *cobra.Command {
 	var all, force bool
 	var grace time.Duration
 	cmd := &cobra.Command{
-		Use: "delete POD...|-f FILE|--all", Short: "Stop pods and remove everything of them", ValidArgsFunction: a.completePods,
+		Use: "delete POD...|-f FILE|--all", Short: "Stop pods and remove everything that belongs to them", ValidArgsFunction: a.completePods,
 		Example: `  magikpodctl delete web
   magikpodctl delete -f web.yaml
   magikpodctl delete --all --grace 0s`,

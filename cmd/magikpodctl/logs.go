@@ -23,7 +23,7 @@ func logsCommand(a *app) *cobra.Command {
   journalctl MAGIKPOD_POD=web MAGIKPOD_CONTAINER=server`,
 		Long: `Print the log of a container of a pod.
 
-What the container wrote is passed on as it is to a file or pipe. On a terminal, control characters and others that do not show as themselves are printed as \x1b or \u009b; colours pass. (exec passes on as it is what its command writes.)`,
+A file or pipe gets what the container wrote, unchanged. On a terminal, control characters and others that do not show as themselves are printed as \x1b or \u009b; colours pass. (exec passes on unchanged what its command writes.)`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Tail < -1 {
 				return usagef("--tail %d: no number of lines", o.Tail)

@@ -1,4 +1,5 @@
-// Package erofs knows of the file system erofs what is not the kernel's business: how large one says that it is.
+// Package erofs knows of the file system erofs what is not the kernel's business: how large an image says
+// that it is.
 //
-// Layer: internal. What writes them is runtime/microvm/disks.
+// Layer: internal. runtime/microvm/disks writes the images.
 package erofs

@@ -1,4 +1,5 @@
-// Package vsockinit loads the kernel modules that an initramfs has, for the first process of a machine: magikagent's, and those of tests.
+// Package vsockinit loads the kernel modules that an initramfs has, for PID 1 of a VM: magikagent, and the
+// programs of tests.
 //
 // Layer: none.
 package vsockinit

@@ -82,13 +82,7 @@ func (m *Manager) stopAttempt(ctx context.Context, s *sandbox, record attemptRec
 		if tracked && !state.MainEnded() {
 			_ = m.units.Kill(ctx, unit, "all", unixKILL) // it may have just ended
 		}
-		job, err := m.units.Stop(ctx, unit)
-		if err == nil {
-			err = job.Wait(ctx)
-		}
-		if err == nil {
-			err = m.units.Emptied(ctx, unit)
-		}
+		err := m.units.End(ctx, unit)
 		if err == nil || pod.KindOf(err) != pod.Unavailable || m.lost() {
 			return err
 		}

@@ -262,15 +262,7 @@ func (m *Manager) endAllByHand(ctx context.Context, s *sandbox, grace time.Durat
 // dismantle removes a sandbox that was stopped, or that was not made completely: from systemd, from the kernel, and below RunDir. The writable
 // layers stay.
 func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
-	job, err := m.units.Stop(ctx, s.names.Slice)
-	if err == nil {
-		err = job.Wait(ctx)
-	}
-	if err == nil {
-		// The job of a slice may be done although a unit in it has refused to stop.
-		err = m.units.Emptied(ctx, s.names.Slice)
-	}
-	if err != nil {
+	if err := m.units.End(ctx, s.names.Slice); err != nil {
 		return err
 	}
 	if err := m.fault("release units"); err != nil {
