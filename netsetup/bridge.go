@@ -27,6 +27,7 @@ type bridge struct {
 	nl   *netlink.Handle
 	ipv6 bool
 	link *netlink.Bridge // nil when it is not known to exist
+	open bool            // the host's loopback was opened to published ports
 }
 
 // up makes the bridge, with the first address of each subnet, or takes the one that is there. made says that there was none,
@@ -185,7 +186,7 @@ func (b *bridge) down() error {
 	if err != nil && !isNoLink(err) {
 		return pod.Errorf(kindOf(err), "cannot remove bridge %s: %w", b.cfg.Bridge, err)
 	}
-	b.link = nil
+	b.link, b.open = nil, false
 	return nil
 }
 

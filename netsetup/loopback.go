@@ -23,13 +23,15 @@ func (b *bridge) openLoopback() error {
 	if b.link == nil {
 		return pod.Errorf(pod.Unavailable, "bridge %s was removed", b.cfg.Bridge)
 	}
-	if err := writeSysctl(b.localnet(), "1"); err != nil || !b.ipv6 {
-		return err
+	err := writeSysctl(b.localnet(), "1")
+	if err == nil && b.ipv6 {
+		err = b.nl.RouteReplace(&netlink.Route{
+			LinkIndex: b.link.Attrs().Index, Dst: ipNet(netip.IPv6Loopback(), 128),
+			Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Priority: loopbackPriority,
+		})
 	}
-	return b.nl.RouteReplace(&netlink.Route{
-		LinkIndex: b.link.Attrs().Index, Dst: ipNet(netip.IPv6Loopback(), 128),
-		Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Priority: loopbackPriority,
-	})
+	b.open = b.open || err == nil
+	return err
 }
 
 // localnet is the path of the setting for 127.0.0.0/8.

@@ -68,7 +68,7 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 		m.hostMu.Unlock()
 		return false
 	}
-	faults, err := m.bridge.faults(m.isOpen())
+	faults, err := m.bridge.faults(m.isOpen() && m.bridge.open) // a Setup may be just about to open it
 	if len(faults) > 0 {
 		said = append(said, "bridge "+m.cfg.Bridge+": "+strings.Join(faults, ", "))
 		links = true

@@ -394,3 +394,24 @@ func TestBridgeLostMeanwhile(t *testing.T) {
 		})
 	}
 }
+
+// TestMendDuringSetup: what a Setup has not done yet is nobody's change.
+func TestMendDuringSetup(t *testing.T) {
+	var said reports
+	var m *Manager
+	m = newManager(t, func(c *Config) {
+		c.Report = said.add
+		c.Fault = func(step string) error {
+			if step == "loopback" && m.mend(true, m.watch) {
+				return errors.New("there was something to mend")
+			}
+			return nil
+		}
+	})
+	ns, rs := newPod(t, m, "a", Port{HostPort: 8080, Port: 80})
+	serve(t, ns, "tcp", ":80")
+	wantFrom(t, nil, "tcp", "127.0.0.1:8080", rs.Gateways[0])
+	if said.count("") > 0 {
+		t.Errorf("reported %q", said.lines)
+	}
+}
