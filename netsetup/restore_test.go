@@ -293,6 +293,8 @@ func TestOtherSubnet(t *testing.T) {
 	defer n.Close()
 	err = n.Restore(t.Context(), only("a"))
 	wantKind(t, err, pod.Conflict, "10.212.0.0/16")
+	m.watch.close() // it reads the configuration
+	m.watches.Wait()
 	m.cfg = other
 	o := reopen(t, m)
 	_, r := newPod(t, o, "b")
