@@ -327,7 +327,7 @@ func (r *Registry) Find(class string) (PodManager, error) {
 	defer r.mu.RUnlock()
 	m, ok := r.managers[class]
 	if !ok {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: this magikpod has none of that name (magikpodctl classes lists them)", class)
+		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: there is no such class (magikpodctl classes lists them)", class)
 	}
 	return m, nil
 }

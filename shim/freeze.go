@@ -87,7 +87,7 @@ func freeze(cgroups []string, deadline time.Time) error {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("cannot freeze %s: it has processes that do not stand still", dir)
+				return fmt.Errorf("cannot freeze %s: it has processes that do not freeze", dir)
 			}
 			time.Sleep(pause)
 		}

@@ -97,7 +97,7 @@ func (m *Manager) Named(uid types.UID) (pod.Ref, error) {
 		err = errors.New("what is noted is another pod's")
 	}
 	if err != nil {
-		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s: %w", uid, err)
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot find the name of pod %s: %w", uid, err)
 	}
 	return pod.Ref{Namespace: c.Namespace, Name: c.Pod, UID: uid}, nil
 }

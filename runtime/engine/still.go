@@ -51,7 +51,7 @@ func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own stri
 	}
 	failed := func(err error) error {
 		turn.Release()
-		return pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
+		return pod.Errorf(pod.Unavailable, "cannot freeze the containers with SYS_PTRACE: %w", err)
 	}
 	cgroups, err := m.onlookers(s, container, own)
 	switch {
@@ -83,7 +83,7 @@ func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string
 	for _, name := range traced {
 		unit := m.units.CgroupDir(s.unit(name))
 		if unit == "" {
-			return nil, pod.Errorf(pod.Unavailable, "cannot tell the cgroup of container %s", name)
+			return nil, pod.Errorf(pod.Unavailable, "cannot find the cgroup of container %s", name)
 		}
 		for _, parent := range []string{unit, filepath.Join(unit, runtime.ContainerCgroup)} {
 			entries, err := os.ReadDir(parent)
@@ -104,7 +104,7 @@ func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string
 func (m *Manager) letGoOfLeft(s *sandbox) {
 	for _, name := range s.containerNames() {
 		if letGo, err := m.holdStill(m.ctx, s, name, ""); err != nil && m.ctx.Err() == nil {
-			m.config.Log.Warn("cannot tell whether a container stands still", "pod", s.ref.String(), "container", name, "error", err)
+			m.config.Log.Warn("cannot find out whether a container is frozen", "pod", s.ref.String(), "container", name, "error", err)
 		} else if letGo != nil {
 			letGo()
 		}

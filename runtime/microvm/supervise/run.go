@@ -208,7 +208,7 @@ func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the monitor does not answer"))
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the VMM does not answer"))
 	defer cancel()
 	// Its socket is there before it is, so that connecting waits for it.
 	control, err := driver.Control(ctx, &s.config.VM)
