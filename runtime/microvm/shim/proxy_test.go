@@ -255,7 +255,7 @@ func TestNotStarted(t *testing.T) {
 		code   int
 		want   string
 	}{
-		{"no machine", Config{Agent: client.Address{Path: "/nonexistent"}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
+		{"no VM", Config{Agent: client.Address{Path: "/nonexistent"}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
 		{"no command", Config{Agent: client.Address{Path: m.Hybrid}, Create: bad}, shim.ExitFailure, "/bin/none"},
 		{"no volume", Config{Agent: client.Address{Path: m.Hybrid}, Create: ok, Copies: []Copy{{"v", "/nonexistent"}}}, shim.ExitFailure, "/nonexistent"},
 	} {
@@ -274,8 +274,8 @@ func TestNotStarted(t *testing.T) {
 	}
 }
 
-// TestMachineDies: the container of a machine that dies is killed with it.
-func TestMachineDies(t *testing.T) {
+// TestVMDies: the container of a VM that dies is killed with it.
+func TestVMDies(t *testing.T) {
 	m := guesttest.Start(t)
 	u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
 	eventually(t, "told", func() bool { return u.told() == started })
