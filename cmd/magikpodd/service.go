@@ -151,7 +151,7 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 	return &registry, nil
 }
 
-// vms runs virtual machines as the configuration says.
+// vms runs VMs as the configuration says.
 func vms(config daemon.Config, shim string) *microvm.Runtime {
 	c := &config.MicroVM
 	return microvm.New(microvm.Config{
