@@ -65,7 +65,7 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 	case pod.KindOf(err) == pod.NotFound:
 		err = nil
 	case err == nil && pause.MainPID > 0:
-		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, holdNamespaces
+		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, awaitNamespaces
 		// comes back to it.
 		s.ns, _ = openNamespaces(pause.MainPID, s.record)
 	}
@@ -79,7 +79,7 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 		m.forgetSandbox(s)
 		return true, err
 	}
-	m.spawn(func() { m.letGoOfLeft(s) })
+	m.spawn(func() { m.thawLeft(s) })
 	return true, nil
 }
 
