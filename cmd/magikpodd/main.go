@@ -104,7 +104,7 @@ const (
 	failTime = 3 * time.Second
 )
 
-// failed tells the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] tells it to who calls.
+// failed reports to the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] returns it to who calls.
 func failed(log *slog.Logger, err error) {
 	log.Error("magikpodd cannot start", "error", err)
 	notify(log, "STATUS="+dbus.NotStarted+strings.Join(strings.Fields(err.Error()), " "))

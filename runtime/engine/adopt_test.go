@@ -64,7 +64,7 @@ func TestAdopt(t *testing.T) {
 		if len(after.Containers) != 4 || after.Sandbox != before.Sandbox {
 			t.Errorf("%+v", after)
 		}
-		// It is told of what happens from now on, can exec, stop and run more.
+		// It is notified of what happens from now on, can exec, stop and run more.
 		if c := w.await(p, "d", pod.ContainerExited); c.ExitCode != 8 || c.Attempt != 2 {
 			t.Errorf("%+v", c)
 		}

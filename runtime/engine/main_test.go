@@ -136,7 +136,7 @@ func (w *world) manager(config Config) *Manager {
 	if !m.Class().Available {
 		w.t.Fatal(m.Class().Reason)
 	}
-	changes := make(chan pod.Ref, 1) // of this manager: another one may be told something still
+	changes := make(chan pod.Ref, 1) // of this manager: another one may be notified still
 	w.changes = changes
 	m.OnChange(func(ref pod.Ref) {
 		select {

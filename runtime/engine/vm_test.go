@@ -315,7 +315,7 @@ func TestVMDies(t *testing.T) {
 	select {
 	case <-w.changes:
 	case <-time.After(10 * time.Second):
-		t.Error("nobody is told")
+		t.Error("nobody is notified")
 	}
 	if s := w.awaitSandbox(p, pod.SandboxDead); s.StoppedByAdmin || !strings.Contains(s.Message, "VM") {
 		t.Errorf("the sandbox is %+v", s)
@@ -422,7 +422,7 @@ func (w *world) life(unit string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A VM outlives its containers: while they stop, it is there. And a stop of the VM by systemctl is somebody's wish.
+// A VM outlives its containers: while they stop, it is there. And a stop of the VM by systemctl is somebody's order.
 func TestVMStops(t *testing.T) {
 	w, _ := newVMs(t, nil)
 	script := `trap 'sleep 0.3; kill -0 $(cat $VM_PID) && exit 42; exit 1' TERM; echo trapped; while :; do sleep 0.05; done`

@@ -27,7 +27,7 @@ import (
 // over vhost-device-vsock): make vm-host-test RUN='^$$' TESTFLAGS='-bench=Pod -benchtime=5x'
 //
 //	s-bare     from the start of QEMU to the agent's first reply
-//	s-agent    from CreateSandbox to a VM that has been told its network
+//	s-agent    from CreateSandbox to a VM that has its network
 //	s-pod      from CreateSandbox to a container that runs
 //	s-delete   DeleteSandbox and Forget
 //	ms-ping    a request to the agent and its reply
@@ -114,7 +114,7 @@ func (w *world) sandboxOf(p *corev1.Pod) runtime.Sandbox {
 	return runtime.Sandbox{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID))}
 }
 
-// vmConfig is what the supervisor of a VM was told.
+// vmConfig is what the supervisor of a VM was given.
 func vmConfig(tb testing.TB, m runtime.Sandbox) supervise.Config {
 	tb.Helper()
 	config, err := supervise.ReadConfig(filepath.Join(m.RunDir, "vm/vmm.json"))

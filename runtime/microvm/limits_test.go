@@ -42,7 +42,7 @@ type cgroup string
 // slice is the pod's cgroup, once the VM runs.
 func (w *world) slice(p *corev1.Pod) cgroup { return cgroup(filepath.Dir(string(w.vm(p)))) }
 
-// vm is the cgroup of the monitor and its helpers.
+// vm is the cgroup of the VMM and its helpers.
 func (w *world) vm(p *corev1.Pod) cgroup {
 	w.t.Helper()
 	state, ok := w.config.Units.State(units.Names(p.Namespace, p.Name).VM)
@@ -120,7 +120,7 @@ func TestHostLimits(t *testing.T) {
 	limited(&p.Spec.Containers[0], "200m", "64Mi")
 	limited(&p.Spec.Containers[1], "200m", "64Mi")
 	w.create(p)
-	// 200m and 200m, and a quarter of a CPU for the monitor. It would make the VM's start last, in a CPU that is emulated.
+	// 200m and 200m, and a quarter of a CPU for the VMM. It would make the VM's start last, in a CPU that is emulated.
 	const quota = 650 * time.Millisecond
 	if text := w.property(p, "CPUQuotaPerSecUSec"); text != quota.String() {
 		t.Errorf("the CPU quota of the slice is %s, want %s", text, quota)
@@ -274,7 +274,7 @@ func TestOverhead(t *testing.T) {
 	own := slice.number(t, "memory.stat", "anon") + slice.number(t, "memory.stat", "kernel") // the VM's memory is shmem
 	t.Logf("beside the VM's memory and the page cache it has %s, of %s that are reckoned", mibs(own), mibs(limit-memory))
 	if own > (limit-memory)*3/4 {
-		t.Errorf("the monitor, its helpers and the proxies have %s, and %s are reckoned", mibs(own), mibs(limit-memory))
+		t.Errorf("the VMM, its helpers and the proxies have %s, and %s are reckoned", mibs(own), mibs(limit-memory))
 	}
 }
 

@@ -190,7 +190,7 @@ func (r *Runtime) checkNeeds() error {
 	return pod.Errorf(pod.Unsupported, "%s", strings.Join(missing, "; "))
 }
 
-// description tells people what runs the VMs.
+// description says what runs the VMs.
 func (r *Runtime) description() string {
 	text := r.driver.Name() + ", " + r.base.Accel + ", vsock by " + string(r.base.Vsock.Kind) + ", kernel " + filepath.Base(r.parts.Modules)
 	if !r.images.Packs() {

@@ -39,7 +39,7 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
-// What the host lacks is told with the field that needs it.
+// What the host lacks is reported with the field that needs it.
 func TestValidateShare(t *testing.T) {
 	for _, c := range []struct {
 		driver vmm.Driver

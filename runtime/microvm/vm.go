@@ -238,7 +238,7 @@ func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
 	return nil
 }
 
-// configure is what the agent is told of the VM.
+// configure is what the agent is sent about the VM.
 func (r *record) configure(link netsetup.PodLink) wire.Configure {
 	network := &wire.Network{MAC: link.MAC.String(), MTU: link.MTU}
 	for _, a := range link.Addresses {

@@ -196,8 +196,8 @@ func (f *Fake) end(c Call) {
 	}
 }
 
-// tell tells the daemon, if there still is one.
-func (f *Fake) tell(ref pod.Ref) {
+// notify notifies the daemon, if there still is one.
+func (f *Fake) notify(ref pod.Ref) {
 	f.mu.Lock()
 	changed := f.changed
 	if f.gone {

@@ -89,7 +89,7 @@ func (h *suite) clean() {
 	}
 }
 
-// program is what a container does, told twice: as a script for classes that run it, as a Behavior for those that do not.
+// program is what a container does, said twice: as a script for classes that run it, as a Behavior for those that do not.
 type program struct {
 	script   string
 	behavior Behavior
