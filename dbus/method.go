@@ -18,7 +18,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// method is one row of an interface's table: the table is what is served, and a test holds the introspection XML to it.
+// method is one row of an interface's table: the table is what is served, and a test checks the introspection XML against it.
 type method struct {
 	name    string
 	in, out string // D-Bus signatures

@@ -52,7 +52,7 @@ func runVM(pidFile string) int {
 	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 		return 1
 	}
-	tell("READY=1")
+	notify("READY=1")
 	<-end
 	return 0
 }
@@ -70,14 +70,14 @@ func standIn(path string) int {
 	if config.Script == "hang" {
 		time.Sleep(time.Hour)
 	}
-	tell("READY=1")
-	tell("STATUS=" + config.Status)
+	notify("READY=1")
+	notify("STATUS=" + config.Status)
 	env := []string{"VM_PID=" + config.VM, "PATH=/bin:/usr/bin"}
 	_ = unix.Exec("/bin/sh", []string{"sh", "-c", config.Script}, env)
 	return 1
 }
 
-func tell(state string) {
+func notify(state string) {
 	if c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET")); err == nil {
 		_, _ = c.Write([]byte(state))
 		c.Close()
@@ -372,7 +372,7 @@ func (w *world) dieDuringStart(p *corev1.Pod) {
 	}
 }
 
-// A container whose start is asked for just when its VM has died does not start the VM again: the daemon has to make another one, and tell that what it is.
+// A container whose start is asked for just when its VM has died does not start the VM again: the daemon has to make another one, and report it as what it is.
 func TestVMNotRevived(t *testing.T) {
 	var dies func()
 	w, _ := newVMs(t, func(point string) error {
@@ -412,7 +412,7 @@ func TestVMNotRevived(t *testing.T) {
 	}
 }
 
-// life tells which of the lives of a unit it is, and whether it is over.
+// life says which of the lives of a unit it is, and whether it is over.
 func (w *world) life(unit string) string {
 	w.t.Helper()
 	out, err := exec.Command("systemctl", "show", "--property=ActiveState,InvocationID", unit).Output()

@@ -143,7 +143,7 @@ func TestHostLimits(t *testing.T) {
 	if busy < 100*time.Millisecond || busy > quota+quota/10 {
 		t.Errorf("with a busy container of 200m the pod uses %s a second", busy)
 	}
-	// What the host says holds for the VM as a whole.
+	// What the host says is of the VM as a whole.
 	throttled := slice.number(t, "cpu.stat", "nr_throttled")
 	w.set(p, "CPUQuota=10%")
 	squeezed := slice.usage(t)
@@ -328,7 +328,7 @@ func vmStats(t *testing.T, agent *client.Client) wire.VMStats {
 	return reply.VM
 }
 
-// logHost tells what a pod takes of the host's memory: by the kernel's count, and of each process what is not the VM's memory.
+// logHost logs what a pod takes of the host's memory: by the kernel's count, and of each process what is not the VM's memory.
 func (w *world) logHost(t *testing.T, p *corev1.Pod, memory uint64, when string) {
 	t.Helper()
 	slice, vm := w.slice(p), w.vm(p)

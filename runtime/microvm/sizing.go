@@ -64,7 +64,7 @@ func limitedMemory(p *corev1.Pod) (sum uint64) {
 	return sum
 }
 
-// PodLimits are those of the slice: the VM, and what it takes to run it. In emulation a limit of the containers' CPU time holds in the VM
+// PodLimits are those of the slice: the VM, and what it takes to run it. In emulation a limit of the containers' CPU time applies in the VM
 // only: what their instructions cost on the host is another matter.
 func (r *Runtime) PodLimits(p *corev1.Pod) units.Limits {
 	limits, vm := units.PodLimits(p), r.sizeOf(p)

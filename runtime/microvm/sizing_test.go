@@ -67,7 +67,7 @@ func TestSize(t *testing.T) {
 	}
 }
 
-// In emulation the CPU limit holds in the VM: on the host it is that of its CPUs.
+// In emulation the CPU limit applies in the VM: on the host it is that of its CPUs.
 func TestSizeEmulated(t *testing.T) {
 	l := New(Config{Accel: vmm.AccelTCG})
 	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Resources: limited("64Mi", "100m")}}}}

@@ -86,7 +86,7 @@ var checks = []check{
 	{"ExecTerminal", checkExecTerminal, true, true},
 }
 
-// Suite holds the manager that env makes to what the comments of [runtime.PodManager] promise, each promise in a subtest with an Env of its own.
+// Suite checks the manager that env makes against what the comments of [runtime.PodManager] promise, each promise in a subtest with an Env of its own.
 func Suite(t *testing.T, env func(t *testing.T) Env) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {

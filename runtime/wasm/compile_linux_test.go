@@ -221,8 +221,8 @@ func TestCompileEndsWithImage(t *testing.T) {
 	i.await()
 }
 
-// TestSlowCompilersHoldNoneUp: behind slow modules others are compiled, and one that has waited for its turn has all of its own time.
-func TestSlowCompilersHoldNoneUp(t *testing.T) {
+// TestSlowCompilersDelayNobody: behind slow modules others are compiled, and one that has waited for its turn has all of its own time.
+func TestSlowCompilersDelayNobody(t *testing.T) {
 	i := newImages(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var slow []<-chan error
@@ -257,8 +257,8 @@ func TestSlowCompilersHoldNoneUp(t *testing.T) {
 	i.await()
 }
 
-// TestCompileHoldsNoSlot: while a container waits for its module others are started.
-func TestCompileHoldsNoSlot(t *testing.T) {
+// TestCompileTakesNoSlot: while a container waits for its module others are started.
+func TestCompileTakesNoSlot(t *testing.T) {
 	i := newImages(t)
 	places := make(chan struct{}, 1)
 	slot := runtime.NewSlot(places)
