@@ -19,14 +19,14 @@ const reasonDamaged = "RecordDamaged"
 // adoptDamaged makes the worker of a pod that an earlier daemon has left without a record that can be used. Its name is taken as long as something of it may
 // run: nil when nobody knows the name, or when there is another pod of that name.
 func (d *Daemon) adoptDamaged(uid types.UID) (w *worker, warning string) {
-	warning = "there is no record of pod " + string(uid) + " that can be used; what is left of it is kept"
+	warning = "pod " + string(uid) + " has no usable record; what is left of it is kept"
 	classes := d.registry.All()
 	ref, ok := namedBy(classes, uid)
 	if !ok || d.byName[ref.String()] != nil {
 		return nil, warning
 	}
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, UID: uid}}
-	p.Status = corev1.PodStatus{Phase: corev1.PodUnknown, Reason: reasonDamaged, Message: "The pod's record is damaged; what still runs of it goes on until it is deleted"}
+	p.Status = corev1.PodStatus{Phase: corev1.PodUnknown, Reason: reasonDamaged, Message: "The pod's record is damaged; what still runs goes on until the pod is deleted"}
 	w = d.newWorker(&record{Version: recordVersion, Committed: true, Pod: p, Observation: pod.Observation{Desired: pod.DesiredRun, DesiredAt: time.Now()}}, everyClass{classes[0], classes})
 	w.damaged = true
 	w.event(corev1.EventTypeWarning, reasonDamaged, "", p.Status.Message)

@@ -90,7 +90,7 @@ func (d *Daemon) ResizeTerminal(id uint32, size runtime.WinSize) error {
 	one, ok := d.jobs.get(id)
 	switch {
 	case !ok || one.exec == nil:
-		return pod.Errorf(pod.NotFound, "cannot resize the terminal of job %d: no exec of yours that runs has that number", id)
+		return pod.Errorf(pod.NotFound, "cannot resize the terminal of job %d: no running exec of yours has that number", id)
 	case !one.exec.tty:
 		return pod.Errorf(pod.Conflict, "cannot resize the terminal of job %d: it has none", id)
 	case size.Rows == 0 || size.Cols == 0:

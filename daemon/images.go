@@ -93,7 +93,7 @@ func (p *puller) run(ctx context.Context, reference, platform string, one *pull)
 				report(at)
 			}
 		}})
-		<-p.slots // what the classes do with it may take long, and holds up no other pull
+		<-p.slots // what the classes do with it may take long, and delays no other pull
 		if one.err == nil {
 			p.prepare(ctx, one.image)
 		}

@@ -239,15 +239,15 @@ func (d *Daemon) Job(id uint32) (pod.JobInfo, bool) {
 	return one.read(), true
 }
 
-// CancelJob asks a job to end. A run that is cancelled leaves nothing; a stop or delete cannot be taken back.
+// CancelJob asks a job to end. A run that is cancelled leaves nothing; a stop or delete cannot be undone.
 func (d *Daemon) CancelJob(id uint32) error {
 	one, ok := d.jobs.get(id)
 	if !ok {
-		return pod.Errorf(pod.NotFound, "cannot cancel job %d: there is none of that number", id)
+		return pod.Errorf(pod.NotFound, "cannot cancel job %d: no such job", id)
 	}
 	switch kind := one.read().Kind; kind {
 	case "stop", "delete":
-		return pod.Errorf(pod.Conflict, "cannot cancel job %d: a %s cannot be taken back", id, kind)
+		return pod.Errorf(pod.Conflict, "cannot cancel job %d: a %s cannot be undone", id, kind)
 	}
 	one.cancel(errCanceled)
 	return nil

@@ -97,7 +97,7 @@ func TestStatsRemote(t *testing.T) {
 	if err != nil || *got.Pod.CPUNanos != 0 || *got.Pod.MemoryBytes != 0 || *got.Pod.Processes != 0 {
 		t.Errorf("a pod that is down: %+v, %v", got, err)
 	}
-	r.err = errors.New("the machine is gone")
+	r.err = errors.New("the VM is gone")
 	if _, err := statsOf(t.Context(), root, "pod.slice", pod.Ref{}, r); err == nil {
 		t.Error("an error of the class is lost")
 	}

@@ -30,8 +30,8 @@ const (
 // stepBackoff is the pause after a step that failed.
 var stepBackoff = pod.Policy{BackoffInitial: firstBackoff, BackoffMax: maxBackoff}
 
-// errNewOrder cuts a step short: the user wants something else by now.
-var errNewOrder = errors.New("the user wants something else by now")
+// errNewOrder cuts a step short: a newer order has replaced it.
+var errNewOrder = errors.New("a newer order has replaced it")
 
 // order is what a user asks of a pod.
 type order struct {
@@ -233,7 +233,7 @@ func (w *worker) adopt(ctx context.Context) bool {
 // adoptFailed remembers that the pod could not be adopted. Until it is, nothing is concluded and nothing is started.
 func (w *worker) adoptFailed(err error) {
 	w.failed(pod.Step{Op: opAdopt}, err)
-	w.event(corev1.EventTypeWarning, "FailedAdopt", "", err.Error()+"; it is left as it is, and this is tried again")
+	w.event(corev1.EventTypeWarning, "FailedAdopt", "", err.Error()+"; it is left alone, and adoption is tried again")
 }
 
 // countRepeats puts steps into backoff that come again and again: whatever goes wrong, the worker does not sync without end.
@@ -287,7 +287,7 @@ func (w *worker) obey(o *order) {
 	r := w.record
 	switch {
 	case r.Desired == pod.DesiredDelete && o.desired != pod.DesiredDelete:
-		return // a delete cannot be taken back
+		return // a delete cannot be undone
 	case o.desired == pod.DesiredRun && r.Desired == pod.DesiredStop && !r.Sandbox.Stage.Absent():
 		r.ThenRun = true // the stop is completed first
 	case o.desired == pod.DesiredRun:
@@ -372,7 +372,7 @@ func (w *worker) save() {
 	durable := r.Committed && (old == nil || !old.Committed || r.Desired != old.Desired || r.ThenRun != old.ThenRun || r.Finished != old.Finished)
 	err := w.write(r, durable)
 	if err != nil && !w.saveFault {
-		w.event(corev1.EventTypeWarning, "FailedSave", "", err.Error()+"; the pod goes on, and saving is tried again")
+		w.event(corev1.EventTypeWarning, "FailedSave", "", err.Error()+"; the pod runs on, and saving is tried again")
 	}
 	w.saveFault = err != nil
 }

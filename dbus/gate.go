@@ -157,7 +157,7 @@ func (g *gate) wait(h *buslink.Head) error {
 		case p != nil && p.user != nil:
 			return g.fits(p.user, bytes)
 		case p != nil && len(p.parked) >= maxParked:
-			return pod.Errorf(pod.Exhausted, "cannot take the call: %d calls of yours wait already", maxParked)
+			return pod.Errorf(pod.Exhausted, "cannot take the call: %d of your calls are waiting already", maxParked)
 		case g.parked.bytes == 0 || g.parked.bytes+bytes <= maxParkedBytes:
 			if p == nil {
 				g.peers[h.Sender] = &peer{}
@@ -177,7 +177,7 @@ func (g *gate) fits(u *user, bytes int) error {
 			return pod.Errorf(pod.Exhausted, "cannot take the call: %d calls with %d bytes of arguments are being answered already", u.calls, u.bytes)
 		}
 	case !u.fits(bytes, maxCalls, maxCallBytes):
-		return pod.Errorf(pod.Exhausted, "cannot take the call: %d calls of yours with %d bytes of arguments are being answered already", u.calls, u.bytes)
+		return pod.Errorf(pod.Exhausted, "cannot take the call: %d of your calls with %d bytes of arguments are being answered already", u.calls, u.bytes)
 	case !g.others.fits(bytes, maxOthers, maxOthersBytes):
 		return pod.Errorf(pod.Exhausted, "cannot take the call: too many calls are being answered already")
 	}

@@ -98,7 +98,7 @@ func (c *call) archive(mode int) (*os.File, error) {
 	defer f.Close()
 	end, err := ownEnd(f, mode, "the archive")
 	if err != nil {
-		return nil, pod.Errorf(pod.KindOf(err), "cannot take it: %w", err)
+		return nil, pod.Errorf(pod.KindOf(err), "cannot use the archive: %w", err)
 	}
 	context.AfterFunc(c.ctx, func() { _ = end.SetDeadline(time.Unix(1, 0)) })
 	return end, nil

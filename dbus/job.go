@@ -39,7 +39,7 @@ func (c *call) cancelJob() ([]any, error) {
 func (c *call) resizeTerminal() ([]any, error) {
 	id, _ := jobOfPath(c.path)
 	if job, ok := c.server.backend.Job(id); !ok || job.Owner != c.sender {
-		return nil, pod.Errorf(pod.NotFound, "cannot resize the terminal of job %d: no exec of yours that runs has that number", id)
+		return nil, pod.Errorf(pod.NotFound, "cannot resize the terminal of job %d: no running exec of yours has that number", id)
 	}
 	return nil, c.server.backend.ResizeTerminal(id, runtime.WinSize{Rows: c.body[0].(uint16), Cols: c.body[1].(uint16)})
 }

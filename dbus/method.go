@@ -18,7 +18,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// method is one row of an interface's table: the table is what is served, and a test holds the introspection XML to it.
+// method is one row of an interface's table: the table is what is served, and a test checks the introspection XML against it.
 type method struct {
 	name    string
 	in, out string // D-Bus signatures
@@ -86,7 +86,7 @@ func (m boundMethod) DecodeArguments(_ *godbus.Conn, sender string, msg *godbus.
 	switch {
 	case err != nil:
 	case t == nil:
-		err = pod.Errorf(pod.Internal, "cannot take the call: it was not let in")
+		err = pod.Errorf(pod.Internal, "cannot take the call: it was not admitted")
 	case sig.String() != m.method.in:
 		err = m.method.wrongArguments(sig.String())
 	case len(files) < strings.Count(m.method.in, "h"):
@@ -248,7 +248,7 @@ func (o *options) end() error {
 	}
 	for name := range o.left {
 		slices.Sort(o.known)
-		return pod.Errorf(pod.Invalid, "cannot use option %q: there is none of that name (known: %s)", name, strings.Join(o.known, ", "))
+		return pod.Errorf(pod.Invalid, "cannot use option %q: unknown option (known: %s)", name, strings.Join(o.known, ", "))
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ const (
 	maxUserQuestions = 4  // of one user
 	maxDialogs       = 64
 
-	// refusedTime is how long a refusal holds for the same client and action, so that one who asks again and again costs polkit nothing.
+	// refusedTime is how long a refusal applies to the same client and action, so that one who asks again and again costs polkit nothing.
 	refusedTime = time.Second
 	maxRefused  = 1024
 )

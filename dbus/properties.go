@@ -99,7 +99,7 @@ func jobPropertiesOf(c *call) (string, properties, error) {
 		}
 	}
 	if !ok {
-		return "", nil, pod.Errorf(pod.NotFound, "cannot find job %d: there is none of that number", id)
+		return "", nil, pod.Errorf(pod.NotFound, "cannot find job %d: no such job", id)
 	}
 	return JobInterface, jobProperties(job), nil
 }
@@ -117,7 +117,7 @@ func propertyMethods(read func(c *call) (string, properties, error)) []method {
 		}
 		v, ok := all[property]
 		if !ok || name != own && name != "" {
-			return nil, pod.Errorf(pod.Unsupported, "cannot get the property %s.%s: there is none of that name", name, property)
+			return nil, pod.Errorf(pod.Unsupported, "cannot get the property %s.%s: no such property", name, property)
 		}
 		return []any{v}, nil
 	}

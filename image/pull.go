@@ -165,7 +165,7 @@ func (p *puller) manifest(ctx context.Context, r reference, want platform) (d *r
 		case d.MediaType.IsImage():
 			return d, from, nil
 		case !d.MediaType.IsIndex():
-			return nil, from, pod.Errorf(pod.Unsupported, "it is of the kind %q, which is no container image of this time", d.MediaType)
+			return nil, from, pod.Errorf(pod.Unsupported, "%q is not a supported kind of container image", d.MediaType)
 		}
 		if from.source == "" {
 			from.source = digestOf(d.Manifest).String()

@@ -81,7 +81,7 @@ func (r *Reader) Open(ctx context.Context, q Request) (*os.File, error) {
 	defer r.mu.Unlock()
 	switch {
 	case r.ctx.Err() != nil:
-		return nil, pod.Errorf(pod.Unavailable, "cannot read logs: magikpodd is going down")
+		return nil, pod.Errorf(pod.Unavailable, "cannot read logs: magikpodd is ending")
 	case r.open >= maxReaders:
 		return nil, pod.Errorf(pod.Exhausted, "cannot read logs: %d are being read already", r.open)
 	}

@@ -308,7 +308,7 @@ func (m *Manager) Close() error {
 // fileOK refuses a namespace that is not the pod's own.
 func fileOK(ns *os.File) error {
 	if ns == nil {
-		return pod.Errorf(pod.Invalid, "cannot use no network namespace")
+		return pod.Errorf(pod.Invalid, "cannot set up a network: no network namespace was given")
 	}
 	same, err := sameNetns(ns)
 	if err != nil {

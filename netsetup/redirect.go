@@ -14,7 +14,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// PodLink is how a pod's namespace is connected: what a virtual machine that takes the pod's place in the network must have.
+// PodLink is how a pod's namespace is connected: what a VM that takes the pod's place in the network must have.
 type PodLink struct {
 	MAC       net.HardwareAddr
 	MTU       int

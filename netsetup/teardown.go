@@ -65,7 +65,7 @@ func (m *Manager) forget(r *record) sockets {
 	return r.sockets
 }
 
-// reapMax bounds the links that are removed at once: the kernel's network stands still meanwhile.
+// reapMax bounds the links that are removed at once: the kernel's network stops meanwhile.
 const reapMax = 64
 
 // remove leaves what a dropped record has in the kernel to the reaper. It is called with mu held. Sweep and Close wait for it.

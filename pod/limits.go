@@ -2,7 +2,7 @@ package pod
 
 import "time"
 
-// The limits that a manifest and the host are held to. All are inclusive.
+// The limits of a manifest and of the host. All are inclusive.
 const (
 	MaxPods           = 1024
 	MaxContainers     = 16 // init containers, sidecars and containers of one pod together

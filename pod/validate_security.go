@@ -126,7 +126,7 @@ func (c *checker) seccomp(at *field.Path, p *corev1.SeccompProfile) {
 		return
 	}
 	if p.Type == corev1.SeccompProfileTypeLocalhost {
-		c.refuse(at.Child("type"), "profiles of one's own are not supported; use RuntimeDefault or Unconfined")
+		c.refuse(at.Child("type"), "custom profiles are not supported; use RuntimeDefault or Unconfined")
 		return
 	}
 	oneOf(c, at.Child("type"), p.Type, corev1.SeccompProfileTypeRuntimeDefault, corev1.SeccompProfileTypeUnconfined)

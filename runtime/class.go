@@ -103,9 +103,9 @@ type Unit interface {
 	Signal(ctx context.Context, sig syscall.Signal) error
 	// MainPID is the main process now; 0: there is none.
 	MainPID() int
-	// Unseen makes the processes of the pod stand still that could get hold of one that enters the container's PID namespace, but for those in the cgroup own. They
-	// go on after letGo; nil: there is nobody to keep. Unavailable: ctx is over, or they do not stand still.
-	Unseen(ctx context.Context, own string) (letGo func(), err error)
+	// Unseen freezes the processes of the pod that could seize one that enters the container's PID namespace, but for those in the cgroup own. They
+	// run on after thaw; nil: there is nobody to freeze. Unavailable: ctx is over, or they do not freeze.
+	Unseen(ctx context.Context, own string) (thaw func(), err error)
 	// Background runs do until it returns; ctx ends with the manager, which waits for it.
 	Background(do func(ctx context.Context))
 }

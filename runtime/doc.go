@@ -2,7 +2,7 @@
 // of it.
 //
 // Its terms are CRI's. A Sandbox is the isolation boundary of one pod: namespaces kept by a pause process, or
-// a virtual machine. A Container is one attempt at running one container of the pod inside the sandbox. A
+// a VM. A Container is one attempt at running one container of the pod inside the sandbox. A
 // Process is an extra process inside a running container (exec).
 //
 // runtime/engine is the only PodManager. What differs between the runtime classes is in packages below this

@@ -59,10 +59,10 @@ type PodManager interface {
 
 	// Exec runs a process in a running container and waits for it. NotFound: no such container; Conflict: it does not run. Invalid: the process cannot
 	// be run as it was asked for; if that was found out only when it was to be executed, the status says ExitNotFound or
-	// ExitNotExecutable, and why is told on the process's Stderr or terminal, too.
+	// ExitNotExecutable, and why is printed on the process's Stderr or terminal, too.
 	Exec(ctx context.Context, ref pod.Ref, container string, p Process) (ExitStatus, error)
 
-	// Observe returns what is true now. It asks no remote side when it has been told by signals already; cheap enough for each turn of a worker. An error says
+	// Observe returns what is true now. It asks no remote side when signals have reported it already; cheap enough for each sync. An error says
 	// that nobody knows: nothing may be concluded from it.
 	Observe(ctx context.Context, ref pod.Ref) (pod.RuntimeState, error)
 
@@ -239,7 +239,7 @@ type Process struct {
 	// pseudo-terminal, copies between Stdin/Stdout and it, and applies Resize. Nil means nothing to read, and output that is dropped.
 	Stdin, Stdout, Stderr *os.File
 	Resize                <-chan WinSize
-	// Timeout ends the process with SIGKILL, which is no error: the ExitStatus tells it; 0: none. The end of the context kills it too, and is
+	// Timeout ends the process with SIGKILL, which is no error: the ExitStatus says so; 0: none. The end of the context kills it too, and is
 	// an error of kind Unavailable.
 	Timeout time.Duration
 }
@@ -327,7 +327,7 @@ func (r *Registry) Find(class string) (PodManager, error) {
 	defer r.mu.RUnlock()
 	m, ok := r.managers[class]
 	if !ok {
-		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: this magikpod has none of that name (magikpodctl classes lists them)", class)
+		return nil, pod.Errorf(pod.Unsupported, "cannot use runtime class %q: there is no such class (magikpodctl classes lists them)", class)
 	}
 	return m, nil
 }

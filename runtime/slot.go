@@ -6,7 +6,7 @@ import "context"
 // It belongs to one goroutine.
 type Slot struct {
 	places chan struct{} // holds one for each that is taken
-	held   bool
+	taken  bool
 }
 
 // NewSlot returns one that is not taken yet. places has as much room as there are places.
@@ -16,7 +16,7 @@ func NewSlot(places chan struct{}) *Slot { return &Slot{places: places} }
 func (s *Slot) Take(ctx context.Context) error {
 	select {
 	case s.places <- struct{}{}:
-		s.held = true
+		s.taken = true
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -27,17 +27,17 @@ func (s *Slot) Take(ctx context.Context) error {
 func (s *Slot) TryTake() bool {
 	select {
 	case s.places <- struct{}{}:
-		s.held = true
+		s.taken = true
 	default:
 	}
-	return s.held
+	return s.taken
 }
 
 // Release frees the place, if it is taken.
 func (s *Slot) Release() {
-	if s.held {
+	if s.taken {
 		<-s.places
-		s.held = false
+		s.taken = false
 	}
 }
 

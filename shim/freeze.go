@@ -16,13 +16,13 @@ import (
 // FreezeCommand is the argument with which magikshim is [Freeze]; those after it are its own.
 const FreezeCommand = "freeze"
 
-// Frozen is the line on standard output that says that all processes stand still.
+// Frozen is the line on standard output that says that all processes are frozen.
 const Frozen = "frozen"
 
-// freezeTimeout bounds how long processes may take to stand still: one in the kernel, as in a file system that does not answer, takes as long as that.
+// freezeTimeout bounds how long processes may take to freeze: one in the kernel, as in a file system that does not answer, takes as long as that.
 const freezeTimeout = 10 * time.Second
 
-// orphanTime is how long they stand still after the death of who wanted it: what enters meanwhile is another's child, and goes on.
+// orphanTime is how long they stay frozen after the death of who wanted it: what enters meanwhile is another's child, and goes on.
 const orphanTime = 5 * time.Second
 
 // Freeze freezes cgroups (version 2) until it reads something on standard input, or, when that ends as who wants it has died, for a while: nobody's death leaves a container frozen, and none
@@ -87,7 +87,7 @@ func freeze(cgroups []string, deadline time.Time) error {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("cannot freeze %s: it has processes that do not stand still", dir)
+				return fmt.Errorf("cannot freeze %s: it has processes that do not freeze", dir)
 			}
 			time.Sleep(pause)
 		}

@@ -226,7 +226,7 @@ func TestLaunchStartFailures(t *testing.T) {
 			pid, err := strconv.Atoi(announced(got[0]))
 			for deadline := time.Now().Add(10 * time.Second); err == nil && alive(pid); time.Sleep(10 * time.Millisecond) {
 				if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(state), ") Z ") {
-					break // this machine's PID 1 takes its time
+					break // this host's PID 1 takes its time
 				}
 				if time.Now().After(deadline) {
 					err = fmt.Errorf("process %d still runs", pid)

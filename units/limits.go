@@ -53,7 +53,7 @@ func ContainerLimits(c *corev1.Container) Limits {
 
 // PodLimits returns the limits of a whole pod: what spec.resources says, and for what it does not say what Kubernetes computes from the containers. That
 // is the sum of the containers and the sidecars, or what an init container needs beside the sidecars before it when that is more, and the
-// overhead of the runtime class on top. A limit holds for the pod only when every container has one.
+// overhead of the runtime class on top. A limit applies to the pod only when every container has one.
 func PodLimits(p *corev1.Pod) Limits {
 	return Limits{
 		MemoryMax: bytesOf(podLimit(p, corev1.ResourceMemory)),

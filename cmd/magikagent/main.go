@@ -1,4 +1,4 @@
-// Command magikagent is the agent in a virtual machine: PID 1, which runs the pod's containers and serves the host over vsock. It is started by the kernel,
+// Command magikagent is the agent in a VM: PID 1, which runs the pod's containers and serves the host over vsock. It is started by the kernel,
 // not by people.
 package main
 
@@ -27,6 +27,6 @@ func run(args []string) int {
 	case os.Getpid() == 1: // the kernel passes on what it does not know of its command line
 		guest.Init(version)
 	}
-	os.Stderr.WriteString("usage: magikagent is PID 1 of a virtual machine; magikagent version\n")
+	os.Stderr.WriteString("usage: magikagent is PID 1 of a VM; magikagent version\n")
 	return shim.ExitUsage
 }

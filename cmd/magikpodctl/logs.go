@@ -60,7 +60,7 @@ A file or pipe gets what the container wrote, unchanged. On a terminal, control 
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.Container, "container", "c", "", "the container; the first one when not given")
-	f.BoolVarP(&o.Follow, "follow", "f", false, "go on with new lines")
+	f.BoolVarP(&o.Follow, "follow", "f", false, "keep printing new lines")
 	f.BoolVarP(&o.Previous, "previous", "p", false, "of the attempt before this one")
 	f.IntVar(&o.Tail, "tail", -1, "only this many of the newest lines")
 	f.StringVar(&since, "since", "", "only lines newer than a duration (5m) or a time (RFC 3339)")

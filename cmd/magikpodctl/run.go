@@ -57,6 +57,6 @@ func manifestCommand(a *app, name, short string, noStart bool) *cobra.Command {
 	if !noStart {
 		cmd.Flags().StringVar(&wait, "wait", "", "until when to wait: none, started (default), ready or completed")
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait at most, such as 30s")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "wait at most this long, such as 30s")
 	return cmd
 }

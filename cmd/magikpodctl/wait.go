@@ -38,7 +38,7 @@ func waitCommand(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&until, "for", "ready", "ready, completed or deleted")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait at most; 0: for ever")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "wait at most this long; 0: for ever")
 	return cmd
 }
 

@@ -38,7 +38,7 @@ func run(args []string) int {
 	flags := flag.NewFlagSet("magikpodd", flag.ContinueOnError)
 	config := flags.String("config", daemon.DefaultConfigFile, "the configuration `file`")
 	debug := flags.Bool("debug", false, "log each step")
-	check := flags.Bool("check", false, "say what is wrong with the configuration file and exit")
+	check := flags.Bool("check", false, "print what is wrong with the configuration file and exit")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -83,10 +83,10 @@ func run(args []string) int {
 	case err == nil:
 		return 0
 	case ready:
-		log.Error("magikpodd ends", "error", err)
+		log.Error("magikpodd is ending", "error", err)
 		return 1
 	case ctx.Err() != nil:
-		log.Info("magikpodd was told to end while it started", "error", err)
+		log.Info("magikpodd was asked to end while it was starting", "error", err)
 		return 0
 	}
 	failed(log, err)
@@ -104,7 +104,7 @@ const (
 	failTime = 3 * time.Second
 )
 
-// failed tells the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] tells it to who calls.
+// failed reports to the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] returns it to who calls.
 func failed(log *slog.Logger, err error) {
 	log.Error("magikpodd cannot start", "error", err)
 	notify(log, "STATUS="+dbus.NotStarted+strings.Join(strings.Fields(err.Error()), " "))

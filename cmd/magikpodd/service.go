@@ -92,7 +92,7 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 		Host: daemon.ReadHost(version, systemd.Version()), Log: log,
 	})
 	if err != nil && ctx.Err() != nil {
-		log.Info("magikpodd ends before it was ready; pods go on")
+		log.Info("magikpodd is ending before it was ready; pods run on")
 		return nil
 	}
 	if err != nil {
@@ -151,7 +151,7 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 	return &registry, nil
 }
 
-// vms runs virtual machines as the configuration says.
+// vms runs VMs as the configuration says.
 func vms(config daemon.Config, shim string) *microvm.Runtime {
 	c := &config.MicroVM
 	return microvm.New(microvm.Config{
@@ -249,7 +249,7 @@ func wait(ctx context.Context, config daemon.Config, log *slog.Logger, systemd *
 	for {
 		select {
 		case <-ctx.Done():
-			log.Info("magikpodd ends; pods go on")
+			log.Info("magikpodd is ending; pods run on")
 			return nil
 		case <-systemd.Lost():
 			return pod.Errorf(pod.Unavailable, "cannot go on: the connection to systemd is lost")
@@ -269,7 +269,7 @@ func wait(ctx context.Context, config daemon.Config, log *slog.Logger, systemd *
 			// From here on systemd queues what comes, and starts the daemon again.
 			notify(log, sdnotify.SdNotifyStopping)
 			if server.Leave() {
-				log.Info("magikpodd leaves: it has had no pods and no clients for a while")
+				log.Info("magikpodd is ending: no pods and no clients for a while")
 				return nil
 			}
 			notify(log, sdnotify.SdNotifyReady)

@@ -1,4 +1,4 @@
-// Command magikvmm supervises the virtual machine of a pod: it starts the monitor and its helpers in their jails, and ends with them. It is started by systemd, not by
+// Command magikvmm supervises the VM of a pod: it starts the VMM and its helpers in their jails, and ends with them. It is started by systemd, not by
 // people.
 package main
 

@@ -259,7 +259,7 @@ func (b *Backend) Job(id uint32) (pod.JobInfo, bool) {
 // CancelJob implements dbus.Backend.
 func (b *Backend) CancelJob(id uint32) error {
 	if _, ok := b.Job(id); !ok {
-		return pod.Errorf(pod.NotFound, "cannot cancel job %d: there is none of that number", id)
+		return pod.Errorf(pod.NotFound, "cannot cancel job %d: no such job", id)
 	}
 	return pod.Errorf(pod.Conflict, "cannot cancel job %d: it is nearly done", id)
 }
@@ -378,7 +378,7 @@ func (b *Backend) RemoveImage(_ context.Context, ref string, _ bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.images[ref]; !ok {
-		return pod.Errorf(pod.NotFound, "cannot remove image %s: there is none of that name", ref)
+		return pod.Errorf(pod.NotFound, "cannot remove image %s: no such image", ref)
 	}
 	delete(b.images, ref)
 	return nil

@@ -92,7 +92,7 @@ func (l HybridListener) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// prepare makes the namespaces' own file systems: what a machine has.
+// prepare makes the namespaces' own file systems: what a guest has.
 func prepare(dir string) error {
 	state := dir + "/state"
 	for _, m := range []struct{ source, target, kind, options string }{
@@ -101,7 +101,7 @@ func prepare(dir string) error {
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", ""},
 		{"tmpfs", state, "tmpfs", "mode=0755"},
 	} {
-		// EBUSY: it is there, where the machine has no other cgroups.
+		// EBUSY: it is there, where the host has no other cgroups.
 		if err := unix.Mount(m.source, m.target, m.kind, 0, m.options); err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("cannot mount %s: %w", m.target, err)
 		}

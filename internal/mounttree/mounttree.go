@@ -16,7 +16,7 @@ type Tree struct {
 	kind uint32 // of its root: S_IFDIR, ...
 }
 
-// Clone copies what is at source, a symlink's target; attributes (MOUNT_ATTR_* in mount_setattr(2)) hold for all mounts of the copy,
+// Clone copies what is at source, a symlink's target; attributes (MOUNT_ATTR_* in mount_setattr(2)) apply to all mounts of the copy,
 // which is private.
 func Clone(source string, attributes uint64) (*Tree, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.AT_RECURSIVE|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)

@@ -65,7 +65,7 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 	case pod.KindOf(err) == pod.NotFound:
 		err = nil
 	case err == nil && pause.MainPID > 0:
-		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, holdNamespaces
+		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, awaitNamespaces
 		// comes back to it.
 		s.ns, _ = openNamespaces(pause.MainPID, s.record)
 	}
@@ -79,7 +79,7 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 		m.forgetSandbox(s)
 		return true, err
 	}
-	m.spawn(func() { m.letGoOfLeft(s) })
+	m.spawn(func() { m.thawLeft(s) })
 	return true, nil
 }
 
@@ -97,7 +97,7 @@ func (m *Manager) Named(uid types.UID) (pod.Ref, error) {
 		err = errors.New("what is noted is another pod's")
 	}
 	if err != nil {
-		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s: %w", uid, err)
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot find the name of pod %s: %w", uid, err)
 	}
 	return pod.Ref{Namespace: c.Namespace, Name: c.Pod, UID: uid}, nil
 }

@@ -64,7 +64,7 @@ func TestAdopt(t *testing.T) {
 		if len(after.Containers) != 4 || after.Sandbox != before.Sandbox {
 			t.Errorf("%+v", after)
 		}
-		// It is told of what happens from now on, can exec, stop and run more.
+		// It is notified of what happens from now on, can exec, stop and run more.
 		if c := w.await(p, "d", pod.ContainerExited); c.ExitCode != 8 || c.Attempt != 2 {
 			t.Errorf("%+v", c)
 		}
@@ -215,7 +215,7 @@ func (w *world) entered(p *corev1.Pod) {
 	s.ns = nil // as a daemon has it that comes while the pause process is just being started
 	s.mu.Unlock()
 	defer made.close()
-	if err := w.holdNamespaces(w.t.Context(), s); err != nil {
+	if err := w.awaitNamespaces(w.t.Context(), s); err != nil {
 		w.t.Fatal(err)
 	}
 	for what, pair := range map[string][2]*os.File{"mount": {made.mnt, s.ns.mnt}, "network": {made.net, s.ns.net}, "UTS": {made.uts, s.ns.uts}, "IPC": {made.ipc, s.ns.ipc}} {
@@ -241,7 +241,7 @@ func TestAdoptAtOnce(t *testing.T) {
 		if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.holdNamespaces(t.Context(), w.newSandbox(pod.RefOf(p))); pod.KindOf(err) != pod.Conflict {
+		if err := w.awaitNamespaces(t.Context(), w.newSandbox(pod.RefOf(p))); pod.KindOf(err) != pod.Conflict {
 			t.Errorf("namespaces of a sandbox that is gone: %v", err)
 		}
 	}

@@ -34,7 +34,7 @@ func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.Contai
 	if config.LogPath != "" && !filepath.IsLocal(config.LogPath) {
 		return fail(pod.Errorf(pod.Invalid, "its log %q is not in the pod's log directory", config.LogPath), pod.Invalid)
 	}
-	if err := m.holdNamespaces(ctx, s); err != nil {
+	if err := m.awaitNamespaces(ctx, s); err != nil {
 		return fail(err, pod.Internal)
 	}
 	if err := m.awaitReady(ctx, s); err != nil {

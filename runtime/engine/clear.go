@@ -64,7 +64,7 @@ func (m *Manager) removeStopped(ctx context.Context, s *sandbox, record attemptR
 	return errors.Join(m.units.Release(ctx, s.unit(record.Container)), m.removeFiles(s, record))
 }
 
-// stopRetry is how often a stop is asked for again that systemd could not be told, as it does while it executes itself anew.
+// stopRetry is how often a stop is asked for again that did not reach systemd, as it does while it executes itself anew.
 const stopRetry = 100 * time.Millisecond
 
 // stopAttempt stops the unit of an attempt. An error says that it may run.

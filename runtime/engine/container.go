@@ -159,7 +159,7 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 	err = m.startUnseen(ctx, s, a, stdout, stderr)
 	// They stay open until the pause process has them open too, or, when the attempt has failed, for a while.
 	failed := err != nil
-	letGo := func() {
+	releaseLogs := func() {
 		release := m.ctx
 		if failed {
 			var cancel context.CancelFunc
@@ -168,8 +168,8 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 		}
 		shim.ReleaseLogFIFOs(release, stdout, stderr)
 	}
-	if !m.spawn(letGo) {
-		letGo() // after Close: at once
+	if !m.spawn(releaseLogs) {
+		releaseLogs() // after Close: at once
 	}
 	return err
 }
@@ -177,21 +177,21 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 // failedLogTime is how long the log pipes of a container that could not be started wait for the pause process.
 const failedLogTime = 5 * time.Second
 
-// startUnseen is startUnit, while nobody can get hold of what the OCI runtime does in the pod's PID namespace.
+// startUnseen is startUnit, while nobody can seize what the OCI runtime does in the pod's PID namespace.
 func (m *Manager) startUnseen(ctx context.Context, s *sandbox, a *attempt, stdout, stderr *os.File) error {
-	letGo, err := m.holdStill(ctx, s, "", "")
+	thaw, err := m.freezeOnlookers(ctx, s, "", "")
 	if err != nil {
 		return err
 	}
-	if letGo == nil {
+	if thaw == nil {
 		return m.startUnit(ctx, s, a, stdout, stderr)
 	}
 	defer func() {
-		if !m.lost() { // else it goes on, and this daemon's end lets go of them when it is through
-			letGo()
+		if !m.lost() { // else it goes on, and this daemon's end thaws them when it is through
+			thaw()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, holdLimit)
+	ctx, cancel := context.WithTimeout(ctx, freezeLimit)
 	defer cancel()
 	err = m.startUnit(ctx, s, a, stdout, stderr)
 	if state, _ := m.units.State(s.unit(a.record.Container)); err == nil && !m.runtime.AwaitCommand(state.MainPID) {

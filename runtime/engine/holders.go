@@ -141,7 +141,7 @@ func (m *Manager) awaitReady(ctx context.Context, s *sandbox) error {
 	return err
 }
 
-var errHolderEnded = pod.Errorf(pod.Unavailable, "the pod's machine has ended")
+var errHolderEnded = pod.Errorf(pod.Unavailable, "the pod's VM has ended")
 
 // whileHeld returns a context that ends with the sandbox's holders: what waits for an answer from one would wait in vain. done ends it, too. With pause alone nobody
 // waits for anything but units, which systemd ends with it.

@@ -20,7 +20,7 @@ import (
 )
 
 // The second user of the engine: one that decides nothing, as a CRI server, for which a kubelet decides. It gives each sandbox an ID of its own and a slice below the cgroup
-// parent that it is told, and makes, stops and removes containers one by one.
+// parent that it is given, and makes, stops and removes containers one by one.
 
 // kubeParent is the cgroup parent of all of its pods.
 const kubeParent = "kubetest-burstable.slice"

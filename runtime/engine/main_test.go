@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 		os.Exit(shim.Pause(args[2]))
 	case len(args) == 3 && args[0] == "launch" && args[1] == "--config":
 		os.Exit(shim.Launch(args[2]))
-	case len(args) == 2 && args[0] == "machine":
-		os.Exit(runMachine(args[1]))
+	case len(args) == 2 && args[0] == "vm":
+		os.Exit(runVM(args[1]))
 	case len(args) == 2 && args[0] == "stand-in":
 		os.Exit(standIn(args[1]))
 	case len(args) > 2 && args[0] == shim.FreezeCommand:
@@ -136,7 +136,7 @@ func (w *world) manager(config Config) *Manager {
 	if !m.Class().Available {
 		w.t.Fatal(m.Class().Reason)
 	}
-	changes := make(chan pod.Ref, 1) // of this manager: another one may be told something still
+	changes := make(chan pod.Ref, 1) // of this manager: another one may be notified still
 	w.changes = changes
 	m.OnChange(func(ref pod.Ref) {
 		select {

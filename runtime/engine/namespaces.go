@@ -179,16 +179,16 @@ func isOurs(f *os.File, name string) bool {
 // enterTimeout is how long a pause process may take to enter the namespaces.
 const enterTimeout = 30 * time.Second
 
-// holdNamespaces makes sure that the pod's namespaces are open. A manager that has adopted a pod whose pause process was just being started waits here
+// awaitNamespaces makes sure that the pod's namespaces are open. A manager that has adopted a pod whose pause process was just being started waits here
 // until that has entered them. Conflict: the sandbox is gone; Unavailable: it takes too long.
-func (m *Manager) holdNamespaces(ctx context.Context, s *sandbox) error {
+func (m *Manager) awaitNamespaces(ctx context.Context, s *sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, enterTimeout)
 	defer cancel()
 	for {
 		s.mu.Lock()
-		held, record := s.ns != nil, s.record
+		open, record := s.ns != nil, s.record
 		s.mu.Unlock()
-		if held {
+		if open {
 			return nil
 		}
 		if stage := m.sandboxState(s).Stage; stage != pod.SandboxReady && stage != pod.SandboxStarting || m.find(s.ref) != s {
@@ -196,11 +196,11 @@ func (m *Manager) holdNamespaces(ctx context.Context, s *sandbox) error {
 		}
 		if pause, _ := m.units.State(s.names.Pause); pause.MainPID > 0 {
 			if ns, err := openNamespaces(pause.MainPID, record); err == nil {
-				s.hold(ns)
+				s.keep(ns)
 				return nil
 			}
 		}
-		select { // nothing tells when a process enters a namespace
+		select { // nothing reports when a process enters a namespace
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
 			return pod.WithKind(pod.Unavailable, errNotEntered)
@@ -208,8 +208,8 @@ func (m *Manager) holdNamespaces(ctx context.Context, s *sandbox) error {
 	}
 }
 
-// hold keeps the pod's namespaces, unless somebody else has opened them meanwhile.
-func (s *sandbox) hold(ns *namespaces) {
+// keep stores the pod's namespaces, unless somebody else has opened them meanwhile.
+func (s *sandbox) keep(ns *namespaces) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ns != nil {

@@ -111,7 +111,7 @@ func (m *Manager) containerState(s *sandbox, name string) pod.ContainerState {
 	return stateOf(c, unit, known)
 }
 
-// frozenUnit is the unit that a container cannot run without and that is frozen; "" when there is none. Without pause only its log stands still.
+// frozenUnit is the unit that a container cannot run without and that is frozen; "" when there is none. Without pause only its log stops.
 func (m *Manager) frozenUnit(s *sandbox, name string) string {
 	if unit := s.unit(name); m.units.Frozen(unit) {
 		return unit

@@ -32,8 +32,8 @@ func (u containerUnit) MainPID() int {
 }
 
 // Unseen implements [runtime.Unit].
-func (u containerUnit) Unseen(ctx context.Context, own string) (letGo func(), err error) {
-	return u.m.holdStill(ctx, u.s, u.name, own)
+func (u containerUnit) Unseen(ctx context.Context, own string) (thaw func(), err error) {
+	return u.m.freezeOnlookers(ctx, u.s, u.name, own)
 }
 
 // Background implements [runtime.Unit].

@@ -37,7 +37,7 @@ type sandbox struct {
 	containers map[string]*container
 	changed    chan struct{} // closed at the next change of one of its units
 
-	entering chan struct{} // holds one while a process enters a PID namespace, see holdStill
+	entering chan struct{} // holds one while a process enters a PID namespace, see freezeOnlookers
 }
 
 // watch returns a channel that is closed at the next change of one of the sandbox's units.

@@ -122,7 +122,7 @@ func TestSignal(t *testing.T) {
 	})
 }
 
-// TestAdminStop checks that what an administrator does with systemctl is told apart from what magikpod does.
+// TestAdminStop checks that what an administrator does with systemctl is distinguished from what magikpod does.
 func TestAdminStop(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)

@@ -27,12 +27,12 @@ import (
 // over vhost-device-vsock): make vm-host-test RUN='^$$' TESTFLAGS='-bench=Pod -benchtime=5x'
 //
 //	s-bare     from the start of QEMU to the agent's first reply
-//	s-agent    from CreateSandbox to a machine that has been told its network
+//	s-agent    from CreateSandbox to a VM that has its network
 //	s-pod      from CreateSandbox to a container that runs
 //	s-delete   DeleteSandbox and Forget
 //	ms-ping    a request to the agent and its reply
 //	ms-exec    Exec of a program that ends at once
-//	MB-beyond  memory of the VM unit's processes beyond the machine's, mapped files left out
+//	MB-beyond  memory of the VM unit's processes beyond the VM's, mapped files left out
 //
 // Medians.
 func BenchmarkPod(b *testing.B) {
@@ -54,7 +54,7 @@ func BenchmarkPod(b *testing.B) {
 		p := w.pod("sleep 1000")
 		begin = time.Now()
 		ns := w.begin(b, p.Name)
-		m := w.machine(p)
+		m := w.sandboxOf(p)
 		m.Namespaces.Network = ns
 		for class.ReadySandbox(b.Context(), m) != nil { // until the supervisor has made the tap
 			time.Sleep(5 * time.Millisecond)
@@ -109,13 +109,13 @@ func (w *world) begin(b testing.TB, name string) *os.File {
 	return ns
 }
 
-// machine names the machine of a pod.
-func (w *world) machine(p *corev1.Pod) runtime.Sandbox {
+// sandboxOf names the sandbox of a pod.
+func (w *world) sandboxOf(p *corev1.Pod) runtime.Sandbox {
 	return runtime.Sandbox{Ref: pod.RefOf(p), RunDir: filepath.Join(w.run, "pods", string(p.UID))}
 }
 
-// machineConfig is what the supervisor of a machine was told.
-func machineConfig(tb testing.TB, m runtime.Sandbox) supervise.Config {
+// vmConfig is what the supervisor of a VM was given.
+func vmConfig(tb testing.TB, m runtime.Sandbox) supervise.Config {
 	tb.Helper()
 	config, err := supervise.ReadConfig(filepath.Join(m.RunDir, "vm/vmm.json"))
 	if err != nil {
@@ -124,10 +124,10 @@ func machineConfig(tb testing.TB, m runtime.Sandbox) supervise.Config {
 	return *config
 }
 
-// agentOf speaks to the agent of a machine.
+// agentOf speaks to the agent of a VM.
 func agentOf(tb testing.TB, m runtime.Sandbox) *client.Client {
 	tb.Helper()
-	v := machineConfig(tb, m).VM.Vsock
+	v := vmConfig(tb, m).VM.Vsock
 	if v.Kind == vmm.VsockVhost {
 		return client.New(client.Address{CID: v.CID}.Dialer())
 	}
@@ -177,12 +177,12 @@ func bareBoot(b *testing.B, guest guestimage.Image) {
 	}
 }
 
-// beyond is the memory that the processes of a VM unit have without the machine's and without mapped files, in MB.
+// beyond is the memory that the processes of a VM unit have without the VM's and without mapped files, in MB.
 func (w *world) beyond(p *corev1.Pod) float64 {
-	machine := uint64(machineConfig(w.t, w.machine(p)).VM.MemoryMiB) << 20
+	memory := uint64(vmConfig(w.t, w.sandboxOf(p)).VM.MemoryMiB) << 20
 	var total uint64
 	for _, pid := range w.vm(p).processes() {
-		total += ownMemory(pid, machine)
+		total += ownMemory(pid, memory)
 	}
 	return float64(total) / 1e6
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// TestConformance holds the class to what runtime.PodManager promises: each promise with a machine of its own.
+// TestConformance checks the class against what runtime.PodManager promises: each promise with a VM of its own.
 func TestConformance(t *testing.T) {
 	runtimetest.Suite(t, conformanceEnv)
 }

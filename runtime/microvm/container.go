@@ -49,7 +49,7 @@ func (r *Runtime) prepare(ctx context.Context, s runtime.Sandbox, a runtime.Atte
 	if why := noStopSignal(a.StopSignal); why != "" {
 		return c, pod.Errorf(pod.Unsupported, "cannot stop it by its stop signal %s: %s", unix.SignalName(a.StopSignal), why)
 	}
-	m, err := r.machine(s)
+	m, err := r.vm(s)
 	if err != nil {
 		return c, err
 	}
@@ -69,10 +69,10 @@ func (r *Runtime) prepare(ctx context.Context, s runtime.Sandbox, a runtime.Atte
 	if err := m.bind(s, staged.shares); err != nil {
 		return c, pod.WithKind(pod.Unavailable, err)
 	}
-	if err := m.plugCopies(ctx, s, staged); err != nil {
+	if err := m.attachCopies(ctx, s, staged); err != nil {
 		return c, pod.WithKind(pod.KindOr(err, pod.Unavailable), err)
 	}
-	place, err := r.plug(ctx, m, s, config.Image)
+	place, err := r.attachImage(ctx, m, s, config.Image)
 	if err != nil {
 		return c, pod.WithKind(pod.KindOr(err, pod.Unavailable), err)
 	}
@@ -88,22 +88,22 @@ func noStopSignal(sig syscall.Signal) string {
 	if vmshim.Passed(sig) || sig == unix.SIGKILL || sig == unix.SIGSTOP {
 		return ""
 	}
-	return "the process that stands in for a machine's container cannot pass it on"
+	return "the process that stands in for a VM's container cannot pass it on"
 }
 
-// plug gives the VM the image of a container.
-func (r *Runtime) plug(ctx context.Context, m *machine, s runtime.Sandbox, image runtime.Image) (vmm.Place, error) {
+// attachImage gives the VM the image of a container.
+func (r *Runtime) attachImage(ctx context.Context, m *vm, s runtime.Sandbox, image runtime.Image) (vmm.Place, error) {
 	defer r.images.Keep(image.Rootfs)() // until the VMM has opened it
 	disk, err := r.images.Image(ctx, image.Rootfs)
 	if err != nil {
 		return vmm.Place{}, err
 	}
-	return m.plug(ctx, s, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
+	return m.attachDisk(ctx, s, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
 }
 
-// plug gives the VM an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the VM ends, since a container that is
+// attachDisk gives the VM an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the VM ends, since a container that is
 // restarted needs it again, and where it is outlives the daemon.
-func (m *machine) plug(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (place vmm.Place, err error) {
+func (m *vm) attachDisk(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (place vmm.Place, err error) {
 	file := filepath.Join(runDir(s), disksFile)
 	if err := m.loadDisks(file); err != nil {
 		return place, err
@@ -124,7 +124,7 @@ func (m *machine) plug(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (plac
 }
 
 // loadDisks reads where the VM's disks are, once.
-func (m *machine) loadDisks(file string) error {
+func (m *vm) loadDisks(file string) error {
 	if m.disks != nil {
 		return nil
 	}
@@ -139,9 +139,9 @@ func (m *machine) loadDisks(file string) error {
 // maxCopy bounds what of the host is copied for a volume.
 const maxCopy = 1 << 30
 
-// plugCopies makes the images of the host's directories and files that the container mounts, and gives them to the VM, each once in its life: it is as the host was when
+// attachCopies makes the images of the host's directories and files that the container mounts, and gives them to the VM, each once in its life: it is as the host was when
 // the first container with that volume was started.
-func (m *machine) plugCopies(ctx context.Context, s runtime.Sandbox, staged *staged) error {
+func (m *vm) attachCopies(ctx context.Context, s runtime.Sandbox, staged *staged) error {
 	places := map[string]wire.Image{}
 	for _, one := range staged.copied {
 		sum := sha256.Sum256([]byte(one.name))
@@ -154,7 +154,7 @@ func (m *machine) plugCopies(ctx context.Context, s runtime.Sandbox, staged *sta
 				return err
 			}
 		}
-		place, err := m.plug(ctx, s, d)
+		place, err := m.attachDisk(ctx, s, d)
 		if err != nil {
 			return err
 		}
@@ -175,12 +175,12 @@ func copyHost(ctx context.Context, path, source string) error {
 	if err := disks.WriteDirectory(ctx, path+".new", source, maxCopy); err != nil {
 		return pod.WithKind(pod.Unsupported, err)
 	}
-	// The monitor may be told its path, and is not root.
+	// The VMM may be given its path, and is not root.
 	return pod.WithKind(pod.Internal, errors.Join(os.Chmod(path+".new", 0o444), os.Rename(path+".new", path)))
 }
 
 // full says whether all of the VM's places for disks are taken.
-func (m *machine) full() bool {
+func (m *vm) full() bool {
 	vm := &m.record.VMM.VM
 	taken := len(vm.Disks)
 	for _, place := range m.disks {
@@ -193,7 +193,7 @@ func (m *machine) full() bool {
 }
 
 // bind shows parts of the host in the share, each once: what is bound stays until the VM ends, also over a restart of the daemon.
-func (m *machine) bind(s runtime.Sandbox, wanted []shared) error {
+func (m *vm) bind(s runtime.Sandbox, wanted []shared) error {
 	file := filepath.Join(runDir(s), sharesFile)
 	if m.shares == nil {
 		m.shares = map[string]bool{}
@@ -217,7 +217,7 @@ func (m *machine) bind(s runtime.Sandbox, wanted []shared) error {
 	return nil
 }
 
-// call runs one request to the agent of a machine.
+// call runs one request to the agent of a VM.
 func (r *Runtime) call(s runtime.Sandbox, do func(*client.Client) error) error {
 	m, err := r.lookUp(s) // not locked: a VM that is being given an image answers all the same
 	if err != nil {

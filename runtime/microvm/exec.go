@@ -43,7 +43,7 @@ func (r *Runtime) Exec(ctx context.Context, c runtime.Running, p runtime.Process
 	if p.Timeout > 0 { // which a guest may not heed
 		late := p.Timeout + execSlack
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, late, fmt.Errorf("the machine has not answered within %s", late))
+		ctx, cancel = context.WithTimeoutCause(ctx, late, fmt.Errorf("the VM has not answered within %s", late))
 		defer cancel()
 	}
 	var exit wire.Exit

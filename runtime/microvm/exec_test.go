@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// newAgent is a Runtime that knows one machine, whose agent is who accepts from the listener.
+// newAgent is a Runtime that knows one VM, whose agent is who accepts from the listener.
 func newAgent(t *testing.T) (*Runtime, runtime.Running, net.Listener) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "microvm") // short, for a socket's path
@@ -39,14 +39,14 @@ func newAgent(t *testing.T) (*Runtime, runtime.Running, net.Listener) {
 	if err := save(filepath.Join(runDir(s), recordFile), r); err != nil {
 		t.Fatal(err)
 	}
-	return &Runtime{machines: map[string]*machine{}}, runtime.Running{Sandbox: s, Container: "a"}, guesttest.HybridListener{Listener: listener}
+	return &Runtime{vms: map[string]*vm{}}, runtime.Running{Sandbox: s, Container: "a"}, guesttest.HybridListener{Listener: listener}
 }
 
-// TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come. That the machine is being given something, which may take
+// TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come. That the VM is being given something, which may take
 // minutes, does not matter to it.
 func TestExecSize(t *testing.T) {
 	l, c, listener := newAgent(t)
-	m, err := l.machine(c.Sandbox)
+	m, err := l.vm(c.Sandbox)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestExecSize(t *testing.T) {
 	}
 }
 
-// TestExecTimeout: a machine that does not heed the timeout does not keep the caller.
+// TestExecTimeout: a VM that does not heed the timeout does not keep the caller.
 func TestExecTimeout(t *testing.T) {
 	l, c, _ := newAgent(t) // which never answers
 	defer func(slack time.Duration) { execSlack = slack }(execSlack)
@@ -79,11 +79,11 @@ func TestExecTimeout(t *testing.T) {
 	}
 }
 
-// TestNoMachine: that somebody asks for a machine that is gone leaves nothing behind.
-func TestNoMachine(t *testing.T) {
-	l := &Runtime{machines: map[string]*machine{}}
-	if err := l.Signal(t.Context(), runtime.Running{Sandbox: runtime.Sandbox{RunDir: t.TempDir()}, Container: "a"}, unix.SIGTERM); pod.KindOf(err) != pod.Unavailable || len(l.machines) > 0 {
-		t.Errorf("%v, %v", err, l.machines)
+// TestNoVM: that somebody asks for a VM that is gone leaves nothing behind.
+func TestNoVM(t *testing.T) {
+	l := &Runtime{vms: map[string]*vm{}}
+	if err := l.Signal(t.Context(), runtime.Running{Sandbox: runtime.Sandbox{RunDir: t.TempDir()}, Container: "a"}, unix.SIGTERM); pod.KindOf(err) != pod.Unavailable || len(l.vms) > 0 {
+		t.Errorf("%v, %v", err, l.vms)
 	}
 }
 

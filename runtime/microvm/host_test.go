@@ -32,16 +32,16 @@ import (
 // Where make install puts the programs.
 const libexec = "/usr/libexec/magikpod"
 
-// patience is how long what a machine does may take: in emulation, on a busy host.
+// patience is how long what a VM does may take: in emulation, on a busy host.
 var patience = host.Patience(2 * time.Minute)
 
-// world is the class on a real systemd, with real machines. When the test ends, nothing may be left of its pods.
+// world is the class on a real systemd, with real VMs. When the test ends, nothing may be left of its pods.
 type world struct {
 	t          testing.TB
 	manager    *engine.Manager
 	network    *netsetup.Manager
 	config     engine.Config
-	machines   microvm.Config
+	vms        microvm.Config
 	image      runtime.Image
 	run, state string
 	pods       []*corev1.Pod
@@ -90,7 +90,7 @@ func newWorld(t testing.TB) *world {
 		}
 	})
 	w.image = w.busybox()
-	w.machines = microvm.Config{
+	w.vms = microvm.Config{
 		StateDir: caches, ShimPath: libexec + "/magikshim", SupervisorPath: libexec + "/magikvmm", AgentPath: libexec + "/magikagent",
 		Machine: os.Getenv("MAGIKPOD_TEST_MACHINE"), Accel: host.Accel(), MemoryBytes: 128 << 20, ScratchBytes: 1 << 30, PIDsLimit: 512,
 		// Another kernel than the host's, to be tried by hand: a pattern, as /somewhere/boot/vmlinuz-*.
@@ -140,7 +140,7 @@ func (w *world) start() {
 	if w.config.Units, err = units.Connect(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
-	w.config.Runtime = microvm.New(w.machines)
+	w.config.Runtime = microvm.New(w.vms)
 	if w.manager, err = engine.New(context.Background(), w.config); err != nil {
 		w.t.Fatal(err)
 	}
@@ -345,7 +345,7 @@ func (w *world) exec(p *corev1.Pod, name, script string) (string, runtime.ExitSt
 
 func quantity(text string) resource.Quantity { return resource.MustParse(text) }
 
-// kill kills the process of the pod's machine, as a crash of the VMM does.
+// kill kills the process of the pod's VM, as a crash of the VMM does.
 func (w *world) kill(p *corev1.Pod) {
 	w.t.Helper()
 	processes := w.vm(p).processes()

@@ -15,10 +15,10 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestManyImages: a pod with more images than a machine has places for disks has the rest of them as files in the share, also when the daemon is another one.
+// TestManyImages: a pod with more images than a VM has places for disks has the rest of them as files in the share, also when the daemon is another one.
 func TestManyImages(t *testing.T) {
 	w := newWorld(t)
-	most := vmm.QEMU{}.Can(&vmm.Config{Machine: w.machines.Machine}).MaxDisks - 1 // one is the scratch disk's
+	most := vmm.QEMU{}.Can(&vmm.Config{Machine: w.vms.Machine}).MaxDisks - 1 // one is the scratch disk's
 	p := w.pod(slices.Repeat([]string{"cat /which; sleep 1000"}, most+3)...)
 	for i := range p.Spec.Containers {
 		p.Spec.Containers[i].Image = fmt.Sprint("image-", i)
@@ -76,7 +76,7 @@ func TestManyImages(t *testing.T) {
 	}
 }
 
-// places are where the images of the one machine are.
+// places are where the images of the one VM are.
 func (w *world) places() (places map[string]vmm.Place) {
 	w.t.Helper()
 	var found []string
@@ -87,7 +87,7 @@ func (w *world) places() (places map[string]vmm.Place) {
 		return nil // directories come and go
 	})
 	if err != nil || len(found) != 1 {
-		w.t.Fatalf("the machine's files: %q, %v", found, err)
+		w.t.Fatalf("the VM's files: %q, %v", found, err)
 	}
 	data, err := os.ReadFile(found[0])
 	if err == nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// TestLife: a pod runs in a machine, from its start to its end.
+// TestLife: a pod runs in a VM, from its start to its end.
 func TestLife(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod(`trap 'echo bye; exit 7' TERM; echo hello from $(uname -r) $(hostname); echo oops >&2; while :; do sleep 0.1; done`, "exit 5")
@@ -72,7 +72,7 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
-// A machine that dies takes its containers along, and that is seen at once; so is the death of a container's stand-in.
+// A VM that dies takes its containers along, and that is seen at once; so is the death of a container's stand-in.
 func TestDeath(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("sleep 1000", "sleep 1000")
@@ -85,7 +85,7 @@ func TestDeath(t *testing.T) {
 		t.Errorf("the container whose proxy was killed: %+v", c)
 	}
 	if text, _ := w.exec(p, "a", "ps | grep -c '[s]leep 1000'"); strings.TrimSpace(text) != "1" {
-		t.Errorf("%s containers run in the machine after the proxy of one was killed", text)
+		t.Errorf("%s containers run in the VM after the proxy of one was killed", text)
 	}
 	if c := w.observe(p).Containers["a"]; c.Stage != pod.ContainerRunning {
 		t.Errorf("the other container: %+v", c)
@@ -94,17 +94,17 @@ func TestDeath(t *testing.T) {
 	began := time.Now()
 	for w.observe(p).Sandbox.Stage != pod.SandboxDead {
 		if time.Since(began) > 10*time.Second {
-			t.Fatalf("nobody has seen the end of the machine: %+v", w.observe(p))
+			t.Fatalf("nobody has seen the end of the VM: %+v", w.observe(p))
 		}
 		time.Sleep(time.Millisecond)
 	}
 	t.Logf("seen %s after the kill", time.Since(began).Round(time.Millisecond))
 	if c := w.await(p, "a", pod.ContainerExited); c.ExitCode == 0 {
-		t.Errorf("the container of the machine that has died: %+v", c)
+		t.Errorf("the container of the VM that has died: %+v", c)
 	}
 }
 
-// TestRestart: a machine goes on without the daemon, and the next one picks it up.
+// TestRestart: a VM goes on without the daemon, and the next one picks it up.
 func TestRestart(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("trap 'exit 4' TERM; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.2; done", "sleep 1000")
@@ -134,12 +134,12 @@ func TestRestart(t *testing.T) {
 	w.kill(p)
 	for end := time.Now().Add(10 * time.Second); w.observe(p).Sandbox.Stage != pod.SandboxDead; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("the death of an adopted machine is not seen")
+			t.Fatal("the death of an adopted VM is not seen")
 		}
 	}
 }
 
-// A container that uses up its memory in the machine is said to be out of memory on the host.
+// A container that uses up its memory in the VM is said to be out of memory on the host.
 func TestOutOfMemory(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}")

@@ -22,32 +22,32 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// needsLimits skips a test where no limit of a unit acts, or where the machines are emulated, whose limits are others.
+// needsLimits skips a test where no limit of a unit acts, or where the VMs are emulated, whose limits are others.
 func needsLimits(t *testing.T) {
 	t.Helper()
 	have, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers") // not there on a hybrid host
 	for _, want := range []string{"cpu", "memory", "pids"} {
 		if !strings.Contains(" "+strings.TrimSpace(string(have))+" ", " "+want+" ") {
-			t.Skipf("this host has no cgroup controller %q, because the machine below has not (try: make test-vm)", want)
+			t.Skipf("this host has no cgroup controller %q, because the host below has not (try: make test-vm)", want)
 		}
 	}
 	if host.Accel() != "kvm" {
-		t.Skip("needs machines with KVM (try: make test-vm)")
+		t.Skip("needs VMs with KVM (try: make test-vm)")
 	}
 }
 
 // cgroup is the directory of the cgroup of a pod's slice, or of one of its services.
 type cgroup string
 
-// slice is the pod's cgroup, once the machine runs.
+// slice is the pod's cgroup, once the VM runs.
 func (w *world) slice(p *corev1.Pod) cgroup { return cgroup(filepath.Dir(string(w.vm(p)))) }
 
-// vm is the cgroup of the monitor and its helpers.
+// vm is the cgroup of the VMM and its helpers.
 func (w *world) vm(p *corev1.Pod) cgroup {
 	w.t.Helper()
 	state, ok := w.config.Units.State(units.Names(p.Namespace, p.Name).VM)
 	if !ok || state.ControlGroup == "" {
-		w.t.Fatalf("the machine of pod %s has no cgroup: %+v", p.Name, state)
+		w.t.Fatalf("the VM of pod %s has no cgroup: %+v", p.Name, state)
 	}
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if _, err := os.Stat(filepath.Join(root, state.ControlGroup, "cgroup.procs")); err == nil {
@@ -110,17 +110,17 @@ func limited(c *corev1.Container, cpu, memory string) {
 	c.Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: quantity(cpu), corev1.ResourceMemory: quantity(memory)}
 }
 
-// TestHostLimits: the limits of a pod act in its machine, and those of its slice on what the machine takes of the host.
+// TestHostLimits: the limits of a pod act in its VM, and those of its slice on what the VM takes of the host.
 func TestHostLimits(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
-	w.machines.PIDsLimit = 24
+	w.vms.PIDsLimit = 24
 	w.restart()
 	p := w.pod("while :; do :; done", "until [ -e /go ]; do sleep 0.2; done; exec dd if=/dev/zero of=/dev/null bs=100M count=1")
 	limited(&p.Spec.Containers[0], "200m", "64Mi")
 	limited(&p.Spec.Containers[1], "200m", "64Mi")
 	w.create(p)
-	// 200m and 200m, and a quarter of a CPU for the monitor. It would make the machine's start last, in a CPU that is emulated.
+	// 200m and 200m, and a quarter of a CPU for the VMM. It would make the VM's start last, in a CPU that is emulated.
 	const quota = 650 * time.Millisecond
 	if text := w.property(p, "CPUQuotaPerSecUSec"); text != quota.String() {
 		t.Errorf("the CPU quota of the slice is %s, want %s", text, quota)
@@ -134,16 +134,16 @@ func TestHostLimits(t *testing.T) {
 	w.set(p, "CPUQuota=65%")
 	slice, life := w.slice(p), w.invocation(p)
 
-	// The busy container takes what it may have, in the machine; on the host that is about as much, and what it takes to run the machine.
+	// The busy container takes what it may have, in the VM; on the host that is about as much, and what it takes to run the VM.
 	text, _ := w.exec(p, "a", "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.stat")
 	if !strings.HasPrefix(text, "20000 100000\n") || number(t, text, "nr_throttled") == 0 {
-		t.Errorf("the CPU limit in the machine: %s", text)
+		t.Errorf("the CPU limit in the VM: %s", text)
 	}
 	busy := slice.usage(t)
 	if busy < 100*time.Millisecond || busy > quota+quota/10 {
 		t.Errorf("with a busy container of 200m the pod uses %s a second", busy)
 	}
-	// What the host says holds for the machine as a whole.
+	// What the host says is of the VM as a whole.
 	throttled := slice.number(t, "cpu.stat", "nr_throttled")
 	w.set(p, "CPUQuota=10%")
 	squeezed := slice.usage(t)
@@ -153,7 +153,7 @@ func TestHostLimits(t *testing.T) {
 	w.set(p, "CPUQuota=65%")
 	t.Logf("CPU time a second: %s with a container that is busy, of 200m; %s with a quota of 100 ms on the host", busy.Round(time.Millisecond), squeezed.Round(time.Millisecond))
 
-	// Processes are counted in the machine; on the host there are only those that run it.
+	// Processes are counted in the VM; on the host there are only those that run it.
 	text, _ = w.exec(p, "b", "(trap 'read n < /sys/fs/cgroup/pids.current; echo now $n; kill $p' EXIT; for i in $(seq 40); do sleep 100 & p=\"$p $!\"; done)")
 	if !strings.Contains(text, "now 24\n") || !strings.Contains(text, "fork") {
 		t.Errorf("40 processes in a container that may have 24: %s", text)
@@ -178,7 +178,7 @@ func TestHostLimits(t *testing.T) {
 	w.checkMemory(t, p)
 }
 
-// checkMemory: the machine is below its limit on the host, and was so all the time.
+// checkMemory: the VM is below its limit on the host, and was so all the time.
 func (w *world) checkMemory(t *testing.T, p *corev1.Pod) (limit uint64) {
 	t.Helper()
 	slice := w.slice(p)
@@ -214,7 +214,7 @@ func (w *world) property(p *corev1.Pod, name string) string {
 	return show(w.t, units.Names(p.Namespace, p.Name).Slice, name)
 }
 
-// invocation names the life of a pod's machine.
+// invocation names the life of a pod's VM.
 func (w *world) invocation(p *corev1.Pod) string {
 	w.t.Helper()
 	return show(w.t, units.Names(p.Namespace, p.Name).VM, "InvocationID")
@@ -229,7 +229,7 @@ func show(t testing.TB, unit, property string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// TestOverhead: what a machine takes beside its containers is within what is reckoned for it, in the machine and on the host.
+// TestOverhead: what a VM takes beside its containers is within what is reckoned for it, in the VM and on the host.
 func TestOverhead(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
@@ -242,62 +242,62 @@ func TestOverhead(t *testing.T) {
 	}
 	m, agent, end := w.boot(t, p)
 	defer end()
-	machine, containers := uint64(machineConfig(t, m).VM.MemoryMiB)<<20, uint64(w.machines.MemoryBytes)
-	empty := machineStats(t, agent)
-	logGuest(t, machine, empty)
-	w.logHost(t, p, machine, "with no container")
+	memory, containers := uint64(vmConfig(t, m).VM.MemoryMiB)<<20, uint64(w.vms.MemoryBytes)
+	empty := vmStats(t, agent)
+	logGuest(t, memory, empty)
+	w.logHost(t, p, memory, "with no container")
 	for _, c := range p.Spec.Containers {
 		if err := w.attempt(p, c.Name, 0, runtime.Mount{Source: shared, Destination: "/shared"}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	running := machineStats(t, agent)
+	running := vmStats(t, agent)
 	t.Logf("with two containers %s are available", mibs(running.MemoryAvailable))
 	if running.MemoryAvailable < containers {
 		t.Errorf("the containers may have %s together, and %s are there", mibs(containers), mibs(running.MemoryAvailable))
 	}
-	w.logHost(t, p, machine, "with two containers")
+	w.logHost(t, p, memory, "with two containers")
 
-	// Neither container has a limit, so one uses up the whole machine, which goes on.
+	// Neither container has a limit, so one uses up the whole VM, which goes on.
 	if _, status := w.exec(p, "b", "touch /go"); status.Code != 0 {
 		t.Fatalf("%+v", status)
 	}
 	if c := w.await(p, "b", pod.ContainerExited); c.ExitCode != 137 {
-		t.Errorf("the container that has used up the machine: %+v", c)
+		t.Errorf("the container that has used up the VM: %+v", c)
 	}
 	if text, status := w.exec(p, "a", "head -c 20000000 /dev/urandom > /shared/f; sha256sum < /shared/f > /dev/null; rm /shared/f; echo fine"); text != "fine\n" || status.Code != 0 {
-		t.Errorf("the machine after that: %q, %+v", text, status)
+		t.Errorf("the VM after that: %q, %+v", text, status)
 	}
-	w.logHost(t, p, machine, "when all of the machine's memory was in use")
+	w.logHost(t, p, memory, "when all of the VM's memory was in use")
 	limit := w.checkMemory(t, p)
 	slice := w.slice(p)
-	own := slice.number(t, "memory.stat", "anon") + slice.number(t, "memory.stat", "kernel") // the machine's memory is shmem
-	t.Logf("beside the machine's memory and the page cache it has %s, of %s that are reckoned", mibs(own), mibs(limit-machine))
-	if own > (limit-machine)*3/4 {
-		t.Errorf("the monitor, its helpers and the proxies have %s, and %s are reckoned", mibs(own), mibs(limit-machine))
+	own := slice.number(t, "memory.stat", "anon") + slice.number(t, "memory.stat", "kernel") // the VM's memory is shmem
+	t.Logf("beside the VM's memory and the page cache it has %s, of %s that are reckoned", mibs(own), mibs(limit-memory))
+	if own > (limit-memory)*3/4 {
+		t.Errorf("the VMM, its helpers and the proxies have %s, and %s are reckoned", mibs(own), mibs(limit-memory))
 	}
 }
 
-// TestOverheadShare: a large machine has as much for its containers as it should, although its kernel takes more.
+// TestOverheadShare: a large VM has as much for its containers as it should, although its kernel takes more.
 func TestOverheadShare(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
-	w.machines.MemoryBytes = 1536 << 20
+	w.vms.MemoryBytes = 1536 << 20
 	w.restart()
 	m, agent, end := w.boot(t, w.pod("sleep 1000"))
 	defer end()
-	stats := machineStats(t, agent)
-	logGuest(t, uint64(machineConfig(t, m).VM.MemoryMiB)<<20, stats)
-	if stats.MemoryAvailable < uint64(w.machines.MemoryBytes) {
-		t.Errorf("the containers may have %s together, and %s are there", mibs(uint64(w.machines.MemoryBytes)), mibs(stats.MemoryAvailable))
+	stats := vmStats(t, agent)
+	logGuest(t, uint64(vmConfig(t, m).VM.MemoryMiB)<<20, stats)
+	if stats.MemoryAvailable < uint64(w.vms.MemoryBytes) {
+		t.Errorf("the containers may have %s together, and %s are there", mibs(uint64(w.vms.MemoryBytes)), mibs(stats.MemoryAvailable))
 	}
 }
 
-// boot makes the machine of the newest pod and waits for its agent. The pod's network is there until end is called.
+// boot makes the VM of the newest pod and waits for its agent. The pod's network is there until end is called.
 func (w *world) boot(t *testing.T, p *corev1.Pod) (m runtime.Sandbox, agent *client.Client, end func()) {
 	t.Helper()
 	ns := w.begin(t, p.Name)
-	m = w.machine(p)
+	m = w.sandboxOf(p)
 	m.Namespaces.Network = ns
 	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		err := w.config.Runtime.ReadySandbox(t.Context(), m)
@@ -310,16 +310,16 @@ func (w *world) boot(t *testing.T, p *corev1.Pod) (m runtime.Sandbox, agent *cli
 	}
 }
 
-func logGuest(t *testing.T, machine uint64, s wire.VMStats) {
+func logGuest(t *testing.T, memory uint64, s wire.VMStats) {
 	t.Helper()
-	t.Logf("a machine of %s: MemTotal %s, MemAvailable %s when the agent answers: kernel, agent and initramfs take %s", mibs(machine), mibs(s.MemoryTotal),
-		mibs(s.MemoryAvailable), mibs(machine-s.MemoryAvailable))
+	t.Logf("a VM of %s: MemTotal %s, MemAvailable %s when the agent answers: kernel, agent and initramfs take %s", mibs(memory), mibs(s.MemoryTotal),
+		mibs(s.MemoryAvailable), mibs(memory-s.MemoryAvailable))
 }
 
 func mibs(bytes uint64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
-// machineStats asks the agent what the machine uses.
-func machineStats(t *testing.T, agent *client.Client) wire.VMStats {
+// vmStats asks the agent what the VM uses.
+func vmStats(t *testing.T, agent *client.Client) wire.VMStats {
 	t.Helper()
 	reply, err := agent.Stats(t.Context())
 	if err != nil {
@@ -328,11 +328,11 @@ func machineStats(t *testing.T, agent *client.Client) wire.VMStats {
 	return reply.VM
 }
 
-// logHost tells what a pod takes of the host's memory: by the kernel's count, and of each process what is not the machine's memory.
-func (w *world) logHost(t *testing.T, p *corev1.Pod, machine uint64, when string) {
+// logHost logs what a pod takes of the host's memory: by the kernel's count, and of each process what is not the VM's memory.
+func (w *world) logHost(t *testing.T, p *corev1.Pod, memory uint64, when string) {
 	t.Helper()
 	slice, vm := w.slice(p), w.vm(p)
-	var stat strings.Builder // shmem: the machine's memory, when virtiofsd has a part in it
+	var stat strings.Builder // shmem: the VM's memory, when virtiofsd has a part in it
 	for _, key := range []string{"anon", "shmem", "kernel", "file"} {
 		fmt.Fprintf(&stat, ", %s %s", key, mibs(vm.number(t, "memory.stat", key)))
 	}
@@ -351,14 +351,14 @@ func (w *world) logHost(t *testing.T, p *corev1.Pod, machine uint64, when string
 	for _, service := range services {
 		for _, pid := range cgroup(service).processes() {
 			comm, _ := os.ReadFile("/proc/" + pid + "/comm")
-			fmt.Fprintf(&text, "; %s: %s", strings.TrimSpace(string(comm)), mibs(ownMemory(pid, machine)))
+			fmt.Fprintf(&text, "; %s: %s", strings.TrimSpace(string(comm)), mibs(ownMemory(pid, memory)))
 		}
 	}
 	t.Logf("%s, own memory%s", when, text.String())
 }
 
-// ownMemory is what a process has beside the memory of a machine, the files that it maps left out: they are in the page cache, for all (proc_pid_smaps(5)).
-func ownMemory(pid string, machine uint64) (own uint64) {
+// ownMemory is what a process has beside the memory of a VM, the files that it maps left out: they are in the page cache, for all (proc_pid_smaps(5)).
+func ownMemory(pid string, memory uint64) (own uint64) {
 	f, err := os.Open("/proc/" + pid + "/smaps")
 	if err != nil {
 		return 0 // it has ended
@@ -370,7 +370,7 @@ func ownMemory(pid string, machine uint64) (own uint64) {
 		if from, to, ok := strings.Cut(fields[0], "-"); ok {
 			a, _ := strconv.ParseUint(from, 16, 64)
 			b, _ := strconv.ParseUint(to, 16, 64)
-			guest = b-a >= machine/2
+			guest = b-a >= memory/2
 		}
 		if fields[0] == "Anonymous:" && !guest {
 			kib, _ := strconv.ParseUint(fields[1], 10, 64)

@@ -25,7 +25,7 @@ const etcPrefix = "etc."
 // readOnlySuffix ends the place of a volume in the share that is not to be written to there; no name of a volume has a dot.
 const readOnlySuffix = ".ro"
 
-// staged is how a container's mounts get into the machine.
+// staged is how a container's mounts get into the VM.
 type staged struct {
 	spec        []runtime.Mount // for the OCI spec: sources are wire.MountSource
 	mounts      []wire.Mount
@@ -134,7 +134,7 @@ func (s *staged) share(name string, m runtime.Mount) (wire.Mount, error) {
 	case err != nil:
 		return wire.Mount{}, pod.WithKind(pod.Internal, err)
 	case !info.IsDir() && !info.Mode().IsRegular():
-		return wire.Mount{}, pod.Errorf(pod.Unsupported, "%s is neither a directory nor a regular file: the host's sockets and devices are not in a machine", m.Source)
+		return wire.Mount{}, pod.Errorf(pod.Unsupported, "%s is neither a directory nor a regular file: the host's sockets and devices are not in a VM", m.Source)
 	}
 	if s.noShare {
 		return s.image(name, m, info.IsDir())
@@ -149,7 +149,7 @@ func (s *staged) share(name string, m runtime.Mount) (wire.Mount, error) {
 // image has a directory or a file of the host's shown as an image of a copy, in which a file lies by its own name.
 func (s *staged) image(name string, m runtime.Mount, dir bool) (wire.Mount, error) {
 	if !m.ReadOnly {
-		return wire.Mount{}, pod.Errorf(pod.Unsupported, "the machine has a copy of %s, which can only be mounted read-only", m.Source)
+		return wire.Mount{}, pod.Errorf(pod.Unsupported, "the VM has a copy of %s, which can only be mounted read-only", m.Source)
 	}
 	one := shared{name: name, source: m.Source, readOnly: true}
 	if !slices.Contains(s.copied, one) {

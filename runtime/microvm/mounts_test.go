@@ -77,7 +77,7 @@ func TestStage(t *testing.T) {
 	}
 }
 
-// A path of no type may turn out to be what a machine cannot have.
+// A path of no type may turn out to be what a VM cannot have.
 func TestStageRefuses(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "socket")
@@ -96,7 +96,7 @@ func TestStageRefuses(t *testing.T) {
 	}
 }
 
-// TestStageCopies: without a share the machine gets images of copies, each once, and nobody may write to them.
+// TestStageCopies: without a share the VM gets images of copies, each once, and nobody may write to them.
 func TestStageCopies(t *testing.T) {
 	host := t.TempDir()
 	file := filepath.Join(host, "file")

@@ -65,8 +65,8 @@ type Runtime struct {
 	share  string // virtiofsd; empty: there is none
 	others string // what is to be said of the VMMs that are not used; empty: nothing
 
-	mu       sync.Mutex
-	machines map[string]*machine // by directory
+	mu  sync.Mutex
+	vms map[string]*vm // by directory
 }
 
 // New makes one. That something is missing is no error: Class says what.
@@ -84,7 +84,7 @@ func New(config Config) *Runtime {
 		config.Accel = vmm.AccelKVM
 	}
 	r := &Runtime{
-		config: config, class: pod.ClassInfo{Name: pod.ClassMicroVM}, machines: map[string]*machine{},
+		config: config, class: pod.ClassInfo{Name: pod.ClassMicroVM}, vms: map[string]*vm{},
 		guests: guestimage.Cache{Dir: filepath.Join(config.StateDir, "guests")}, images: disks.NewCache(filepath.Join(config.StateDir, "images")),
 	}
 	if reason := r.find(); reason != "" {
@@ -190,7 +190,7 @@ func (r *Runtime) checkNeeds() error {
 	return pod.Errorf(pod.Unsupported, "%s", strings.Join(missing, "; "))
 }
 
-// description tells people what runs the VMs.
+// description says what runs the VMs.
 func (r *Runtime) description() string {
 	text := r.driver.Name() + ", " + r.base.Accel + ", vsock by " + string(r.base.Vsock.Kind) + ", kernel " + filepath.Base(r.parts.Modules)
 	if !r.images.Packs() {

@@ -46,7 +46,7 @@ func TestClassDrivers(t *testing.T) {
 	}
 }
 
-// TestClassNamesWhatIsMissing: a class that could make no machine is not called available, and a start says what has been removed meanwhile.
+// TestClassNamesWhatIsMissing: a class that could make no VM is not called available, and a start says what has been removed meanwhile.
 func TestClassNamesWhatIsMissing(t *testing.T) {
 	config := Config{ShimPath: "/bin/true", SupervisorPath: "/bin/true", AgentPath: "/bin/true", Runtime: "/bin/true"}
 	for _, c := range []struct {
@@ -101,7 +101,7 @@ func TestFull(t *testing.T) {
 		disks  int
 		want   bool
 	}{{vmm.QEMU{}, 22, false}, {vmm.QEMU{}, 23, true}, {vmm.CloudHypervisor{}, 22, false}, {vmm.CloudHypervisor{}, 23, true}} {
-		m := &machine{record: &record{}, disks: map[string]vmm.Place{"shared": {Share: shareTag, File: "x"}}}
+		m := &vm{record: &record{}, disks: map[string]vmm.Place{"shared": {Share: shareTag, File: "x"}}}
 		m.record.VMM.VM = vmm.Config{Driver: c.driver.Name(), Disks: []vmm.Disk{{Serial: scratchSerial}}}
 		for i := range c.disks {
 			m.disks[strconv.Itoa(i)] = vmm.Place{Disk: strconv.Itoa(i)}
@@ -139,7 +139,7 @@ func TestForgetImages(t *testing.T) {
 	}
 }
 
-// TestForgetGuests: what machines booted from goes when they are to boot from something else.
+// TestForgetGuests: what VMs booted from goes when they are to boot from something else.
 func TestForgetGuests(t *testing.T) {
 	state := t.TempDir()
 	old := filepath.Join(state, "guests", "0123456789")

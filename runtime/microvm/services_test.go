@@ -32,7 +32,7 @@ func (w *world) get(url string) string {
 	return ""
 }
 
-// TestNetwork: a machine has the addresses of its pod.
+// TestNetwork: a VM has the addresses of its pod.
 func TestNetwork(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.pod(server), w.pod("sleep 1000")
@@ -49,15 +49,15 @@ func TestNetwork(t *testing.T) {
 	w.up(b)
 	ip, gateway := result.IPs[0], result.Gateways[0]
 	if text, _ := w.exec(b, "a", fmt.Sprintf("wget -q -O - -T 20 http://%s:8080/", ip)); text != "it works\n" {
-		t.Errorf("from one machine to another: %q", text)
+		t.Errorf("from one VM to another: %q", text)
 	}
 	text, _ := w.exec(a, "a", "ip -o -4 addr show dev eth0; ip route")
 	if !strings.Contains(text, ip.String()+"/") || !strings.Contains(text, "default via "+gateway.String()) {
-		t.Errorf("the network of the machine: %s", text)
+		t.Errorf("the network of the VM: %s", text)
 	}
 }
 
-// TestProbes: probes are made in the machine.
+// TestProbes: probes are made in the VM.
 func TestProbes(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod(server)
@@ -95,7 +95,7 @@ func TestProbes(t *testing.T) {
 	}
 }
 
-// TestStats: what the containers use is counted in the machine.
+// TestStats: what the containers use is counted in the VM.
 func TestStats(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("while :; do :; done", "sleep 1000")

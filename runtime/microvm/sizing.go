@@ -27,8 +27,8 @@ const (
 	// vmmCPU is the share of a CPU that the VMM may use beside the containers' limits.
 	vmmCPU = 250 * time.Millisecond
 
-	// maxMachineMemory keeps the arithmetic far from an overflow: 16 TiB.
-	maxMachineMemory = 1 << 44
+	// maxVMMemory keeps the arithmetic far from an overflow: 16 TiB.
+	maxVMMemory = 1 << 44
 )
 
 // size is how large a VM is.
@@ -44,7 +44,7 @@ func (r *Runtime) sizeOf(p *corev1.Pod) size {
 	if memory == 0 {
 		memory = max(uint64(r.config.MemoryBytes)+limitedMemory(p), limits.MemoryLow)
 	}
-	memory = min(memory, maxMachineMemory)
+	memory = min(memory, maxVMMemory)
 	memory += guestOverhead + memory/guestOverheadShare
 	cpus := max(r.config.CPUs, wholeCPUs(units.PodCPURequest(p)))
 	if limits.CPUQuota > 0 {
@@ -59,25 +59,25 @@ func wholeCPUs(perSecond time.Duration) int { return int((perSecond + time.Secon
 // limitedMemory is the sum of the memory limits in a pod some of whose containers have none.
 func limitedMemory(p *corev1.Pod) (sum uint64) {
 	for c := range pod.AllContainers(&p.Spec) {
-		sum = min(sum+units.ContainerLimits(c).MemoryMax, maxMachineMemory)
+		sum = min(sum+units.ContainerLimits(c).MemoryMax, maxVMMemory)
 	}
 	return sum
 }
 
-// PodLimits are those of the slice: the VM, and what it takes to run it. In emulation a limit of the containers' CPU time holds in the VM
+// PodLimits are those of the slice: the VM, and what it takes to run it. In emulation a limit of the containers' CPU time applies in the VM
 // only: what their instructions cost on the host is another matter.
 func (r *Runtime) PodLimits(p *corev1.Pod) units.Limits {
-	limits, machine := units.PodLimits(p), r.sizeOf(p)
+	limits, vm := units.PodLimits(p), r.sizeOf(p)
 	overhead := uint64(vmmOverhead)
 	if r.emulated() {
 		overhead = vmmEmulatedOverhead
 	}
 	overhead += uint64(len(p.Spec.InitContainers)+len(p.Spec.Containers)) * proxyOverhead
-	limits.MemoryMax = uint64(machine.MemoryMiB)*mib + overhead
+	limits.MemoryMax = uint64(vm.MemoryMiB)*mib + overhead
 	if limits.CPUQuota > 0 {
 		limits.CPUQuota += vmmCPU
 		if r.emulated() {
-			limits.CPUQuota = time.Duration(machine.CPUs+1) * time.Second
+			limits.CPUQuota = time.Duration(vm.CPUs+1) * time.Second
 		}
 	}
 	return limits

@@ -32,7 +32,7 @@ func TestSize(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		containers []corev1.ResourceRequirements
-		memory     int // MiB of the machine, without guestOverhead
+		memory     int // MiB of the VM, without guestOverhead
 		cpus       int
 		quota      time.Duration
 	}{
@@ -45,7 +45,7 @@ func TestSize(t *testing.T) {
 		{"small requests", []corev1.ResourceRequirements{requested("64Mi", "100m")}, 528, 1, 0},
 		{"a request beside a limit", []corev1.ResourceRequirements{requested("2Gi", ""), limited("64Mi", "")}, 2178, 1, 0},
 		{"a part of a MiB", []corev1.ResourceRequirements{limited("1", "")}, 1, 1, 0},
-		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxMachineMemory/mib + (maxMachineMemory/guestOverheadShare+mib-1)/mib, 1, 0},
+		{"more than there can be", []corev1.ResourceRequirements{limited("8Ei", "")}, maxVMMemory/mib + (maxVMMemory/guestOverheadShare+mib-1)/mib, 1, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := New(Config{Accel: vmm.AccelKVM})
@@ -67,7 +67,7 @@ func TestSize(t *testing.T) {
 	}
 }
 
-// In emulation the CPU limit holds in the machine: on the host it is that of its CPUs.
+// In emulation the CPU limit applies in the VM: on the host it is that of its CPUs.
 func TestSizeEmulated(t *testing.T) {
 	l := New(Config{Accel: vmm.AccelTCG})
 	p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Resources: limited("64Mi", "100m")}}}}

@@ -15,12 +15,12 @@ func (r *Runtime) Validate(p *corev1.Pod) field.ErrorList {
 	spec, why := field.NewPath("spec"), r.noShare()
 	if r.manyImages(p) && why != "" {
 		errs = append(errs, field.Forbidden(spec.Child("containers"),
-			fmt.Sprintf("%d images, and a machine of %s has disks for %d: %s", r.countImages(p), r.driver.Name(), r.maxImages(), why)))
+			fmt.Sprintf("%d images, and a VM of %s has disks for %d: %s", r.countImages(p), r.driver.Name(), r.maxImages(), why)))
 	}
 	for i, v := range p.Spec.Volumes {
 		if why != "" && v.HostPath != nil && mountedWritable(p, v.Name) {
 			errs = append(errs, field.Forbidden(spec.Child("volumes").Index(i).Child("hostPath"),
-				why+": a machine gets a copy, and all mounts of the volume must be readOnly"))
+				why+": a VM gets a copy, and all mounts of the volume must be readOnly"))
 		}
 	}
 	return errs

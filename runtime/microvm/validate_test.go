@@ -39,13 +39,13 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
-// What the host lacks is told with the field that needs it.
+// What the host lacks is reported with the field that needs it.
 func TestValidateShare(t *testing.T) {
 	for _, c := range []struct {
 		driver vmm.Driver
 		want   string
 	}{
-		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed: a machine gets a copy, and all mounts of the volume must be readOnly"},
+		{vmm.QEMU{}, "spec.volumes[1].hostPath: Forbidden: virtiofsd is not installed: a VM gets a copy, and all mounts of the volume must be readOnly"},
 	} {
 		for _, readOnly := range []bool{true, false} {
 			mounted := testPod(func(p *corev1.Pod) {
@@ -81,7 +81,7 @@ func TestValidateImages(t *testing.T) {
 		want     string
 	}{
 		{&Runtime{driver: vmm.QEMU{}}, 23, ""},
-		{&Runtime{driver: vmm.QEMU{}}, 24, "spec.containers: Forbidden: 24 images, and a machine of qemu has disks for 23: virtiofsd is not installed"},
+		{&Runtime{driver: vmm.QEMU{}}, 24, "spec.containers: Forbidden: 24 images, and a VM of qemu has disks for 23: virtiofsd is not installed"},
 		{&Runtime{driver: vmm.QEMU{}, share: "/usr/libexec/virtiofsd"}, 24, ""},
 	} {
 		errs := c.launcher.Validate(with(c.images))
@@ -90,7 +90,7 @@ func TestValidateImages(t *testing.T) {
 		}
 		config := runtime.SandboxConfig{Pod: with(c.images), Network: runtime.Network{NetNS: os.Stdin}}
 		if share := c.launcher.recordOf(runtime.Sandbox{RunDir: "/run/x"}, config).VMM.VM.Share; (share != nil) != (c.launcher.share != "") {
-			t.Errorf("%s, %d images: the machine shares %v", c.launcher.driver.Name(), c.images, share)
+			t.Errorf("%s, %d images: the VM shares %v", c.launcher.driver.Name(), c.images, share)
 		}
 	}
 }

@@ -86,14 +86,14 @@ func TestVolumes(t *testing.T) {
 		{"a", "echo shared > /empty/x; echo memory > /memory/x; stat -c %a /empty /memory", "777\n1777"},
 		{"b", "cat /empty/x /memory/x; df -k /memory | tail -n 1 | awk '{print $2}'", "shared\nmemory\n8192"},
 		{"a", "cat /host/file /host-file", "from the hostfrom the host"},
-		{"a", "echo from the machine > /host/new; (echo no > /host-ro/new2) 2>/dev/null || echo refused", "refused"},
-		{"b", "cat /host/new /host-ro/new", "from the machine\nfrom the machine"},
+		{"a", "echo from the VM > /host/new; (echo no > /host-ro/new2) 2>/dev/null || echo refused", "refused"},
+		{"b", "cat /host/new /host-ro/new", "from the VM\nfrom the VM"},
 	} {
 		if text, _ := w.exec(p, c.container, c.script); !strings.HasSuffix(strings.TrimSpace(text), c.want) {
 			t.Errorf("%s: %s\n= %q, want %q", c.container, c.script, text, c.want)
 		}
 	}
-	if data, err := os.ReadFile(filepath.Join(dir, "host", "new")); err != nil || string(data) != "from the machine\n" {
+	if data, err := os.ReadFile(filepath.Join(dir, "host", "new")); err != nil || string(data) != "from the VM\n" {
 		t.Errorf("what the container has written to the host: %q, %v", data, err)
 	}
 	if data, err := os.ReadFile(hosts); err != nil || strings.Contains(string(data), "own") {
@@ -113,8 +113,8 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
-// A second machine of the pod, in the place of one that has died, has the emptyDir of the first.
-func TestVolumesOutliveMachine(t *testing.T) {
+// A second VM of the pod, in the place of one that has died, has the emptyDir of the first.
+func TestVolumesOutliveVM(t *testing.T) {
 	w := newWorld(t)
 	empty := filepath.Join(w.state, "empty")
 	if err := os.Mkdir(empty, 0o777); err != nil {
@@ -139,11 +139,11 @@ func TestVolumesOutliveMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if text, _ := w.exec(p, "a", "cat /empty/x; ls /x 2>/dev/null"); text != "kept\n" {
-		t.Errorf("the second machine has %q", text)
+		t.Errorf("the second VM has %q", text)
 	}
 }
 
-// TestHostPathCopies: without virtiofsd a machine has the host's directories and files as it found them, to read.
+// TestHostPathCopies: without virtiofsd a VM has the host's directories and files as it found them, to read.
 func TestHostPathCopies(t *testing.T) {
 	needsHost(t)
 	if daemon, err := vmm.FindVirtiofsd(); err == nil {
@@ -213,7 +213,7 @@ func TestHostPathCopies(t *testing.T) {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(w.state, "pods", "*", "vm", "copies")); len(left) > 0 {
-		t.Errorf("copies outlive their machine: %v", left)
+		t.Errorf("copies outlive their VM: %v", left)
 	}
 	if err := w.network.Teardown(t.Context(), p.UID); err != nil {
 		t.Fatal(err)

@@ -9,8 +9,8 @@ import (
 	"github.com/magikrun/magikpod/internal/cgroup"
 )
 
-// holdLimit bounds how long an exec may keep others from looking.
-const holdLimit = 30 * time.Second
+// freezeLimit bounds how long an exec may keep others frozen.
+const freezeLimit = 30 * time.Second
 
 // inRuntime says whether a process is still the OCI runtime, which has files of the host open until it executes the container's command. What has ended is not.
 func (r *ociRuntime) inRuntime(pid int) bool {
@@ -39,13 +39,13 @@ func (r *ociRuntime) awaitCommand(pid int) bool {
 	return true
 }
 
-// letGoWhenEntered waits until the process of an exec is a container's: the OCI runtime has written its PID, and it has executed its command, or has ended.
-func (x *execution) letGoWhenEntered(runtimePID int, letGo func()) {
-	if letGo == nil {
+// thawWhenEntered waits until the process of an exec is a container's: the OCI runtime has written its PID, and it has executed its command, or has ended.
+func (x *execution) thawWhenEntered(runtimePID int, thaw func()) {
+	if thaw == nil {
 		return
 	}
-	defer letGo()
-	for begin := time.Now(); time.Since(begin) < holdLimit; time.Sleep(200 * time.Microsecond) {
+	defer thaw()
+	for begin := time.Now(); time.Since(begin) < freezeLimit; time.Sleep(200 * time.Microsecond) {
 		if _, err := os.Stat("/proc/" + strconv.Itoa(runtimePID) + "/exe"); err != nil {
 			x.awaitCommands()
 			return // it has ended

@@ -115,16 +115,16 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	} else {
 		handOver(cmd, x.p)
 	}
-	letGo, err := x.c.Unit.Unseen(ctx, x.cgroup)
+	thaw, err := x.c.Unit.Unseen(ctx, x.cgroup)
 	if err != nil {
 		return runtime.ExitStatus{}, err
 	}
-	if letGo != nil {
-		defer letGo()
+	if thaw != nil {
+		defer thaw()
 	}
 	if err = cmd.Start(); err == nil {
 		stop := context.AfterFunc(ctx, x.kill)
-		x.letGoWhenEntered(cmd.Process.Pid, letGo)
+		x.thawWhenEntered(cmd.Process.Pid, thaw)
 		err = cmd.Wait()
 		stop()
 	}

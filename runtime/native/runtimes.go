@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/crun"
 )
 
-// versionTimeout is how long an OCI runtime may take to tell its version.
+// versionTimeout is how long an OCI runtime may take to print its version.
 const versionTimeout = 30 * time.Second
 
 // ociKind is what one OCI runtime has that others do not.
@@ -48,7 +48,7 @@ var searchPath = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/us
 type ociRuntime struct {
 	ociKind
 	path    string // absolute
-	version string // "1.8.1"; empty when it does not tell
+	version string // "1.8.1"; empty when it prints none
 	root    string // its state: RunDir/runtime/NAME
 }
 

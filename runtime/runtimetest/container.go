@@ -13,7 +13,7 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Behavior says what an attempt at a container does. The zero value starts at once, runs until it is told to stop, and then ends at once with exit
+// Behavior says what an attempt at a container does. The zero value starts at once, runs until it is asked to stop, and then ends at once with exit
 // code 0.
 type Behavior struct {
 	StartDelay time.Duration // RunContainer takes that long

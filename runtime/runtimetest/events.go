@@ -96,7 +96,7 @@ func (f *Fake) AdminStopSandbox(ref pod.Ref, grace time.Duration) (ok bool) {
 	return ok
 }
 
-// Reboot ends everything at once without a trace; files stay. Nobody is told: the daemon ends with the host ([Fake.Restart]).
+// Reboot ends everything at once without a trace; files stay. Nobody is notified: the daemon ends with the host ([Fake.Restart]).
 func (f *Fake) Reboot() {
 	w := f.world
 	w.with(func() {

@@ -196,8 +196,8 @@ func (f *Fake) end(c Call) {
 	}
 }
 
-// tell tells the daemon, if there still is one.
-func (f *Fake) tell(ref pod.Ref) {
+// notify notifies the daemon, if there still is one.
+func (f *Fake) notify(ref pod.Ref) {
 	f.mu.Lock()
 	changed := f.changed
 	if f.gone {
@@ -314,7 +314,7 @@ func (f *Fake) Named(uid types.UID) (pod.Ref, error) {
 	defer f.world.mu.Unlock()
 	p := f.world.pods[uid]
 	if p == nil || p.sandbox.Stage == pod.SandboxAbsent {
-		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot tell the name of pod %s", uid)
+		return pod.Ref{}, pod.Errorf(pod.NotFound, "cannot find the name of pod %s", uid)
 	}
 	return p.ref, nil
 }

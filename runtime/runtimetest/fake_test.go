@@ -118,12 +118,12 @@ func TestLife(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHost(t, "a", "b")
 		var mu sync.Mutex
-		told := 0
+		reports := 0
 		h.OnChange(func(ref pod.Ref) {
 			mu.Lock()
 			defer mu.Unlock()
 			if ref == h.ref {
-				told++
+				reports++
 			}
 		})
 		h.Behave("b", Behavior{Runs: 3 * time.Second, ExitCode: 7}, Behavior{})
@@ -157,8 +157,8 @@ func TestLife(t *testing.T) {
 		h.OOMKill(h.ref, "a")
 		h.end("a", 137, 9, pod.ReasonOOMKilled)
 		mu.Lock()
-		if told < 6 {
-			t.Errorf("told %d times", told)
+		if reports < 6 {
+			t.Errorf("%d reports", reports)
 		}
 		mu.Unlock()
 		want := []string{"sandbox of default/web", "container a of default/web", "container b of default/web", "files of default/web"}
@@ -379,21 +379,21 @@ func TestRestart(t *testing.T) {
 		h.sandbox()
 		h.mustRun("a", 0)
 		old := h.Fake
-		old.OnChange(func(pod.Ref) { t.Error("the old daemon was told") })
+		old.OnChange(func(pod.Ref) { t.Error("the old daemon was notified") })
 		h.Fake = old.Restart()
 		if _, err := old.Observe(t.Context(), h.ref); pod.KindOf(err) != pod.Unavailable {
 			t.Errorf("the old daemon's call: %v", err)
 		}
-		told := make(chan pod.Ref, 1)
-		h.OnChange(func(ref pod.Ref) { told <- ref })
+		reported := make(chan pod.Ref, 1)
+		h.OnChange(func(ref pod.Ref) { reported <- ref })
 		if err := h.Adopt(t.Context(), h.ref); err != nil {
 			t.Fatal(err)
 		}
 		if s := h.state("a"); s.Stage != pod.ContainerRunning {
 			t.Errorf("state: %+v", s)
 		}
-		if ref := <-told; ref != h.ref {
-			t.Errorf("told of %v", ref)
+		if ref := <-reported; ref != h.ref {
+			t.Errorf("reported: %v", ref)
 		}
 		h.OnChange(nil)
 		h.end("a", 1, 0, pod.ReasonError)

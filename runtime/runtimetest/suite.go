@@ -21,7 +21,7 @@ type Env struct {
 	// Restart makes a second manager that sees what the first one has left, as after a restart of the daemon. The first one is not used any
 	// more; Restart may end it. Nil: what needs it is skipped.
 	Restart func(t *testing.T) runtime.PodManager
-	// Behave is set for a class that runs no processes: it is told what the commands of the containers would do. What only processes can show
+	// Behave is set for a class that runs no processes: it is given what the commands of the containers would do. What only processes can show
 	// is skipped then.
 	Behave func(container string, attempts ...Behavior)
 	// Modules is set for a class whose containers are WebAssembly modules: they know no signals, so every stop ends them at once, by its signal, and no
@@ -86,7 +86,7 @@ var checks = []check{
 	{"ExecTerminal", checkExecTerminal, true, true},
 }
 
-// Suite holds the manager that env makes to what the comments of [runtime.PodManager] promise, each promise in a subtest with an Env of its own.
+// Suite checks the manager that env makes against what the comments of [runtime.PodManager] promise, each promise in a subtest with an Env of its own.
 func Suite(t *testing.T, env func(t *testing.T) Env) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {

@@ -281,8 +281,8 @@ func TestSuiteFinds(t *testing.T) {
 			state.Containers = shared
 			return state
 		}}},
-		{"tells nothing", "OnChange", &mutant{change: func(func(pod.Ref)) func(pod.Ref) { return func(pod.Ref) {} }}},
-		{"tells of others", "OnChange", &mutant{change: func(f func(pod.Ref)) func(pod.Ref) { return func(pod.Ref) { f(pod.Ref{Name: "x"}) } }}},
+		{"reports nothing", "OnChange", &mutant{change: func(func(pod.Ref)) func(pod.Ref) { return func(pod.Ref) {} }}},
+		{"reports others", "OnChange", &mutant{change: func(f func(pod.Ref)) func(pod.Ref) { return func(pod.Ref) { f(pod.Ref{Name: "x"}) } }}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

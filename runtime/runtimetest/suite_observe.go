@@ -37,18 +37,18 @@ func checkOnChange(h *suite) {
 	p.create()
 	p.awaitReady()
 	p.runReady("main", 0)
-	told := h.changesOf(p.ref)
-	if told == 0 {
-		h.Error("nothing was told about a sandbox and a container that were started")
+	seen := h.changesOf(p.ref)
+	if seen == 0 {
+		h.Error("nothing was reported about a sandbox and a container that were started")
 	}
 	h.none("SignalContainer", h.manager.SignalContainer(h.ctx, p.ref, "main", syscall.SIGTERM))
-	p.await("being told about the end", func() bool { return h.changesOf(p.ref) > told })
+	p.await("a report of the end", func() bool { return h.changesOf(p.ref) > seen })
 	p.awaitExit("main")
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for ref := range h.changes {
 		if ref != p.ref && ref != other.ref {
-			h.Errorf("something was told about %+v, which is no pod", ref)
+			h.Errorf("something was reported about %+v, which is no pod", ref)
 		}
 	}
 }
@@ -141,10 +141,10 @@ func checkAdopt(h *suite) {
 	} else if status, err := p.manager.Exec(h.ctx, p.ref, "runs", trueProcess()); err != nil || status.Code != 0 {
 		h.Errorf("Exec: %+v, %v", status, err)
 	}
-	told := h.changesOf(p.ref)
+	seen := h.changesOf(p.ref)
 	h.none("SignalContainer", h.manager.SignalContainer(h.ctx, p.ref, "stubborn", syscall.SIGKILL))
 	p.exited(p.awaitExit("stubborn"), 0, 137)
-	p.await("being told about the end", func() bool { return h.changesOf(p.ref) > told })
+	p.await("a report of the end", func() bool { return h.changesOf(p.ref) > seen })
 	h.none("StopContainer", h.manager.StopContainer(h.ctx, p.ref, "runs", longGrace))
 	p.exited(p.state("runs"), 2, h.obeyed())
 	p.runReady("runs", 3)

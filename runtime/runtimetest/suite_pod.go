@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// patience is how long something may take that a manager does not have to wait for: a loaded machine is slow.
+	// patience is how long something may take that a manager does not have to wait for: a loaded host is slow.
 	patience = 60 * time.Second
 	// longGrace is a grace period that nobody who obeys needs; more than patience, so that obeying and being killed cannot be mixed up.
 	longGrace = 120 * time.Second
@@ -89,7 +89,7 @@ func (h *suite) clean() {
 	}
 }
 
-// program is what a container does, told twice: as a script for classes that run it, as a Behavior for those that do not.
+// program is what a container does, said twice: as a script for classes that run it, as a Behavior for those that do not.
 type program struct {
 	script   string
 	behavior Behavior

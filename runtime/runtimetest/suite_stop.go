@@ -101,7 +101,7 @@ func checkStopNotRunning(h *suite) {
 	}
 }
 
-// checkDeleteSandbox: it ends all containers within one grace period and tells how each ended.
+// checkDeleteSandbox: it ends all containers within one grace period and reports how each ended.
 func checkDeleteSandbox(h *suite) {
 	p := h.newPod(map[string]program{"ended": exits(7), "failed": missing, "obeys": obeys, "stubborn": stubborn, "stubborn2": stubborn, "never": obeys})
 	p.create()

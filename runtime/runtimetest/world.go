@@ -24,7 +24,7 @@ type world struct {
 	behaviors    map[string][]Behavior // by container, then by attempt
 	sandboxDelay time.Duration
 	lastPID      int
-	dirty        []pod.Ref // to be told about when mu is free
+	dirty        []pod.Ref // to be reported when mu is free
 }
 
 // fakePod is what exists of one pod.
@@ -37,7 +37,7 @@ type fakePod struct {
 	changed    chan struct{} // closed and replaced at every change
 }
 
-// with runs do with the world to itself, then tells of what has changed.
+// with runs do with the world to itself, then reports what has changed.
 func (w *world) with(do func()) {
 	w.mu.Lock()
 	do()
@@ -46,7 +46,7 @@ func (w *world) with(do func()) {
 	listener := w.listener
 	w.mu.Unlock()
 	for _, ref := range dirty {
-		listener.tell(ref)
+		listener.notify(ref)
 	}
 }
 

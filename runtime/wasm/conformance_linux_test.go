@@ -11,7 +11,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// TestConformance holds the class to what runtime.PodManager promises. What it cannot show, WebAssembly has not: signals that are handled, second
+// TestConformance checks the class against what runtime.PodManager promises. What it cannot show, WebAssembly has not: signals that are handled, second
 // processes, /proc.
 func TestConformance(t *testing.T) {
 	t.Run("wazero", func(t *testing.T) {

@@ -31,7 +31,7 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// listenVariable tells a guest its sockets.
+// listenVariable names a guest's sockets.
 const listenVariable = "MAGIKPOD_LISTEN_FDS"
 
 // firstListener is the descriptor of the first socket: 0 to 2 are the standard ones and 3 is the root directory.
@@ -263,7 +263,7 @@ func (r *Runtime) findCommand(rootfs runtime.Rootfs, name, cwd string, env []str
 	return "", false, pod.Errorf(pod.NotFound, "there is no such file in the directories of PATH, %s, nor in %s", search, cwd)
 }
 
-// PrepareImage compiles the module that an image runs when it is not told what to run.
+// PrepareImage compiles the module that an image runs when nothing else is asked for.
 func (r *Runtime) PrepareImage(ctx context.Context, image runtime.Image) error {
 	argv := append(image.Config.Entrypoint[:len(image.Config.Entrypoint):len(image.Config.Entrypoint)], image.Config.Cmd...)
 	if len(argv) == 0 {

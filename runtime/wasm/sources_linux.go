@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 )
 
-// sourcesDir is the directory of the cache that tells where modules come from: a file by the digest of each, with the paths of those files of images that have this content. Machine code
+// sourcesDir is the directory of the cache that records where modules come from: a file by the digest of each, with the paths of those files of images that have this content. Machine code
 // lives as long as one of them.
 const sourcesDir = ".sources"
 

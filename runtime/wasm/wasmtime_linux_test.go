@@ -21,7 +21,7 @@ import (
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
-// standIn is this test binary in place of wasmtime, which is in no Debian release: it runs no WebAssembly. It tells how it was called and what its jail lets it do, and then
+// standIn is this test binary in place of wasmtime, which is in no Debian release: it runs no WebAssembly. It prints how it was called and what its jail lets it do, and then
 // does what the guest's arguments say: what it shows is the way there, exit codes and signals, not wasmtime.
 func standIn(args []string) int {
 	guest := args[slices.Index(args, "--")+1:]

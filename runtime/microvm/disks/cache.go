@@ -122,7 +122,7 @@ func (c *Cache) build(ctx context.Context, rootfs runtime.Rootfs, path string) e
 	if err != nil {
 		return err
 	}
-	// The monitor may open it by its path, and is not root.
+	// The VMM may open it by its path, and is not root.
 	if err := errors.Join(f.Chmod(0o444), f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -20,11 +20,11 @@ func (s *Server) configure(r *wire.Configure) error {
 	defer s.setup.Unlock()
 	for _, step := range []func(*wire.Configure) error{s.setClock, s.setHostname, s.setNetworks, s.mountScratch, s.mountShm, s.mountShares, s.sharePID} {
 		if err := step(r); err != nil {
-			return fmt.Errorf("cannot configure the VM: %w", err)
+			return fmt.Errorf("cannot configure the guest: %w", err)
 		}
 	}
 	if err := setSysctls(r.Sysctls); err != nil {
-		return fmt.Errorf("cannot configure the VM: %w", err)
+		return fmt.Errorf("cannot configure the guest: %w", err)
 	}
 	s.mu.Lock()
 	s.configured = true

@@ -20,7 +20,7 @@ import (
 )
 
 // raw sends bytes and returns what comes back until the agent closes.
-func raw(t *testing.T, m *guesttest.Machine, data []byte) string {
+func raw(t *testing.T, m *guesttest.Guest, data []byte) string {
 	t.Helper()
 	conn, err := net.Dial("unix", m.Socket)
 	if err != nil {
@@ -38,7 +38,7 @@ func raw(t *testing.T, m *guesttest.Machine, data []byte) string {
 }
 
 // memory is the anonymous memory of the agent, in KiB.
-func memory(t *testing.T, m *guesttest.Machine) int {
+func memory(t *testing.T, m *guesttest.Guest) int {
 	t.Helper()
 	data, err := os.ReadFile("/proc/" + itoa(m.PID) + "/status")
 	if err != nil {

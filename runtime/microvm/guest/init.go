@@ -174,14 +174,14 @@ func findCrun() (string, error) {
 	return "", fmt.Errorf("cannot find crun in %s", strings.Join(dirs, " "))
 }
 
-// powerOff writes what is to be written and ends the machine.
+// powerOff writes what is to be written and ends the VM.
 func powerOff() {
 	unix.Sync()
 	// The next VM of the pod finds the emptyDirs on the scratch disk, which must not need a check then.
 	_ = unix.Unmount("/run/magikpod/"+scratchName, unix.MNT_DETACH)
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-	// A machine without a power button.
+	// A VM without a power button.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}
 }

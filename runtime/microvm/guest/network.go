@@ -148,7 +148,7 @@ func setRoutes(link netlink.Link, routes []wire.Route) error {
 	return pruneRoutes(link, keep)
 }
 
-// routeKey tells one route of the interface from another.
+// routeKey identifies a route of the interface.
 type routeKey struct {
 	to, via string
 	metric  int

@@ -19,7 +19,7 @@ import (
 )
 
 // inNetwork calls do in the network namespace of the agent's VM.
-func inNetwork(t *testing.T, m *guesttest.Machine, do func() error) {
+func inNetwork(t *testing.T, m *guesttest.Guest, do func() error) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
@@ -40,7 +40,7 @@ func inNetwork(t *testing.T, m *guesttest.Machine, do func() error) {
 }
 
 // networkOf speaks to the kernel about the network of the agent's VM.
-func networkOf(t *testing.T, m *guesttest.Machine) *netlink.Handle {
+func networkOf(t *testing.T, m *guesttest.Guest) *netlink.Handle {
 	t.Helper()
 	var handle *netlink.Handle
 	inNetwork(t, m, func() (err error) { handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); return err })

@@ -16,7 +16,7 @@ import (
 )
 
 // ask has a probe made of a container.
-func ask(t *testing.T, m *guesttest.Machine, container string, p probe.Probe) (probe.Outcome, error) {
+func ask(t *testing.T, m *guesttest.Guest, container string, p probe.Probe) (probe.Outcome, error) {
 	t.Helper()
 	reply, err := m.Probe(t.Context(), probes.Request(container, p))
 	return probes.Outcome(reply), err

@@ -29,9 +29,9 @@ type Config struct {
 	Reaper *Reaper
 	// Check refuses connections; nil: all are served.
 	Check func(net.Conn) error
-	// PowerOff ends the machine; nil: PowerOff requests are refused. It is called after the containers were killed.
+	// PowerOff ends the VM; nil: PowerOff requests are refused. It is called after the containers were killed.
 	PowerOff func()
-	// SetClock sets the machine's clock; nil: it is not the machine's own, and is left alone.
+	// SetClock sets the VM's clock; nil: it is not the VM's own, and is left alone.
 	SetClock func(time.Time) error
 	// Log gets the errors that no reply reports; nil: they are dropped.
 	Log func(error)
@@ -213,7 +213,7 @@ func (s *Server) ping(r *wire.Ping) wire.Pong {
 	}
 }
 
-// powerOff kills all containers and ends the machine.
+// powerOff kills all containers and ends the VM.
 func (s *Server) powerOff(p *peer) error {
 	if s.config.PowerOff == nil {
 		return wire.Errorf(wire.CodeInvalidRequest, "cannot power off: this is no VM of its own")

@@ -9,7 +9,7 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// stats tells what the machine and its containers use.
+// stats returns what the VM and its containers use.
 func (s *Server) stats() (any, error) {
 	list, err := s.list("")
 	if err != nil {

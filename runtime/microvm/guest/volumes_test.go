@@ -231,7 +231,7 @@ func TestSharedPID(t *testing.T) {
 }
 
 // sharedInit is the first process of the PID namespace that the agent has made.
-func sharedInit(t *testing.T, m *guesttest.Machine) int {
+func sharedInit(t *testing.T, m *guesttest.Guest) int {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.PID, m.PID))
 	if err != nil {

@@ -24,7 +24,7 @@ func TestLimits(t *testing.T) {
 	}
 	for _, controller := range []string{"memory", "pids", "cpu"} {
 		if !slices.Contains(strings.Fields(string(controllers)), controller) {
-			t.Skipf("needs the cgroup controller %s, which this machine has not: go test -exec '.cache/magikvm run --here --' ./runtime/microvm/guest", controller)
+			t.Skipf("needs the cgroup controller %s, which this host has not: go test -exec '.cache/magikvm run --here --' ./runtime/microvm/guest", controller)
 		}
 	}
 	limited := func(name, script string, memory int64) wire.Create {

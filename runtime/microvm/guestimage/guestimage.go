@@ -168,7 +168,7 @@ func (c Cache) find(p Parts, key string) (Image, bool) {
 	return Image{Kernel: filepath.Join(dir, kernelFile), Initrd: filepath.Join(dir, initrdFile), Release: filepath.Base(p.Modules), Key: key}, true
 }
 
-// inUse is how long an image is kept for who has asked for it: the monitor of a VM reads it when it starts, and has it open by the time it answers. The
+// inUse is how long an image is kept for who has asked for it: the VMM of a VM reads it when it starts, and has it open by the time it answers. The
 // VM's unit must have come that far within two minutes of its start (TimeoutStartSec=), whatever becomes of the daemon that has asked.
 const inUse = 10 * time.Minute
 
@@ -239,7 +239,7 @@ func (p Parts) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	// The monitor's user, which is not root, reads both files.
+	// The VMM's user, which is not root, reads both files.
 	kernel, err := vmlinux.Unpack(packed)
 	if err != nil {
 		kernel = packed // it unpacks itself, or the VM's firmware does it

@@ -46,7 +46,7 @@ func (u *unit) output() string {
 	return u.stdout.String()
 }
 
-func (u *unit) told() string {
+func (u *unit) messages() string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return strings.Join(u.notified, "|")
@@ -151,13 +151,13 @@ func TestEnds(t *testing.T) {
 	}{
 		{"zero", "echo ready", 0, 0, 0},
 		{"code", "echo ready; exit 42", 0, 42, 0},
-		{"told to end", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.05; done", syscall.SIGTERM, 3, 0},
+		{"asked to end", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.05; done", syscall.SIGTERM, 3, 0},
 		{"another signal", "trap 'exit 4' USR2; echo ready; while true; do sleep 0.05; done", syscall.SIGUSR2, 4, 0},
 		{"real-time signal", "trap 'exit 5' 37; echo ready; while true; do sleep 0.05; done", 37, 5, 0},
 		{"first real-time signal", "trap 'exit 7' 34; echo ready; while true; do sleep 0.05; done", 34, 7, 0},
 		{"last real-time signal", "trap 'exit 8' 64; echo ready; while true; do sleep 0.05; done", 64, 8, 0},
 		{"signal of ended children", "trap 'exit 9' CHLD; echo ready; while true; do :; done", syscall.SIGCHLD, 9, 0},
-		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell tells.
+		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell reports.
 		{"signal that Go would panic on", "trap 'exit 6' SEGV; echo ready; while true; do sleep 0.05; done", syscall.SIGSEGV, 6, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -170,14 +170,14 @@ func TestEnds(t *testing.T) {
 			u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: request, MessageFile: message})
 			eventually(t, "ready", func() bool { return u.output() == "ready\n" })
 			if tc.signal != 0 {
-				eventually(t, "told", func() bool { return u.told() == started })
+				eventually(t, "notified", func() bool { return u.messages() == started })
 				if err := u.cmd.Process.Signal(tc.signal); err != nil {
 					t.Fatal(err)
 				}
 			}
 			status := u.end(t)
-			if status.ExitStatus() != tc.code || u.told() != started || !strings.HasPrefix(u.stderr.String(), "to stderr\n") {
-				t.Errorf("status %#x, told %q, stderr %q", status, u.told(), u.stderr.String())
+			if status.ExitStatus() != tc.code || u.messages() != started || !strings.HasPrefix(u.stderr.String(), "to stderr\n") {
+				t.Errorf("status %#x, notified %q, stderr %q", status, u.messages(), u.stderr.String())
 			}
 			if data, err := os.ReadFile(message); err != nil || string(data) != "last words\n" {
 				t.Errorf("message %q %v", data, err)
@@ -191,7 +191,7 @@ func TestKilled(t *testing.T) {
 	m := guesttest.Start(t)
 	for _, sig := range []syscall.Signal{syscall.SIGKILL} {
 		u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
-		eventually(t, "told", func() bool { return u.told() == started })
+		eventually(t, "notified", func() bool { return u.messages() == started })
 		if err := m.Signal(t.Context(), "a", "", sig); err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +201,7 @@ func TestKilled(t *testing.T) {
 	}
 	// The proxy is killed: so is the container.
 	u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
-	eventually(t, "told", func() bool { return u.told() == started })
+	eventually(t, "notified", func() bool { return u.messages() == started })
 	if err := u.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestNotDumpable(t *testing.T) {
 	m := guesttest.Start(t)
 	config := Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")}
 	u := startUnit(t, config, "setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all")
-	eventually(t, "told", func() bool { return u.told() == started })
+	eventually(t, "notified", func() bool { return u.messages() == started })
 	other := exec.Command("setpriv", "--bounding-set=-all,+dac_override", "--inh-caps=-all", "sleep", "1000")
 	if err := other.Start(); err != nil {
 		t.Fatal(err)
@@ -244,7 +244,7 @@ func TestDie(t *testing.T) {
 	}
 }
 
-// TestNotStarted: the reason is told where native looks for it, and the exit status says who is to blame.
+// TestNotStarted: the reason is reported where native looks for it, and the exit status says who is to blame.
 func TestNotStarted(t *testing.T) {
 	m := guesttest.Start(t)
 	ok := guesttest.Container(t, "a", nil, "/bin/true")
@@ -255,7 +255,7 @@ func TestNotStarted(t *testing.T) {
 		code   int
 		want   string
 	}{
-		{"no machine", Config{Agent: client.Address{Path: "/nonexistent"}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
+		{"no VM", Config{Agent: client.Address{Path: "/nonexistent"}, Create: ok, Timeout: 300}, shim.ExitTempFail, "has not come up in time"},
 		{"no command", Config{Agent: client.Address{Path: m.Hybrid}, Create: bad}, shim.ExitFailure, "/bin/none"},
 		{"no volume", Config{Agent: client.Address{Path: m.Hybrid}, Create: ok, Copies: []Copy{{"v", "/nonexistent"}}}, shim.ExitFailure, "/nonexistent"},
 	} {
@@ -267,18 +267,18 @@ func TestNotStarted(t *testing.T) {
 			if err == nil {
 				err = json.Unmarshal(data, &entry)
 			}
-			if err != nil || status.ExitStatus() != tc.code || u.told() != "" || entry.Level != "error" || !strings.Contains(entry.Msg, tc.want) {
-				t.Errorf("%v: status %#x, told %q, log %q", err, status, u.told(), data)
+			if err != nil || status.ExitStatus() != tc.code || u.messages() != "" || entry.Level != "error" || !strings.Contains(entry.Msg, tc.want) {
+				t.Errorf("%v: status %#x, notified %q, log %q", err, status, u.messages(), data)
 			}
 		})
 	}
 }
 
-// TestMachineDies: the container of a machine that dies is killed with it.
-func TestMachineDies(t *testing.T) {
+// TestVMDies: the container of a VM that dies is killed with it.
+func TestVMDies(t *testing.T) {
 	m := guesttest.Start(t)
 	u := startUnit(t, Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")})
-	eventually(t, "told", func() bool { return u.told() == started })
+	eventually(t, "notified", func() bool { return u.messages() == started })
 	begin := time.Now()
 	if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ type Config struct {
 	Owner nsfile.Owner `json:"owner,omitzero"`
 	// NetNS is the pod's network namespace; empty: stay in the one of the host.
 	NetNS string `json:"netNS,omitempty"`
-	// UID and GID are the monitor's own, not 0; see [UserOf].
+	// UID and GID are the VMM's own, not 0; see [UserOf].
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
 	// Dir is a directory of this VM alone, which only root can enter; who writes the configuration makes it. The supervisor removes what it makes in it.
@@ -53,7 +53,7 @@ func (c *Config) powerOff() time.Duration {
 
 func (c *Config) watchdog() time.Duration { return time.Duration(c.WatchdogMillis) * time.Millisecond }
 
-// SetPaths sets the paths of the VM's sockets. Those that the monitor or a helper makes itself are in a directory that the VM's user may write to: the
+// SetPaths sets the paths of the VM's sockets. Those that the VMM or a helper makes itself are in a directory that the VM's user may write to: the
 // state, which root trusts, is not.
 func (c *Config) SetPaths() {
 	c.VM.Control = filepath.Join(c.Dir, "control")

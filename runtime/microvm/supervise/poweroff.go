@@ -17,10 +17,10 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// quitTime is how long the monitor may take to end after SIGTERM, for which all of them end in order, before it is killed.
+// quitTime is how long the VMM may take to end after SIGTERM, for which all of them end in order, before it is killed.
 const quitTime = 2 * time.Second
 
-// powerOff has the guest power off, and ends the monitor if that does not help.
+// powerOff has the guest power off, and ends the VMM if that does not help.
 func (s *supervisor) powerOff(monitor *process) {
 	deadline := time.Now().Add(s.config.powerOff())
 	asked := make(chan error, 1)

@@ -45,7 +45,7 @@ type supervisor struct {
 	first     *process
 }
 
-// Run runs the VM of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It notifies the service manager with READY=1 when the monitor runs,
+// Run runs the VM of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It notifies the service manager with READY=1 when the VMM runs,
 // which is before the guest answers. It returns the exit status: 0 when the end was asked for.
 func Run(path string) int {
 	config, err := ReadConfig(path)
@@ -140,7 +140,7 @@ func (s *supervisor) boot(ctx context.Context) (*process, error) {
 
 const monitorName = "monitor"
 
-// giveDisks gives the disks that the monitor opens itself, for writing, to the VM's user.
+// giveDisks gives the disks that the VMM opens itself, for writing, to the VM's user.
 func (s *supervisor) giveDisks(c *vmm.Command) error {
 	for _, m := range c.Mounts {
 		if m.Owned {
@@ -199,16 +199,16 @@ func (s *supervisor) endedFirst() error {
 	return fmt.Errorf("the VM has lost its shared directory: %s", how)
 }
 
-// readyTimeout is how long a monitor may take until it answers.
+// readyTimeout is how long a VMM may take until it answers.
 const readyTimeout = time.Minute
 
-// ready waits until the monitor answers, writes the state and notifies the service manager.
+// ready waits until the VMM answers, writes the state and notifies the service manager.
 func (s *supervisor) ready(ctx context.Context, monitor *process) error {
 	driver, err := vmm.Find(s.config.VM.Driver)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the monitor does not answer"))
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the VMM does not answer"))
 	defer cancel()
 	// Its socket is there before it is, so that connecting waits for it.
 	control, err := driver.Control(ctx, &s.config.VM)

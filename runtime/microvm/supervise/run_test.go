@@ -38,7 +38,7 @@ func TestMuteGuest(t *testing.T) {
 	t.Logf("first answer after %v", time.Since(m.began))
 }
 
-// TestJail: what the monitor is and sees.
+// TestJail: what the VMM is and sees.
 func TestJail(t *testing.T) {
 	m := boot(t, vmm.QEMU{}, nil)
 	for _, word := range []string{"qemu", "vhost-device-vsock"} {
@@ -134,7 +134,7 @@ func TestGuestEnds(t *testing.T) {
 	}
 }
 
-// TestMonitorFails: a monitor that ends before it has answered is the end of it, at once.
+// TestMonitorFails: a VMM that ends before it has answered is the end of it, at once.
 func TestMonitorFails(t *testing.T) {
 	c := newConfig(t, vmm.QEMU{}, nil)
 	c.VM.Program = "/usr/bin/false"

@@ -15,7 +15,7 @@ import (
 // watchPings is how many requests in a row a guest may leave unanswered: they are sent evenly over the time that it has.
 const watchPings = 6
 
-// watch ends with an error when a guest that has answered once does not answer any more: its kernel hangs, or the monitor does, and nobody else would ever see that. It
+// watch ends with an error when a guest that has answered once does not answer any more: its kernel hangs, or the VMM does, and nobody else would ever see that. It
 // counts requests, not time, so that a VM that was frozen together with its supervisor (systemctl freeze), or with the host, has its time when it goes on.
 func (s *supervisor) watch(ctx context.Context) error {
 	limit := s.config.watchdog()

@@ -21,8 +21,8 @@ const (
 // Name is qemu.
 func (QEMU) Name() string { return "qemu" }
 
-// hotPlugSlots is how many root ports a machine with PCI Express has for disks.
-const hotPlugSlots = 20
+// attachSlots is how many root ports a machine type with PCI Express has for disks.
+const attachSlots = 20
 
 // translatedMiB is how much translated code an emulated VM keeps at most.
 const translatedMiB = "256"
@@ -34,7 +34,7 @@ func express(machine string) bool { return machine == "q35" || machine == "micro
 func (QEMU) Can(c *Config) Abilities {
 	a := Abilities{MaxDisks: 24, Vsock: []VsockKind{VsockVhost, VsockHybrid}}
 	if express(c.Machine) {
-		a.MaxDisks = hotPlugSlots
+		a.MaxDisks = attachSlots
 	}
 	return a
 }
@@ -145,7 +145,7 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 	}
 	add("-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB))
 	if express(c.Machine) {
-		for i := range hotPlugSlots {
+		for i := range attachSlots {
 			add("-device", fmt.Sprintf("pcie-root-port,id=slot%d,chassis=%d,bus=pcie.0,addr=%#x.%d,multifunction=on", i, i+1, 0x10+i/8, i%8))
 		}
 	}

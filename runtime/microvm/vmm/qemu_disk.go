@@ -48,14 +48,14 @@ func (c *qemuControl) addDevice(ctx context.Context, device map[string]any) erro
 		_, err := c.monitor.execute(ctx, "device_add", device, nil)
 		return err
 	}
-	for i := range hotPlugSlots {
+	for i := range attachSlots {
 		device["bus"] = fmt.Sprintf("slot%d", i)
 		_, err := c.monitor.execute(ctx, "device_add", device, nil)
 		var refused *qmpError
 		if err == nil || !errors.As(err, &refused) || ctx.Err() != nil {
 			return err
 		}
-		if i == hotPlugSlots-1 {
+		if i == attachSlots-1 {
 			return err
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/magikrun/magikpod/internal/nsfile"
 )
 
-// Driver is one kind of virtual machine monitor.
+// Driver is one kind of VMM.
 type Driver interface {
 	// Name is what stands in [Config.Driver]: qemu or cloud-hypervisor.
 	Name() string

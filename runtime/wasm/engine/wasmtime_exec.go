@@ -34,7 +34,7 @@ func Files(ctx context.Context, command string) ([]string, error) {
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %s cannot list what it needs: %w", found, loader, err)
+		return nil, errkind.Errorf(errkind.Unsupported, "cannot use %s: %s cannot list the libraries it needs: %w", found, loader, err)
 	}
 	files := []string{found, loader}
 	for line := range strings.Lines(string(out)) {

@@ -17,7 +17,7 @@ import (
 	"github.com/magikrun/magikpod/internal/wasmform"
 )
 
-// wazeroVersion is the version that go.mod has; a test holds it to that.
+// wazeroVersion is the version that go.mod has; a test compares them.
 const wazeroVersion = "1.12.0"
 
 // leaveAfter is how long a guest may take to notice that its context has ended, before it is left behind.

@@ -20,10 +20,10 @@ import (
 )
 
 // An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and only then takes from it what a container may not have: all capabilities, and, of a
-// new container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take them all in the meantime. So its processes stand still then.
+// new container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take them all in the meantime. So its processes are frozen then.
 
-// holdLimit bounds how long a start or an exec may hold others.
-const holdLimit = 30 * time.Second
+// freezeLimit bounds how long a start or an exec may keep others frozen.
+const freezeLimit = 30 * time.Second
 
 // tracesAny says whether one of a pod's containers gets CAP_SYS_PTRACE.
 func tracesAny(p *corev1.Pod) bool {
@@ -35,9 +35,9 @@ func tracesAny(p *corev1.Pod) bool {
 	return false
 }
 
-// holdStill makes the processes stand still that could get hold of one on its way into the PID namespace of a container that runs, or, for "", of the pod, but for those in the cgroup own. They
-// go on after letGo, and when this daemon dies. Nobody else enters meanwhile. A nil letGo: there is nobody to hold. Unavailable: ctx is over, or they do not stand still.
-func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own string) (letGo func(), err error) {
+// freezeOnlookers freezes the processes that could seize one on its way into the PID namespace of a container that runs, or, for "", of the pod, but for those in the cgroup own. They
+// run on after thaw, and when this daemon dies. Nobody else enters meanwhile. A nil thaw: there is nobody to freeze. Unavailable: ctx is over, or they do not freeze.
+func (m *Manager) freezeOnlookers(ctx context.Context, s *sandbox, container, own string) (thaw func(), err error) {
 	s.mu.Lock()
 	c := s.containers[container]
 	wanted := s.record.Traced && s.record.SharePID || c != nil && c.record != nil && c.record.Traces
@@ -45,28 +45,28 @@ func (m *Manager) holdStill(ctx context.Context, s *sandbox, container, own stri
 	if !wanted {
 		return nil, nil
 	}
-	turn := runtime.NewSlot(s.entering)
-	if err := turn.Take(ctx); err != nil {
+	slot := runtime.NewSlot(s.entering)
+	if err := slot.Take(ctx); err != nil {
 		return nil, pod.WithKind(pod.Unavailable, err)
 	}
 	failed := func(err error) error {
-		turn.Release()
-		return pod.Errorf(pod.Unavailable, "cannot keep the containers with SYS_PTRACE from looking: %w", err)
+		slot.Release()
+		return pod.Errorf(pod.Unavailable, "cannot freeze the containers with SYS_PTRACE: %w", err)
 	}
 	cgroups, err := m.onlookers(s, container, own)
 	switch {
 	case err != nil:
 		return nil, failed(err)
 	case len(cgroups) == 0:
-		return turn.Release, nil
+		return slot.Release, nil
 	}
 	release := m.units.KeepFrozen(cgroups) // a stop in the middle kills them as they are, or has them wait
-	thaw, err := m.hold(s.dir, cgroups)
+	thawCgroups, err := m.freeze(s.dir, cgroups)
 	if err != nil {
 		release()
 		return nil, failed(err)
 	}
-	return sync.OnceFunc(func() { thaw(); release(); turn.Release() }), nil
+	return sync.OnceFunc(func() { thawCgroups(); release(); slot.Release() }), nil
 }
 
 // onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes. With an
@@ -83,7 +83,7 @@ func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string
 	for _, name := range traced {
 		unit := m.units.CgroupDir(s.unit(name))
 		if unit == "" {
-			return nil, pod.Errorf(pod.Unavailable, "cannot tell the cgroup of container %s", name)
+			return nil, pod.Errorf(pod.Unavailable, "cannot find the cgroup of container %s", name)
 		}
 		for _, parent := range []string{unit, filepath.Join(unit, runtime.ContainerCgroup)} {
 			entries, err := os.ReadDir(parent)
@@ -100,19 +100,19 @@ func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string
 	return cgroups, nil
 }
 
-// letGoOfLeft lets go of whom an earlier daemon holds, or has left frozen because its holder was killed with it.
-func (m *Manager) letGoOfLeft(s *sandbox) {
+// thawLeft thaws what an earlier daemon has frozen, or has left frozen because its magikshim was killed with it.
+func (m *Manager) thawLeft(s *sandbox) {
 	for _, name := range s.containerNames() {
-		if letGo, err := m.holdStill(m.ctx, s, name, ""); err != nil && m.ctx.Err() == nil {
-			m.config.Log.Warn("cannot tell whether a container stands still", "pod", s.ref.String(), "container", name, "error", err)
-		} else if letGo != nil {
-			letGo()
+		if thaw, err := m.freezeOnlookers(m.ctx, s, name, ""); err != nil && m.ctx.Err() == nil {
+			m.config.Log.Warn("cannot find out whether a container is frozen", "pod", s.ref.String(), "container", name, "error", err)
+		} else if thaw != nil {
+			thaw()
 		}
 	}
 }
 
-// hold has magikshim freeze cgroups.
-func (m *Manager) hold(dir string, cgroups []string) (thaw func(), err error) {
+// freeze has magikshim freeze cgroups.
+func (m *Manager) freeze(dir string, cgroups []string) (thaw func(), err error) {
 	cmd := exec.Command(m.config.ShimPath, append([]string{shim.FreezeCommand, dir}, cgroups...)...)
 	cmd.Env = []string{"GOMAXPROCS=1"}
 	var stderr bytes.Buffer

@@ -47,7 +47,7 @@ const (
 )
 
 const (
-	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time as that of the machine.
+	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time as that of the VM.
 	linkTimeout = 30 * time.Second
 	// bootTimeout is how long a VM may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
 	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a VM has taken more than a minute.)
@@ -69,7 +69,7 @@ func (r *Runtime) SandboxKind() runtime.SandboxKind {
 	return runtime.SandboxKind{NetworkOnly: true, Holders: []runtime.HolderKind{runtime.HolderVM}}
 }
 
-// record (machine.json) is what a later daemon must know of a machine.
+// record (machine.json) is what a later daemon must know of a VM.
 type record struct {
 	Hostname string                   `json:"hostname"`
 	SharePID bool                     `json:"sharePID,omitempty"`
@@ -79,8 +79,8 @@ type record struct {
 	VMM      supervise.Config         `json:"vmm"`
 }
 
-// machine is what is known of one VM.
-type machine struct {
+// vm is what is known of one VM.
+type vm struct {
 	record *record // never changes
 	// mu makes what is done to it one after the other, which may take minutes, and guards what follows.
 	mu     sync.Mutex
@@ -90,22 +90,22 @@ type machine struct {
 }
 
 // lookUp returns what is known of the VM of a sandbox, read from its files if need be.
-func (r *Runtime) lookUp(s runtime.Sandbox) (*machine, error) {
+func (r *Runtime) lookUp(s runtime.Sandbox) (*vm, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if m := r.machines[runDir(s)]; m != nil {
+	if m := r.vms[runDir(s)]; m != nil {
 		return m, nil
 	}
-	m := &machine{record: &record{}}
+	m := &vm{record: &record{}}
 	if err := load(filepath.Join(runDir(s), recordFile), m.record); err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot find the pod's machine: %w", err)
+		return nil, pod.Errorf(pod.Unavailable, "cannot find the pod's VM: %w", err)
 	}
-	r.machines[runDir(s)] = m
+	r.vms[runDir(s)] = m
 	return m, nil
 }
 
-// machine is lookUp, and the VM is locked.
-func (r *Runtime) machine(s runtime.Sandbox) (*machine, error) {
+// vm is lookUp, and the VM is locked.
+func (r *Runtime) vm(s runtime.Sandbox) (*vm, error) {
 	m, err := r.lookUp(s)
 	if err == nil {
 		m.mu.Lock()
@@ -113,7 +113,7 @@ func (r *Runtime) machine(s runtime.Sandbox) (*machine, error) {
 	return m, err
 }
 
-// agent speaks to the agent of a machine.
+// agent speaks to the agent of a VM.
 func (r *record) agent() *client.Client { return client.New(r.address().Dialer()) }
 
 func (r *record) address() client.Address {
@@ -129,7 +129,7 @@ func (r *record) running() attach.VM { return attach.VM{Config: &r.VMM.VM, State
 // PrepareSandbox implements engine.Runtime.
 func (r *Runtime) PrepareSandbox(ctx context.Context, s runtime.Sandbox, config runtime.SandboxConfig) ([]runtime.Holder, error) {
 	if config.Network.NetNS == nil {
-		return nil, pod.Errorf(pod.Unsupported, "a machine has no part in the host's network")
+		return nil, pod.Errorf(pod.Unsupported, "a VM has no part in the host's network")
 	}
 	if err := r.checkNeeds(); err != nil { // it may have been removed since the class was asked
 		return nil, err
@@ -208,7 +208,7 @@ func newCID() uint32 {
 
 // ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network, waits for the agent, and configures it.
 func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
-	m, err := r.machine(s)
+	m, err := r.vm(s)
 	if err != nil {
 		return err
 	}
@@ -232,13 +232,13 @@ func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
 		err = agent.Configure(ctx, m.record.configure(link))
 	}
 	if err != nil {
-		return pod.Errorf(pod.Unavailable, "cannot use the pod's machine: %w", err)
+		return pod.Errorf(pod.Unavailable, "cannot use the pod's VM: %w", err)
 	}
 	m.ready = true
 	return nil
 }
 
-// configure is what the agent is told of the machine.
+// configure is what the agent is sent about the VM.
 func (r *record) configure(link netsetup.PodLink) wire.Configure {
 	network := &wire.Network{MAC: link.MAC.String(), MTU: link.MTU}
 	for _, a := range link.Addresses {
@@ -268,16 +268,16 @@ func (r *Runtime) ForgetSandbox(s runtime.Sandbox) error {
 	return remove(stateDir(s))
 }
 
-// forget removes what is known of a machine.
+// forget removes what is known of a VM.
 func (r *Runtime) forget(s runtime.Sandbox) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.machines, runDir(s))
+	delete(r.vms, runDir(s))
 }
 
 func remove(dir string) error {
 	if err := safepath.RemoveAll(context.Background(), dir); err != nil {
-		return pod.Errorf(pod.Internal, "cannot remove what a machine has left: %w", err)
+		return pod.Errorf(pod.Internal, "cannot remove what a VM has left: %w", err)
 	}
 	return nil
 }

@@ -28,8 +28,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// Machine is a running agent.
-type Machine struct {
+// Guest is a running agent.
+type Guest struct {
 	*client.Client
 	Socket string // of the agent
 	Hybrid string // the same behind a VMM's handshake
@@ -42,7 +42,7 @@ type Machine struct {
 var count atomic.Int32
 
 // Start starts an agent and has it configured. It is skipped without root, crun, busybox or mkfs.erofs.
-func Start(t testing.TB) *Machine {
+func Start(t testing.TB) *Guest {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: run the tests with sudo")
@@ -60,7 +60,7 @@ func Start(t testing.TB) *Machine {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("magikagent-test-%d-%d", os.Getpid(), count.Add(1))
-	m := &Machine{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Hybrid: dir + "/vsock", Cgroup: filepath.Join(cgroup.Root(), name), stderr: &safeBuffer{}}
+	m := &Guest{Client: client.New(client.Unix(dir + "/agent")), Socket: dir + "/agent", Hybrid: dir + "/vsock", Cgroup: filepath.Join(cgroup.Root(), name), stderr: &safeBuffer{}}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), dirVariable+"="+dir, cgroupVariable+"="+name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -115,7 +115,7 @@ func (b *safeBuffer) String() string {
 }
 
 // Containers are the names of the cgroups of the containers that there are.
-func (m *Machine) Containers(t testing.TB) string {
+func (m *Guest) Containers(t testing.TB) string {
 	t.Helper()
 	entries, err := os.ReadDir(m.Cgroup)
 	if err != nil {
@@ -154,7 +154,7 @@ func Container(t testing.TB, name string, change func(in *oci.Input), args ...st
 }
 
 // Run creates and starts a container, whose session the test ends.
-func (m *Machine) Run(t testing.TB, request wire.Create) *client.Session {
+func (m *Guest) Run(t testing.TB, request wire.Create) *client.Session {
 	t.Helper()
 	session, err := m.Create(t.Context(), request)
 	if err != nil {

@@ -24,7 +24,7 @@ func tracing(p *corev1.Pod, container int) {
 	p.Spec.Containers[container].SecurityContext = &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}}}
 }
 
-// frozen are the containers of a pod of which a process stands still.
+// frozen are the containers of a pod of which a process is frozen.
 func (w *world) frozen(p *corev1.Pod) string {
 	w.t.Helper()
 	s := w.find(pod.RefOf(p))
@@ -63,10 +63,10 @@ func starve(t *testing.T, do func()) {
 	do()
 }
 
-// TestHoldStill: containers with SYS_PTRACE stand still while a process enters their PID namespace, and only they; one enters at a time; and no killed process leaves them so.
-func TestHoldStill(t *testing.T) {
+// TestFreezeOnlookers: containers with SYS_PTRACE are frozen while a process enters their PID namespace, and only they; one enters at a time; and no killed process leaves them so.
+func TestFreezeOnlookers(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
-		p := w.pod("still", "sleep 1000", "sleep 1000", "sleep 1000")
+		p := w.pod("frozen", "sleep 1000", "sleep 1000", "sleep 1000")
 		share := true
 		p.Spec.ShareProcessNamespace = &share
 		tracing(p, 0)
@@ -74,57 +74,57 @@ func TestHoldStill(t *testing.T) {
 		w.up(p)
 		s := w.find(pod.RefOf(p))
 		for _, how := range []string{"", "killed"} {
-			letGo, err := w.holdStill(t.Context(), s, "c", "")
-			if err != nil || letGo == nil {
+			thaw, err := w.freezeOnlookers(t.Context(), s, "c", "")
+			if err != nil || thaw == nil {
 				t.Fatalf("%v", err)
 			}
 			if got := w.frozen(p); got != "a b" {
-				t.Errorf("%q stand still, want a and b", got)
+				t.Errorf("%q are frozen, want a and b", got)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			if _, err := w.holdStill(ctx, s, "c", ""); pod.KindOf(err) != pod.Unavailable {
+			if _, err := w.freezeOnlookers(ctx, s, "c", ""); pod.KindOf(err) != pod.Unavailable {
 				t.Errorf("another one enters at the same time: %v", err)
 			}
 			cancel()
 			if how == "killed" {
-				killHolder(t)
+				killFreezer(t)
 			}
-			letGo()
-			letGo() // does no harm
+			thaw()
+			thaw() // does no harm
 			if got := w.frozen(p); got != "" {
-				t.Errorf("%q still stand still", got)
+				t.Errorf("%q are still frozen", got)
 			}
 		}
 		// Who cannot be seen may look on: nobody enters.
 		starve(t, func() {
-			if letGo, err := w.holdStill(t.Context(), s, "c", ""); letGo != nil || pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "from looking") {
+			if thaw, err := w.freezeOnlookers(t.Context(), s, "c", ""); thaw != nil || pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "cannot freeze") {
 				t.Errorf("entered unseen: %v", err)
 			}
 		})
-		// A later daemon knows whom to hold.
+		// A later daemon knows whom to freeze.
 		w.nextDaemon(pod.RefOf(p))
-		letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(p)), "c", "")
-		if err != nil || letGo == nil || w.frozen(p) != "a b" {
-			t.Fatalf("the next daemon holds %q (%v)", w.frozen(p), err)
+		thaw, err := w.freezeOnlookers(t.Context(), w.find(pod.RefOf(p)), "c", "")
+		if err != nil || thaw == nil || w.frozen(p) != "a b" {
+			t.Fatalf("the next daemon has frozen %q (%v)", w.frozen(p), err)
 		}
-		letGo()
-		// What was let go can be entered, and goes on.
+		thaw()
+		// What was thawed can be entered, and goes on.
 		for _, name := range []string{"a", "b", "c"} {
 			if status, err := w.Exec(t.Context(), pod.RefOf(p), name, shell("exit 7")); err != nil || status.Code != 7 {
 				t.Errorf("%s: %+v, %v", name, status, err)
 			}
 		}
 		if got := w.frozen(p); got != "" {
-			t.Errorf("after execs %q stand still", got)
+			t.Errorf("after execs %q are frozen", got)
 		}
 	})
 }
 
-// TestHoldAndStop: to stop, or to delete, who is held does not let go of him, and SIGKILL ends him all the same.
-func TestHoldAndStop(t *testing.T) {
+// TestFreezeAndStop: to stop, or to delete, does not thaw who is frozen, and SIGKILL ends him all the same.
+func TestFreezeAndStop(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)
-	p := w.pod("heldstop", obeys, obeys, "sleep 1000")
+	p := w.pod("frozenstop", obeys, obeys, "sleep 1000")
 	share := true
 	p.Spec.ShareProcessNamespace = &share
 	tracing(p, 0)
@@ -133,13 +133,13 @@ func TestHoldAndStop(t *testing.T) {
 	w.journal(p, "a", 1) // the trap is set
 	w.journal(p, "b", 1)
 	s := w.find(pod.RefOf(p))
-	letGo, err := w.holdStill(t.Context(), s, "c", "")
+	thaw, err := w.freezeOnlookers(t.Context(), s, "c", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range w.state(p).Containers {
 		if c.Frozen {
-			t.Errorf("%s is told to be frozen", name)
+			t.Errorf("%s is reported as frozen", name)
 		}
 	}
 	stopped := make(chan error, 1)
@@ -152,9 +152,9 @@ func TestHoldAndStop(t *testing.T) {
 	}
 	time.Sleep(300 * time.Millisecond)
 	if got := w.frozen(p); got != "a b" {
-		t.Errorf("%q stand still, want a and b", got)
+		t.Errorf("%q are frozen, want a and b", got)
 	}
-	letGo()
+	thaw()
 	for range 2 {
 		if err := <-stopped; err != nil {
 			t.Error(err)
@@ -166,21 +166,21 @@ func TestHoldAndStop(t *testing.T) {
 		}
 	}
 	if got := w.frozen(p); got != "" {
-		t.Errorf("%q still stand still", got)
+		t.Errorf("%q are still frozen", got)
 	}
 
 	w.run(p, "a", 1)
-	if letGo, err = w.holdStill(t.Context(), s, "c", ""); err != nil {
+	if thaw, err = w.freezeOnlookers(t.Context(), s, "c", ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
 		t.Error(err)
 	}
-	letGo()
+	thaw()
 }
 
-// TestHoldAndFailure: when a start does not get there, nobody looks before nothing is left of it.
-func TestHoldAndFailure(t *testing.T) {
+// TestFreezeAndFailure: when a start does not get there, nobody looks before nothing is left of it.
+func TestFreezeAndFailure(t *testing.T) {
 	onSystemd(t)
 	fails := false
 	w := newWorld(t, "", func(step string) error {
@@ -218,8 +218,8 @@ func TestHoldAndFailure(t *testing.T) {
 	}
 }
 
-// TestHoldLeft: whom an earlier daemon and its helper have left frozen, the next one lets go.
-func TestHoldLeft(t *testing.T) {
+// TestThawLeft: whom an earlier daemon and its helper have left frozen, the next one thaws.
+func TestThawLeft(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)
 	p := w.pod("heldleft", "sleep 1000")
@@ -247,11 +247,11 @@ func TestHoldLeft(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Error("a stands still for ever")
+	t.Error("a is frozen for ever")
 }
 
-// TestHoldNobody: pods that have no container with SYS_PTRACE, or none that sees the process, do not wait for anybody.
-func TestHoldNobody(t *testing.T) {
+// TestFreezeNobody: pods that have no container with SYS_PTRACE, or none that sees the process, do not wait for anybody.
+func TestFreezeNobody(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)
 	p := w.pod("nobody", "sleep 1000", "sleep 1000")
@@ -259,28 +259,28 @@ func TestHoldNobody(t *testing.T) {
 	w.up(p)
 	s := w.find(pod.RefOf(p))
 	for container, want := range map[string]bool{"": false, "a": true, "b": false} {
-		letGo, err := w.holdStill(t.Context(), s, container, "")
-		if err != nil || (letGo != nil) != want {
-			t.Errorf("%q: it holds: %t (%v), want %t", container, letGo != nil, err, want)
+		thaw, err := w.freezeOnlookers(t.Context(), s, container, "")
+		if err != nil || (thaw != nil) != want {
+			t.Errorf("%q: it freezes: %t (%v), want %t", container, thaw != nil, err, want)
 		}
-		if letGo != nil {
+		if thaw != nil {
 			if got := w.frozen(p); got != "a" {
-				t.Errorf("%q stand still, want a", got)
+				t.Errorf("%q are frozen, want a", got)
 			}
-			letGo()
+			thaw()
 		}
 	}
 	none := w.pod("none", "sleep 1000")
 	share := true
 	none.Spec.ShareProcessNamespace = &share
 	w.up(none)
-	if letGo, err := w.holdStill(t.Context(), w.find(pod.RefOf(none)), "a", ""); letGo != nil || err != nil {
-		t.Errorf("a pod without SYS_PTRACE is held (%v)", err)
+	if thaw, err := w.freezeOnlookers(t.Context(), w.find(pod.RefOf(none)), "a", ""); thaw != nil || err != nil {
+		t.Errorf("a pod without SYS_PTRACE is frozen (%v)", err)
 	}
 }
 
-// killHolder kills the process that holds others.
-func killHolder(t *testing.T) {
+// killFreezer kills the process that keeps others frozen.
+func killFreezer(t *testing.T) {
 	t.Helper()
 	lists, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil {
@@ -299,5 +299,5 @@ func killHolder(t *testing.T) {
 			}
 		}
 	}
-	t.Error("nobody holds")
+	t.Error("nobody freezes")
 }

@@ -29,9 +29,9 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// testMachines is the Runtime of a small class of the kind of virtual machines: its machine is a process that does nothing, and a container in it is the command of the
+// testVMs is the Runtime of a small class of the kind of VMs: its VM is a process that does nothing, and a container in it is the command of the
 // container's unit, run on the host. What this package does for such a class is the same as for a real one.
-type testMachines struct {
+type testVMs struct {
 	program string
 	limits  units.Limits
 	prepare error                           // of PrepareSandbox, after it has made files
@@ -42,17 +42,17 @@ type testMachines struct {
 
 // standInConfig is what the command of a container reads.
 type standInConfig struct {
-	Script, Status, Log, Machine string
+	Script, Status, Log, VM string
 }
 
-// runMachine is the process of the VM unit. It writes its PID to a file.
-func runMachine(pidFile string) int {
+// runVM is the process of the VM unit. It writes its PID to a file.
+func runVM(pidFile string) int {
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM)
 	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 		return 1
 	}
-	tell("READY=1")
+	notify("READY=1")
 	<-end
 	return 0
 }
@@ -64,54 +64,54 @@ func standIn(path string) int {
 		return 1
 	}
 	if config.Script == "refuse" {
-		_ = os.WriteFile(config.Log, []byte(`{"level":"error","msg":"the machine does not like it"}`+"\n"), 0o600)
+		_ = os.WriteFile(config.Log, []byte(`{"level":"error","msg":"the VM does not like it"}`+"\n"), 0o600)
 		return 1
 	}
 	if config.Script == "hang" {
 		time.Sleep(time.Hour)
 	}
-	tell("READY=1")
-	tell("STATUS=" + config.Status)
-	env := []string{"MACHINE=" + config.Machine, "PATH=/bin:/usr/bin"}
+	notify("READY=1")
+	notify("STATUS=" + config.Status)
+	env := []string{"VM_PID=" + config.VM, "PATH=/bin:/usr/bin"}
 	_ = unix.Exec("/bin/sh", []string{"sh", "-c", config.Script}, env)
 	return 1
 }
 
-func tell(state string) {
+func notify(state string) {
 	if c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET")); err == nil {
 		_, _ = c.Write([]byte(state))
 		c.Close()
 	}
 }
 
-func (m *testMachines) Class() pod.ClassInfo {
-	return pod.ClassInfo{Name: "test-machines", Available: true}
+func (m *testVMs) Class() pod.ClassInfo {
+	return pod.ClassInfo{Name: "test-vms", Available: true}
 }
 
-func (m *testMachines) Validate(p *corev1.Pod) field.ErrorList {
+func (m *testVMs) Validate(p *corev1.Pod) field.ErrorList {
 	return field.ErrorList{field.Forbidden(field.NewPath("spec"), "asked "+p.Name)}
 }
 
-func (m *testMachines) PrepareImage(context.Context, runtime.Image) error { return nil }
+func (m *testVMs) PrepareImage(context.Context, runtime.Image) error { return nil }
 
-func (m *testMachines) ForgetImages(context.Context) error { return nil }
+func (m *testVMs) ForgetImages(context.Context) error { return nil }
 
-func (m *testMachines) SandboxKind() runtime.SandboxKind {
+func (m *testVMs) SandboxKind() runtime.SandboxKind {
 	return runtime.SandboxKind{NetworkOnly: true, Holders: []runtime.HolderKind{runtime.HolderVM}}
 }
 
-func (m *testMachines) PodLimits(*corev1.Pod) units.Limits { return m.limits }
+func (m *testVMs) PodLimits(*corev1.Pod) units.Limits { return m.limits }
 
-func (m *testMachines) PrepareSandbox(_ context.Context, s runtime.Sandbox, _ runtime.SandboxConfig) ([]runtime.Holder, error) {
+func (m *testVMs) PrepareSandbox(_ context.Context, s runtime.Sandbox, _ runtime.SandboxConfig) ([]runtime.Holder, error) {
 	for _, dir := range []string{s.RunDir, s.StateDir} {
 		if err := os.MkdirAll(filepath.Join(dir, "vm"), 0o700); err != nil {
 			return nil, err
 		}
 	}
-	return []runtime.Holder{{Argv: []string{m.program, "machine", filepath.Join(s.RunDir, "vm/pid")}, PowerOff: time.Second}}, m.prepare
+	return []runtime.Holder{{Argv: []string{m.program, "vm", filepath.Join(s.RunDir, "vm/pid")}, PowerOff: time.Second}}, m.prepare
 }
 
-func (m *testMachines) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
+func (m *testVMs) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
 	if s.Namespaces.Network == nil {
 		return errors.New("no network")
 	}
@@ -121,20 +121,20 @@ func (m *testMachines) ReadySandbox(ctx context.Context, s runtime.Sandbox) erro
 	return nil
 }
 
-func (m *testMachines) RemoveSandbox(s runtime.Sandbox) error {
+func (m *testVMs) RemoveSandbox(s runtime.Sandbox) error {
 	return os.RemoveAll(filepath.Join(s.RunDir, "vm"))
 }
-func (m *testMachines) ForgetSandbox(s runtime.Sandbox) error {
+func (m *testVMs) ForgetSandbox(s runtime.Sandbox) error {
 	return os.RemoveAll(filepath.Join(s.StateDir, "vm"))
 }
 
-func (m *testMachines) Prepare(_ context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
+func (m *testVMs) Prepare(_ context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
 	script := config.Container.Command[2]
-	launch := runtime.Launch{Runtime: "test-machines", OwnPID: true, InVM: true, Argv: []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}}
+	launch := runtime.Launch{Runtime: "test-vms", OwnPID: true, InVM: true, Argv: []string{m.program, "stand-in", filepath.Join(a.Bundle, "config.json")}}
 	if script == "invalid" {
 		launch.Refused = pod.Errorf(pod.Invalid, "it is invalid")
 	}
-	c := standInConfig{Script: script, Status: shim.StatusStarted, Log: a.Log, Machine: filepath.Join(s.RunDir, "vm/pid")}
+	c := standInConfig{Script: script, Status: shim.StatusStarted, Log: a.Log, VM: filepath.Join(s.RunDir, "vm/pid")}
 	if script == "exit 137" {
 		c.Status = shim.StatusOOMKilled
 	}
@@ -142,39 +142,39 @@ func (m *testMachines) Prepare(_ context.Context, s runtime.Sandbox, a runtime.A
 	return launch, nil
 }
 
-func (m *testMachines) Signal(context.Context, runtime.Running, syscall.Signal) error {
+func (m *testVMs) Signal(context.Context, runtime.Running, syscall.Signal) error {
 	m.signals.Add(1)
 	return nil
 }
 
-func (m *testMachines) Exec(_ context.Context, c runtime.Running, p runtime.Process) (runtime.ExitStatus, error) {
+func (m *testVMs) Exec(_ context.Context, c runtime.Running, p runtime.Process) (runtime.ExitStatus, error) {
 	_, err := p.Stdout.WriteString(c.Container + strings.Join(p.Args, " "))
 	return runtime.ExitStatus{Code: 3}, err
 }
 
-func (m *testMachines) Probe(_ context.Context, c runtime.Running, p probe.Probe, _ func(runtime.Process) (runtime.ExitStatus, error)) (bool, string, error) {
+func (m *testVMs) Probe(_ context.Context, c runtime.Running, p probe.Probe, _ func(runtime.Process) (runtime.ExitStatus, error)) (bool, string, error) {
 	return p.TCP != nil, c.Container, nil
 }
 
-func (m *testMachines) Stats(context.Context, runtime.Sandbox, map[string]string) (map[string]pod.ResourceUse, error) {
+func (m *testVMs) Stats(context.Context, runtime.Sandbox, map[string]string) (map[string]pod.ResourceUse, error) {
 	return map[string]pod.ResourceUse{"a": {Processes: new(uint64(2))}}, nil
 }
 
-func newMachines(t *testing.T, fault func(string) error) (*world, *testMachines) {
+func newVMs(t *testing.T, fault func(string) error) (*world, *testVMs) {
 	t.Helper()
 	onSystemd(t)
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	machines := &testMachines{program: program}
-	w := newWorld(t, "", fault, func(c *Config) { c.Runtime = machines })
-	w.oci = machines.Class().Name
-	return w, machines
+	vms := &testVMs{program: program}
+	w := newWorld(t, "", fault, func(c *Config) { c.Runtime = vms })
+	w.oci = vms.Class().Name
+	return w, vms
 }
 
-// machinePID is the process of a pod's machine.
-func (w *world) machinePID(p *corev1.Pod) int {
+// vmPID is the process of a pod's VM.
+func (w *world) vmPID(p *corev1.Pod) int {
 	w.t.Helper()
 	data, err := os.ReadFile(filepath.Join(w.runDir(p.UID), "vm", "pid"))
 	if err != nil {
@@ -215,9 +215,9 @@ func (w *world) awaitEntered(p *corev1.Pod) {
 	w.t.Fatal("the pause process does not enter the namespace")
 }
 
-func TestMachine(t *testing.T) {
-	w, machines := newMachines(t, nil)
-	machines.limits = units.Limits{MemoryMax: 1 << 30, TasksMax: 1000}
+func TestInVM(t *testing.T) {
+	w, vms := newVMs(t, nil)
+	vms.limits = units.Limits{MemoryMax: 1 << 30, TasksMax: 1000}
 	p := w.pod("vm", "echo hello; exec sleep 1000", "exit 137", "exit 7", "refuse", "invalid")
 	w.create(p)
 	for _, name := range []string{"a", "b", "c"} {
@@ -235,7 +235,7 @@ func TestMachine(t *testing.T) {
 	if c := w.await(p, "c", pod.ContainerExited); c.Reason != pod.ReasonError || c.ExitCode != 7 {
 		t.Errorf("exit 7: %+v", c)
 	}
-	for name, want := range map[string]string{"d": "the machine does not like it", "e": "it is invalid"} {
+	for name, want := range map[string]string{"d": "the VM does not like it", "e": "it is invalid"} {
 		if err := w.RunContainer(t.Context(), w.configOf(p, name, 0)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -250,15 +250,15 @@ func TestMachine(t *testing.T) {
 	if mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", w.state(p).Containers["a"].PID)); err != nil || strings.Contains(string(mounts), w.config.RunDir) {
 		t.Errorf("something of the container is mounted (%v):\n%s", err, mounts)
 	}
-	w.checkDelegated(p, machines)
+	w.checkDelegated(p, vms)
 }
 
-// checkDelegated asks what only the machine can answer.
-func (w *world) checkDelegated(p *corev1.Pod, machines *testMachines) {
+// checkDelegated asks what only the VM can answer.
+func (w *world) checkDelegated(p *corev1.Pod, vms *testVMs) {
 	t, ref := w.t, pod.RefOf(p)
 	t.Helper()
 	m := w.Manager
-	if err := m.SignalContainer(w.t.Context(), ref, "a", syscall.SIGSTOP); err != nil || machines.signals.Load() != 1 {
+	if err := m.SignalContainer(w.t.Context(), ref, "a", syscall.SIGSTOP); err != nil || vms.signals.Load() != 1 {
 		t.Errorf("signal: %v", err)
 	}
 	r, stdout, err := os.Pipe()
@@ -290,14 +290,14 @@ func (w *world) checkDelegated(p *corev1.Pod, machines *testMachines) {
 	}
 }
 
-// The end of a machine is seen at once, and whoever waits for it does not wait any longer.
-func TestMachineDies(t *testing.T) {
-	w, machines := newMachines(t, nil)
+// The end of a VM is seen at once, and whoever waits for it does not wait any longer.
+func TestVMDies(t *testing.T) {
+	w, vms := newVMs(t, nil)
 	waiting := make(chan struct{})
 	p := w.pod("dies", "exec sleep 1000", "exec sleep 1000")
 	w.create(p)
 	w.run(p, "a", 0)
-	machines.ready = func(ctx context.Context) error {
+	vms.ready = func(ctx context.Context) error {
 		close(waiting)
 		<-ctx.Done()
 		return pod.WithKind(pod.Unavailable, context.Cause(ctx))
@@ -309,26 +309,26 @@ func TestMachineDies(t *testing.T) {
 	case <-w.changes:
 	default:
 	}
-	if err := syscall.Kill(w.machinePID(p), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(w.vmPID(p), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-w.changes:
 	case <-time.After(10 * time.Second):
-		t.Error("nobody is told")
+		t.Error("nobody is notified")
 	}
 	if s := w.awaitSandbox(p, pod.SandboxDead); s.StoppedByAdmin || !strings.Contains(s.Message, "VM") {
 		t.Errorf("the sandbox is %+v", s)
 	}
 	select {
 	case err := <-started:
-		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "machine has ended") {
+		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "VM has ended") {
 			t.Error(err)
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("the start waits for a machine that is gone")
+		t.Error("the start waits for a VM that is gone")
 	}
-	machines.ready = nil
+	vms.ready = nil
 	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +340,7 @@ func TestMachineDies(t *testing.T) {
 	}
 }
 
-// dieDuringStart kills the machine while the command of a container waits for it: the start ends at once, and the attempt does not count.
+// dieDuringStart kills the VM while the command of a container waits for it: the start ends at once, and the attempt does not count.
 func (w *world) dieDuringStart(p *corev1.Pod) {
 	t := w.t
 	t.Helper()
@@ -353,16 +353,16 @@ func (w *world) dieDuringStart(p *corev1.Pod) {
 	for state, _ := w.units.State(unit); state.MainPID == 0; state, _ = w.units.State(unit) {
 		time.Sleep(time.Millisecond)
 	}
-	if err := syscall.Kill(w.machinePID(p), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(w.vmPID(p), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case err := <-started:
-		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "machine has ended") {
+		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "VM has ended") {
 			t.Error(err)
 		}
 	case <-time.After(20 * time.Second):
-		t.Fatal("the start goes on without a machine")
+		t.Fatal("the start goes on without a VM")
 	}
 	if c := w.state(p).Containers["b"]; c.Stage != "" && c.Stage != pod.ContainerAbsent {
 		t.Errorf("the attempt counts: %+v", c)
@@ -372,10 +372,10 @@ func (w *world) dieDuringStart(p *corev1.Pod) {
 	}
 }
 
-// A container whose start is asked for just when its machine has died does not start the machine again: the daemon has to make another one, and tell that what it is.
-func TestMachineNotRevived(t *testing.T) {
+// A container whose start is asked for just when its VM has died does not start the VM again: the daemon has to make another one, and report it as what it is.
+func TestVMNotRevived(t *testing.T) {
 	var dies func()
-	w, _ := newMachines(t, func(point string) error {
+	w, _ := newVMs(t, func(point string) error {
 		if point == "start container unit" && dies != nil {
 			dies()
 		}
@@ -388,20 +388,20 @@ func TestMachineNotRevived(t *testing.T) {
 		vm := units.Names(p.Namespace, p.Name).VM
 		before := w.life(vm)
 		dies = func() {
-			if err := syscall.Kill(w.machinePID(p), syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(w.vmPID(p), syscall.SIGKILL); err != nil {
 				t.Error(err)
 			}
 		}
 		err := w.RunContainer(t.Context(), w.configOf(p, "b", attempt))
 		dies = nil
-		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "machine has ended") {
-			t.Errorf("start without a machine: %v", err)
+		if pod.KindOf(err) != pod.Unavailable || !strings.Contains(err.Error(), "VM has ended") {
+			t.Errorf("start without a VM: %v", err)
 		}
 		if s := w.awaitSandbox(p, pod.SandboxDead); s.StoppedByAdmin {
 			t.Errorf("the sandbox is %+v", s)
 		}
 		if after, want := w.life(vm), strings.Replace(before, "=active", "=failed", 1); after != want {
-			t.Errorf("the machine's unit was\n%s\nand is\n%s", before, after)
+			t.Errorf("the VM's unit was\n%s\nand is\n%s", before, after)
 		}
 		if c := w.state(p).Containers["b"]; c.Stage != "" && c.Stage != pod.ContainerAbsent {
 			t.Errorf("the attempt counts: %+v", c)
@@ -412,7 +412,7 @@ func TestMachineNotRevived(t *testing.T) {
 	}
 }
 
-// life tells which of the lives of a unit it is, and whether it is over.
+// life says which of the lives of a unit it is, and whether it is over.
 func (w *world) life(unit string) string {
 	w.t.Helper()
 	out, err := exec.Command("systemctl", "show", "--property=ActiveState,InvocationID", unit).Output()
@@ -422,10 +422,10 @@ func (w *world) life(unit string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A machine outlives its containers: while they stop, it is there. And a stop of the machine by systemctl is somebody's wish.
-func TestMachineStops(t *testing.T) {
-	w, _ := newMachines(t, nil)
-	script := `trap 'sleep 0.3; kill -0 $(cat $MACHINE) && exit 42; exit 1' TERM; echo trapped; while :; do sleep 0.05; done`
+// A VM outlives its containers: while they stop, it is there. And a stop of the VM by systemctl is somebody's order.
+func TestVMStops(t *testing.T) {
+	w, _ := newVMs(t, nil)
+	script := `trap 'sleep 0.3; kill -0 $(cat $VM_PID) && exit 42; exit 1' TERM; echo trapped; while :; do sleep 0.05; done`
 	p := w.pod("stops", script)
 	w.up(p)
 	w.journal(p, "a", 1)
@@ -434,7 +434,7 @@ func TestMachineStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c := state.Containers["a"]; c.ExitCode != 42 {
-		t.Errorf("when the container was stopped the machine was gone: %+v", c)
+		t.Errorf("when the container was stopped the VM was gone: %+v", c)
 	}
 	w.up(p)
 	w.journal(p, "a", 2)
@@ -449,13 +449,13 @@ func TestMachineStops(t *testing.T) {
 	}
 }
 
-// Nobody but the daemon starts a machine: whoever starts a container's unit after its machine has died fails, and changes nothing.
-func TestMachineStaysDead(t *testing.T) {
-	w, _ := newMachines(t, nil)
+// Nobody but the daemon starts a VM: whoever starts a container's unit after its VM has died fails, and changes nothing.
+func TestVMStaysDead(t *testing.T) {
+	w, _ := newVMs(t, nil)
 	p := w.pod("again", "exec sleep 1000", "exit 7")
 	w.up(p)
 	w.await(p, "b", pod.ContainerExited)
-	pid := w.machinePID(p)
+	pid := w.vmPID(p)
 	if err := errors.Join(syscall.Kill(pid, syscall.SIGKILL), syscall.Kill(w.state(p).Containers["a"].PID, syscall.SIGKILL)); err != nil {
 		t.Fatal(err)
 	}
@@ -470,8 +470,8 @@ func TestMachineStaysDead(t *testing.T) {
 			}
 			t.Logf("systemctl %s of container %s: %s", verb, name, out)
 			active, _ := exec.Command("systemctl", "is-active", names.VM).Output() // its status is what it says
-			if text := strings.TrimSpace(string(active)); text != "failed" && text != "inactive" || w.machinePID(p) != pid {
-				t.Errorf("after systemctl %s of container %s the machine is %s, PID %d, and was %d", verb, name, text, w.machinePID(p), pid)
+			if text := strings.TrimSpace(string(active)); text != "failed" && text != "inactive" || w.vmPID(p) != pid {
+				t.Errorf("after systemctl %s of container %s the VM is %s, PID %d, and was %d", verb, name, text, w.vmPID(p), pid)
 			}
 		}
 	}
@@ -480,16 +480,16 @@ func TestMachineStaysDead(t *testing.T) {
 	}
 }
 
-func TestMachineAdopted(t *testing.T) {
+func TestVMAdopted(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(map[bool]string{false: "runs", true: "died meanwhile"}[dead], func(t *testing.T) {
-			w, _ := newMachines(t, nil)
+			w, _ := newVMs(t, nil)
 			p := w.pod("adopted", "exec sleep 1000", "exec sleep 1000")
 			w.create(p)
 			w.run(p, "a", 0)
 			w.awaitSandbox(p, pod.SandboxReady)
 			w.awaitEntered(p)
-			pid := w.machinePID(p)
+			pid := w.vmPID(p)
 			config := w.config
 			w.Close()
 			config.Units.Close()
@@ -520,17 +520,17 @@ func TestMachineAdopted(t *testing.T) {
 }
 
 // A step that fails leaves nothing, whichever it is.
-func TestMachineFaults(t *testing.T) {
+func TestVMFaults(t *testing.T) {
 	for _, step := range []string{"make namespaces", "write sandbox records", "prepare sandbox", "PrepareSandbox", "start pause unit", "after pause unit", "start VM unit", "after VM unit"} {
 		t.Run(step, func(t *testing.T) {
-			w, machines := newMachines(t, func(s string) error {
+			w, vms := newVMs(t, func(s string) error {
 				if s == step {
 					return errors.New("injected")
 				}
 				return nil
 			})
 			if step == "PrepareSandbox" {
-				machines.prepare = errors.New("injected")
+				vms.prepare = errors.New("injected")
 			}
 			p := w.pod("fault", "exec sleep 1000")
 			if err := w.CreateSandbox(t.Context(), w.sandboxOf(p)); err == nil || !strings.Contains(err.Error(), "injected") {
