@@ -154,11 +154,11 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 		return nil, err
 	}
 	c.process = spec.Process
-	if c.stdio, err = newStdio(r.Stdin, spec.Process.Terminal, nil); err != nil {
+	if c.stdio, err = newStdio(false, false, nil); err != nil {
 		return nil, err
 	}
 	c.undo.add(c.stdio.close)
-	return c.runCreate(r.Size)
+	return c.runCreate()
 }
 
 // adaptSpec adds to the spec what only the guest knows.
@@ -177,38 +177,17 @@ func (c *container) adaptSpec(spec *specs.Spec) error {
 }
 
 // runCreate has crun create the container in its cgroup, and takes over its first process.
-func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
+func (c *container) runCreate() (<-chan unix.WaitStatus, error) {
 	pidFile := c.path("pid")
-	args := []string{"create", "--bundle=" + c.dir, "--pid-file=" + pidFile}
-	var console *crun.Console
-	if c.stdio.terminal {
-		var err error
-		if console, err = crun.NewConsole(c.dir); err != nil {
-			return nil, fmt.Errorf("cannot make a terminal: %w", err)
-		}
-		defer console.Close()
-		args = append(args, "--console-socket="+crun.ConsolePath)
-	}
 	done := c.s.config.Reaper.Expect()
 	defer done()
 	err := c.s.runCrun(c.path("create.log"), func(cmd *exec.Cmd) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, c.cgroup.fd()
-		if console != nil {
-			console.HandOver(cmd)
-		} else {
-			c.stdio.handOver(cmd)
-		}
-	}, append(args, c.id)...)
+		c.stdio.handOver(cmd)
+	}, "create", "--bundle="+c.dir, "--pid-file="+pidFile, c.id)
 	c.stdio.handedOver()
 	if err != nil {
 		return nil, err
-	}
-	if console != nil {
-		master, err := console.Receive(nil, time.Now().Add(replaceTime))
-		if err != nil {
-			return nil, fmt.Errorf("cannot make a terminal: %w", err)
-		}
-		c.stdio.setTerminal(master, size)
 	}
 	data, err := os.ReadFile(pidFile)
 	if err != nil {

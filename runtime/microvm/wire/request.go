@@ -90,8 +90,8 @@ type Copy struct {
 	Volume string `json:"volume"`
 }
 
-// Create makes a container. After the ok the connection is the owner's: frames of stdin and resize to the agent, of stdout, stderr and at the end exit
-// from it. When it closes, the container is killed and removed.
+// Create makes a container, whose standard input is empty. After the ok the connection is the owner's: frames of stdout, stderr and at the end exit from the
+// agent. When it closes, the container is killed and removed.
 type Create struct {
 	Head
 	Container string `json:"container"`
@@ -103,10 +103,6 @@ type Create struct {
 	// Rootfs is the read-only part of the container's root file system. Above it lies a writable layer of the attempt.
 	Rootfs Image   `json:"rootfs"`
 	Mounts []Mount `json:"mounts,omitempty"`
-	// Stdin keeps the standard input open for stdin frames; without, it is empty.
-	Stdin bool `json:"stdin,omitempty"`
-	// Size is the first size of the terminal; only with process.terminal.
-	Size *Size `json:"size,omitempty"`
 }
 
 // Image is an erofs: a disk or a file, one of the two.
@@ -173,7 +169,7 @@ type Status struct {
 	Container string `json:"container,omitempty"` // empty: all
 }
 
-// Exec runs a process in a running container. After the ok frames follow as with Create, up to the exit frame. When the connection closes, the process and all
+// Exec runs a process in a running container. After the ok frames follow, of stdin and resize to the agent, and from it as with Create. When the connection closes, the process and all
 // that it has started are killed.
 type Exec struct {
 	Head

@@ -25,7 +25,7 @@ func all() []Request {
 			},
 		},
 		&Create{
-			Container: "a", ID: "abc", Attempt: 3, Spec: json.RawMessage(`{"x":1}`), Rootfs: Image{Disk: "image"}, Stdin: true, Size: &Size{24, 80},
+			Container: "a", ID: "abc", Attempt: 3, Spec: json.RawMessage(`{"x":1}`), Rootfs: Image{Disk: "image"},
 			Mounts: []Mount{{Kind: MountScratch, Name: "v", SubPath: "a/b", ReadOnly: true, Mode: 0o3777, GID: 5}, {Kind: MountTmpfs, Name: "v", Bytes: 5}, {Kind: MountMessage}},
 		},
 		&Create{
