@@ -91,7 +91,7 @@ func (s *Server) reserve(r *wire.Create) (*container, error) {
 			return nil, wire.Errorf(wire.CodeInvalidRequest, "there are %d containers already", wire.MaxContainers)
 		case old == nil:
 			c := &container{
-				s: s, name: r.Container, id: r.ID, attempt: r.Attempt, dir: s.path(containersName, r.Container), state: wire.StateCreating,
+				s: s, name: r.Container, id: r.ID, dir: s.path(containersName, r.Container), state: stateCreating,
 				ended: make(chan struct{}), gone: make(chan struct{}),
 			}
 			s.containers[r.Container] = c
@@ -202,7 +202,7 @@ func (c *container) runCreate() (<-chan unix.WaitStatus, error) {
 		return nil, fmt.Errorf("the container's process has ended before its start: %w", err)
 	}
 	c.mu.Lock()
-	c.pid, c.pidfd, c.state = pid, pidfd, wire.StateCreated
+	c.pid, c.pidfd, c.state = pid, pidfd, stateCreated
 	c.mu.Unlock()
 	return c.s.config.Reaper.Adopt(pid), nil
 }

@@ -19,7 +19,6 @@ const (
 	ActionCreate    Action = "create"
 	ActionStart     Action = "start"
 	ActionSignal    Action = "signal"
-	ActionStatus    Action = "status"
 	ActionExec      Action = "exec"
 	ActionProbe     Action = "probe"
 	ActionStats     Action = "stats"
@@ -96,7 +95,6 @@ type Create struct {
 	Head
 	Container string `json:"container"`
 	ID        string `json:"id"` // of the attempt, chosen by the host
-	Attempt   int    `json:"attempt"`
 	// Spec is the OCI runtime spec, config.json, without network, IPC and UTS namespaces, which are the VM's. root.path and the path of a PID namespace that is shared
 	// are the agent's to fill in. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the VM.
 	Spec json.RawMessage `json:"spec"`
@@ -161,12 +159,6 @@ type Signal struct {
 	Container string `json:"container"`
 	ID        string `json:"id,omitempty"` // empty: whichever
 	Signal    int    `json:"signal"`
-}
-
-// Status asks what the containers do. Reply: [StatusReply].
-type Status struct {
-	Head
-	Container string `json:"container,omitempty"` // empty: all
 }
 
 // Exec runs a process in a running container. After the ok frames follow, of stdin and resize to the agent, and from it as with Create. When the connection closes, the process and all
@@ -245,7 +237,6 @@ func (Copy) Name() Action      { return ActionCopy }
 func (Create) Name() Action    { return ActionCreate }
 func (Start) Name() Action     { return ActionStart }
 func (Signal) Name() Action    { return ActionSignal }
-func (Status) Name() Action    { return ActionStatus }
 func (Exec) Name() Action      { return ActionExec }
 func (Probe) Name() Action     { return ActionProbe }
 func (Stats) Name() Action     { return ActionStats }
@@ -255,7 +246,7 @@ func (PowerOff) Name() Action  { return ActionPowerOff }
 // newRequest is a pointer to the type of an action; nil when there is none of that name.
 func newRequest(action Action) Request {
 	for _, r := range []Request{
-		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Status{}, &Exec{}, &Probe{}, &Stats{}, &Update{}, &PowerOff{},
+		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Exec{}, &Probe{}, &Stats{}, &Update{}, &PowerOff{},
 	} {
 		if r.Name() == action {
 			return r
