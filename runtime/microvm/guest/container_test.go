@@ -120,7 +120,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer session.Close()
-	if got := statsOf(t, m); len(got) != 1 || got[0].Container != "a" || m.Containers(t) != "a" {
+	if got := statsOf(t, m.Client); len(got) != 1 || got[0].Container != "a" || m.Containers(t) != "a" {
 		t.Errorf("the container was created, and there are %+v", got)
 	}
 	if _, err := m.Exec(ctx, wire.Exec{Container: "a", Args: []string{"true"}}); wire.CodeOf(err) != wire.CodeContainerNotRunning {
@@ -136,7 +136,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nobody reads the owner's stream: the end is known all the same.
-	eventually(t, "the end", func() bool { return hasEnded(t, m, "a") })
+	eventually(t, "the end", func() bool { return hasEnded(t, m.Client, "a") })
 	if err := m.Start(ctx, "a", request.ID); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("started twice: %v", err)
 	}
@@ -163,7 +163,7 @@ func TestOwnerGone(t *testing.T) {
 		t.Fatalf("containers %q", got)
 	}
 	session.Close()
-	eventually(t, "gone", func() bool { return len(statsOf(t, m)) == 0 })
+	eventually(t, "gone", func() bool { return len(statsOf(t, m.Client)) == 0 })
 	if got := m.Containers(t); got != "" {
 		t.Errorf("cgroups are left: %q", got)
 	}
@@ -244,7 +244,7 @@ func TestStartFails(t *testing.T) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
-	if list := statsOf(t, m); len(list) != 0 {
+	if list := statsOf(t, m.Client); len(list) != 0 {
 		t.Errorf("there are %+v, want none", list)
 	}
 }
@@ -274,7 +274,7 @@ func TestPowerOffWhileCreating(t *testing.T) {
 }
 
 // statsOf are the containers that there are, and what they use.
-func statsOf(t *testing.T, m *guesttest.Machine) []wire.ContainerStats {
+func statsOf(t *testing.T, m *client.Client) []wire.ContainerStats {
 	t.Helper()
 	stats, err := m.Stats(t.Context())
 	if err != nil {
@@ -284,6 +284,6 @@ func statsOf(t *testing.T, m *guesttest.Machine) []wire.ContainerStats {
 }
 
 // hasEnded says whether there is a container whose first process has ended.
-func hasEnded(t *testing.T, m *guesttest.Machine, name string) bool {
+func hasEnded(t *testing.T, m *client.Client, name string) bool {
 	return wire.CodeOf(m.Signal(t.Context(), name, "", syscall.SIGCONT)) == wire.CodeContainerNotRunning
 }

@@ -211,7 +211,7 @@ func TestExecEnds(t *testing.T) {
 		}
 		eventually(t, "all killed after the connection's end", func() bool { return processes() == 0 })
 	}
-	if hasEnded(t, m, "a") {
+	if hasEnded(t, m.Client, "a") {
 		t.Error("the container has ended with its exec")
 	}
 }
