@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"os"
-	"runtime"
 
+	"github.com/magikrun/magikpod/internal/ownthread"
 	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/vishvananda/netlink"
@@ -18,7 +18,7 @@ const threadNS = "/proc/thread-self/ns/net"
 // Errors: [pod.Denied] without CAP_SYS_ADMIN, [pod.Exhausted] when the host has too many.
 func NewNamespace() (*os.File, error) {
 	var file *os.File
-	err := onThread(func() error {
+	err := ownthread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
@@ -58,25 +58,9 @@ func setLoopbackUp(h *netlink.Handle) error {
 	return nil
 }
 
-// onThread runs fn in a goroutine of its own whose thread ends with it, so that fn may do to the thread what it likes. It never runs on the
-// process's main thread, which does not end and is what /proc/self shows. fn may not start goroutines.
-func onThread(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and no unlock: the thread ends with the goroutine
-		if unix.Gettid() == unix.Getpid() {
-			defer runtime.UnlockOSThread()
-			done <- onThread(fn) // while we occupy the main thread the other goroutine cannot get it
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
-}
-
 // inNetns runs fn with its thread in the network namespace ns. It is the only function that enters one. fn may not start goroutines.
 func inNetns(ns *os.File, fn func() error) error {
-	return onThread(func() error {
+	return ownthread.Run(func() error {
 		err := rawfd.Use(ns, func(fd int) error { return os.NewSyscallError("setns", unix.Setns(fd, unix.CLONE_NEWNET)) })
 		if err != nil {
 			return err

@@ -1,12 +1,7 @@
 package shim
 
 import (
-	"bytes"
-	"encoding/json"
-	"fmt"
-	"io"
-	"os"
-
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/runtime/crun"
 )
@@ -117,25 +112,5 @@ type PauseConfig struct {
 // ReadConfig reads a configuration file of at most 4 MiB into config, a pointer to a [LaunchConfig] or a [PauseConfig]. Unknown fields are errors:
 // a file of another version is not understood by half.
 func ReadConfig(path string, config any) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("cannot read configuration: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err != nil {
-		return fmt.Errorf("cannot read configuration: %w", err)
-	}
-	if len(data) > maxConfigBytes {
-		return fmt.Errorf("cannot read configuration %s: it has more than %d bytes", path, maxConfigBytes)
-	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(config); err != nil {
-		return fmt.Errorf("cannot read configuration %s: %w", path, err)
-	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return fmt.Errorf("cannot read configuration %s: something follows the object", path)
-	}
-	return nil
+	return atomicfile.LoadConfig(path, maxConfigBytes, config)
 }

@@ -1,10 +1,10 @@
-// Package rawfd lends the descriptor of an open file.
+// Package rawfd lends the descriptor of an open file or connection.
 package rawfd
 
-import "os"
+import "syscall"
 
 // Use calls use with the descriptor of f, which stays open until then, and returns its error. Unlike [os.File.Fd] it does not make the file blocking.
-func Use(f *os.File, use func(fd int) error) error {
+func Use(f syscall.Conn, use func(fd int) error) error {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return err

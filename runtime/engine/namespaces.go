@@ -6,18 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/ownthread"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
-
-// The main thread is kept for the main goroutine: a namespace that is unshared on it would become the process's.
-func init() { goruntime.LockOSThread() }
 
 // shmSize is the size of a pod's /dev/shm in bytes, as in all CRI runtimes.
 const shmSize = 64 << 20
@@ -43,25 +40,12 @@ func makeNamespaces(want namespacesWanted) (*namespaces, error) {
 	if want.none {
 		return &namespaces{}, nil
 	}
-	type result struct {
-		ns  *namespaces
-		err error
+	ns := &namespaces{}
+	if err := ownthread.Run(func() error { return ns.make(want) }); err != nil {
+		ns.close() // and its mounts with it
+		return nil, err
 	}
-	made := make(chan result, 1)
-	go func() {
-		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its mounts with the namespace
-		ns := &namespaces{}
-		err := ns.make(want)
-		if err != nil {
-			ns.close()
-		}
-		made <- result{ns, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		return nil, r.err
-	}
-	return r.ns, nil
+	return ns, nil
 }
 
 // make is the work of makeNamespaces on the thrown-away thread.

@@ -57,7 +57,7 @@ type Runtime interface {
 // Layout says which units a sandbox has. The names of all of them begin with that of its slice, a dash after it, because systemd nests slices by their names, and package units
 // reads from a name what stops with what. A ref's UID is the sandbox's ID.
 type Layout interface {
-	// Names are the units of a sandbox but its containers'. Slice is the sandbox's alone: it is stopped with it. NamespaceSlice is not used.
+	// Names are the units of a sandbox but its containers'. Slice is the sandbox's alone: it is stopped with it.
 	Names(ref pod.Ref) units.PodNames
 	// Container is the unit of a container.
 	Container(ref pod.Ref, container string) string

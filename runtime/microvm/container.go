@@ -78,7 +78,7 @@ func (r *Runtime) prepare(ctx context.Context, s runtime.Sandbox, a runtime.Atte
 	}
 	return vmshim.Config{
 		Agent: m.record.address(), Copies: staged.copies, MessageFile: staged.messageFile, Log: a.Log,
-		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Attempt: config.Attempt, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
+		Create: wire.Create{Container: config.Container.Name, ID: a.ID, Spec: text, Rootfs: wire.Image(place), Mounts: staged.mounts},
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"sync"
@@ -8,12 +9,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/fdwait"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/crun"
 )
 
-// copySize is what is written at a time: a pipe that has room at all has room for it.
+// copySize is what is copied at a time.
 const copySize = 4096
 
 // terminal is the outer side of a process's terminal.
@@ -172,19 +174,16 @@ func (t *terminal) resizes(master int) {
 func copyInput(master, in, wake int) {
 	buffer := make([]byte, copySize)
 	for {
-		if !waitFor(in, unix.POLLIN, wake) {
+		n, err := fdwait.Read(in, buffer, wake)
+		if errors.Is(err, os.ErrClosed) {
 			return
 		}
-		n, err := unix.Read(in, buffer)
-		if err == unix.EINTR || err == unix.EAGAIN {
-			continue
-		}
-		data := buffer[:max(n, 0)]
+		data := buffer[:n]
 		end := err != nil || n == 0
 		if end {
 			data = []byte{crun.EndOfInput}
 		}
-		if !writeAll(master, data, wake) || end {
+		if _, err := fdwait.Write(master, data, wake); err != nil || end {
 			return
 		}
 	}
@@ -195,54 +194,15 @@ func copyInput(master, in, wake int) {
 func copyOutput(out, master, wake int) {
 	buffer := make([]byte, copySize)
 	for {
-		if !waitFor(master, unix.POLLIN, wake) {
-			return
-		}
-		n, err := unix.Read(master, buffer)
-		if err == unix.EINTR || err == unix.EAGAIN {
-			continue
-		}
+		n, err := fdwait.Read(master, buffer, wake)
 		if err != nil || n == 0 { // EIO: all slaves are closed
 			return
 		}
-		if out >= 0 && !writeAll(out, buffer[:n], wake) {
-			out = -1
-		}
-	}
-}
-
-// writeAll writes data; false when it could not, or wake has ended.
-func writeAll(fd int, data []byte, wake int) bool {
-	for len(data) > 0 {
-		if !waitFor(fd, unix.POLLOUT, wake) {
-			return false
-		}
-		n, err := unix.Write(fd, data)
-		if err == unix.EINTR || err == unix.EAGAIN {
+		if out < 0 {
 			continue
 		}
-		if err != nil {
-			return false
-		}
-		data = data[n:]
-	}
-	return true
-}
-
-// waitFor waits until fd is ready for events or broken; false when wake has ended first.
-func waitFor(fd int, events int16, wake int) bool {
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(wake)}}
-		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
-			return false
-		}
-		switch {
-		case fds[1].Revents != 0:
-			return false
-		case fds[0].Revents&unix.POLLNVAL != 0:
-			return false
-		case fds[0].Revents != 0:
-			return true
+		if _, err := fdwait.Write(out, buffer[:n], wake); err != nil {
+			out = -1
 		}
 	}
 }

@@ -25,8 +25,6 @@ type Input struct {
 	// Hostname is $HOSTNAME, and the name in the UTS namespace if there is one.
 	Hostname   string
 	Namespaces Namespaces
-	// Terminal makes the first process's stdio a terminal (the OCI runtime then wants --console-socket).
-	Terminal bool
 
 	// CgroupsPath is linux.cgroupsPath: empty for an OCI runtime that leaves cgroups alone.
 	CgroupsPath string

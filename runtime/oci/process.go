@@ -78,9 +78,6 @@ func env(in Input, home string) ([]string, error) {
 	}
 	list.SetDefault("PATH", defaultPath)
 	list.SetDefault("HOME", home)
-	if in.Terminal {
-		list.SetDefault("TERM", "xterm")
-	}
 	return list.List(), nil
 }
 

@@ -75,11 +75,10 @@ func Process(in Input) (*specs.Process, error) {
 	}
 	sc := security(in.Container)
 	return &specs.Process{
-		Terminal: in.Terminal,
-		User:     user,
-		Args:     args,
-		Env:      env,
-		Cwd:      dir,
+		User: user,
+		Args: args,
+		Env:  env,
+		Cwd:  dir,
 		// Inheritable and Ambient stay empty: a process of another user than root gains nothing by execve (CVE-2022-24769).
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		Rlimits:         in.Rlimits,

@@ -1,7 +1,6 @@
 package wasm
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/firstbytes"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
@@ -196,7 +196,7 @@ func (r *Runtime) runProcess(ctx context.Context, file string) error {
 	cmd.Env = []string{}
 	cmd.WaitDelay = 10 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var stderr limited
+	stderr := firstbytes.Writer{Max: 4096}
 	cmd.Stderr = &stderr
 	err := cmd.Run()
 	if err == nil {
@@ -236,15 +236,4 @@ func (r *Runtime) compileError(file string, err error, stderr string) error {
 		return pod.Errorf(pod.Exhausted, "compiling it takes too much memory")
 	}
 	return pod.Errorf(pod.Internal, "its compiler has crashed: %w: %.200s", err, first)
-}
-
-// limited keeps the first bytes of what is written to it.
-type limited struct{ bytes.Buffer }
-
-func (b *limited) Write(p []byte) (int, error) {
-	const limit = 4096
-	if room := limit - b.Len(); room > 0 {
-		_, _ = b.Buffer.Write(p[:min(len(p), room)])
-	}
-	return len(p), nil
 }

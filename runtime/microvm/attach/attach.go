@@ -14,13 +14,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/internal/mounttree"
 	"github.com/magikrun/magikpod/internal/nsfile"
+	"github.com/magikrun/magikpod/internal/ownthread"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
@@ -148,19 +148,15 @@ func inMountNS(process nsfile.Owner, fn func() error) error {
 		return fmt.Errorf("cannot open the mount namespace of process %d: %w", process.PID, err)
 	}
 	defer unix.Close(ns)
-	result := make(chan error, 1)
-	go func() {
-		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	return ownthread.Run(func() error {
 		// setns(2): a thread that shares its file system information cannot change the mount namespace.
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
 			err = unix.Setns(ns, unix.CLONE_NEWNS)
 		}
 		if err != nil {
-			result <- fmt.Errorf("cannot join the mount namespace of process %d: %w", process.PID, err)
-			return
+			return fmt.Errorf("cannot join the mount namespace of process %d: %w", process.PID, err)
 		}
-		result <- fn()
-	}()
-	return <-result
+		return fn()
+	})
 }

@@ -170,21 +170,6 @@ func (c *Client) Signal(ctx context.Context, container, id string, signal syscal
 	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, ID: id, Signal: int(signal)}, nil)
 }
 
-// Status returns what the containers do; container is one of them, or empty for all.
-func (c *Client) Status(ctx context.Context, container string) ([]wire.ContainerStatus, error) {
-	var reply wire.StatusReply
-	err := c.call(ctx, CallTimeout, &wire.Status{Container: container}, &reply)
-	if err != nil {
-		return nil, err
-	}
-	for i := range reply.Containers {
-		if exit := reply.Containers[i].Exit; exit != nil {
-			exit.Check()
-		}
-	}
-	return reply.Containers, nil
-}
-
 // Probe has a probe made in the VM. An unsuccessful one is no error.
 func (c *Client) Probe(ctx context.Context, request wire.Probe) (wire.ProbeReply, error) {
 	var reply wire.ProbeReply

@@ -3,13 +3,13 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/fdwait"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -138,12 +138,11 @@ func (s *Session) receive(files IO, wake int) (exit wire.Exit, err error) {
 func (s *Session) sendInput(stdin *os.File, wake int) {
 	buffer := make([]byte, wire.Chunk)
 	fd := int(stdin.Fd())
-	for waitFor(fd, unix.POLLIN, wake) {
-		n, err := unix.Read(fd, buffer)
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-			continue
+	for {
+		n, err := fdwait.Read(fd, buffer, wake)
+		if errors.Is(err, os.ErrClosed) {
+			return
 		}
-		n = max(n, 0)
 		if s.l.wire.WriteFrame(wire.FrameStdin, buffer[:n]) != nil || n == 0 {
 			return // an empty frame is the end
 		}
@@ -169,39 +168,4 @@ type fileWriter struct {
 	wake int
 }
 
-// writeSize is what is written at a time: a pipe that has room at all has room for it.
-const writeSize = 4096
-
-func (w fileWriter) Write(data []byte) (int, error) {
-	fd, written := int(w.f.Fd()), 0
-	for written < len(data) {
-		if !waitFor(fd, unix.POLLOUT, w.wake) {
-			return written, fmt.Errorf("cannot write output: %w", os.ErrClosed)
-		}
-		n, err := unix.Write(fd, data[written:min(written+writeSize, len(data))])
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-			continue
-		}
-		if err != nil {
-			return written, err
-		}
-		written += n
-	}
-	return written, nil
-}
-
-// waitFor waits until fd is ready for events or broken; false when wake has ended first.
-func waitFor(fd int, events int16, wake int) bool {
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(wake)}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return false
-		}
-		switch {
-		case fds[1].Revents != 0, fds[0].Revents&unix.POLLNVAL != 0:
-			return false
-		case fds[0].Revents != 0:
-			return true
-		}
-	}
-}
+func (w fileWriter) Write(data []byte) (int, error) { return fdwait.Write(int(w.f.Fd()), data, w.wake) }

@@ -2,26 +2,22 @@ package disks
 
 import (
 	"fmt"
-	goruntime "runtime"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/ownthread"
 	"github.com/magikrun/magikpod/runtime"
 	"github.com/magikrun/magikpod/runtime/crun"
 )
 
 // withOverlay runs fn on a thread whose mount namespace has the layers of a root file system, merged and read-only, at target. Programs that fn starts are in it too.
 func withOverlay(rootfs runtime.Rootfs, target string, fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		goruntime.LockOSThread() // never unlocked: the thread, and with it the mount, ends with the goroutine
-		err := mountOverlay(rootfs, target)
-		if err == nil {
-			err = fn()
+	return ownthread.Run(func() error {
+		if err := mountOverlay(rootfs, target); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	return <-result
+		return fn()
+	})
 }
 
 // mountOverlay gives the thread a mount namespace of its own and mounts the layers there. The kernel does the merging: whiteouts and opaque directories are its own.

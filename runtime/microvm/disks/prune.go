@@ -85,12 +85,12 @@ func (c *Cache) needs(name string) bool {
 
 // whole says whether an image and all of its layers are there. Without its note nobody knows; with one that cannot be read now, they are.
 func (c *Cache) whole(key string) bool {
-	data, err := atomicfile.Read(filepath.Join(c.dir, key+noteSuffix), maxNoteBytes)
+	var rootfs runtime.Rootfs
+	err := atomicfile.LoadJSON(filepath.Join(c.dir, key+noteSuffix), maxNoteBytes, &rootfs)
 	if err != nil && !atomicfile.Damaged(err) && !errors.Is(err, fs.ErrNotExist) {
 		return true
 	}
-	var rootfs runtime.Rootfs
-	if err != nil || json.Unmarshal(data, &rootfs) != nil || keyOf(rootfs) != key {
+	if err != nil || keyOf(rootfs) != key {
 		return false
 	}
 	for _, layer := range rootfs.Layers {

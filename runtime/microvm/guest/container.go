@@ -3,10 +3,10 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -16,12 +16,22 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
+// state is what a container is doing.
+type state string
+
+// The states. There is no other way than from the top to the bottom.
+const (
+	stateCreating state = "creating"
+	stateCreated  state = "created"
+	stateRunning  state = "running"
+	stateExited   state = "exited"
+)
+
 // container is one attempt at a container, from its creation to its removal.
 type container struct {
 	s       *Server
 	name    string
 	id      string
-	attempt int
 	dir     string         // bundle: config.json, rootfs, mnt, log
 	cgroup  *group         // guarded by mu until the container has been created
 	process *specs.Process // what an exec is made from
@@ -30,10 +40,9 @@ type container struct {
 	undo    undo // what creating it has made
 
 	mu       sync.Mutex
-	state    wire.State
+	state    state
 	pid      int // of the first process; 0 when it has ended or was not created
 	pidfd    int // of the same; valid when pid is not 0
-	started  time.Time
 	exit     *wire.Exit
 	removing bool
 	left     []*group // of processes that have left others behind
@@ -79,7 +88,7 @@ func (s *Server) running(name, id string) (*container, int, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != wire.StateRunning {
+	if c.state != stateRunning {
 		return nil, 0, wire.Errorf(wire.CodeContainerNotRunning, "the container %q does not run: it is %s", name, c.state)
 	}
 	return c, c.pid, nil
@@ -92,12 +101,12 @@ func (s *Server) start(r *wire.Start) error {
 		return err
 	}
 	c.mu.Lock()
-	if c.state != wire.StateCreated {
+	if c.state != stateCreated {
 		defer c.mu.Unlock()
 		return wire.Errorf(wire.CodeContainerNotRunning, "cannot start the container %q: it is %s", c.name, c.state)
 	}
 	// It runs as soon as crun lets it, and may have ended when crun returns.
-	c.state, c.started = wire.StateRunning, time.Now()
+	c.state = stateRunning
 	c.mu.Unlock()
 	if err := s.runCrun(c.path("start.log"), nil, "start", c.id); err != nil {
 		c.kill()
@@ -145,7 +154,7 @@ func (c *container) collected(status unix.WaitStatus) {
 	exit.Message = crun.ReadEnd(c.message, wire.MaxMessage)
 	c.cgroup.kill()
 	c.mu.Lock()
-	c.pid, c.exit, c.state = 0, exit, wire.StateExited
+	c.pid, c.exit, c.state = 0, exit, stateExited
 	unix.Close(c.pidfd)
 	c.mu.Unlock()
 	close(c.ended)
@@ -202,34 +211,9 @@ func (c *container) remove() {
 	close(c.gone)
 }
 
-// status is what the containers do.
-func (s *Server) status(r *wire.Status) (any, error) {
-	list, err := s.list(r.Container)
-	if err != nil {
-		return nil, err
-	}
-	reply := wire.StatusReply{Type: "status", Containers: []wire.ContainerStatus{}}
-	for _, c := range list {
-		c.mu.Lock()
-		reply.Containers = append(reply.Containers, wire.ContainerStatus{
-			Container: c.name, ID: c.id, Attempt: c.attempt, State: c.state, PID: c.pid, StartedAt: c.started, Exit: c.exit,
-		})
-		c.mu.Unlock()
-	}
-	return reply, nil
-}
-
-// list is one container, or all that have been created for an empty name.
-func (s *Server) list(name string) ([]*container, error) {
-	if name != "" {
-		c, err := s.find(name, "")
-		return []*container{c}, err
-	}
+// all lists the containers.
+func (s *Server) all() []*container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]*container, 0, len(s.containers))
-	for _, c := range s.containers {
-		list = append(list, c)
-	}
-	return list, nil
+	return slices.Collect(maps.Values(s.containers))
 }

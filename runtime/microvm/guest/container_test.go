@@ -115,22 +115,16 @@ func TestLife(t *testing.T) {
 	m := guesttest.Start(t)
 	ctx := t.Context()
 	request := guesttest.Container(t, "a", nil, "/bin/sh", "-c", "exit 5")
-	request.Attempt = 3
 	session, err := m.Create(ctx, request)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer session.Close()
-	state := func() wire.ContainerStatus {
-		t.Helper()
-		list, err := m.Status(ctx, "")
-		if err != nil || len(list) != 1 {
-			t.Fatalf("%v %v", list, err)
-		}
-		return list[0]
+	if got := statsOf(t, m.Client); len(got) != 1 || got[0].Container != "a" || m.Containers(t) != "a" {
+		t.Errorf("the container was created, and there are %+v", got)
 	}
-	if c := state(); c.State != wire.StateCreated || c.PID == 0 || c.Attempt != 3 || c.ID != request.ID || !c.StartedAt.IsZero() {
-		t.Errorf("%+v", c)
+	if _, err := m.Exec(ctx, wire.Exec{Container: "a", Args: []string{"true"}}); wire.CodeOf(err) != wire.CodeContainerNotRunning {
+		t.Errorf("a process before the start: %v", err)
 	}
 	if _, err := m.Create(ctx, request); wire.CodeOf(err) != wire.CodeInvalidRequest {
 		t.Errorf("created twice: %v", err)
@@ -141,16 +135,16 @@ func TestLife(t *testing.T) {
 	if err := m.Start(ctx, "a", request.ID); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the end", func() bool { return state().State == wire.StateExited })
-	// Nobody has read the owner's stream: the end is known all the same.
-	if c := state(); c.State != wire.StateExited || c.Exit == nil || c.Exit.Code != 5 || c.PID != 0 || c.StartedAt.IsZero() {
-		t.Errorf("%+v", c)
-	}
+	// Nobody reads the owner's stream: the end is known all the same.
+	eventually(t, "the end", func() bool { return hasEnded(t, m.Client, "a") })
 	if err := m.Start(ctx, "a", request.ID); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("started twice: %v", err)
 	}
 	if err := m.Signal(ctx, "a", "", syscall.SIGTERM); wire.CodeOf(err) != wire.CodeContainerNotRunning {
 		t.Errorf("signal after the end: %v", err)
+	}
+	if exit, _, _ := outcome(t, session); exit.Code != 5 {
+		t.Errorf("its end is %+v, want code 5", exit)
 	}
 	// The next attempt takes the name as soon as the owner has let go.
 	session.Close()
@@ -169,10 +163,7 @@ func TestOwnerGone(t *testing.T) {
 		t.Fatalf("containers %q", got)
 	}
 	session.Close()
-	eventually(t, "gone", func() bool {
-		list, err := m.Status(t.Context(), "")
-		return err == nil && len(list) == 0
-	})
+	eventually(t, "gone", func() bool { return len(statsOf(t, m.Client)) == 0 })
 	if got := m.Containers(t); got != "" {
 		t.Errorf("cgroups are left: %q", got)
 	}
@@ -253,8 +244,8 @@ func TestStartFails(t *testing.T) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
-	if list, err := m.Status(t.Context(), ""); err != nil || len(list) != 0 {
-		t.Errorf("%v %v", list, err)
+	if list := statsOf(t, m.Client); len(list) != 0 {
+		t.Errorf("there are %+v, want none", list)
 	}
 }
 
@@ -280,4 +271,19 @@ func TestPowerOffWhileCreating(t *testing.T) {
 			session.Close()
 		}
 	}
+}
+
+// statsOf are the containers that there are, and what they use.
+func statsOf(t *testing.T, m *client.Client) []wire.ContainerStats {
+	t.Helper()
+	stats, err := m.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stats.Containers
+}
+
+// hasEnded says whether there is a container whose first process has ended.
+func hasEnded(t *testing.T, m *client.Client, name string) bool {
+	return wire.CodeOf(m.Signal(t.Context(), name, "", syscall.SIGCONT)) == wire.CodeContainerNotRunning
 }

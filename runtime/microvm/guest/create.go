@@ -91,7 +91,7 @@ func (s *Server) reserve(r *wire.Create) (*container, error) {
 			return nil, wire.Errorf(wire.CodeInvalidRequest, "there are %d containers already", wire.MaxContainers)
 		case old == nil:
 			c := &container{
-				s: s, name: r.Container, id: r.ID, attempt: r.Attempt, dir: s.path(containersName, r.Container), state: wire.StateCreating,
+				s: s, name: r.Container, id: r.ID, dir: s.path(containersName, r.Container), state: stateCreating,
 				ended: make(chan struct{}), gone: make(chan struct{}),
 			}
 			s.containers[r.Container] = c
@@ -154,11 +154,11 @@ func (c *container) make(r *wire.Create, spec *specs.Spec) (<-chan unix.WaitStat
 		return nil, err
 	}
 	c.process = spec.Process
-	if c.stdio, err = newStdio(r.Stdin, spec.Process.Terminal, nil); err != nil {
+	if c.stdio, err = newStdio(false, false, nil); err != nil {
 		return nil, err
 	}
 	c.undo.add(c.stdio.close)
-	return c.runCreate(r.Size)
+	return c.runCreate()
 }
 
 // adaptSpec adds to the spec what only the guest knows.
@@ -177,38 +177,17 @@ func (c *container) adaptSpec(spec *specs.Spec) error {
 }
 
 // runCreate has crun create the container in its cgroup, and takes over its first process.
-func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
+func (c *container) runCreate() (<-chan unix.WaitStatus, error) {
 	pidFile := c.path("pid")
-	args := []string{"create", "--bundle=" + c.dir, "--pid-file=" + pidFile}
-	var console *crun.Console
-	if c.stdio.terminal {
-		var err error
-		if console, err = crun.NewConsole(c.dir); err != nil {
-			return nil, fmt.Errorf("cannot make a terminal: %w", err)
-		}
-		defer console.Close()
-		args = append(args, "--console-socket="+crun.ConsolePath)
-	}
 	done := c.s.config.Reaper.Expect()
 	defer done()
 	err := c.s.runCrun(c.path("create.log"), func(cmd *exec.Cmd) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, c.cgroup.fd()
-		if console != nil {
-			console.HandOver(cmd)
-		} else {
-			c.stdio.handOver(cmd)
-		}
-	}, append(args, c.id)...)
+		c.stdio.handOver(cmd)
+	}, "create", "--bundle="+c.dir, "--pid-file="+pidFile, c.id)
 	c.stdio.handedOver()
 	if err != nil {
 		return nil, err
-	}
-	if console != nil {
-		master, err := console.Receive(nil, time.Now().Add(replaceTime))
-		if err != nil {
-			return nil, fmt.Errorf("cannot make a terminal: %w", err)
-		}
-		c.stdio.setTerminal(master, size)
 	}
 	data, err := os.ReadFile(pidFile)
 	if err != nil {
@@ -223,7 +202,7 @@ func (c *container) runCreate(size *wire.Size) (<-chan unix.WaitStatus, error) {
 		return nil, fmt.Errorf("the container's process has ended before its start: %w", err)
 	}
 	c.mu.Lock()
-	c.pid, c.pidfd, c.state = pid, pidfd, wire.StateCreated
+	c.pid, c.pidfd, c.state = pid, pidfd, stateCreated
 	c.mu.Unlock()
 	return c.s.config.Reaper.Adopt(pid), nil
 }

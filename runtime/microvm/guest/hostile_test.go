@@ -74,7 +74,7 @@ func TestHostileHost(t *testing.T) {
 		{"two objects", `{"action":"ping"}{"action":"ping"}` + "\n", "invalid_request"},
 		{"an endless line", strings.Repeat("x", 8<<20), "invalid_request"},
 		{"a deep line", `{"action":"create","spec":` + strings.Repeat("[", 1<<20) + "\n", "invalid_request"},
-		{"a path as a name", `{"action":"status","container":"../x"}` + "\n", "invalid_request"},
+		{"a path as a name", `{"action":"start","container":"../x","id":"a"}` + "\n", "invalid_request"},
 		{"a path out of a volume", copyTo + frame('d', uint32(escape.Len()), escape.String()) + frame('d', 0, ""), "invalid_request"},
 		{"a frame that is too long", copyTo + frame('d', 1<<31, "x"), "internal"},
 		{"a frame of no kind", copyTo + frame('?', 1, "x"), "internal"},

@@ -9,6 +9,7 @@ import (
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
@@ -44,15 +45,12 @@ func (p *peer) hungUp() bool {
 	if !ok {
 		return false
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return true
-	}
 	gone := false
-	err = raw.Control(func(fd uintptr) {
+	err := rawfd.Use(conn, func(fd int) error {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		_, _ = unix.Poll(fds, 0)
 		gone = fds[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+		return nil
 	})
 	return gone || err != nil
 }

@@ -188,8 +188,6 @@ func (s *Server) answer(ctx context.Context, request wire.Request) (any, error) 
 		return nil, s.start(r)
 	case *wire.Signal:
 		return nil, s.signal(r)
-	case *wire.Status:
-		return s.status(r)
 	case *wire.Probe:
 		return s.probe(ctx, r)
 	case *wire.Stats:

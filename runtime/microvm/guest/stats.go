@@ -11,14 +11,10 @@ import (
 
 // stats returns what the VM and its containers use.
 func (s *Server) stats() (any, error) {
-	list, err := s.list("")
-	if err != nil {
-		return nil, err
-	}
 	reply := wire.StatsReply{Type: "stats", VM: vmStats(), Containers: []wire.ContainerStats{}}
-	for _, c := range list {
+	for _, c := range s.all() {
 		c.mu.Lock()
-		made := c.state != wire.StateCreating
+		made := c.state != stateCreating
 		c.mu.Unlock()
 		if !made {
 			continue

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/runtime/crun"
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
@@ -93,16 +94,10 @@ func (s *stdio) resize(size wire.Size) {
 	if !s.terminal || s.stdin == nil {
 		return
 	}
-	control(s.stdin, func(fd int) {
+	_ = rawfd.Use(s.stdin, func(fd int) error {
 		crun.SetSize(fd, size.Rows, size.Cols)
+		return nil
 	})
-}
-
-// control calls do with a file's descriptor, and leaves the file as it is.
-func control(f *os.File, do func(fd int)) {
-	if raw, err := f.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { do(int(fd)) })
-	}
 }
 
 // input is where input is delivered. finish ends it, when the process has ended.
@@ -214,7 +209,10 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 
 // pending is at least as much as there is to read. A pipe says how much; a terminal only a part, and it has less than minPending.
 func pending(f *os.File) (n int) {
-	control(f, func(fd int) { n, _ = unix.IoctlGetInt(fd, unix.TIOCINQ) })
+	_ = rawfd.Use(f, func(fd int) (err error) {
+		n, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
+		return err
+	})
 	return max(n, minPending)
 }
 
@@ -222,9 +220,9 @@ const minPending = 64 << 10
 
 // readNow reads what there is without waiting.
 func readNow(f *os.File, buffer []byte) (n int, err error) {
-	err = os.ErrClosed
-	control(f, func(fd int) {
+	err = rawfd.Use(f, func(fd int) error {
 		n, err = unix.Read(fd, buffer)
+		return err
 	})
 	if err == nil && n <= 0 {
 		err = io.EOF

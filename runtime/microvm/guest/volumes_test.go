@@ -208,10 +208,7 @@ func TestSharedPID(t *testing.T) {
 	if err := unix.Kill(first, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the container's end", func() bool {
-		list, err := m.Status(t.Context(), "a")
-		return err == nil && len(list) == 1 && list[0].State == wire.StateExited
-	})
+	eventually(t, "the container's end", func() bool { return hasEnded(t, m.Client, "a") })
 	// While the old namespace ends, nobody can be born into it.
 	eventually(t, "another namespace", func() bool {
 		request := guesttest.Container(t, "c", nil, "/bin/sh", "-c", "ps | grep -c '[m]agikagent'; exit 4")

@@ -1,14 +1,13 @@
 package supervise
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
@@ -68,28 +67,14 @@ func (c *Config) SetPaths() {
 // socketDir belongs to the VM's user.
 func (c *Config) socketDir() string { return filepath.Join(c.Dir, "s") }
 
-// ReadConfig reads a configuration. Unknown fields are errors: a file of another version is not understood by half.
+// ReadConfig reads a configuration. Unknown fields are errors, as [atomicfile.LoadConfig] has it.
 func ReadConfig(path string) (*Config, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read configuration: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err == nil && len(data) > maxConfigBytes {
-		err = fmt.Errorf("it has more than %d bytes", maxConfigBytes)
-	}
 	config := &Config{}
-	if err == nil {
-		decoder := json.NewDecoder(bytes.NewReader(data))
-		decoder.DisallowUnknownFields()
-		err = decoder.Decode(config)
+	if err := atomicfile.LoadConfig(path, maxConfigBytes, config); err != nil {
+		return nil, err
 	}
-	if err == nil && (config.UID == 0 || config.GID == 0 || config.Dir == "") {
-		err = fmt.Errorf("uid, gid and dir are needed")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot read configuration %s: %w", path, err)
+	if config.UID == 0 || config.GID == 0 || config.Dir == "" {
+		return nil, fmt.Errorf("cannot read configuration %s: uid, gid and dir are needed", path)
 	}
 	return config, nil
 }

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	goruntime "runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/ownthread"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
@@ -96,27 +96,20 @@ func (s *supervisor) connectUnix(ctx context.Context, path string) (*os.File, er
 
 // openTap makes the tap, up, in the pod's network namespace. It goes when its last descriptor is closed.
 func (s *supervisor) openTap(name string) (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		var r result
+	var f *os.File
+	err := ownthread.Run(func() (err error) {
 		if s.netns >= 0 {
-			r.err = unix.Setns(s.netns, unix.CLONE_NEWNET)
+			err = unix.Setns(s.netns, unix.CLONE_NEWNET)
 		}
-		if r.err == nil {
-			r.f, r.err = makeTap(name, s.config.VM.NIC.MTU)
+		if err == nil {
+			f, err = makeTap(name, s.config.VM.NIC.MTU)
 		}
-		done <- r
-	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("cannot make the tap %s: %w", name, r.err)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the tap %s: %w", name, err)
 	}
-	return r.f, nil
+	return f, nil
 }
 
 func makeTap(name string, mtu int) (*os.File, error) {

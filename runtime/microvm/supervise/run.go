@@ -2,7 +2,6 @@ package supervise
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/internal/sdnotify"
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
@@ -253,15 +253,7 @@ func (s *supervisor) writeState(monitor *process) error {
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(state)
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(s.config.Dir, stateFile)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return atomicfile.SaveJSON(filepath.Join(s.config.Dir, stateFile), state)
 }
 
 // clear ends what still runs and removes what was made.
@@ -282,7 +274,7 @@ func (s *supervisor) clear() error {
 		_ = s.guest.Close()
 	}
 	var errs []error
-	for _, path := range []string{s.config.VM.Control, filepath.Join(s.config.Dir, stateFile), filepath.Join(s.config.Dir, stateFile+".new")} {
+	for _, path := range []string{s.config.VM.Control, filepath.Join(s.config.Dir, stateFile)} {
 		errs = append(errs, remove(path))
 	}
 	if s.config.VM.Share != nil {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/magikrun/magikpod/internal/rawfd"
 )
 
 // qmp is a client of QEMU's machine protocol (docs/interop/qmp-spec): one JSON object a line.
@@ -131,13 +133,10 @@ func (m *qmp) write(ctx context.Context, line []byte, file *os.File) error {
 		_, err := m.conn.Write(line)
 		return err
 	}
-	raw, err := file.SyscallConn()
-	if err != nil {
+	return rawfd.Use(file, func(fd int) error {
+		_, _, err := m.conn.WriteMsgUnix(line, unix.UnixRights(fd), nil)
 		return err
-	}
-	var sent error
-	err = raw.Control(func(fd uintptr) { _, _, sent = m.conn.WriteMsgUnix(line, unix.UnixRights(int(fd)), nil) })
-	return errors.Join(err, sent)
+	})
 }
 
 func (m *qmp) answer(ctx context.Context) (qmpAnswer, error) {

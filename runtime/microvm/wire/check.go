@@ -173,8 +173,8 @@ func (r Create) Check() error {
 	if err := first(checkContainer(r.Container), checkID(r.ID)); err != nil {
 		return err
 	}
-	if !isObject(r.Spec) || r.Attempt < 0 || len(r.Mounts) > MaxMounts {
-		return invalid("there is no spec, the attempt is negative or there are more than %d mounts", MaxMounts)
+	if !isObject(r.Spec) || len(r.Mounts) > MaxMounts {
+		return invalid("there is no spec, or there are more than %d mounts", MaxMounts)
 	}
 	if err := r.Rootfs.check(); err != nil {
 		return err
@@ -234,14 +234,6 @@ func (r Signal) Check() error {
 		return invalid("there is no signal %d", r.Signal)
 	}
 	return first(checkContainer(r.Container), checkOptionalID(r.ID))
-}
-
-// Check implements [Request].
-func (r Status) Check() error {
-	if r.Container == "" {
-		return nil
-	}
-	return checkContainer(r.Container)
 }
 
 // Check implements [Request].

@@ -145,35 +145,6 @@ type Pong struct {
 	Time time.Time `json:"time,omitzero"`
 }
 
-// State is what a container is doing.
-type State string
-
-// The states. There is no other way than from the top to the bottom.
-const (
-	StateCreating State = "creating"
-	StateCreated  State = "created"
-	StateRunning  State = "running"
-	StateExited   State = "exited"
-)
-
-// ContainerStatus is one container in a [StatusReply].
-type ContainerStatus struct {
-	Container string `json:"container"`
-	ID        string `json:"id"`
-	Attempt   int    `json:"attempt"`
-	State     State  `json:"state"`
-	PID       int    `json:"pid,omitempty"` // of its first process, in the VM
-	// StartedAt is the zero time before it runs.
-	StartedAt time.Time `json:"started_at,omitzero"`
-	Exit      *Exit     `json:"exit,omitempty"` // state exited
-}
-
-// StatusReply is the reply to [Status].
-type StatusReply struct {
-	Type       string            `json:"type"` // status
-	Containers []ContainerStatus `json:"containers"`
-}
-
 // Exit is how a container or a process has ended, what an exit frame carries.
 type Exit struct {
 	Type   string `json:"type"`             // exit

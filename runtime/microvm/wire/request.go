@@ -19,7 +19,6 @@ const (
 	ActionCreate    Action = "create"
 	ActionStart     Action = "start"
 	ActionSignal    Action = "signal"
-	ActionStatus    Action = "status"
 	ActionExec      Action = "exec"
 	ActionProbe     Action = "probe"
 	ActionStats     Action = "stats"
@@ -90,23 +89,18 @@ type Copy struct {
 	Volume string `json:"volume"`
 }
 
-// Create makes a container. After the ok the connection is the owner's: frames of stdin and resize to the agent, of stdout, stderr and at the end exit
-// from it. When it closes, the container is killed and removed.
+// Create makes a container, whose standard input is empty. After the ok the connection is the owner's: frames of stdout, stderr and at the end exit from the
+// agent. When it closes, the container is killed and removed.
 type Create struct {
 	Head
 	Container string `json:"container"`
 	ID        string `json:"id"` // of the attempt, chosen by the host
-	Attempt   int    `json:"attempt"`
 	// Spec is the OCI runtime spec, config.json, without network, IPC and UTS namespaces, which are the VM's. root.path and the path of a PID namespace that is shared
 	// are the agent's to fill in. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the VM.
 	Spec json.RawMessage `json:"spec"`
 	// Rootfs is the read-only part of the container's root file system. Above it lies a writable layer of the attempt.
 	Rootfs Image   `json:"rootfs"`
 	Mounts []Mount `json:"mounts,omitempty"`
-	// Stdin keeps the standard input open for stdin frames; without, it is empty.
-	Stdin bool `json:"stdin,omitempty"`
-	// Size is the first size of the terminal; only with process.terminal.
-	Size *Size `json:"size,omitempty"`
 }
 
 // Image is an erofs: a disk or a file, one of the two.
@@ -167,13 +161,7 @@ type Signal struct {
 	Signal    int    `json:"signal"`
 }
 
-// Status asks what the containers do. Reply: [StatusReply].
-type Status struct {
-	Head
-	Container string `json:"container,omitempty"` // empty: all
-}
-
-// Exec runs a process in a running container. After the ok frames follow as with Create, up to the exit frame. When the connection closes, the process and all
+// Exec runs a process in a running container. After the ok frames follow, of stdin and resize to the agent, and from it as with Create. When the connection closes, the process and all
 // that it has started are killed.
 type Exec struct {
 	Head
@@ -249,7 +237,6 @@ func (Copy) Name() Action      { return ActionCopy }
 func (Create) Name() Action    { return ActionCreate }
 func (Start) Name() Action     { return ActionStart }
 func (Signal) Name() Action    { return ActionSignal }
-func (Status) Name() Action    { return ActionStatus }
 func (Exec) Name() Action      { return ActionExec }
 func (Probe) Name() Action     { return ActionProbe }
 func (Stats) Name() Action     { return ActionStats }
@@ -259,7 +246,7 @@ func (PowerOff) Name() Action  { return ActionPowerOff }
 // newRequest is a pointer to the type of an action; nil when there is none of that name.
 func newRequest(action Action) Request {
 	for _, r := range []Request{
-		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Status{}, &Exec{}, &Probe{}, &Stats{}, &Update{}, &PowerOff{},
+		&Ping{}, &Configure{}, &Copy{}, &Create{}, &Start{}, &Signal{}, &Exec{}, &Probe{}, &Stats{}, &Update{}, &PowerOff{},
 	} {
 		if r.Name() == action {
 			return r

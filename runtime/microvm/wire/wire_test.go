@@ -25,14 +25,14 @@ func all() []Request {
 			},
 		},
 		&Create{
-			Container: "a", ID: "abc", Attempt: 3, Spec: json.RawMessage(`{"x":1}`), Rootfs: Image{Disk: "image"}, Stdin: true, Size: &Size{24, 80},
+			Container: "a", ID: "abc", Spec: json.RawMessage(`{"x":1}`), Rootfs: Image{Disk: "image"},
 			Mounts: []Mount{{Kind: MountScratch, Name: "v", SubPath: "a/b", ReadOnly: true, Mode: 0o3777, GID: 5}, {Kind: MountTmpfs, Name: "v", Bytes: 5}, {Kind: MountMessage}},
 		},
 		&Create{
 			Container: "b", ID: "b", Spec: json.RawMessage(`{}`), Rootfs: Image{Share: "host", File: "img-1.erofs"},
 			Mounts: []Mount{{Kind: MountImage, Image: &Image{Disk: "d"}, SubPath: "a", ReadOnly: true}, {Kind: MountImage, Image: &Image{Share: "host", File: "img-2.erofs"}}},
 		},
-		&Start{Container: "a", ID: "abc"}, &Signal{Container: "a", Signal: 15}, &Status{Container: "a"},
+		&Start{Container: "a", ID: "abc"}, &Signal{Container: "a", Signal: 15},
 		&Exec{Container: "a", Args: []string{"sh"}, Env: []string{"A=1"}, Cwd: "/", User: "root", TTY: true, Size: &Size{24, 80}, Stdin: true, Timeout: 5},
 		&Probe{Container: "a", Timeout: 5, HTTP: &HTTPProbe{Scheme: "https", Host: "::1", Port: 80, Path: "/x?y", Headers: []Header{{"A", "b"}}}},
 		&Stats{}, &Update{Container: "a", Resources: json.RawMessage(`{}`)},
@@ -62,7 +62,7 @@ func TestRequests(t *testing.T) {
 		}
 		seen[want.Name()] = true
 	}
-	if len(seen) != 12 {
+	if len(seen) != 11 {
 		t.Errorf("%d actions were tried", len(seen))
 	}
 }
@@ -74,11 +74,11 @@ func TestRefused(t *testing.T) {
 	with := func(change func(*Create)) *Create { c := create; change(&c); return &c }
 	for name, r := range map[string]Request{
 		"no name":             &Start{ID: "a"},
-		"name of 64":          &Status{Container: strings.Repeat("a", 64)},
-		"name as a path":      &Status{Container: "a/b"},
-		"name up":             &Status{Container: ".."},
-		"name as an option":   &Status{Container: "-f"},
-		"name with NUL":       &Status{Container: "a\x00"},
+		"name of 64":          &Signal{Signal: 15, Container: strings.Repeat("a", 64)},
+		"name as a path":      &Signal{Signal: 15, Container: "a/b"},
+		"name up":             &Signal{Signal: 15, Container: ".."},
+		"name as an option":   &Signal{Signal: 15, Container: "-f"},
+		"name with NUL":       &Signal{Signal: 15, Container: "a\x00"},
 		"no ID":               &Start{Container: "a"},
 		"signal 0":            &Signal{Container: "a"},
 		"signal 65":           &Signal{Container: "a", Signal: 65},
@@ -163,7 +163,7 @@ func TestBounds(t *testing.T) {
 	if _, err := AppendFrame(nil, FrameStdout, make([]byte, MaxFrame+1)); !errors.Is(err, ErrTooLong) {
 		t.Errorf("a frame that is too long: %v, want ErrTooLong", err)
 	}
-	if _, err := EncodeReply(StatusReply{Containers: make([]ContainerStatus, 10000)}); !errors.Is(err, ErrTooLong) {
+	if _, err := EncodeReply(StatsReply{Containers: make([]ContainerStats, 10000)}); !errors.Is(err, ErrTooLong) {
 		t.Errorf("a reply that is too long: %v, want ErrTooLong", err)
 	}
 	if _, err := EncodeRequest(&Create{Container: "a", ID: "b", Spec: json.RawMessage(`{"x":"` + strings.Repeat("x", MaxRequest) + `"}`), Rootfs: Image{Disk: "d"}}); !errors.Is(err, ErrTooLong) {
