@@ -19,7 +19,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// maxWarnings is after how many of them no pod's own are added: a manifest with many pods would have the same ones for each.
+// maxWarnings is after how many of them no pod's own are added: a manifest with many pods would
+// have the same ones for each.
 const maxWarnings = 100
 
 // rollbackTimeout bounds the removal of the pods of a run that failed.
@@ -79,8 +80,8 @@ func (d *Daemon) Validate(ctx context.Context, manifest []byte) ([]pod.Problem, 
 	return pod.Problems(nil, warnings), nil
 }
 
-// Run admits the pods of a manifest and starts them as a job. When one of them cannot be started, or the job is cancelled or times out, all of
-// them are removed again.
+// Run admits the pods of a manifest and starts them as a job. When one of them cannot be started,
+// or the job is cancelled or times out, all of them are removed again.
 func (d *Daemon) Run(ctx context.Context, manifest []byte, o pod.RunOptions) (uint32, error) {
 	m, warnings, err := d.read(ctx, manifest, o.Namespace)
 	if err != nil {
@@ -185,7 +186,8 @@ func (d *Daemon) reserve(r *runJob) error {
 	return nil
 }
 
-// unreserve gives up the names that r has taken and not used. Others may have taken some meanwhile, after a pod of r was deleted.
+// unreserve gives up the names that r has taken and not used. Others may have taken some meanwhile,
+// after a pod of r was deleted.
 func (d *Daemon) unreserve(r *runJob) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -319,7 +321,8 @@ func (r *runJob) startOne(ctx context.Context, job *job, w *worker) error {
 	return nil
 }
 
-// startFailure is why a pod cannot come up; nil while there is hope. A stop or delete by somebody else ends the waiting too.
+// startFailure is why a pod cannot come up; nil while there is hope. A stop or delete by somebody
+// else ends the waiting too.
 func startFailure(s *snapshot) error {
 	switch {
 	case s.removed || s.Desired != pod.DesiredRun:

@@ -56,8 +56,8 @@ func (w *world) onlyAdopted() {
 	}
 }
 
-// TestStartFails checks that a start which does not come through, whatever it was that failed, leaves pods and records as they are, and that the next start
-// finds the same containers.
+// TestStartFails checks that a start which does not come through, whatever it was that failed,
+// leaves pods and records as they are, and that the next start finds the same containers.
 func TestStartFails(t *testing.T) {
 	lost := pod.Errorf(pod.Unavailable, "the connection to systemd is lost")
 	for name, tt := range map[string]struct {
@@ -126,7 +126,8 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestAdoptAgain checks a runtime that cannot be reached for a moment, as while systemd executes itself anew.
+// TestAdoptAgain checks a runtime that cannot be reached for a moment, as while systemd executes
+// itself anew.
 func TestAdoptAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(never("a"))
@@ -145,7 +146,8 @@ func TestAdoptAgain(t *testing.T) {
 	})
 }
 
-// TestNotAdopted checks a pod that cannot be adopted for a reason of its own: it is left alone until it can, all others go on, and it can be deleted.
+// TestNotAdopted checks a pod that cannot be adopted for a reason of its own: it is left alone
+// until it can, all others go on, and it can be deleted.
 func TestNotAdopted(t *testing.T) {
 	for _, deleted := range []bool{false, true} {
 		inWorld(t, func(t *testing.T, w *world) {
@@ -191,7 +193,8 @@ func TestNotAdopted(t *testing.T) {
 	}
 }
 
-// TestNotObserved checks that nothing is concluded, and nothing done, while the runtime cannot say what is true.
+// TestNotObserved checks that nothing is concluded, and nothing done, while the runtime cannot say
+// what is true.
 func TestNotObserved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref, run := w.mustRun(manifest("a")), w.mustRun(never("b"))
@@ -254,7 +257,8 @@ func TestStartUnseen(t *testing.T) {
 	})
 }
 
-// TestSandboxNotOurs checks that a sandbox which could not be made is not removed: the runtime undoes what it has made, and the rest is not this pod's.
+// TestSandboxNotOurs checks that a sandbox which could not be made is not removed: the runtime
+// undoes what it has made, and the rest is not this pod's.
 func TestSandboxNotOurs(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.fake.Fault = func(c runtimetest.Call) error {
@@ -276,8 +280,9 @@ func TestSandboxNotOurs(t *testing.T) {
 	})
 }
 
-// TestDamagedRecords checks all sorts of things in the place of a record: the daemon starts, and does not wait for any of them. The pod goes on, its name is
-// taken, and with its deletion all of it goes.
+// TestDamagedRecords checks all sorts of things in the place of a record: the daemon starts, and
+// does not wait for any of them. The pod goes on, its name is taken, and with its deletion all of
+// it goes.
 func TestDamagedRecords(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
 		"garbage":   func(path string) error { return os.WriteFile(path, []byte("{]"), 0o600) },
@@ -370,7 +375,8 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
-// TestUnreadableRecords checks that a record or an object which cannot be read now is not taken for a damaged one, let alone for none.
+// TestUnreadableRecords checks that a record or an object which cannot be read now is not taken for
+// a damaged one, let alone for none.
 func TestUnreadableRecords(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		config := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}\n---\n"

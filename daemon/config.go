@@ -27,7 +27,8 @@ const DefaultConfigFile = "/etc/magikpod/magikpod.yaml"
 // maxConfigBytes bounds the configuration file.
 const maxConfigBytes = 1 << 20
 
-// Config is the configuration of the daemon: /etc/magikpod/magikpod.yaml, magikpod.yaml(5). Every key has a default.
+// Config is the configuration of the daemon: /etc/magikpod/magikpod.yaml, magikpod.yaml(5). Every
+// key has a default.
 type Config struct {
 	StateDir string `json:"stateDir,omitempty"` // records, images, volumes
 	RunDir   string `json:"runDir,omitempty"`   // sockets, pipes, bundles: gone after a reboot
@@ -79,7 +80,8 @@ func (c *NetworkConfig) check() error {
 	return nil
 }
 
-// MicroVMConfig says how the VMs of pods of the class pod-microvm-containers are made. Empty fields keep the defaults of package runtime/microvm.
+// MicroVMConfig says how the VMs of pods of the class pod-microvm-containers are made. Empty fields
+// keep the defaults of package runtime/microvm.
 type MicroVMConfig struct {
 	VMM     string `json:"vmm,omitempty"`     // qemu or cloud-hypervisor; empty: the first that can be used
 	Program string `json:"program,omitempty"` // its path
@@ -87,7 +89,8 @@ type MicroVMConfig struct {
 	Accel   string `json:"accel,omitempty"`   // kvm or tcg
 	Kernel  string `json:"kernel,omitempty"`  // a pattern of file names
 	Runtime string `json:"runtime,omitempty"` // the path of the OCI runtime that is put into the VMs
-	// Memory is what the containers of a pod without a limit have together, CPUs how many CPUs its VM has.
+	// Memory is what the containers of a pod without a limit have together, CPUs how many CPUs its
+	// VM has.
 	Memory resource.Quantity `json:"memory,omitzero"`
 	CPUs   int               `json:"cpus,omitempty"`
 	// Scratch is the size of the disk for what containers write.
@@ -147,8 +150,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// LoadConfig reads the configuration file at path; a missing one is the default. Invalid: unknown keys, a wrong type or values out of range; the error has
-// a line for each.
+// LoadConfig reads the configuration file at path; a missing one is the default. Invalid: unknown
+// keys, a wrong type or values out of range; the error has a line for each.
 func LoadConfig(path string) (Config, error) {
 	config := DefaultConfig()
 	file, err := filepath.EvalSymlinks(path)

@@ -68,8 +68,9 @@ func controlType(w http.ResponseWriter, contentType string) {
 	w.Header().Set("Cache-Control", "no-store")
 }
 
-// ServeControl serves HTTP on l until ctx ends, then gives the answers that are being written a moment, closes l and returns nil. An error is one
-// of l. What a client sends, and how long it may take, is bounded.
+// ServeControl serves HTTP on l until ctx ends, then gives the answers that are being written a
+// moment, closes l and returns nil. An error is one of l. What a client sends, and how long it may
+// take, is bounded.
 func ServeControl(ctx context.Context, l net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler:           handler,

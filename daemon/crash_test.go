@@ -28,7 +28,8 @@ func (d *inert) RunContainer(context.Context, magikruntime.ContainerConfig) erro
 	return nil
 }
 
-// TestStartWithoutEffect checks that the daemon does not sync without end when a runtime says that it has done something, and has not.
+// TestStartWithoutEffect checks that the daemon does not sync without end when a runtime says that
+// it has done something, and has not.
 func TestStartWithoutEffect(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("web"))
@@ -53,7 +54,8 @@ func TestStartWithoutEffect(t *testing.T) {
 	})
 }
 
-// TestRepeatedSteps checks that steps which come again and again are put into backoff, whatever the reason.
+// TestRepeatedSteps checks that steps which come again and again are put into backoff, whatever the
+// reason.
 func TestRepeatedSteps(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		worker, err := w.d.find(w.mustRun(manifest("web")))
@@ -79,7 +81,8 @@ func TestRepeatedSteps(t *testing.T) {
 	})
 }
 
-// TestNameTakenAgain checks that a run which ends late does not give up the name of a pod that somebody else is about to run.
+// TestNameTakenAgain checks that a run which ends late does not give up the name of a pod that
+// somebody else is about to run.
 func TestNameTakenAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		first, second := &runJob{d: w.d, pods: []*corev1.Pod{named("web")}}, &runJob{d: w.d, pods: []*corev1.Pod{named("web")}}
@@ -103,7 +106,8 @@ func named(name string) *corev1.Pod {
 	return p
 }
 
-// TestWaitForTheRemoved checks that whoever waits for a pod's removal hears of it, even when the worker's goroutine has ended by then.
+// TestWaitForTheRemoved checks that whoever waits for a pod's removal hears of it, even when the
+// worker's goroutine has ended by then.
 func TestWaitForTheRemoved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("web"))
@@ -128,7 +132,8 @@ func TestWaitForTheRemoved(t *testing.T) {
 	})
 }
 
-// TestPowerCut checks that what is written without waiting for the disk cannot cost a pod that was committed.
+// TestPowerCut checks that what is written without waiting for the disk cannot cost a pod that was
+// committed.
 func TestPowerCut(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("web"))
@@ -147,7 +152,8 @@ func TestPowerCut(t *testing.T) {
 	})
 }
 
-// TestLeftoversOfACrash checks that what a daemon leaves that dies in the middle of a write or a removal goes when the next one starts.
+// TestLeftoversOfACrash checks that what a daemon leaves that dies in the middle of a write or a
+// removal goes when the next one starts.
 func TestLeftoversOfACrash(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		for _, path := range []string{
@@ -173,8 +179,8 @@ func TestLeftoversOfACrash(t *testing.T) {
 	})
 }
 
-// TestRuntimeGone checks a pod whose runtime class cannot be used any more, as its OCI runtime was uninstalled: it is still there, with all that it has,
-// and can be deleted.
+// TestRuntimeGone checks a pod whose runtime class cannot be used any more, as its OCI runtime was
+// uninstalled: it is still there, with all that it has, and can be deleted.
 func TestRuntimeGone(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}\n---\n" + manifest("web"))
@@ -195,7 +201,8 @@ func TestRuntimeGone(t *testing.T) {
 	})
 }
 
-// TestStartEndsWhenStarted checks that a start or a restart is done when the containers run, and not when their start has begun.
+// TestStartEndsWhenStarted checks that a start or a restart is done when the containers run, and
+// not when their start has begun.
 func TestStartEndsWhenStarted(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.fake.Behave("main", runtimetest.Behavior{StartDelay: time.Minute})
@@ -220,7 +227,8 @@ func TestStartEndsWhenStarted(t *testing.T) {
 	})
 }
 
-// TestGoneMeansFree checks that a pod's end is not reported before its name is free: a replacement would be taken off the lists together with it.
+// TestGoneMeansFree checks that a pod's end is not reported before its name is free: a replacement
+// would be taken off the lists together with it.
 func TestGoneMeansFree(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		old, err := w.d.find(w.mustRun(manifest("web")))

@@ -27,8 +27,9 @@ import (
 	"github.com/magikrun/magikpod/volume"
 )
 
-// maxStarts bounds the containers of one class that are being started at once. Each class has its own: to start a container in a VM, that must have booted, and a VM that hangs
-// must not keep other classes' containers waiting.
+// maxStarts bounds the containers of one class that are being started at once. Each class has its
+// own: to start a container in a VM, that must have booted, and a VM that hangs must not keep other
+// classes' containers waiting.
 const maxStarts = 16
 
 // Images is what the daemon needs of package image ([image.Store]).
@@ -74,7 +75,8 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// Daemon is the orchestrator: it admits pods and runs a worker for each. It implements the backend of the bus server.
+// Daemon is the orchestrator: it admits pods and runs a worker for each. It implements the backend
+// of the bus server.
 type Daemon struct {
 	notices
 	config   Config
@@ -104,7 +106,8 @@ type Daemon struct {
 	busyAt   time.Time          // when there was last a pod or a job
 }
 
-// New reads what an earlier daemon has left, adopts what still runs, and goes on with it. Unavailable: the state directory cannot be used.
+// New reads what an earlier daemon has left, adopts what still runs, and goes on with it.
+// Unavailable: the state directory cannot be used.
 func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
 		config: o.Config, registry: o.Registry, images: o.Images, networks: o.Networks, volumes: o.Volumes, host: o.Host, log: o.Log,
@@ -141,7 +144,8 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	return d, nil
 }
 
-// recover makes a worker of every record. An error leaves everything as it is: the next daemon begins anew.
+// recover makes a worker of every record. An error leaves everything as it is: the next daemon
+// begins anew.
 func (d *Daemon) recover(ctx context.Context) error {
 	l, err := d.store.load()
 	if err != nil {
@@ -187,11 +191,13 @@ func (d *Daemon) recover(ctx context.Context) error {
 	return nil
 }
 
-// adoptPatience is for how long a runtime that is not to be reached is asked again when the daemon starts: systemd may be executing itself anew.
+// adoptPatience is for how long a runtime that is not to be reached is asked again when the daemon
+// starts: systemd may be executing itself anew.
 const adoptPatience = 5 * time.Second
 
-// adopt makes the worker of a record that an earlier daemon has left. An error that says nothing about the pod ends the start; one about the pod alone is
-// the worker's, which tries again and does nothing before it has been adopted.
+// adopt makes the worker of a record that an earlier daemon has left. An error that says nothing
+// about the pod ends the start; one about the pod alone is the worker's, which tries again and does
+// nothing before it has been adopted.
 func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string, err error) {
 	ref := pod.RefOf(r.Pod)
 	manager, err := d.registry.Find(pod.ClassOf(r.Pod)) // it may not be able to start anything any more: what runs goes on, and can be stopped and deleted
@@ -381,7 +387,8 @@ func (d *Daemon) ControlHandler() http.Handler {
 	return newControlHandler(d.Check, d.metrics.WritePrometheus, d.Info)
 }
 
-// Stats reads what the pod uses from its cgroup, and asks the runtime class for its containers. Conflict: the pod does not run.
+// Stats reads what the pod uses from its cgroup, and asks the runtime class for its containers.
+// Conflict: the pod does not run.
 func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
 	w, err := d.find(ref)
 	if err != nil {
@@ -390,7 +397,8 @@ func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
 	return statsOf(ctx, d.host.CgroupRoot, units.SlicePath(d.sliceOf(w.ref)), w.ref, w.manager)
 }
 
-// Check says whether the daemon is healthy: it can lock what it must lock, and its state directory can be read.
+// Check says whether the daemon is healthy: it can lock what it must lock, and its state directory
+// can be read.
 func (d *Daemon) Check() error {
 	d.workers()
 	if _, err := os.Stat(filepath.Join(d.config.StateDir, "pods")); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -181,7 +181,8 @@ func TestRunIsAtomic(t *testing.T) {
 	}
 }
 
-// blockWrites makes the record of the pod one that cannot be written: its place is taken by a directory that is not empty.
+// blockWrites makes the record of the pod one that cannot be written: its place is taken by a
+// directory that is not empty.
 func blockWrites(t *testing.T, w *world, name string) {
 	d, err := w.d.Get("default", name)
 	if err != nil {
@@ -352,7 +353,8 @@ func TestCrashAnywhere(t *testing.T) {
 						}
 						return
 					}
-					// A run that was not committed is undone, a delete is completed; one that was not accepted yet has no effect.
+					// A run that was not committed is undone, a delete is completed; one that was
+					// not accepted yet has no effect.
 					if len(list) == 1 && list[0].State == "Running" {
 						return
 					}
@@ -584,7 +586,8 @@ func TestManyPods(t *testing.T) {
 	})
 }
 
-// TestManyPodsAreValidated: the classes are asked about thousands of pods in no time, and no more once the caller has left.
+// TestManyPodsAreValidated: the classes are asked about thousands of pods in no time, and no more
+// once the caller has left.
 func TestManyPodsAreValidated(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var text strings.Builder

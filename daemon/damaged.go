@@ -13,11 +13,13 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// reasonDamaged is the reason of the phase Unknown of a pod whose record cannot be used. It can be looked at and deleted, and nothing else.
+// reasonDamaged is the reason of the phase Unknown of a pod whose record cannot be used. It can be
+// looked at and deleted, and nothing else.
 const reasonDamaged = "RecordDamaged"
 
-// adoptDamaged makes the worker of a pod that an earlier daemon has left without a record that can be used. Its name is taken as long as something of it may
-// run: nil when nobody knows the name, or when there is another pod of that name.
+// adoptDamaged makes the worker of a pod that an earlier daemon has left without a record that can
+// be used. Its name is taken as long as something of it may run: nil when nobody knows the name, or
+// when there is another pod of that name.
 func (d *Daemon) adoptDamaged(uid types.UID) (w *worker, warning string) {
 	warning = "pod " + string(uid) + " has no usable record; what is left of it is kept"
 	classes := d.registry.All()
@@ -45,7 +47,8 @@ func namedBy(classes []runtime.PodManager, uid types.UID) (pod.Ref, bool) {
 	return pod.Ref{}, false
 }
 
-// everyClass is the manager of a pod of which nobody knows the class: it removes what any of them may have made.
+// everyClass is the manager of a pod of which nobody knows the class: it removes what any of them
+// may have made.
 type everyClass struct {
 	runtime.PodManager // one of them, for all that is refused by each
 	all                []runtime.PodManager

@@ -15,8 +15,9 @@ import (
 // limiters are the controllers that the limits of pods need, and what they limit.
 var limiters = []struct{ controller, what string }{{"cpu", "CPU time"}, {"memory", "memory"}, {"pids", "processes"}}
 
-// missingControllers are those of limiters that this host does not have; none when that is not known. v2 is the root of cgroup version 2. On a hybrid
-// host systemd uses the controllers of version 1, each in a directory of its name beside it.
+// missingControllers are those of limiters that this host does not have; none when that is not
+// known. v2 is the root of cgroup version 2. On a hybrid host systemd uses the controllers of
+// version 1, each in a directory of its name beside it.
 func missingControllers(v2 string) []string {
 	data, err := os.ReadFile(v2 + "/cgroup.controllers")
 	if err != nil {
@@ -52,14 +53,15 @@ func (h *Host) unenforced(class string) string {
 		strings.Join(what, ", "), strings.Join(missing, ", "))
 }
 
-// enforcedByClass says whether the limits of a container are enforced without the host's controller. A VM has its own, and its size is a limit; a module's
-// memory is bounded by its engine.
+// enforcedByClass says whether the limits of a container are enforced without the host's
+// controller. A VM has its own, and its size is a limit; a module's memory is bounded by its
+// engine.
 func enforcedByClass(class, controller string) bool {
 	return class == pod.ClassMicroVM || class == pod.ClassWasm && controller == "memory"
 }
 
-// ignoredLimits warns of the requests and limits of a pod that will have no effect on this host. Of a resource that has a limit, the limit is named alone: the request
-// may come from it.
+// ignoredLimits warns of the requests and limits of a pod that will have no effect on this host. Of
+// a resource that has a limit, the limit is named alone: the request may come from it.
 func (d *Daemon) ignoredLimits(p *corev1.Pod) field.ErrorList {
 	class := pod.ClassOf(p)
 	if len(d.host.MissingControllers) == 0 || class == pod.ClassMicroVM {

@@ -56,7 +56,8 @@ spec:
   - {name: b, image: "localhost/x:1", resources: {requests: {cpu: 100m}}}
 `
 
-// A limit that has no effect is reported like every other field that is not honoured: by validate, by run, and by an event of the pod.
+// A limit that has no effect is reported like every other field that is not honoured: by validate,
+// by run, and by an event of the pod.
 func TestIgnoredLimits(t *testing.T) {
 	memory := []string{"spec.containers[0].resources.limits[memory]", "spec.initContainers[0].resources.requests[memory]", "spec.resources.limits[memory]"}
 	cpu := []string{"spec.containers[0].resources.limits[cpu]", "spec.containers[1].resources.requests[cpu]"}

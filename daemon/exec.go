@@ -9,7 +9,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// execSize passes the size of an exec's window on without waiting: a newer size replaces one that was not applied yet.
+// execSize passes the size of an exec's window on without waiting: a newer size replaces one that
+// was not applied yet.
 type execSize struct {
 	tty bool
 
@@ -27,8 +28,9 @@ func (e *execSize) set(size runtime.WinSize) {
 	e.sizes <- size
 }
 
-// Exec runs a process in a container, the first one when container is "", as a job that ends with the process. The end of ctx kills the process. finish is called once: when the
-// process has ended, before its end is reported, or before Exec returns an error.
+// Exec runs a process in a container, the first one when container is "", as a job that ends with
+// the process. The end of ctx kills the process. finish is called once: when the process has ended,
+// before its end is reported, or before Exec returns an error.
 func (d *Daemon) Exec(ctx context.Context, ref pod.Ref, container string, p runtime.Process, size runtime.WinSize, finish func(context.Context)) (uint32, error) {
 	window := &execSize{tty: p.TTY, sizes: make(chan runtime.WinSize, 1)}
 	if size.Rows > 0 && size.Cols > 0 {
@@ -85,7 +87,8 @@ func (one *job) exited(code int) {
 	one.info.ExitStatus = &code
 }
 
-// ResizeTerminal changes the size of the terminal of an exec that runs. NotFound: there is no such exec; Conflict: it has no terminal.
+// ResizeTerminal changes the size of the terminal of an exec that runs. NotFound: there is no such
+// exec; Conflict: it has no terminal.
 func (d *Daemon) ResizeTerminal(id uint32, size runtime.WinSize) error {
 	one, ok := d.jobs.get(id)
 	switch {

@@ -18,7 +18,8 @@ func (w *world) exec(ctx context.Context, ref pod.Ref, container string, p runti
 	return w.d.Exec(ctx, ref, container, p, runtime.WinSize{}, func(context.Context) {})
 }
 
-// TestExecJob checks that a process in a container is a job like others: it has a number, an owner and an end, which comes when its files are closed.
+// TestExecJob checks that a process in a container is a job like others: it has a number, an owner
+// and an end, which comes when its files are closed.
 func TestExecJob(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ref := w.mustRun(manifest("web"))
@@ -39,7 +40,8 @@ func TestExecJob(t *testing.T) {
 	})
 }
 
-// TestExecEnds checks how an exec ends whose process does not end by itself: it is cancelled, or its client has left.
+// TestExecEnds checks how an exec ends whose process does not end by itself: it is cancelled, or
+// its client has left.
 func TestExecEnds(t *testing.T) {
 	for name, end := range map[string]func(w *world, id uint32, leave func()){
 		"cancelled":   func(w *world, id uint32, _ func()) { _ = w.d.CancelJob(id) },
@@ -74,7 +76,8 @@ func TestExecEnds(t *testing.T) {
 	}
 }
 
-// TestExecLimit checks that execs have a limit of their own, and that a panic ends one of them and not the daemon.
+// TestExecLimit checks that execs have a limit of their own, and that a panic ends one of them and
+// not the daemon.
 func TestExecLimit(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var bad atomic.Bool

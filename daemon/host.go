@@ -57,7 +57,8 @@ func ReadHost(version, systemd string) Host {
 	return h
 }
 
-// outward is the address that packets to the outside would carry. Nothing is sent: connecting a UDP socket only looks the route up.
+// outward is the address that packets to the outside would carry. Nothing is sent: connecting a UDP
+// socket only looks the route up.
 func outward(network, to string) netip.Addr {
 	c, err := net.Dial(network, to)
 	if err != nil {
@@ -71,7 +72,8 @@ func outward(network, to string) netip.Addr {
 	return addr.AddrPort().Addr().Unmap()
 }
 
-// networksOf finds what the pods of records want of the network. Of a pod with a damaged record nothing is known but that there is one.
+// networksOf finds what the pods of records want of the network. Of a pod with a damaged record
+// nothing is known but that there is one.
 func networksOf(l *loaded) func(uid types.UID) (netsetup.PodNetwork, bool) {
 	wanted := make(map[types.UID]netsetup.PodNetwork, len(l.records)+len(l.damaged))
 	for _, uid := range l.damaged {
@@ -90,8 +92,9 @@ func networksOf(l *loaded) func(uid types.UID) (netsetup.PodNetwork, bool) {
 	}
 }
 
-// hostResolvConf is the resolver configuration that pods inherit. A stub resolver on the host's loopback cannot be reached from a pod's network namespace:
-// then it is the one behind the stub (systemd-resolved(8)).
+// hostResolvConf is the resolver configuration that pods inherit. A stub resolver on the host's
+// loopback cannot be reached from a pod's network namespace: then it is the one behind the stub
+// (systemd-resolved(8)).
 func hostResolvConf(hostNetwork bool) []byte {
 	own := readBounded("/etc/resolv.conf")
 	if hostNetwork || !netsetup.OnLoopback(own) {

@@ -122,7 +122,8 @@ type imageError struct {
 func (e *imageError) Error() string { return e.err.Error() }
 func (e *imageError) Unwrap() error { return e.err }
 
-// containerImage makes the image of a container ready, by its imagePullPolicy (Kubernetes: images, "Image pull policy").
+// containerImage makes the image of a container ready, by its imagePullPolicy (Kubernetes: images,
+// "Image pull policy").
 func (d *Daemon) containerImage(ctx context.Context, p *corev1.Pod, c *corev1.Container) (img runtime.Image, pulled bool, err error) {
 	name, err := image.Normalize(c.Image)
 	if err != nil {
@@ -163,7 +164,8 @@ func (d *Daemon) containerImage(ctx context.Context, p *corev1.Pod, c *corev1.Co
 	return img, true, nil
 }
 
-// platformFor is the platform of a pod's images: modules run as the class pod-wasm, where an image has them.
+// platformFor is the platform of a pod's images: modules run as the class pod-wasm, where an image
+// has them.
 func platformFor(p *corev1.Pod) string {
 	if pod.ClassOf(p) == pod.ClassWasm {
 		return image.Modules
@@ -171,7 +173,8 @@ func platformFor(p *corev1.Pod) string {
 	return ""
 }
 
-// isLocal says whether a normalised reference names an image that was made here: the host "localhost" without a port is no registry.
+// isLocal says whether a normalised reference names an image that was made here: the host
+// "localhost" without a port is no registry.
 func isLocal(reference string) bool { return strings.HasPrefix(reference, "localhost/") }
 
 // PullImage pulls an image as a job.
@@ -212,7 +215,8 @@ func (d *Daemon) LoadImage(ctx context.Context, archive *os.File, o pod.LoadOpti
 	return refs, err
 }
 
-// prepareImage has the runtime classes do for a new image what takes long. The start of a container reports what goes wrong, too.
+// prepareImage has the runtime classes do for a new image what takes long. The start of a container
+// reports what goes wrong, too.
 func (d *Daemon) prepareImage(ctx context.Context, img runtime.Image) {
 	if err := d.registry.PrepareImage(ctx, img); err != nil {
 		d.log.Warn("cannot prepare an image", "image", img.Reference, "error", err)
@@ -234,8 +238,9 @@ func (d *Daemon) ListImages(context.Context) ([]pod.ImageSummary, error) {
 	return list, nil
 }
 
-// imageUsers returns which pods use an image, by its ID. A pod uses the images of its latest attempts, running or not, and those that its manifest names; one whose
-// record is damaged may use any.
+// imageUsers returns which pods use an image, by its ID. A pod uses the images of its latest
+// attempts, running or not, and those that its manifest names; one whose record is damaged may use
+// any.
 func (d *Daemon) imageUsers() map[string][]string {
 	users := make(map[string][]string)
 	for _, w := range d.workers() {
@@ -265,7 +270,8 @@ func (d *Daemon) imageUsers() map[string][]string {
 	return users
 }
 
-// imageNamers returns which pods name an image in their manifests: the next start of a container looks for that name, whatever others the image has.
+// imageNamers returns which pods name an image in their manifests: the next start of a container
+// looks for that name, whatever others the image has.
 func (d *Daemon) imageNamers(reference string) []string {
 	name, err := image.Normalize(reference)
 	if err != nil {
@@ -283,8 +289,8 @@ func (d *Daemon) imageNamers(reference string) []string {
 	return pods
 }
 
-// RemoveImage removes an image, or one of its names. Conflict: a pod uses it; force removes its names all the same, and what running containers
-// have open stays until they end.
+// RemoveImage removes an image, or one of its names. Conflict: a pod uses it; force removes its
+// names all the same, and what running containers have open stays until they end.
 func (d *Daemon) RemoveImage(ctx context.Context, reference string, force bool) error {
 	users := d.imageUsers()
 	if pods := d.imageNamers(reference); len(pods) > 0 && !force {
@@ -313,7 +319,8 @@ func (d *Daemon) PruneImages(ctx context.Context) ([]string, error) {
 	return ids, err
 }
 
-// forgetImages has the runtime classes remove what they have made for images that are gone. What is left by an error, the next time removes.
+// forgetImages has the runtime classes remove what they have made for images that are gone. What is
+// left by an error, the next time removes.
 func (d *Daemon) forgetImages(ctx context.Context) {
 	if err := d.registry.ForgetImages(ctx); err != nil {
 		d.log.Warn("cannot remove what was made for images that are gone", "error", err)

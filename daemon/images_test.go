@@ -11,8 +11,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// TestPullCancelled checks that a pull belongs to those who wait for it: it goes on until the last one has left, and who comes then gets one of his own,
-// also while the other is still being ended.
+// TestPullCancelled checks that a pull belongs to those who wait for it: it goes on until the last
+// one has left, and who comes then gets one of his own, also while the other is still being ended.
 func TestPullCancelled(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		name := "registry.test/app:1"

@@ -60,8 +60,9 @@ func newJobs(ctx context.Context, notices *notices, ended func(kind string, resu
 	}
 }
 
-// start runs do as a job of the given kind, whose owner ctx names. do returns what the job made. Its context ends when the job is cancelled, times out
-// (0: never) or the daemon ends. Exhausted: too many jobs run.
+// start runs do as a job of the given kind, whose owner ctx names. do returns what the job made.
+// Its context ends when the job is cancelled, times out (0: never) or the daemon ends. Exhausted:
+// too many jobs run.
 func (j *jobs) start(ctx context.Context, kind string, objects []string, timeout time.Duration, do func(ctx context.Context, job *job) ([]string, error)) (uint32, error) {
 	return j.run(&job{info: pod.JobInfo{Kind: kind, Objects: objects, Owner: jobowner.Of(ctx), State: "running"}}, timeout, do)
 }
@@ -239,7 +240,8 @@ func (d *Daemon) Job(id uint32) (pod.JobInfo, bool) {
 	return one.read(), true
 }
 
-// CancelJob asks a job to end. A run that is cancelled leaves nothing; a stop or delete cannot be undone.
+// CancelJob asks a job to end. A run that is cancelled leaves nothing; a stop or delete cannot be
+// undone.
 func (d *Daemon) CancelJob(id uint32) error {
 	one, ok := d.jobs.get(id)
 	if !ok {

@@ -16,8 +16,8 @@ import (
 	"github.com/magikrun/magikpod/internal/printable"
 )
 
-// NewLogger returns a logger that writes to the journal when stderr is connected to it ($JOURNAL_STREAM, systemd.exec(5)), with the attributes as
-// fields, and text to stderr otherwise.
+// NewLogger returns a logger that writes to the journal when stderr is connected to it
+// ($JOURNAL_STREAM, systemd.exec(5)), with the attributes as fields, and text to stderr otherwise.
 func NewLogger(stderr io.Writer, level slog.Leveler) *slog.Logger {
 	if ok, err := journal.StderrIsJournalStream(); err == nil && ok {
 		return slog.New(&journalHandler{level: level})
@@ -25,8 +25,8 @@ func NewLogger(stderr io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// journalHandler writes records in the journal's native protocol. The message is one line that shows as itself, whatever a registry, guest or container said;
-// the fields are as they were.
+// journalHandler writes records in the journal's native protocol. The message is one line that
+// shows as itself, whatever a registry, guest or container said; the fields are as they were.
 type journalHandler struct {
 	level  slog.Leveler
 	fields map[string]string
@@ -78,7 +78,8 @@ func (h *journalHandler) with(attrs []slog.Attr) *journalHandler {
 	return next
 }
 
-// add makes a field of an attribute. Those that are not magikpod's own fields are also shown behind the message: people read that.
+// add makes a field of an attribute. Those that are not magikpod's own fields are also shown behind
+// the message: people read that.
 func (h *journalHandler) add(a slog.Attr) {
 	value := a.Value.Resolve()
 	if value.Kind() == slog.KindGroup {
@@ -103,7 +104,8 @@ func (h *journalHandler) add(a slog.Attr) {
 	}
 }
 
-// fieldName makes the name of a journal field: upper case letters, digits and underscores, not beginning with one of the latter.
+// fieldName makes the name of a journal field: upper case letters, digits and underscores, not
+// beginning with one of the latter.
 func fieldName(key string) string {
 	upper := bytes.Map(func(r rune) rune {
 		switch {

@@ -15,7 +15,8 @@ import (
 // metricsPhases are the phases that are always reported, also when there is no such pod.
 var metricsPhases = []string{"Pending", "Running", "Succeeded", "Failed", "Unknown"}
 
-// metricsBuckets are the upper bounds of the histograms, in seconds: from the start of a small pod to the pull of a large image.
+// metricsBuckets are the upper bounds of the histograms, in seconds: from the start of a small pod
+// to the pull of a large image.
 var metricsBuckets = []float64{0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900}
 
 // metricsSet is what the daemon counts. Its methods may be called from any goroutine.
@@ -27,7 +28,8 @@ type metricsSet struct {
 	starts                        *metrics.PrometheusHistogram
 }
 
-// newMetrics makes a set in which nothing was observed yet. list gives the pods, and is called at each write.
+// newMetrics makes a set in which nothing was observed yet. list gives the pods, and is called at
+// each write.
 func newMetrics(list func() []pod.Summary) *metricsSet {
 	metrics.ExposeMetadata(true) // TYPE lines; a switch of the whole process
 	set := metrics.NewSet()
@@ -46,7 +48,8 @@ func (m *metricsSet) observeJob(kind string, result pod.JobResult, took time.Dur
 	m.set.GetOrCreatePrometheusHistogramExt(name, metricsBuckets).Update(took.Seconds())
 }
 
-// observeStart counts a pod all of whose containers have been started for the first time, the time took after it was admitted.
+// observeStart counts a pod all of whose containers have been started for the first time, the time
+// took after it was admitted.
 func (m *metricsSet) observeStart(took time.Duration) { m.starts.Update(took.Seconds()) }
 
 // observePull counts an image that was asked for at its registry.

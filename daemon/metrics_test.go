@@ -63,7 +63,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// checkPrometheus checks the form (Prometheus, exposition_formats): each line, and that each name is one block with one TYPE.
+// checkPrometheus checks the form (Prometheus, exposition_formats): each line, and that each name
+// is one block with one TYPE.
 func checkPrometheus(t *testing.T, text string) {
 	t.Helper()
 	sample := regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[a-zA-Z_]\w*="(\\.|[^"\\\n])*"(, ?[a-zA-Z_]\w*="(\\.|[^"\\\n])*")*\})? [-+0-9.eEInfNa]+$`)

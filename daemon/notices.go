@@ -13,7 +13,8 @@ type notices struct {
 	last      int
 }
 
-// Subscribe has notify called with every change from now on. It must not block, and must not call the daemon.
+// Subscribe has notify called with every change from now on. It must not block, and must not call
+// the daemon.
 func (n *notices) Subscribe(notify func(pod.Notice)) (unsubscribe func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -30,7 +30,8 @@ func (k objectKey) String() string {
 type object struct {
 	ConfigMap *corev1.ConfigMap `json:"configMap,omitempty"`
 	Secret    *corev1.Secret    `json:"secret,omitempty"`
-	// Owners are the pods that came with it; it goes with the last of them. Standing: it came alone, and stays.
+	// Owners are the pods that came with it; it goes with the last of them. Standing: it came
+	// alone, and stays.
 	Owners   []types.UID `json:"owners,omitempty"`
 	Standing bool        `json:"standing,omitempty"`
 }
@@ -70,8 +71,9 @@ func manifestObjects(m *pod.Manifest) map[objectKey]*object {
 	return all
 }
 
-// add stores the objects of a manifest for the pods that came with them; no owners: they stand alone. An object that other pods came with is not
-// changed by accident: Conflict, unless replace. On an error nothing is changed.
+// add stores the objects of a manifest for the pods that came with them; no owners: they stand
+// alone. An object that other pods came with is not changed by accident: Conflict, unless replace.
+// On an error nothing is changed.
 func (s *objects) add(incoming map[objectKey]*object, owners []types.UID, replace bool) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +159,8 @@ func (s *objects) get(kind, namespace, name string) *object {
 	return s.known[objectKey{kind, namespace, name}]
 }
 
-// load reads what an earlier daemon has stored; owners that exists does not know are dropped. A file that cannot be read is set aside.
+// load reads what an earlier daemon has stored; owners that exists does not know are dropped. A
+// file that cannot be read is set aside.
 func (s *objects) load(exists func(types.UID) bool) (warnings []string, err error) {
 	s.known = make(map[objectKey]*object)
 	for _, kind := range []string{"configmaps", "secrets"} {

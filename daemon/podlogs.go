@@ -12,8 +12,9 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// Logs returns the read end of a pipe with the lines of one container: of its latest attempt, or with o.Previous of the one before. With o.Follow it
-// ends when the attempt has ended, as kubectl logs does.
+// Logs returns the read end of a pipe with the lines of one container: of its latest attempt, or
+// with o.Previous of the one before. With o.Follow it ends when the attempt has ended, as kubectl
+// logs does.
 func (d *Daemon) Logs(ctx context.Context, ref pod.Ref, o pod.LogOptions) (*os.File, error) {
 	w, err := d.find(ref)
 	if err != nil {
@@ -75,8 +76,9 @@ func waitingFor(o pod.ContainerObservation) string {
 	return ": " + o.Waiting.Reason + ": " + o.Waiting.Message
 }
 
-// endLog is the end of what an attempt has logged, for its termination message (terminationMessagePolicy FallbackToLogsOnError): at most 80 lines
-// and 2048 bytes (kubelet: fallbackToLogs).
+// endLog is the end of what an attempt has logged, for its termination message
+// (terminationMessagePolicy FallbackToLogsOnError): at most 80 lines and 2048 bytes (kubelet:
+// fallbackToLogs).
 func (d *Daemon) endLog(ctx context.Context, ref pod.Ref, container string, attempt int, ended time.Time) string {
 	const lines, size = 80, 2048
 	q := d.logRequest(ref, pod.LogOptions{Container: container, Tail: lines}, attempt, ended)

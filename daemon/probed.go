@@ -117,7 +117,8 @@ type lastWords struct {
 	text      string
 }
 
-// askLog reads the end of the log of an attempt that has failed without a message, if the manifest asks for that; the worker is woken with it.
+// askLog reads the end of the log of an attempt that has failed without a message, if the manifest
+// asks for that; the worker is woken with it.
 func (w *worker) askLog(name string, o *pod.ContainerObservation) {
 	c := pod.FindContainer(&w.record.Pod.Spec, name)
 	if c == nil || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || o.Message != "" || o.ExitCode == 0 || o.Reason == pod.ReasonUnknown {

@@ -18,12 +18,13 @@ import (
 // defaultProbeTimeout is timeoutSeconds when the manifest has none.
 const defaultProbeTimeout = time.Second
 
-// prober runs the probes of one pod, each in a goroutine of its own at the times that [pod.ProbeState.NextAt] gives.
+// prober runs the probes of one pod, each in a goroutine of its own at the times that
+// [pod.ProbeState.NextAt] gives.
 type prober struct {
 	class  probing
 	report func(ref pod.ProbeRef, ok bool, message string)
-	// errored, when not nil, gets a probe that could not be made; that counts neither as success nor as failure, as in the kubelet.
-	// It is set before the first Set.
+	// errored, when not nil, gets a probe that could not be made; that counts neither as success
+	// nor as failure, as in the kubelet. It is set before the first Set.
 	errored func(ref pod.ProbeRef, err error)
 
 	wg      sync.WaitGroup
@@ -40,14 +41,15 @@ type probing interface {
 	Frozen(ref pod.Ref, container string) bool
 }
 
-// newProber makes a prober without probes. class makes them; report gets each result, from any goroutine, and must not
-// call the prober. The message of a failure is the kubelet's.
+// newProber makes a prober without probes. class makes them; report gets each result, from any
+// goroutine, and must not call the prober. The message of a failure is the kubelet's.
 func newProber(class probing, report func(ref pod.ProbeRef, ok bool, message string)) *prober {
 	return &prober{class: class, report: report, running: map[pod.ProbeRef]context.CancelFunc{}}
 }
 
-// Set makes the probes of refs the ones that run, and no others. Those that run already go on. lookup is asked once for each new one, during the
-// call: what the probe has found so far, and when its container started. ips are the pod's addresses, the first one is probed.
+// Set makes the probes of refs the ones that run, and no others. Those that run already go on.
+// lookup is asked once for each new one, during the call: what the probe has found so far, and when
+// its container started. ips are the pod's addresses, the first one is probed.
 //
 // A result of a probe that Set has ended is not reported unless report was being called already.
 func (b *prober) Set(p *corev1.Pod, ips []netip.Addr, refs []pod.ProbeRef, lookup func(ref pod.ProbeRef) (state pod.ProbeState, started time.Time)) {
@@ -112,7 +114,8 @@ func probeOf(p *corev1.Pod, ref pod.ProbeRef) (*corev1.Container, *corev1.Probe)
 func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Container, probe *corev1.Probe, state pod.ProbeState, started time.Time) {
 	at := state.NextAt(probe, started)
 	if period := state.NextAt(probe, time.Time{}).Sub(state.LastAt); !state.LastAt.IsZero() && time.Since(at) > period {
-		// A whole period was missed: the daemon has just started. Not all the probes of the host at once.
+		// A whole period was missed: the daemon has just started. Not all the probes of the host at
+		// once.
 		at = time.Now().Add(rand.N(max(period, 1)))
 	}
 	timer := time.NewTimer(time.Until(at))
@@ -141,8 +144,8 @@ func (b *prober) repeat(ctx context.Context, ref pod.ProbeRef, c *corev1.Contain
 	}
 }
 
-// frozenProbe is the result of a probe that has not succeeded because its container is frozen. It serves nobody, so it is not ready; but who has frozen it
-// does not want it to be killed for that.
+// frozenProbe is the result of a probe that has not succeeded because its container is frozen. It
+// serves nobody, so it is not ready; but who has frozen it does not want it to be killed for that.
 func frozenProbe(kind pod.ProbeKind) (ok bool, message string, err error) {
 	const frozen = "the container is frozen"
 	if kind == pod.ProbeReadiness {
@@ -178,7 +181,8 @@ func (b *prober) isFrozen(container string) bool {
 	return b.class.Frozen(pod.RefOf(p), container)
 }
 
-// newProbe is a probe in a form that needs no manifest to be understood, or what is wrong with it. host is the pod's address.
+// newProbe is a probe in a form that needs no manifest to be understood, or what is wrong with it.
+// host is the pod's address.
 func newProbe(c *corev1.Container, spec *corev1.Probe, host string) (p probe.Probe, message string, err error) {
 	p.Timeout = time.Duration(spec.TimeoutSeconds) * time.Second
 	if p.Timeout <= 0 {
@@ -224,7 +228,8 @@ func probeAddress(c *corev1.Container, port intstr.IntOrString, wanted, host str
 	return host, number, ""
 }
 
-// probeArgs replaces $(NAME) by the variables that the manifest gives values to; as in the kubelet, these values are taken as they are.
+// probeArgs replaces $(NAME) by the variables that the manifest gives values to; as in the kubelet,
+// these values are taken as they are.
 func probeArgs(c *corev1.Container, command []string) []string {
 	args := make([]string, len(command))
 	for i, arg := range command {

@@ -65,7 +65,8 @@ func execProbe(command string, delay, period, timeout int32) *corev1.Probe {
 		InitialDelaySeconds: delay, PeriodSeconds: period, TimeoutSeconds: timeout}
 }
 
-// probedPod is a pod on a fake runtime whose container "a" runs, with one more that has not been started.
+// probedPod is a pod on a fake runtime whose container "a" runs, with one more that has not been
+// started.
 func probedPod(t *testing.T, a corev1.Container) (*runtimetest.Fake, *corev1.Pod) {
 	t.Helper()
 	a.Name = "a"
@@ -177,7 +178,8 @@ func TestProbeClose(t *testing.T) {
 	})
 }
 
-// A probe goes on where the daemon before this one was, a missed run is made up for within a period, and another attempt's results count for nothing.
+// A probe goes on where the daemon before this one was, a missed run is made up for within a
+// period, and another attempt's results count for nothing.
 func TestProbeResume(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -244,7 +246,8 @@ func TestProbeErrored(t *testing.T) {
 	})
 }
 
-// TestProbeTable: what the manifest asks for gets the verdicts that package probe gives, and magikagent (runtime/microvm/guest).
+// TestProbeTable: what the manifest asks for gets the verdicts that package probe gives, and
+// magikagent (runtime/microvm/guest).
 func TestProbeTable(t *testing.T) {
 	t.Setenv("HTTP_PROXY", "http://192.0.2.1:1")
 	b := newProber(execClass{exec: func(_ context.Context, _ pod.Ref, _ string, p runtime.Process) (runtime.ExitStatus, error) {

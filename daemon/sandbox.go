@@ -22,7 +22,8 @@ type sandbox struct {
 	etc      []runtime.Mount
 }
 
-// makeSandbox makes the network namespace, its network and the volumes, and the runtime's sandbox, as far as possible at the same time.
+// makeSandbox makes the network namespace, its network and the volumes, and the runtime's sandbox,
+// as far as possible at the same time.
 func (w *worker) makeSandbox(ctx context.Context, p *corev1.Pod) (_ *sandbox, ips []netip.Addr, err error) {
 	created := false // the runtime itself undoes what it could not complete, and nothing but that
 	defer func() {
@@ -104,7 +105,8 @@ func (w *worker) unmakeSandbox(ctx context.Context, created bool) {
 	}
 }
 
-// etcFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod, whose addresses do not count in the host's network.
+// etcFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod, whose addresses do not
+// count in the host's network.
 func (w *worker) etcFiles(p *corev1.Pod, ips []netip.Addr) ([]runtime.Mount, error) {
 	hostname, fqdn, err := w.d.hostnameOf(p)
 	if err != nil {
@@ -132,7 +134,8 @@ func readBounded(path string) []byte {
 	return data
 }
 
-// ensureSandbox makes sure that what starts need of the sandbox is known: a daemon that came later has not made it.
+// ensureSandbox makes sure that what starts need of the sandbox is known: a daemon that came later
+// has not made it.
 func (w *worker) ensureSandbox(p *corev1.Pod) error {
 	if w.sandbox != nil {
 		return nil

@@ -18,7 +18,8 @@ type standing struct {
 	removed    bool  // nothing follows
 }
 
-// snapshot is an immutable picture of a pod: what readers get without waiting for the worker. Its record has no serial.
+// snapshot is an immutable picture of a pod: what readers get without waiting for the worker. Its
+// record has no serial.
 type snapshot struct {
 	record
 	standing
@@ -28,7 +29,8 @@ type snapshot struct {
 // snapshot returns the newest picture.
 func (w *worker) snapshot() *snapshot { return w.picture.Load() }
 
-// wait returns the first snapshot for which done says true. Other ends: ctx, or the worker's own (the last snapshot is returned then).
+// wait returns the first snapshot for which done says true. Other ends: ctx, or the worker's own
+// (the last snapshot is returned then).
 func (w *worker) wait(ctx context.Context, done func(*snapshot) bool) (*snapshot, error) {
 	for {
 		w.mu.Lock()
@@ -96,7 +98,8 @@ func (w *worker) publish() {
 	}
 }
 
-// container finds a container; "": the one that a command means which names none (kubectl.kubernetes.io/default-container, else the first).
+// container finds a container; "": the one that a command means which names none
+// (kubectl.kubernetes.io/default-container, else the first).
 func (s *snapshot) container(name string) (string, error) {
 	annotated := s.Pod.Annotations["kubectl.kubernetes.io/default-container"]
 	switch {

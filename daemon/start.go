@@ -60,7 +60,8 @@ func (w *worker) started(ctx context.Context, t task, r result) error {
 
 var errUnseen = errors.New("the runtime cannot be asked what is true of the pod")
 
-// startFailed records why an attempt could not be made; the container's own start error is in the observation already.
+// startFailed records why an attempt could not be made; the container's own start error is in the
+// observation already.
 func (w *worker) startFailed(t task, err error) error {
 	o := w.record.Containers[t.Container]
 	if o.Stage != pod.ContainerExited || o.Attempt != t.Attempt || o.Reason != pod.ReasonStartError {
@@ -104,7 +105,8 @@ func (w *worker) runContainer(ctx context.Context, t task, c *corev1.Container, 
 	})
 }
 
-// stopAfter names the containers that must have ended before the sidecar name is stopped: the containers, and the sidecars after it.
+// stopAfter names the containers that must have ended before the sidecar name is stopped: the
+// containers, and the sidecars after it.
 func stopAfter(p *corev1.Pod, name string) []string {
 	i := slices.IndexFunc(p.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
 	if i < 0 || !pod.Sidecar(&p.Spec.InitContainers[i]) {

@@ -59,7 +59,8 @@ func (w *worker) failed(s pod.Step, err error) {
 	b.until = time.Now().Add(pod.Backoff(stepBackoff, b.failures))
 }
 
-// act carries out steps, neighbours of one kind at the same time. It returns early when a newer order comes.
+// act carries out steps, neighbours of one kind at the same time. It returns early when a newer
+// order comes.
 func (w *worker) act(ctx context.Context, steps []pod.Step) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -87,7 +88,8 @@ func (w *worker) act(ctx context.Context, steps []pod.Step) {
 	}
 }
 
-// together carries out steps of one kind at the same time. Meanwhile the world is watched: what happens to other containers shows in the status.
+// together carries out steps of one kind at the same time. Meanwhile the world is watched: what
+// happens to other containers shows in the status.
 func (w *worker) together(ctx context.Context, steps []pod.Step) (ok bool) {
 	type outcome struct {
 		task
@@ -181,7 +183,8 @@ func (w *worker) carryOut(ctx context.Context, t task) (r result) {
 	return r
 }
 
-// apply takes the result of a task into the memory, and reports it. It returns why the steps that follow cannot be carried out.
+// apply takes the result of a task into the memory, and reports it. It returns why the steps that
+// follow cannot be carried out.
 func (w *worker) apply(ctx context.Context, t task, r result) error {
 	failed := func(reason, container, text string) error {
 		if ctx.Err() == nil || t.Op == pod.OpDeletePod {

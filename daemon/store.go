@@ -25,13 +25,15 @@ const (
 	maxRecordBytes = 16 << 20
 )
 
-// record is what is kept of a pod. There are up to three copies, of which the one with the highest Serial counts: pod.json in StateDir, which is on the
-// disk for good; pod.json.new beside it, which a power cut may tear, and which therefore never replaces the former; and pod.json in RunDir, which is in
-// memory.
+// record is what is kept of a pod. There are up to three copies, of which the one with the highest
+// Serial counts: pod.json in StateDir, which is on the disk for good; pod.json.new beside it, which
+// a power cut may tear, and which therefore never replaces the former; and pod.json in RunDir,
+// which is in memory.
 type record struct {
 	Version int   `json:"version"`
 	Serial  int64 `json:"serial"`
-	// Committed is false until the pod's RunPod has succeeded: an uncommitted pod that a new daemon finds is removed.
+	// Committed is false until the pod's RunPod has succeeded: an uncommitted pod that a new daemon
+	// finds is removed.
 	Committed bool        `json:"committed"`
 	Pod       *corev1.Pod `json:"pod"` // spec with defaults, and status
 
@@ -44,8 +46,8 @@ type record struct {
 // recordStore reads and writes records.
 type recordStore struct{ config *Config }
 
-// save writes the record. durable: it is on the disk when save returns. An error means that the durable copy is not what it should be; the copy in memory
-// may be good all the same.
+// save writes the record. durable: it is on the disk when save returns. An error means that the
+// durable copy is not what it should be; the copy in memory may be good all the same.
 func (s *recordStore) save(r *record, durable bool) error {
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -86,7 +88,8 @@ func (s *recordStore) write(dir, name string, data []byte, durable bool) error {
 	return write(filepath.Join(dir, name), data, 0o600)
 }
 
-// remove removes both copies and the pod's directories; what others keep in these must be gone, or goes too.
+// remove removes both copies and the pod's directories; what others keep in these must be gone, or
+// goes too.
 func (s *recordStore) remove(uid types.UID) error {
 	// The record goes last: until then a new daemon goes on with the removal.
 	for _, dir := range []string{s.config.podRunDir(string(uid)), s.config.podStateDir(string(uid))} {
@@ -124,8 +127,8 @@ func (l *loaded) has(uid types.UID) bool {
 	return slices.Contains(l.damaged, uid) || slices.ContainsFunc(l.records, func(r *record) bool { return r.Pod.UID == uid })
 }
 
-// load reads all records. One that is damaged is set aside and reported in warnings; it is never fatal. Unavailable: one cannot be read now, so that nobody
-// knows what it says.
+// load reads all records. One that is damaged is set aside and reported in warnings; it is never
+// fatal. Unavailable: one cannot be read now, so that nobody knows what it says.
 func (s *recordStore) load() (*loaded, error) {
 	uids := map[string]bool{}
 	for _, dir := range []string{filepath.Join(s.config.StateDir, "pods"), filepath.Join(s.config.RunDir, "pods")} {
@@ -162,8 +165,9 @@ func (s *recordStore) load() (*loaded, error) {
 	return l, nil
 }
 
-// sweep removes the directories of a pod that has no record, unless there is something in them: the daemon died when it had just made them, or was about
-// to remove them. It returns whether nothing is left.
+// sweep removes the directories of a pod that has no record, unless there is something in them: the
+// daemon died when it had just made them, or was about to remove them. It returns whether nothing
+// is left.
 func (s *recordStore) sweep(uid string) bool {
 	gone := true
 	for _, dir := range []string{s.config.podRunDir(uid), s.config.podStateDir(uid)} {

@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// TestRecordFields checks that records keep the names of their fields: a newer daemon goes on with the pods of an older one.
+// TestRecordFields checks that records keep the names of their fields: a newer daemon goes on with
+// the pods of an older one.
 func TestRecordFields(t *testing.T) {
 	const kept = `{"version":1,"serial":7,"committed":true,"pod":{"metadata":{"name":"web","namespace":"default","uid":"u"},"spec":{"containers":null},"status":{}},
 		"wish":"stop","wishedAt":"2026-01-02T03:04:05Z","grace":3000000000,"force":true,"thenRun":true,"finished":true,"sandbox":{"stage":"ready"},

@@ -23,7 +23,8 @@ const (
 	// firstBackoff and maxBackoff bound the pause after a step that failed.
 	firstBackoff = 200 * time.Millisecond
 	maxBackoff   = 30 * time.Second
-	// maxRepeats is how often the same steps may be carried out in a row without a pause: each is meant to change something.
+	// maxRepeats is how often the same steps may be carried out in a row without a pause: each is
+	// meant to change something.
 	maxRepeats = 10
 )
 
@@ -119,7 +120,8 @@ func (w *worker) wake() {
 	}
 }
 
-// give hands the worker an order, which replaces those that it has not taken yet, and returns its number.
+// give hands the worker an order, which replaces those that it has not taken yet, and returns its
+// number.
 func (w *worker) give(o order) int {
 	o.at = time.Now()
 	w.mu.Lock()
@@ -165,7 +167,8 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
-// sync is one iteration: take orders, observe, publish, save, decide, act. again: the world was changed, look at once. wakeAt: look again then.
+// sync is one iteration: take orders, observe, publish, save, decide, act. again: the world was
+// changed, look at once. wakeAt: look again then.
 func (w *worker) sync(ctx context.Context) (again bool, wakeAt time.Time) {
 	w.takeOrder()
 	seen := w.adopt(ctx) && w.observe(ctx)
@@ -198,8 +201,8 @@ func earlier(a, b time.Time) time.Time {
 // opAdopt is the step that comes before all others, for a pod that an earlier daemon has left.
 const opAdopt pod.Op = "adopt"
 
-// plan decides what to do. What is true of the pod may be unknown (seen is false): then nothing is done but what its user wants of it in any case, that it
-// ends.
+// plan decides what to do. What is true of the pod may be unknown (seen is false): then nothing is
+// done but what its user wants of it in any case, that it ends.
 func (w *worker) plan(seen bool, now time.Time) pod.Plan {
 	if seen {
 		return pod.Next(w.record.Pod, w.record.Observation, now)
@@ -230,13 +233,15 @@ func (w *worker) adopt(ctx context.Context) bool {
 	return w.adopted
 }
 
-// adoptFailed remembers that the pod could not be adopted. Until it is, nothing is concluded and nothing is started.
+// adoptFailed remembers that the pod could not be adopted. Until it is, nothing is concluded and
+// nothing is started.
 func (w *worker) adoptFailed(err error) {
 	w.failed(pod.Step{Op: opAdopt}, err)
 	w.event(corev1.EventTypeWarning, "FailedAdopt", "", err.Error()+"; it is left alone, and adoption is tried again")
 }
 
-// countRepeats puts steps into backoff that come again and again: whatever goes wrong, the worker does not sync without end.
+// countRepeats puts steps into backoff that come again and again: whatever goes wrong, the worker
+// does not sync without end.
 func (w *worker) countRepeats(steps []pod.Step) {
 	if !slices.Equal(steps, w.last) {
 		w.last, w.repeats = steps, 0
@@ -306,8 +311,8 @@ func (w *worker) obey(o *order) {
 	}
 }
 
-// observe folds what the runtime sees, and what the probes have found, into the memory. It returns false when the runtime could not say: then the memory
-// is as it was.
+// observe folds what the runtime sees, and what the probes have found, into the memory. It returns
+// false when the runtime could not say: then the memory is as it was.
 func (w *worker) observe(ctx context.Context) bool {
 	state, err := w.manager.Observe(ctx, w.ref)
 	if err != nil {
@@ -359,8 +364,8 @@ func (w *worker) fold(state pod.RuntimeState) {
 	r.Containers, r.Sandbox = next, state.Sandbox
 }
 
-// save writes the record when it has changed; a new desired state is durable when it returns. A disk that is full stops nothing: the pod goes on, and
-// every sync tries again.
+// save writes the record when it has changed; a new desired state is durable when it returns. A
+// disk that is full stops nothing: the pod goes on, and every sync tries again.
 func (w *worker) save() {
 	if w.damaged {
 		return

@@ -40,8 +40,8 @@ type world struct {
 	notices []pod.Notice
 }
 
-// inWorld runs test in a bubble with a clock of its own, on a fresh host with a running daemon, and checks at the end that nothing is left behind
-// that no pod owns.
+// inWorld runs test in a bubble with a clock of its own, on a fresh host with a running daemon, and
+// checks at the end that nothing is left behind that no pod owns.
 func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	dir := t.TempDir()
@@ -116,7 +116,8 @@ func (w *world) next(fault func(c runtimetest.Call) error) {
 	w.fake.Fault = fault
 }
 
-// crash ends the daemon as if it was killed: nothing is tidied up, and pods go on. Another daemon is started.
+// crash ends the daemon as if it was killed: nothing is tidied up, and pods go on. Another daemon
+// is started.
 func (w *world) crash() {
 	w.t.Helper()
 	w.d.Close()
@@ -398,7 +399,8 @@ func (f *fakeImages) Remove(_ context.Context, reference string, inUse func(id s
 	return nil
 }
 
-// Prune removes the images whose names begin with localhost/old/: they stand for those that have lost their names.
+// Prune removes the images whose names begin with localhost/old/: they stand for those that have
+// lost their names.
 func (f *fakeImages) Prune(_ context.Context, inUse func(id string) []string) (ids []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

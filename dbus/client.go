@@ -19,7 +19,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Client calls magikpodd. Its errors carry the [pod.Kind] that the daemon gave them; Unavailable: there is no bus or no daemon.
+// Client calls magikpodd. Its errors carry the [pod.Kind] that the daemon gave them; Unavailable:
+// there is no bus or no daemon.
 type Client struct {
 	conn    *godbus.Conn
 	signals chan *godbus.Signal
@@ -68,8 +69,9 @@ func (c *Client) Close() {
 // Lost is closed when the connection is gone.
 func (c *Client) Lost() <-chan struct{} { return c.conn.Context().Done() }
 
-// read takes in signals until the connection ends. It runs from before the first call on, so that the end of a job that ends at once is not missed.
-// Everybody on the bus may send us signals that look like magikpodd's.
+// read takes in signals until the connection ends. It runs from before the first call on, so that
+// the end of a job that ends at once is not missed. Everybody on the bus may send us signals that
+// look like magikpodd's.
 func (c *Client) read() {
 	defer close(c.done)
 	var owner string
@@ -121,7 +123,8 @@ func (c *Client) read() {
 	}
 }
 
-// OnSignal sets the function that is called for each signal, in order. It must not block for long; Subscribe makes them come.
+// OnSignal sets the function that is called for each signal, in order. It must not block for long;
+// Subscribe makes them come.
 func (c *Client) OnSignal(notify func(Signal)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -304,8 +307,10 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 	return os.NewFile(uintptr(fd), "logs"), nil
 }
 
-// Exec runs a process in a container and returns its exit status. It copies between pipes and p's files, which stay the caller's; what it has read of Stdin is gone,
-// also when the process has not taken it. With an error of a command that could not be executed come 126 or 127, and the reason is on p's Stderr or terminal already.
+// Exec runs a process in a container and returns its exit status. It copies between pipes and p's
+// files, which stay the caller's; what it has read of Stdin is gone, also when the process has not
+// taken it. With an error of a command that could not be executed come 126 or 127, and the reason
+// is on p's Stderr or terminal already.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
 	opts := given(map[string]any{
 		"tty": p.TTY, "env": p.Env, "working_dir": p.WorkingDir, "user": p.User, "rows": size.Rows, "cols": size.Cols,

@@ -67,8 +67,9 @@ func (c *Client) update(path godbus.ObjectPath, p properties, ended bool) {
 	}
 }
 
-// Wait waits for the end of a job and calls progress, unless it is nil, for each change. The job's own error is returned as err, beside what is
-// known of the job. The end of ctx leaves the job alone.
+// Wait waits for the end of a job and calls progress, unless it is nil, for each change. The job's
+// own error is returned as err, beside what is known of the job. The end of ctx leaves the job
+// alone.
 func (c *Client) Wait(ctx context.Context, job godbus.ObjectPath, progress func(pod.JobInfo)) (pod.JobInfo, error) {
 	ticker := time.NewTicker(daemonCheck)
 	defer ticker.Stop()
@@ -107,10 +108,12 @@ func (c *Client) Wait(ctx context.Context, job godbus.ObjectPath, progress func(
 	}
 }
 
-// daemonCheck is how often a waiting client looks whether the daemon is still there: no signal says that it died.
+// daemonCheck is how often a waiting client looks whether the daemon is still there: no signal says
+// that it died.
 const daemonCheck = 2 * time.Second
 
-// check asks the daemon for the job, in case its signals were lost with an earlier daemon. NotFound, Unavailable: nobody will report its end.
+// check asks the daemon for the job, in case its signals were lost with an earlier daemon.
+// NotFound, Unavailable: nobody will report its end.
 func (c *Client) check(ctx context.Context, job godbus.ObjectPath) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

@@ -8,10 +8,12 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 )
 
-// NotStarted begins the status (sd_notify(3), STATUS=) of a daemon that cannot start; the reason follows.
+// NotStarted begins the status (sd_notify(3), STATUS=) of a daemon that cannot start; the reason
+// follows.
 const NotStarted = "cannot start: "
 
-// startCheck is how often a client looks why it gets no answer. The bus waits 25 s for a daemon that systemd starts again and again.
+// startCheck is how often a client looks why it gets no answer. The bus waits 25 s for a daemon
+// that systemd starts again and again.
 const startCheck = 500 * time.Millisecond
 
 // notStarted is what the daemon reported to systemd.
@@ -61,7 +63,8 @@ const (
 	daemonUnit  = "magikpodd.service"
 )
 
-// whyNotStarted asks systemd why the daemon does not run, and since when; nil when it does, or nobody knows. Every user may ask.
+// whyNotStarted asks systemd why the daemon does not run, and since when; nil when it does, or
+// nobody knows. Every user may ask.
 func (c *Client) whyNotStarted(ctx context.Context) (since time.Time, why error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

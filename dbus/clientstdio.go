@@ -11,7 +11,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// clientStdio copies between the caller's files and pipes that are made for one process: nothing else leaves the caller.
+// clientStdio copies between the caller's files and pipes that are made for one process: nothing
+// else leaves the caller.
 type clientStdio struct {
 	pipes
 	stdin  *os.File
@@ -71,7 +72,8 @@ func (s *clientStdio) start() {
 	}
 }
 
-// wait waits for the end of the output, and says what could not be copied. A caller that does not want the output any more (EPIPE) is no error.
+// wait waits for the end of the output, and says what could not be copied. A caller that does not
+// want the output any more (EPIPE) is no error.
 func (s *clientStdio) wait(ctx context.Context) (err error) {
 	for range s.outs {
 		select {
@@ -91,8 +93,8 @@ func (s *clientStdio) wait(ctx context.Context) (err error) {
 	return err
 }
 
-// lend has send pass f to the daemon if it is a regular file, and a pipe in its place, from which or to which it copies, if it is anything else. mode says what the
-// daemon does with it.
+// lend has send pass f to the daemon if it is a regular file, and a pipe in its place, from which
+// or to which it copies, if it is anything else. mode says what the daemon does with it.
 func lend(f *os.File, mode int, send func(*os.File) error) error {
 	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 		return send(f)

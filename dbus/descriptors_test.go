@@ -121,7 +121,8 @@ func marshal(t *testing.T, values ...any) (signature string, body []byte) {
 	return godbus.SignatureOf(values...).String(), all.Bytes()[all.Len()-int(binary.LittleEndian.Uint32(all.Bytes()[4:])):]
 }
 
-// TestHostileMessages checks that no message that the bus lets through ends the server or leaves a descriptor in it.
+// TestHostileMessages checks that no message that the bus lets through ends the server or leaves a
+// descriptor in it.
 func TestHostileMessages(t *testing.T) {
 	s, _, c, address := serve(t, rule{})
 	web := runWeb(t, c)

@@ -14,7 +14,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// errorPrefix starts the names of our errors: org.magikpod1.Error.NotFound. What follows is the [pod.Kind] itself.
+// errorPrefix starts the names of our errors: org.magikpod1.Error.NotFound. What follows is the
+// [pod.Kind] itself.
 const errorPrefix = BusName + ".Error."
 
 // kinds is the closed list of what may follow errorPrefix.

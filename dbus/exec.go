@@ -38,7 +38,8 @@ func (c *call) exec() ([]any, error) {
 	return []any{path}, nil
 }
 
-// openTerminal serves OpenTerminal: the client gets one end of a socket, whose other end is the terminal's input and output.
+// openTerminal serves OpenTerminal: the client gets one end of a socket, whose other end is the
+// terminal's input and output.
 func (c *call) openTerminal() ([]any, error) {
 	container, p, size, err := c.process(c.body[0], c.body[1], c.body[2])
 	if err != nil {
@@ -62,7 +63,8 @@ func (c *call) openTerminal() ([]any, error) {
 	return append([]any{path}, out...), nil
 }
 
-// socketPair makes two connected sockets, close-on-exec, on systems without SOCK_CLOEXEC too: the client is built for them.
+// socketPair makes two connected sockets, close-on-exec, on systems without SOCK_CLOEXEC too: the
+// client is built for them.
 func socketPair() ([2]int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
@@ -106,7 +108,8 @@ func (c *call) process(args ...any) (container string, p runtime.Process, size r
 	return container, p, size, nil
 }
 
-// startExec runs the process as a job, which ends when the client leaves the bus. finish closes the process' files when it has ended, or was not started.
+// startExec runs the process as a job, which ends when the client leaves the bus. finish closes the
+// process' files when it has ended, or was not started.
 func (c *call) startExec(container string, p runtime.Process, size runtime.WinSize, finish func(context.Context)) (godbus.ObjectPath, error) {
 	s := c.server
 	ref, err := c.ref()

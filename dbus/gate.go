@@ -14,8 +14,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// What may be under way at a time. A call counts from before its body is read until its answer was handed to the bus; jobs do not count, exec's neither.
-// Root has a budget of its own, so that nobody else's calls stand before root's.
+// What may be under way at a time. A call counts from before its body is read until its answer was
+// handed to the bus; jobs do not count, exec's neither. Root has a budget of its own, so that
+// nobody else's calls stand before root's.
 const (
 	maxCalls       = 128      // of one user
 	maxCallBytes   = 8 << 20  // the bodies of these
@@ -33,7 +34,8 @@ const (
 	maxAnswer    = 1 << 20  // bytes of an answer that the bus or polkit gives us
 )
 
-// Memory is given back to the kernel this long after a burst of calls began, once one has ended that cost (by a rough count) that many bytes.
+// Memory is given back to the kernel this long after a burst of calls began, once one has ended
+// that cost (by a rough count) that many bytes.
 const (
 	burstTime  = 2 * time.Second
 	burstBytes = 4 << 20
@@ -357,7 +359,8 @@ func (g *gate) leave(t *ticket, cost int) {
 	g.spend(t.bytes + cost)
 }
 
-// spend counts what is garbage now; g.mu is held. After a burst the kernel gets its memory back: the runtime would keep it for minutes.
+// spend counts what is garbage now; g.mu is held. After a burst the kernel gets its memory back:
+// the runtime would keep it for minutes.
 func (g *gate) spend(bytes int) {
 	g.burst += bytes
 	if g.burst < burstBytes || g.free != nil || g.closed {
@@ -389,7 +392,8 @@ func (g *gate) close() {
 	g.room.Broadcast()
 }
 
-// work waits until a call may be answered that costs much memory or time: one at a time of each user, and few in all. Root doesn't wait for others.
+// work waits until a call may be answered that costs much memory or time: one at a time of each
+// user, and few in all. Root doesn't wait for others.
 func (g *gate) work(ctx context.Context, u *user) (done func(), err error) {
 	slots := []chan struct{}{u.heavy, g.heavyOthers}
 	if u.root() {

@@ -41,7 +41,8 @@ func connectAs(t *testing.T, address string, uid int) *godbus.Conn {
 	}
 	done := make(chan result)
 	go func() {
-		// The kernel says to the bus who connected: the thread's user. The thread ends with the goroutine.
+		// The kernel says to the bus who connected: the thread's user. The thread ends with the
+		// goroutine.
 		runtime.LockOSThread()
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), 0); errno != 0 {
 			done <- result{nil, errno}
@@ -192,7 +193,8 @@ func TestTooLongIsNotRead(t *testing.T) {
 	}
 }
 
-// TestDeepVariants: godbus ends a connection when it cannot decode a message, and cannot decode all that the bus lets through.
+// TestDeepVariants: godbus ends a connection when it cannot decode a message, and cannot decode all
+// that the bus lets through.
 func TestDeepVariants(t *testing.T) {
 	_, _, c, address := serve(t, rule{})
 	other := connectAs(t, address, nobody)
@@ -342,7 +344,8 @@ func TestForgottenUsers(t *testing.T) {
 	}
 }
 
-// TestPolkitIsAskedLittle: of a flood polkit hears a few questions at a time, and the same one not again at once.
+// TestPolkitIsAskedLittle: of a flood polkit hears a few questions at a time, and the same one not
+// again at once.
 func TestPolkitIsAskedLittle(t *testing.T) {
 	address := bustest.Start(t)
 	a := &crowd{}

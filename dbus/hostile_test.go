@@ -15,8 +15,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// TestHostileText: whatever containers, images and registries say, every method that reads is answered and every signal comes. The bus refuses text with NUL
-// or that is no UTF-8, and disconnects who sends it.
+// TestHostileText: whatever containers, images and registries say, every method that reads is
+// answered and every signal comes. The bus refuses text with NUL or that is no UTF-8, and
+// disconnects who sends it.
 func TestHostileText(t *testing.T) {
 	address := bustest.Start(t)
 	backend := fakepods.New()

@@ -88,7 +88,8 @@ func (c *call) saveImage() ([]any, error) {
 	return nil, c.server.backend.SaveImage(c.ctx, refs, archive)
 }
 
-// archive is the file of the call: a regular one, or a pipe, which ends with the call's context whoever has its other end. The caller closes it.
+// archive is the file of the call: a regular one, or a pipe, which ends with the call's context
+// whoever has its other end. The caller closes it.
 func (c *call) archive(mode int) (*os.File, error) {
 	f := c.take()[0]
 	info, err := f.Stat()

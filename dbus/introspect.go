@@ -19,8 +19,8 @@ var (
 
 var introspectMethods = []method{{name: "Introspect", out: "s", handle: (*call).introspect}}
 
-// introspect needs no permission: the contract is public. Which pods there are is not, so the nodes below /pod and /job are listed only for
-// those who may read.
+// introspect needs no permission: the contract is public. Which pods there are is not, so the nodes
+// below /pod and /job are listed only for those who may read.
 func (c *call) introspect() ([]any, error) {
 	if c.path == ManagerPath {
 		return []any{managerXML}, nil

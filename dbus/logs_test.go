@@ -22,7 +22,8 @@ func (u *unstarted) Logs(ctx context.Context, _ pod.Ref, _ pod.LogOptions) (*os.
 	return nil, pod.WithKind(pod.Unavailable, ctx.Err())
 }
 
-// TestFollowEndsWithTheClient checks that a client which waits for the log of a container that is never started leaves nothing behind when it goes.
+// TestFollowEndsWithTheClient checks that a client which waits for the log of a container that is
+// never started leaves nothing behind when it goes.
 func TestFollowEndsWithTheClient(t *testing.T) {
 	address := bustest.Start(t)
 	backend := &unstarted{fakepods.New(), make(chan struct{})}

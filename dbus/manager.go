@@ -13,7 +13,8 @@ import (
 const (
 	// maxReference bounds the reference of an image, in bytes.
 	maxReference = 4096
-	// maxManifestCall is a manifest of the greatest size with its options; what is a little larger gets an answer that says so.
+	// maxManifestCall is a manifest of the greatest size with its options; what is a little larger
+	// gets an answer that says so.
 	maxManifestCall = pod.MaxManifestBytes + 64<<10
 )
 

@@ -18,7 +18,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// method is one row of an interface's table: the table is what is served, and a test checks the introspection XML against it.
+// method is one row of an interface's table: the table is what is served, and a test checks the
+// introspection XML against it.
 type method struct {
 	name    string
 	in, out string // D-Bus signatures
@@ -72,7 +73,8 @@ type boundMethod struct {
 	path   godbus.ObjectPath
 }
 
-// NumArguments and the three below are only asked by godbus's own argument decoder, which DecodeArguments replaces.
+// NumArguments and the three below are only asked by godbus's own argument decoder, which
+// DecodeArguments replaces.
 func (m boundMethod) NumArguments() int     { return 0 }
 func (m boundMethod) NumReturns() int       { return 0 }
 func (m boundMethod) ArgumentValue(int) any { return nil }
@@ -157,7 +159,8 @@ func (c *call) answer() error {
 	return c.sendReply(out)
 }
 
-// sendReply answers by itself: godbus would do so after the call was counted out, and the reply's files closed.
+// sendReply answers by itself: godbus would do so after the call was counted out, and the reply's
+// files closed.
 func (c *call) sendReply(out []any) error {
 	if c.msg.Flags&godbus.FlagNoReplyExpected != 0 {
 		return nil
@@ -181,7 +184,8 @@ func (c *call) authorise(action Action) error {
 	return nil
 }
 
-// takeFiles makes files of the descriptors in body. A client may name one descriptor twice; then each file gets its own.
+// takeFiles makes files of the descriptors in body. A client may name one descriptor twice; then
+// each file gets its own.
 func takeFiles(body []any) ([]*os.File, error) {
 	var files []*os.File
 	var fds []int

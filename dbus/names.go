@@ -42,8 +42,8 @@ const (
 // NoGrace in a grace_usec argument keeps the grace period of the manifest.
 const NoGrace = ^uint64(0)
 
-// PodPath returns the path of a pod's object. Every byte of the UID that is not a letter or a digit is written as _ and two hexadecimal
-// digits, as systemd writes unit names in paths.
+// PodPath returns the path of a pod's object. Every byte of the UID that is not a letter or a digit
+// is written as _ and two hexadecimal digits, as systemd writes unit names in paths.
 func PodPath(uid types.UID) godbus.ObjectPath {
 	var b strings.Builder
 	b.WriteString(podPrefix)

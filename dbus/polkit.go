@@ -16,17 +16,19 @@ const (
 	polkitPath      = godbus.ObjectPath("/org/freedesktop/PolicyKit1/Authority")
 	polkitInterface = "org.freedesktop.PolicyKit1.Authority"
 
-	// checkTimeout is how long polkit may take when nobody is asked, interactiveTimeout when somebody is.
+	// checkTimeout is how long polkit may take when nobody is asked, interactiveTimeout when
+	// somebody is.
 	checkTimeout       = 10 * time.Second
 	interactiveTimeout = 2 * time.Minute
 
-	// How many questions polkit is asked at once. The bus allows a connection 128 calls without an answer, and a question that somebody is to answer
-	// may take minutes.
+	// How many questions polkit is asked at once. The bus allows a connection 128 calls without an
+	// answer, and a question that somebody is to answer may take minutes.
 	maxQuestions     = 32 // that nobody is asked about
 	maxUserQuestions = 4  // of one user
 	maxDialogs       = 64
 
-	// refusedTime is how long a refusal applies to the same client and action, so that one who asks again and again costs polkit nothing.
+	// refusedTime is how long a refusal applies to the same client and action, so that one who asks
+	// again and again costs polkit nothing.
 	refusedTime = time.Second
 	maxRefused  = 1024
 )
@@ -36,8 +38,9 @@ var (
 	errPassword      = errors.New("not authorised without a password (polkit): be root, or allow interactive authorization")
 )
 
-// polkit asks polkit, except for root, who may do everything. Any doubt is a refusal: no polkit, no answer in time, a client that has left.
-// The subject is the client's unique bus name, which is never given to another client, unlike a process id.
+// polkit asks polkit, except for root, who may do everything. Any doubt is a refusal: no polkit, no
+// answer in time, a client that has left. The subject is the client's unique bus name, which is
+// never given to another client, unlike a process id.
 type polkit struct {
 	conn    *godbus.Conn
 	next    atomic.Uint64
@@ -125,7 +128,8 @@ func (p *polkit) refuse(key refusal, why error) {
 	p.refused[key] = refusedFor{why, time.Now().Add(refusedTime)}
 }
 
-// wait waits until the user may ask another question. A dialog doesn't keep the questions of others waiting.
+// wait waits until the user may ask another question. A dialog doesn't keep the questions of others
+// waiting.
 func (p *polkit) wait(ctx context.Context, u *user, interactive bool) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()

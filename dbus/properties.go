@@ -89,7 +89,8 @@ func podPropertiesOf(c *call) (string, properties, error) {
 	return PodInterface, podProperties(&d), nil
 }
 
-// jobPropertiesOf returns the properties of the job that the call is for. Who started a job may look at it.
+// jobPropertiesOf returns the properties of the job that the call is for. Who started a job may
+// look at it.
 func jobPropertiesOf(c *call) (string, properties, error) {
 	id, _ := jobOfPath(c.path)
 	job, ok := c.server.job(id)
@@ -104,7 +105,8 @@ func jobPropertiesOf(c *call) (string, properties, error) {
 	return JobInterface, jobProperties(job), nil
 }
 
-// propertyMethods is org.freedesktop.DBus.Properties for the objects whose interface and properties read returns.
+// propertyMethods is org.freedesktop.DBus.Properties for the objects whose interface and properties
+// read returns.
 func propertyMethods(read func(c *call) (string, properties, error)) []method {
 	get := func(c *call) ([]any, error) {
 		var name, property string

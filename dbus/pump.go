@@ -14,15 +14,17 @@ import (
 const (
 	// maxEvents bounds the events that wait to be sent; the oldest are dropped first.
 	maxEvents = 4096
-	// maxEnded is how many ended jobs stay readable, so that a client which asks a little late still hears how its job ended.
+	// maxEnded is how many ended jobs stay readable, so that a client which asks a little late
+	// still hears how its job ended.
 	maxEnded = 256
 )
 
-// pump turns notices of the backend into signals. The backend only appends to a queue; one goroutine sends. Changes of one object that wait
-// are merged, so that the queue is bounded by the number of objects, whatever the clients do.
+// pump turns notices of the backend into signals. The backend only appends to a queue; one
+// goroutine sends. Changes of one object that wait are merged, so that the queue is bounded by the
+// number of objects, whatever the clients do.
 //
-// Signals are sent to each subscriber by name, never broadcast: anyone can listen to broadcasts, but not everyone may read.
-// The signals of a job are also sent to the client that started it.
+// Signals are sent to each subscriber by name, never broadcast: anyone can listen to broadcasts,
+// but not everyone may read. The signals of a job are also sent to the client that started it.
 type pump struct {
 	server *Server
 	wake   chan struct{}

@@ -16,7 +16,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// atOnce is a daemon whose deletions have ended, and everybody has heard it, before the client knows the job.
+// atOnce is a daemon whose deletions have ended, and everybody has heard it, before the client
+// knows the job.
 type atOnce struct{ *meeting }
 
 func (a atOnce) Delete(ctx context.Context, _ pod.Ref, _ pod.StopOptions) (uint32, error) {
@@ -28,7 +29,8 @@ func (a atOnce) Delete(ctx context.Context, _ pod.Ref, _ pod.StopOptions) (uint3
 	return job.ID, nil
 }
 
-// TestOwnerOfAJobThatEndsAtOnce checks that a client hears the end of its job even when others have heard it before the client could know the job.
+// TestOwnerOfAJobThatEndsAtOnce checks that a client hears the end of its job even when others have
+// heard it before the client could know the job.
 func TestOwnerOfAJobThatEndsAtOnce(t *testing.T) {
 	s, c := meetingServer(t, "JobRemoved", JobPath(7), func(m *meeting) Backend { return atOnce{m} })
 	job, err := c.Delete(t.Context(), runWeb(t, c), pod.StopOptions{})
@@ -45,7 +47,8 @@ func TestOwnerOfAJobThatEndsAtOnce(t *testing.T) {
 	}
 }
 
-// meeting is a daemon whose deletions meet with an error, of which everybody has heard before the client knows the job.
+// meeting is a daemon whose deletions meet with an error, of which everybody has heard before the
+// client knows the job.
 type meeting struct {
 	*fakepods.Backend
 	notify func(pod.Notice)
@@ -69,7 +72,8 @@ func (m *meeting) Delete(ctx context.Context, _ pod.Ref, _ pod.StopOptions) (uin
 
 func (m *meeting) Job(id uint32) (pod.JobInfo, bool) { return met, id == met.ID }
 
-// meetingServer serves a meeting daemon, which goes on when a subscriber has heard the signal about the job. It returns another client.
+// meetingServer serves a meeting daemon, which goes on when a subscriber has heard the signal about
+// the job. It returns another client.
 func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*meeting) Backend) (*Server, *Client) {
 	t.Helper()
 	m := &meeting{Backend: fakepods.New(), heard: make(chan struct{}, 1)}
@@ -99,8 +103,9 @@ func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*
 	return s, c
 }
 
-// TestOwnerOfAJobThatMeetsAnError checks that a client hears what its job has met with, which may be the last news for long: when others have heard it
-// before the client could know the job, and when it is reported together with the job.
+// TestOwnerOfAJobThatMeetsAnError checks that a client hears what its job has met with, which may
+// be the last news for long: when others have heard it before the client could know the job, and
+// when it is reported together with the job.
 func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
 	s, c := meetingServer(t, "JobNew", JobPath(met.ID), func(m *meeting) Backend { return m })
 	hears := func(c *Client, job godbus.ObjectPath) {

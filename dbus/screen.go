@@ -32,7 +32,8 @@ func (s *Server) connect(ctx context.Context, address string, opts ...godbus.Con
 	return nil
 }
 
-// isCall says which messages may bring descriptors: the gate has let in calls of methods that are there, with the arguments that these take.
+// isCall says which messages may bring descriptors: the gate has let in calls of methods that are
+// there, with the arguments that these take.
 func isCall(m *godbus.Message) bool { return m.Type == godbus.TypeMethodCall }
 
 // driverOnly lets in what the bus itself says, and nothing else.
@@ -68,7 +69,8 @@ func (s *Server) knownUser(ctx context.Context, sender string) (*user, error) {
 	return s.gate.user(id), nil
 }
 
-// acceptable says why a call cannot be answered, by its head alone: what it calls is not there, or takes other or shorter arguments.
+// acceptable says why a call cannot be answered, by its head alone: what it calls is not there, or
+// takes other or shorter arguments.
 func (s *Server) acceptable(h *buslink.Head) error {
 	o, _ := objects{s}.LookupObject(h.Path)
 	i, ok := o.LookupInterface(h.Interface)

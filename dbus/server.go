@@ -17,8 +17,8 @@ import (
 
 // Authorizer decides whether a client may do something.
 type Authorizer interface {
-	// Check returns nil when the client sender (a unique bus name) may do action. interactive: it may be asked for a password, so the
-	// check may take minutes.
+	// Check returns nil when the client sender (a unique bus name) may do action. interactive: it
+	// may be asked for a password, so the check may take minutes.
 	Check(ctx context.Context, sender string, action Action, interactive bool) error
 }
 
@@ -51,8 +51,8 @@ type Server struct {
 	watches   map[string]*watch // by sender
 }
 
-// Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns once the name is owned.
-// Unavailable: there is no bus, or another daemon owns the name.
+// Serve connects to the bus, takes the name [BusName] and answers calls until Close. It returns
+// once the name is owned. Unavailable: there is no bus, or another daemon owns the name.
 func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -97,10 +97,12 @@ func (s *Server) own() error {
 	return nil
 }
 
-// Lost is closed when the connection to the bus is gone: the daemon must end (systemd starts it again) or serve anew.
+// Lost is closed when the connection to the bus is gone: the daemon must end (systemd starts it
+// again) or serve anew.
 func (s *Server) Lost() <-chan struct{} { return s.conn.Context().Done() }
 
-// Close ends the server: calls being answered are cancelled, exec'ed processes killed. It waits for everything that it started.
+// Close ends the server: calls being answered are cancelled, exec'ed processes killed. It waits for
+// everything that it started.
 func (s *Server) Close() error {
 	if s.unsubscribe != nil {
 		s.unsubscribe()
@@ -131,8 +133,8 @@ func (s *Server) enter() (done func(), err error) {
 	return s.wg.Done, nil
 }
 
-// Idle says since when nobody has used the server; ok is false while a call is being answered, a process runs by exec, or a client is
-// subscribed.
+// Idle says since when nobody has used the server; ok is false while a call is being answered, a
+// process runs by exec, or a client is subscribed.
 func (s *Server) Idle() (since time.Time, ok bool) {
 	since, ok = s.gate.idle()
 	s.mu.Lock()
@@ -143,8 +145,9 @@ func (s *Server) Idle() (since time.Time, ok bool) {
 	return since, ok && len(s.watches) == 0
 }
 
-// Leave gives the bus name up if the server is idle, so that the daemon may end; the bus starts it again for the next call. A call that
-// slipped in before the name was gone makes Leave take the name back and return false.
+// Leave gives the bus name up if the server is idle, so that the daemon may end; the bus starts it
+// again for the next call. A call that slipped in before the name was gone makes Leave take the
+// name back and return false.
 func (s *Server) Leave() bool {
 	before, ok := s.Idle()
 	if !ok {
@@ -211,8 +214,9 @@ func (i iface) LookupMethod(name string) (godbus.Method, bool) {
 	return nil, false
 }
 
-// interfaces returns the methods of the object at path, by interface; nil when there can be no such object. Whether the pod or job exists is
-// found out by the methods themselves, after the caller was authorised.
+// interfaces returns the methods of the object at path, by interface; nil when there can be no such
+// object. Whether the pod or job exists is found out by the methods themselves, after the caller
+// was authorised.
 func (s *Server) interfaces(path godbus.ObjectPath) map[string][]method {
 	if path == ManagerPath {
 		return managerObject

@@ -347,7 +347,8 @@ func TestVanishedCaller(t *testing.T) {
 	waitIdle(t, s)
 }
 
-// TestSlowClient checks that a subscriber that reads nothing holds nobody up, and that one that reads sees the last change.
+// TestSlowClient checks that a subscriber that reads nothing holds nobody up, and that one that
+// reads sees the last change.
 func TestSlowClient(t *testing.T) {
 	_, backend, c, address := serve(t, rule{})
 	path := runWeb(t, c)
@@ -441,7 +442,8 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestForgedSignals checks that a client takes signals from magikpodd alone, also from one that was started after it.
+// TestForgedSignals checks that a client takes signals from magikpodd alone, also from one that was
+// started after it.
 func TestForgedSignals(t *testing.T) {
 	address := bustest.Start(t)
 	c, err := Dial(address)

@@ -18,8 +18,10 @@ import (
 // maxPipe is how much a pipe can hold at most, in bytes (pipe(7), /proc/sys/fs/pipe-max-size).
 const maxPipe = 1 << 20
 
-// stdio stands between a client's files and a process in a container. The process gets pipes of ours and nothing of the client's: through a file in /proc/self/fd
-// it could read what others write to a pipe, rewrite a file, read what is typed at a terminal, and go on with that when the client has long gone.
+// stdio stands between a client's files and a process in a container. The process gets pipes of
+// ours and nothing of the client's: through a file in /proc/self/fd it could read what others write
+// to a pipe, rewrite a file, read what is typed at a terminal, and go on with that when the client
+// has long gone.
 type stdio struct {
 	pipes
 	in      *os.File   // the client's
@@ -65,7 +67,8 @@ func (p *pipes) close() {
 	closeAll(p.from)
 }
 
-// newStdio takes over files, a client's standard input, output and error, and begins to copy. Invalid: one of them is no pipe.
+// newStdio takes over files, a client's standard input, output and error, and begins to copy.
+// Invalid: one of them is no pipe.
 func newStdio(files []*os.File) (*stdio, error) {
 	defer closeAll(files)
 	s := &stdio{}
@@ -117,8 +120,8 @@ func (s *stdio) start() {
 	}
 }
 
-// finish is called when the process has ended: what it has written until then gets to the client, as fast as that reads, or until ctx ends. What it has left behind
-// is not heard any more.
+// finish is called when the process has ended: what it has written until then gets to the client,
+// as fast as that reads, or until ctx ends. What it has left behind is not heard any more.
 func (s *stdio) finish(ctx context.Context) {
 	closeAll(s.process[:])
 	past := time.Unix(1, 0)
@@ -136,7 +139,8 @@ func (s *stdio) finish(ctx context.Context) {
 	closeAll(s.outs)
 }
 
-// drain copies what is in a pipe now. It does not wait for more: another process may still have the pipe open, and may even take out of it what is there.
+// drain copies what is in a pipe now. It does not wait for more: another process may still have the
+// pipe open, and may even take out of it what is there.
 func drain(out io.Writer, pipe *os.File) {
 	_ = pipe.SetReadDeadline(time.Time{})
 	conn, err := pipe.SyscallConn()
@@ -155,8 +159,9 @@ func drain(out io.Writer, pipe *os.File) {
 	}
 }
 
-// ownEnd is a pipe of a client's as a file of ours, which shares no flags with the client's, and which never blocks; /dev/null stays it.
-// Invalid: it is no pipe, or not open for reading or writing alone, as mode says.
+// ownEnd is a pipe of a client's as a file of ours, which shares no flags with the client's, and
+// which never blocks; /dev/null stays it. Invalid: it is no pipe, or not open for reading or
+// writing alone, as mode says.
 func ownEnd(f *os.File, mode int, what string) (*os.File, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -181,7 +186,8 @@ func ownEnd(f *os.File, mode int, what string) (*os.File, error) {
 	return end, nil
 }
 
-// checkMode says whether f is open for what mode says and for nothing else. A descriptor that only names a file (O_PATH) is open for nothing.
+// checkMode says whether f is open for what mode says and for nothing else. A descriptor that only
+// names a file (O_PATH) is open for nothing.
 func checkMode(f *os.File, mode int) error {
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 	if err != nil {

@@ -169,7 +169,8 @@ func TestExecRefusesFiles(t *testing.T) {
 	}
 }
 
-// TestExecLeftBehind checks that a process that outlives the command neither holds up the end nor has anything of the client's.
+// TestExecLeftBehind checks that a process that outlives the command neither holds up the end nor
+// has anything of the client's.
 func TestExecLeftBehind(t *testing.T) {
 	s, _, c, _ := serve(t, rule{})
 	path := runWeb(t, c)
@@ -207,7 +208,8 @@ func TestExecLeftBehind(t *testing.T) {
 	waitIdle(t, s)
 }
 
-// TestArchiveOfNobody checks that a pipe that never ends, and one that nobody reads, hold nothing when the client has gone.
+// TestArchiveOfNobody checks that a pipe that never ends, and one that nobody reads, hold nothing
+// when the client has gone.
 func TestArchiveOfNobody(t *testing.T) {
 	s, _, _, address := serve(t, rule{})
 	r, _ := testPipe(t)

@@ -8,13 +8,15 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 )
 
-// fitText makes s fit for the bus, which has no text with NUL or that is no UTF-8 (D-Bus specification, Basic types).
+// fitText makes s fit for the bus, which has no text with NUL or that is no UTF-8 (D-Bus
+// specification, Basic types).
 func fitText(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// fit makes all text within values fit for the bus. Much of it was written by containers, guests and registries; a message that has one wrong byte is
-// not sent at all. Everything that leaves the server goes through here.
+// fit makes all text within values fit for the bus. Much of it was written by containers, guests
+// and registries; a message that has one wrong byte is not sent at all. Everything that leaves the
+// server goes through here.
 func fit(values []any) []any {
 	if v := reflect.ValueOf(values); !fits(v) {
 		return fitted(v).Interface().([]any)

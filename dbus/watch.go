@@ -22,8 +22,8 @@ const (
 	maxOtherSubscriptions = 256
 )
 
-// watchNames hears of clients that leave the bus. One rule reports all: the bus limits the rules of a connection to 512, which the clients of a few users
-// would use up.
+// watchNames hears of clients that leave the bus. One rule reports all: the bus limits the rules of
+// a connection to 512, which the clients of a few users would use up.
 func (s *Server) watchNames() error {
 	ch := make(chan *godbus.Signal, 64)
 	s.conn.Signal(ch)
@@ -87,7 +87,8 @@ func (s *Server) maySubscribe(u *user) bool {
 	return own < maxSubscriptions && others < maxOtherSubscriptions
 }
 
-// subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too many such clients.
+// subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too
+// many such clients.
 func (s *Server) subscribeClient(sender string, u *user) error {
 	w, err := s.keep(sender)
 	if err != nil {
@@ -132,7 +133,8 @@ func (s *Server) keep(sender string) (*watch, error) {
 	}
 	w.users++
 	s.mu.Unlock()
-	// A second user doesn't wait for the answer: the first one finds out when the client left in between.
+	// A second user doesn't wait for the answer: the first one finds out when the client left in
+	// between.
 	if !fresh {
 		return w, nil
 	}

@@ -35,7 +35,8 @@ type member struct {
 // maxArchiveLinks is how many links (docker's archives have them between equal layers) lead to a member.
 const maxArchiveLinks = 16
 
-// openArchive makes r an archiveFile. A plain tar in a regular file is read where it is; everything else is copied, unpacked, into tmp.
+// openArchive makes r an archiveFile. A plain tar in a regular file is read where it is; everything
+// else is copied, unpacked, into tmp.
 func (s *Store) openArchive(ctx context.Context, r io.Reader) (*archiveFile, error) {
 	a, err := s.archiveInPlace(r)
 	if err == nil && a == nil {

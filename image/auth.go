@@ -14,12 +14,14 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// authFiles are where root's credentials are when the environment (of a system service) names no home: docker's and podman's places.
+// authFiles are where root's credentials are when the environment (of a system service) names no
+// home: docker's and podman's places.
 var authFiles = []string{"/run/containers/0/auth.json", "/root/.config/containers/auth.json", "/root/.docker/config.json"}
 
 const maxAuthFile = 1 << 20
 
-// defaultKeychain is the environment's own (docker's and podman's files, credential helpers), then root's files.
+// defaultKeychain is the environment's own (docker's and podman's files, credential helpers), then
+// root's files.
 var defaultKeychain = authn.NewMultiKeychain(authn.DefaultKeychain, fileKeychain{})
 
 // fileKeychain looks into authFiles, anew for each image: who logs in needs not restart anything.
@@ -50,8 +52,9 @@ func (fileKeychain) Resolve(target authn.Resource) (authn.Authenticator, error) 
 	return authn.Anonymous, nil
 }
 
-// KeychainOf reads a docker config or podman auth file, which is also what a Secret of type kubernetes.io/dockerconfigjson holds. The
-// most specific entry counts: REGISTRY/PATH before REGISTRY. Credential helpers are ignored. Invalid: it is none.
+// KeychainOf reads a docker config or podman auth file, which is also what a Secret of type
+// kubernetes.io/dockerconfigjson holds. The most specific entry counts: REGISTRY/PATH before
+// REGISTRY. Credential helpers are ignored. Invalid: it is none.
 func KeychainOf(data []byte) (authn.Keychain, error) {
 	var f struct {
 		Auths map[string]struct {
@@ -91,7 +94,8 @@ func jsonError(err error) error {
 	return errors.New("it is not of the expected form")
 }
 
-// authKey brings the many ways of writing a registry into one: "https://index.docker.io/v1/" is docker.io.
+// authKey brings the many ways of writing a registry into one: "https://index.docker.io/v1/" is
+// docker.io.
 func authKey(key string) string {
 	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 	key = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(key, "/"), "/v1"), "/v2")

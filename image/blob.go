@@ -25,7 +25,8 @@ type blobSource struct {
 	open   func(ctx context.Context) (io.ReadCloser, error)
 	// retry says whether to try again after an error of reading, and waits; nil: never.
 	retry func(ctx context.Context, attempt int, err error) bool
-	// progress gets the number of bytes as they come, and takes them back (negative) before another attempt.
+	// progress gets the number of bytes as they come, and takes them back (negative) before another
+	// attempt.
 	progress func(n int64)
 }
 
@@ -37,7 +38,8 @@ func (s *Store) hasBlob(d v1.Hash, size int64) bool {
 	return err == nil && fi.Mode().IsRegular() && fi.Size() == size
 }
 
-// putBlob stores a blob unless it is there, and returns its digest and size. A blob whose digest is known before must be pinned by l.
+// putBlob stores a blob unless it is there, and returns its digest and size. A blob whose digest is
+// known before must be pinned by l.
 func (s *Store) putBlob(ctx context.Context, l *lease, b blobSource) (v1.Hash, int64, error) {
 	if b.digest.Hex != "" {
 		unlock, err := s.locks.lock(ctx, b.digest.String())
@@ -207,7 +209,8 @@ func (s *Store) readBlob(d v1.Hash) ([]byte, error) {
 	return data, nil
 }
 
-// checkBlob reads a blob that was found wanting, and sets it aside if it is damaged, so that the next Pull or Load brings it anew.
+// checkBlob reads a blob that was found wanting, and sets it aside if it is damaged, so that the
+// next Pull or Load brings it anew.
 func (s *Store) checkBlob(ctx context.Context, d v1.Hash) error {
 	f, err := os.Open(s.blobPath(d))
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// configFile is what of an image config (OCI image-spec, config.md) is used here. docker's form is the same.
+// configFile is what of an image config (OCI image-spec, config.md) is used here. docker's form is
+// the same.
 type configFile struct {
 	Created      string `json:"created,omitempty"`
 	Architecture string `json:"architecture"`
@@ -51,8 +52,9 @@ func parseConfig(data []byte) (*configFile, error) {
 }
 
 const (
-	// maxStrings, maxString and maxArgs bound the arguments, the environment and the volumes of an image, in strings, bytes of one and bytes of all. The kernel takes
-	// no longer string (execve(2), MAX_ARG_STRLEN), and with the usual stack twice as many bytes.
+	// maxStrings, maxString and maxArgs bound the arguments, the environment and the volumes of an
+	// image, in strings, bytes of one and bytes of all. The kernel takes no longer string
+	// (execve(2), MAX_ARG_STRLEN), and with the usual stack twice as many bytes.
 	maxStrings = 4096
 	maxString  = 128<<10 - 1
 	maxArgs    = 1 << 20
@@ -60,7 +62,8 @@ const (
 	maxWord = 256
 )
 
-// checkWords refuses a config with which nothing could be run, or of which the kernel would get a part only, up to a NUL.
+// checkWords refuses a config with which nothing could be run, or of which the kernel would get a
+// part only, up to a NUL.
 func (c *configFile) checkWords() error {
 	lists := map[string][]string{
 		"Env": c.Config.Env, "Entrypoint": c.Config.Entrypoint, "Cmd": c.Config.Cmd, "Volumes": slices.Collect(maps.Keys(c.Config.Volumes)),

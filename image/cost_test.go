@@ -26,8 +26,9 @@ func cpuTime(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// A small archive must not keep a CPU busy: each kind of layer that does more work than its size lets expect. maxCost is far above what they take (see -v), and far
-// below what they took when every part of every name was looked up.
+// A small archive must not keep a CPU busy: each kind of layer that does more work than its size
+// lets expect. maxCost is far above what they take (see -v), and far below what they took when
+// every part of every name was looked up.
 func TestCostOfLayers(t *testing.T) {
 	const maxCost = 15 * time.Second
 	many := func(n int, entry func(i int) file, first ...file) []file {

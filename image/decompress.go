@@ -15,7 +15,8 @@ const maxZstdWindow = 128 << 20
 var (
 	gzipMagic = []byte{0x1f, 0x8b}
 	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
-	// A stream may begin with a skippable frame (zstd:chunked and pzstd make such): 0x184D2A50 to 0x184D2A5F, little endian.
+	// A stream may begin with a skippable frame (zstd:chunked and pzstd make such): 0x184D2A50 to
+	// 0x184D2A5F, little endian.
 	skipMagic = []byte{0x2a, 0x4d, 0x18}
 )
 

@@ -15,7 +15,8 @@ var errClosed = pod.Errorf(pod.Unavailable, "the image store is closed")
 
 func invalid(format string, args ...any) error { return pod.Errorf(pod.Invalid, format, args...) }
 
-// fail completes an error of the store: what could not be done, and the kind. A full disk is said in one clear line.
+// fail completes an error of the store: what could not be done, and the kind. A full disk is said
+// in one clear line.
 func (s *Store) fail(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -33,7 +34,8 @@ func (s *Store) fail(err error, format string, args ...any) error {
 // maxSaid bounds the words of an error, in bytes: they end up in the status and events of pods.
 const maxSaid = 2000
 
-// said is an error with words of an archive or a registry in it: names, media types, answers. They become one line that shows as itself.
+// said is an error with words of an archive or a registry in it: names, media types, answers. They
+// become one line that shows as itself.
 type said struct{ err error }
 
 func (e said) Unwrap() error { return e.err }
@@ -47,11 +49,12 @@ func (e said) Error() string {
 	return printable.Cut(text[:maxSaid/2], maxSaid/2) + " ... " + printable.Cut(text[len(text)-maxSaid/2:], maxSaid/2)
 }
 
-// isFull says whether the disk of the store is full; the same error of somebody else's file does not come here.
+// isFull says whether the disk of the store is full; the same error of somebody else's file does
+// not come here.
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
-// contentError gives an error of reading or unpacking what came from outside its kind: the host's faults are Internal, all others are the
-// content's.
+// contentError gives an error of reading or unpacking what came from outside its kind: the host's
+// faults are Internal, all others are the content's.
 func contentError(err error) error {
 	if err == nil || pod.KindOf(err) != pod.Internal || isFull(err) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

@@ -20,8 +20,8 @@ import (
 // fuzzLimits keep one input from taking long.
 var fuzzLimits = Limits{MaxLayerBytes: 4 << 20, MaxImageBytes: 4 << 20, MaxFiles: 2000, MaxHeaderBytes: 1 << 20, MaxManifestBytes: 64 << 10, MaxLayers: 8}
 
-// FuzzLayer unpacks any bytes as a layer. Nothing may appear or change outside of its directory, and nothing of overlayfs may be in it that
-// the unpacker did not put there.
+// FuzzLayer unpacks any bytes as a layer. Nothing may appear or change outside of its directory,
+// and nothing of overlayfs may be in it that the unpacker did not put there.
 func FuzzLayer(f *testing.F) {
 	for _, files := range [][]file{
 		{{name: "a/"}, {name: "a/f", content: "x", mode: 0o4755, uid: 3}, {name: "a/.wh.g"}, {name: "a/.wh..wh..opq"}},
@@ -79,7 +79,8 @@ func FuzzLayer(f *testing.F) {
 	})
 }
 
-// FuzzLoad loads any bytes. What cannot be loaded leaves nothing, and what can is a whole image, which can be saved and loaded again.
+// FuzzLoad loads any bytes. What cannot be loaded leaves nothing, and what can is a whole image,
+// which can be saved and loaded again.
 func FuzzLoad(f *testing.F) {
 	layer := tarOf(f, file{name: "etc/"}, file{name: "etc/passwd", content: "x"})
 	img := imageOf(f, layer)

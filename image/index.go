@@ -60,14 +60,16 @@ func (e *entry) pins() []string {
 // index is all images of the store. A published one does not change.
 type index struct {
 	images map[string]*entry // by the digest of the manifest
-	// refs are the digests of the manifests by normalised reference: one, or the host's and that of WebAssembly of the same multi-platform image. The lists are not changed.
+	// refs are the digests of the manifests by normalised reference: one, or the host's and that of
+	// WebAssembly of the same multi-platform image. The lists are not changed.
 	refs map[string][]string
 	kept []v1.Descriptor // what Open could not read for a reason that may pass, for the next Open
 }
 
 func newIndex() *index { return &index{images: map[string]*entry{}, refs: map[string][]string{}} }
 
-// name gives an image a name. What had it loses it, but for the other part (the host's, or WebAssembly) of the same multi-platform image; together says that it is that.
+// name gives an image a name. What had it loses it, but for the other part (the host's, or
+// WebAssembly) of the same multi-platform image; together says that it is that.
 func (x *index) name(ref string, e *entry, together bool) {
 	own := e.desc.Digest.String()
 	list := []string{own}
@@ -107,7 +109,8 @@ func (x *index) references(e *entry) []string {
 	return refs
 }
 
-// byName finds the images with a normalised reference, the host's first. A reference with a digest also finds what was pulled from that repository by tag.
+// byName finds the images with a normalised reference, the host's first. A reference with a digest
+// also finds what was pulled from that repository by tag.
 func (x *index) byName(r reference) []*entry {
 	if _, ok := x.refs[r.String()]; ok || r.digest == "" {
 		return x.named(r.String())
@@ -124,7 +127,8 @@ func (x *index) byName(r reference) []*entry {
 	return nil
 }
 
-// byID finds the images with an ID, or one that begins so (with or without sha256:). They are sorted by the digest of the manifest.
+// byID finds the images with an ID, or one that begins so (with or without sha256:). They are
+// sorted by the digest of the manifest.
 func (x *index) byID(prefix string) []*entry {
 	prefix = "sha256:" + strings.TrimPrefix(prefix, "sha256:")
 	var found []*entry
@@ -137,8 +141,9 @@ func (x *index) byID(prefix string) []*entry {
 	return found
 }
 
-// find finds what a user means by text: a name, else an ID or the beginning of one. name is the reference when it is one. More than one
-// entry is returned for a name that two platforms share, and for an ID when manifests share a config.
+// find finds what a user means by text: a name, else an ID or the beginning of one. name is the
+// reference when it is one. More than one entry is returned for a name that two platforms share,
+// and for an ID when manifests share a config.
 func (x *index) find(text string) (name string, found []*entry, err error) {
 	r, nameErr := parseReference(text)
 	if nameErr == nil {

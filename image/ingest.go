@@ -48,8 +48,8 @@ type candidate struct {
 	more   bool // it is another part of the multi-platform image before it
 }
 
-// prepare stores everything of a candidate, and returns the image that it is. Everything is pinned by l, and removed with it unless the image
-// is published before.
+// prepare stores everything of a candidate, and returns the image that it is. Everything is pinned
+// by l, and removed with it unless the image is published before.
 func (s *Store) prepare(ctx context.Context, l *lease, c candidate) (*entry, error) {
 	config, err := parseConfig(c.config)
 	if err != nil {
@@ -101,7 +101,8 @@ func (c candidate) check(config *configFile, limits Limits) error {
 	return config.check(c.want)
 }
 
-// storeLayers stores the blobs, several at once, and unpacks each layer as soon as its blob and the layers below are there.
+// storeLayers stores the blobs, several at once, and unpacks each layer as soon as its blob and the
+// layers below are there.
 func (s *Store) storeLayers(ctx context.Context, l *lease, c candidate, diffIDs []v1.Hash, chains []string) ([]v1.Descriptor, error) {
 	stored := make([]v1.Descriptor, len(c.layers))
 	ready := make([]chan struct{}, len(c.layers))

@@ -54,7 +54,8 @@ func chainIDs(diffIDs []v1.Hash) []string {
 // layerPin is the name under which a layer is pinned.
 func layerPin(chain string) string { return "chain:" + chain }
 
-// shortName is the name of a layer's directory: 16 characters, so that 127 of them and the paths of a pod fit into the options of a mount.
+// shortName is the name of a layer's directory: 16 characters, so that 127 of them and the paths of
+// a pod fit into the options of a mount.
 func shortName(chain string) string {
 	raw, err := hex.DecodeString(strings.TrimPrefix(chain, "sha256:"))
 	if err != nil || len(raw) != sha256.Size {
@@ -133,7 +134,8 @@ func (s *Store) unpackTo(ctx context.Context, dir string, j unpackJob) (*layer, 
 	return &layer{ChainID: j.chain, DiffID: j.diffID.String(), Files: u.files, Bytes: u.bytes, opaque: layertree.IsOpaque(dir)}, nil
 }
 
-// syncTree waits until what was unpacked is on the disk. One syncfs is far cheaper than an fsync of each file.
+// syncTree waits until what was unpacked is on the disk. One syncfs is far cheaper than an fsync of
+// each file.
 func (s *Store) syncTree(dir string) error {
 	if s.noSync {
 		return nil
@@ -149,8 +151,8 @@ func (s *Store) syncTree(dir string) error {
 	return nil
 }
 
-// adoptLayer gives a complete layer, which is in tmp, its name. NAME.json comes first: a directory without it is damage, and it without a
-// directory is what a crash leaves.
+// adoptLayer gives a complete layer, which is in tmp, its name. NAME.json comes first: a directory
+// without it is damage, and it without a directory is what a crash leaves.
 func (s *Store) adoptLayer(dir string, l *layer) error {
 	data, err := json.Marshal(l)
 	if err != nil {

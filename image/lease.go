@@ -38,7 +38,8 @@ func (l *lease) release() {
 	s.empty(trash)
 }
 
-// collect takes away those of the candidates that neither an image nor a lease needs, and returns where they are now. s.change is held.
+// collect takes away those of the candidates that neither an image nor a lease needs, and returns
+// where they are now. s.change is held.
 func (s *Store) collect(candidates []string) (trash []string) {
 	needed := map[string]bool{}
 	for _, e := range s.index.Load().images {
@@ -59,8 +60,8 @@ func (s *Store) collect(candidates []string) (trash []string) {
 	return trash
 }
 
-// takeAway takes the name from a blob or a layer, which is quick, and returns what is to be removed. What cannot be moved now is removed by
-// the next Open.
+// takeAway takes the name from a blob or a layer, which is quick, and returns what is to be
+// removed. What cannot be moved now is removed by the next Open.
 func (s *Store) takeAway(name string) string {
 	chain, isLayer := strings.CutPrefix(name, "chain:")
 	if !isLayer {

@@ -40,7 +40,8 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// limitedReader fails with Exhausted, instead of ending, when there is more than the limit, and when the context ends.
+// limitedReader fails with Exhausted, instead of ending, when there is more than the limit, and
+// when the context ends.
 type limitedReader struct {
 	ctx   context.Context
 	r     io.Reader

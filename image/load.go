@@ -18,10 +18,12 @@ type LoadOptions struct {
 	Platform string // OS/ARCHITECTURE[/VARIANT]; empty: the host's, and WebAssembly
 }
 
-// Load takes in the images of an archive: an OCI archive, a docker archive (both of which may hold several images) or a plain tar of a root
-// file system, each as it is or compressed with gzip or zstd; or a WebAssembly module as it is. It reads r to its end, from where it stands, and returns the references of
-// the images, and the ID of an image without one. All images are loaded or none. Invalid: the archive is damaged, hostile or no image;
-// Unsupported: it has no image for the platform.
+// Load takes in the images of an archive: an OCI archive, a docker archive (both of which may hold
+// several images) or a plain tar of a root file system, each as it is or compressed with gzip or
+// zstd; or a WebAssembly module as it is. It reads r to its end, from where it stands, and returns
+// the references of the images, and the ID of an image without one. All images are loaded or none.
+// Invalid: the archive is damaged, hostile or no image; Unsupported: it has no image for the
+// platform.
 func (s *Store) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]string, error) {
 	var refs []string
 	err := s.do(ctx, func(ctx context.Context) (err error) {
@@ -125,8 +127,8 @@ func loaded(candidates []candidate, entries []*entry) []string {
 	return refs
 }
 
-// rootCandidate makes an image of a root file system: one layer, and a config that says no more than what it is for. The same archive makes
-// the same image.
+// rootCandidate makes an image of a root file system: one layer, and a config that says no more
+// than what it is for. The same archive makes the same image.
 func (s *Store) rootCandidate(ctx context.Context, l *lease, a *archiveFile, want platform) (candidate, error) {
 	if !a.ended {
 		return candidate{}, invalid("the archive is cut off: it has no end mark")

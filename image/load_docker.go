@@ -24,8 +24,8 @@ type dockerImage struct {
 	Layers   []string
 }
 
-// dockerCandidates finds the images of a docker archive. Nothing in such an archive has a digest that could be trusted but the config, which
-// has the diffIDs; the layers are verified by them.
+// dockerCandidates finds the images of a docker archive. Nothing in such an archive has a digest
+// that could be trusted but the config, which has the diffIDs; the layers are verified by them.
 func (s *Store) dockerCandidates(ctx context.Context, a *archiveFile, want platform) ([]candidate, error) {
 	data, err := a.read(ctx, "manifest.json", s.limits.MaxManifestBytes)
 	if err != nil {

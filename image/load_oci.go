@@ -14,7 +14,8 @@ import (
 // maxIndexDepth is how deep indexes may be nested.
 const maxIndexDepth = 4
 
-// ociCandidates finds the images of an OCI archive. Manifests of one name for several platforms are one image.
+// ociCandidates finds the images of an OCI archive. Manifests of one name for several platforms are
+// one image.
 func (s *Store) ociCandidates(ctx context.Context, a *archiveFile, want platform) ([]candidate, error) {
 	data, err := a.read(ctx, "index.json", s.limits.MaxManifestBytes)
 	if err != nil {
@@ -67,7 +68,8 @@ type part struct {
 	more  bool // of the same image as the one before
 }
 
-// parts are those for the platform; where none was named also those of WebAssembly, which may be the same.
+// parts are those for the platform; where none was named also those of WebAssembly, which may be
+// the same.
 func parts(groups [][]v1.Descriptor, want platform) (list []part) {
 	modules, _ := parsePlatform(Modules)
 	for _, descs := range groups {
@@ -79,7 +81,8 @@ func parts(groups [][]v1.Descriptor, want platform) (list []part) {
 	return list
 }
 
-// groupByName sorts the manifests of an archive's index by the names that they have; order is that of the archive.
+// groupByName sorts the manifests of an archive's index by the names that they have; order is that
+// of the archive.
 func groupByName(manifests []v1.Descriptor) (groups map[string][]v1.Descriptor, order []string) {
 	groups = map[string][]v1.Descriptor{}
 	for _, d := range manifests {
@@ -116,7 +119,8 @@ func splitGroup(descs []v1.Descriptor) [][]v1.Descriptor {
 	return [][]v1.Descriptor{descs}
 }
 
-// ociCandidate follows indexes to the image of the wanted platform, and returns it with the digest of its manifest.
+// ociCandidate follows indexes to the image of the wanted platform, and returns it with the digest
+// of its manifest.
 func (s *Store) ociCandidate(ctx context.Context, a *archiveFile, descs []v1.Descriptor, want platform) (candidate, string, error) {
 	var from origin
 	for range maxIndexDepth {

@@ -44,7 +44,8 @@ func openStore(tb testing.TB, dir string, limits Limits) *Store {
 
 func newStore(tb testing.TB) *Store { return openStore(tb, tb.TempDir(), Limits{}) }
 
-// file is an entry of a tar for tests; the kind is that of a regular file unless it is given or the name ends with a slash.
+// file is an entry of a tar for tests; the kind is that of a regular file unless it is given or the
+// name ends with a slash.
 type file struct {
 	name, content string
 	kind          byte

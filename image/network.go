@@ -31,7 +31,8 @@ func newNetwork() network {
 	return network{transport: t, attempts: pullAttempts, backoff: pullBackoff, stall: pullStall}
 }
 
-// guard stands between the registry library and the network: no plain HTTP to other hosts, and no endless manifests.
+// guard stands between the registry library and the network: no plain HTTP to other hosts, and no
+// endless manifests.
 type guard struct {
 	next  http.RoundTripper
 	limit int64
@@ -99,8 +100,8 @@ func (w *watchdog) Close() error {
 	return w.r.Close()
 }
 
-// isTransient says whether it may go better next time. The library itself repeats requests whose answer says so; what comes here is mostly
-// connections that broke in the middle.
+// isTransient says whether it may go better next time. The library itself repeats requests whose
+// answer says so; what comes here is mostly connections that broke in the middle.
 func isTransient(err error) bool {
 	if answer, ok := errors.AsType[*transport.Error](err); ok {
 		return answer.Temporary() || answer.StatusCode >= 500 || answer.StatusCode == http.StatusTooManyRequests

@@ -25,7 +25,8 @@ func twoParts(t *testing.T, wasm v1.Platform, module []byte) v1.ImageIndex {
 	return add(index, artifact(t, wasmConfig, "application/wasm", module), wasm)
 }
 
-// wantParts checks which images a name stands for: of the host, and of WebAssembly. "none": nothing that fits, since the other one is there only.
+// wantParts checks which images a name stands for: of the host, and of WebAssembly. "none": nothing
+// that fits, since the other one is there only.
 func wantParts(t *testing.T, s *Store, ref, host, wasm string) {
 	t.Helper()
 	for want, os := range map[string]string{"": host, Modules: wasm} {
@@ -41,7 +42,8 @@ func wantParts(t *testing.T, s *Store, ref, host, wasm string) {
 	}
 }
 
-// TestPartsOfAnImage: the host's part and that of WebAssembly come one after the other under the same name, and each is found by who wants it.
+// TestPartsOfAnImage: the host's part and that of WebAssembly come one after the other under the
+// same name, and each is found by who wants it.
 func TestPartsOfAnImage(t *testing.T) {
 	reg := newRegistry(t)
 	for _, p := range []v1.Platform{{OS: "wasip1", Architecture: "wasm"}, {OS: "wasi", Architecture: "wasm"}, {OS: "wasi", Architecture: "wasm32"}} {
@@ -98,7 +100,8 @@ func TestPartsOfAnImage(t *testing.T) {
 	}
 }
 
-// TestPartsAreOfOneImage: what comes under the name later, and is another image, takes the place of both.
+// TestPartsAreOfOneImage: what comes under the name later, and is another image, takes the place of
+// both.
 func TestPartsAreOfOneImage(t *testing.T) {
 	reg, s := newRegistry(t), pullStore(t)
 	ref, wasm := reg.host+"/moves:1", v1.Platform{OS: "wasip1", Architecture: "wasm"}
@@ -150,7 +153,8 @@ func TestImageOfNoModules(t *testing.T) {
 	wantKind(t, err, pod.Unsupported, "no image for wasip1/wasm")
 }
 
-// TestPartThatSaysNothing: a part without a platform, in the index and in its config, is the best that there is where it was picked.
+// TestPartThatSaysNothing: a part without a platform, in the index and in its config, is the best
+// that there is where it was picked.
 func TestPartThatSaysNothing(t *testing.T) {
 	reg, s := newRegistry(t), pullStore(t)
 	index := mutate.AppendManifests(twoParts(t, v1.Platform{OS: "wasip1", Architecture: "wasm"}, testwasm.Trap()), mutate.IndexAddendum{Add: randomImage(t, "", 1)})
@@ -168,7 +172,8 @@ func TestPartThatSaysNothing(t *testing.T) {
 	wantKind(t, err, pod.NotFound, "for wasip1/wasm")
 }
 
-// TestLoadParts: an archive's parts for the host and for WebAssembly come together, unless a platform is named.
+// TestLoadParts: an archive's parts for the host and for WebAssembly come together, unless a
+// platform is named.
 func TestLoadParts(t *testing.T) {
 	index := twoParts(t, v1.Platform{OS: "wasi", Architecture: "wasm"}, testwasm.Trap())
 	archive := ociArchive(t, func(p layout.Path) error {

@@ -10,13 +10,15 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Modules is a platform for options: WebAssembly modules, which run on every host, before the host's own.
+// Modules is a platform for options: WebAssembly modules, which run on every host, before the
+// host's own.
 const Modules = "wasm"
 
 // platform is os/architecture[/variant].
 type platform struct {
 	os, arch, variant string
-	// Of what is wanted: none was named, so it is the host's, which runs WebAssembly, too; modules: that comes first.
+	// Of what is wanted: none was named, so it is the host's, which runs WebAssembly, too; modules:
+	// that comes first.
 	host, modules bool
 }
 
@@ -56,7 +58,8 @@ func parsePlatform(text string) (platform, error) {
 	return p, nil
 }
 
-// wasmPlatforms are the names that the platform of WebAssembly modules goes by, the better one last. They run on every host.
+// wasmPlatforms are the names that the platform of WebAssembly modules goes by, the better one
+// last. They run on every host.
 var wasmPlatforms = []platform{{os: "wasip2", arch: "wasm"}, {os: "wasi", arch: "wasm32"}, {os: "wasi", arch: "wasm"}, {os: "wasip1", arch: "wasm"}}
 
 // rank says how well an offer fits; 0: not at all. More is better.
@@ -160,7 +163,8 @@ func splitPlatforms(text string) (list []platform) {
 	return list
 }
 
-// isImage says whether a manifest of an index is an image or an index, and no note about another one (an attestation: buildkit makes such).
+// isImage says whether a manifest of an index is an image or an index, and no note about another
+// one (an attestation: buildkit makes such).
 func isImage(d v1.Descriptor) bool {
 	note := d.Annotations["vnd.docker.reference.type"] != "" ||
 		d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"

@@ -20,15 +20,18 @@ import (
 
 // PullOptions are how an image is pulled. The zero value is fine.
 type PullOptions struct {
-	// Progress gets how much has come, from one goroutine at a time, and not more often than every 100 ms but for the end.
+	// Progress gets how much has come, from one goroutine at a time, and not more often than every
+	// 100 ms but for the end.
 	Progress func(Progress)
 	// Keychain has the credentials; nil: those of docker's and podman's auth files.
 	Keychain authn.Keychain
-	// Platform is OS/ARCHITECTURE[/VARIANT]; empty: the host's; [Modules]: WebAssembly, and the host's where there is none.
+	// Platform is OS/ARCHITECTURE[/VARIANT]; empty: the host's; [Modules]: WebAssembly, and the
+	// host's where there is none.
 	Platform string
 }
 
-// Progress is how far a pull is, in bytes of packed layers. Total is 0 until it is known. Done goes back when a blob must be fetched again.
+// Progress is how far a pull is, in bytes of packed layers. Total is 0 until it is known. Done goes
+// back when a blob must be fetched again.
 type Progress struct{ Done, Total int64 }
 
 const (
@@ -38,9 +41,10 @@ const (
 	progressInterval = 100 * time.Millisecond
 )
 
-// Pull fetches an image from its registry, also when the store has one of that name, and gives it the name. Blobs that are there are not
-// fetched again. NotFound: the registry has no such image; Denied: it wants (other) credentials; Unavailable: it cannot be reached, or ctx
-// ended; Unsupported: it has nothing for the platform; Invalid: what it sent is wrong.
+// Pull fetches an image from its registry, also when the store has one of that name, and gives it
+// the name. Blobs that are there are not fetched again. NotFound: the registry has no such image;
+// Denied: it wants (other) credentials; Unavailable: it cannot be reached, or ctx ended;
+// Unsupported: it has nothing for the platform; Invalid: what it sent is wrong.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (runtime.Image, error) {
 	ctx, end, err := s.begin(ctx)
 	if err != nil {

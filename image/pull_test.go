@@ -22,7 +22,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// testRegistry is a real registry on 127.0.0.1, in this process. before sees each request first and may answer it.
+// testRegistry is a real registry on 127.0.0.1, in this process. before sees each request first and
+// may answer it.
 type testRegistry struct {
 	host   string
 	before atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]

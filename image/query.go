@@ -10,8 +10,9 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Resolve returns the image with the name (which is normalised), or with the whole ID (sha256:...); of two platforms with the name the host's. It does no IO. The parts of the value are
-// shared: read only. NotFound: the store has none.
+// Resolve returns the image with the name (which is normalised), or with the whole ID (sha256:...);
+// of two platforms with the name the host's. It does no IO. The parts of the value are shared: read
+// only. NotFound: the store has none.
 func (s *Store) Resolve(ref string) (runtime.Image, error) {
 	name, found, err := s.lookup(ref)
 	if err != nil {
@@ -20,7 +21,8 @@ func (s *Store) Resolve(ref string) (runtime.Image, error) {
 	return resolved(found[0], name), nil
 }
 
-// ResolveFor is Resolve for a platform as in PullOptions. NotFound: also when there is only what fits less well than another part of the same multi-platform image, which must be pulled; the text
+// ResolveFor is Resolve for a platform as in PullOptions. NotFound: also when there is only what
+// fits less well than another part of the same multi-platform image, which must be pulled; the text
 // says what is there.
 func (s *Store) ResolveFor(ref, want string) (runtime.Image, error) {
 	p, err := parsePlatform(want)
@@ -57,7 +59,8 @@ func (s *Store) lookup(ref string) (name string, found []*entry, err error) {
 	return r.String(), found, nil
 }
 
-// best returns the image that fits best, and the platform of the multi-platform image that it is of, if that has one that fits better.
+// best returns the image that fits best, and the platform of the multi-platform image that it is
+// of, if that has one that fits better.
 func (p platform) best(list []*entry) (best *entry, better string) {
 	rank := -1
 	for _, e := range list {
@@ -91,7 +94,8 @@ func resolved(e *entry, ref string) runtime.Image {
 	return image
 }
 
-// List returns all images, sorted by their first reference; those without one come last, sorted by ID. Who uses them is not known here.
+// List returns all images, sorted by their first reference; those without one come last, sorted by
+// ID. Who uses them is not known here.
 func (s *Store) List() []pod.ImageSummary {
 	x := s.index.Load()
 	byDigest := map[string][]string{}
@@ -125,7 +129,8 @@ func (e *entry) info(refs []string) pod.ImageSummary {
 	return pod.ImageSummary{ID: e.id, References: refs, Digest: e.digest(), Size: e.size, Created: e.created, Platform: e.platform.text()}
 }
 
-// Inspect returns an image by name, ID or the beginning of an ID (4 digits or more), and its config as the image has it, in JSON.
+// Inspect returns an image by name, ID or the beginning of an ID (4 digits or more), and its config
+// as the image has it, in JSON.
 func (s *Store) Inspect(ref string) (pod.ImageSummary, []byte, error) {
 	info, config, err := s.inspect(ref)
 	return info, config, s.fail(err, "cannot inspect image %.300s", ref)

@@ -16,8 +16,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Everything at once on images that share layers: no call fails for another reason than that the image is (not) there, and at the end the
-// store has what its images need and nothing else.
+// Everything at once on images that share layers: no call fails for another reason than that the
+// image is (not) there, and at the end the store has what its images need and nothing else.
 func TestConcurrent(t *testing.T) {
 	reg := newRegistry(t)
 	s := pullStore(t)
@@ -72,7 +72,8 @@ func TestConcurrent(t *testing.T) {
 	wantEmpty(t, s)
 }
 
-// Close ends a Load whose source is held open by somebody who sends nothing, and a cancelled context does too.
+// Close ends a Load whose source is held open by somebody who sends nothing, and a cancelled
+// context does too.
 func TestCloseEndsLoad(t *testing.T) {
 	for name, end := range map[string]func(s *Store, cancel func()){"close": func(s *Store, _ func()) { s.Close() }, "cancel": func(_ *Store, cancel func()) { cancel() }} {
 		s := newStore(t)

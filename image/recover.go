@@ -16,7 +16,8 @@ const layoutFile = "oci-layout"
 
 var layoutText = []byte(`{"imageLayoutVersion":"1.0.0"}`)
 
-// recover puts the directory in order and reads it. An error says that something cannot be read now: nobody knows then what is damaged, and what is not needed.
+// recover puts the directory in order and reads it. An error says that something cannot be read
+// now: nobody knows then what is damaged, and what is not needed.
 func (s *Store) recover() error {
 	if s.readOnly = unix.Access(s.dir, unix.W_OK) == unix.EROFS; s.readOnly {
 		s.warn("%s is on a file system that is read-only: images can be used, and nothing else", s.dir)
@@ -82,7 +83,8 @@ func (s *Store) readDir(dir string) ([]os.DirEntry, error) {
 	return list, err
 }
 
-// unreadable says whether an error of reading says nothing about what was to be read: it is the kernel's, and not that there is nothing.
+// unreadable says whether an error of reading says nothing about what was to be read: it is the
+// kernel's, and not that there is nothing.
 func unreadable(err error) bool {
 	return err != nil && !atomicfile.Damaged(err) && !errors.Is(err, os.ErrNotExist)
 }

@@ -65,7 +65,8 @@ func (s *Store) recoverImages() (x *index, changed bool, err error) {
 	return x, changed, nil
 }
 
-// isDamage says whether an image cannot be read because of what it is, and not because of the state of the host or of the limits.
+// isDamage says whether an image cannot be read because of what it is, and not because of the state
+// of the host or of the limits.
 func isDamage(err error) bool {
 	_, bad := asBadBlob(err)
 	return bad || pod.KindOf(err) == pod.Invalid || errors.Is(err, os.ErrNotExist)
@@ -84,7 +85,8 @@ func (s *Store) readIndex() ([]v1.Descriptor, error) {
 	return m.Manifests, nil
 }
 
-// searchManifests finds the images when there is no index: their names are lost, but pods know them by ID.
+// searchManifests finds the images when there is no index: their names are lost, but pods know them
+// by ID.
 func (s *Store) searchManifests() []v1.Descriptor {
 	var descs []v1.Descriptor
 	for _, d := range s.blobs() {

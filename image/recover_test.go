@@ -21,10 +21,12 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// childEnv makes a copy of the test binary do a test's work in a process of its own; the value is the store's directory.
+// childEnv makes a copy of the test binary do a test's work in a process of its own; the value is
+// the store's directory.
 const childEnv = "MAGIKPOD_IMAGE_TEST_CHILD"
 
-// damagedStore makes a store with the images a:1 (two layers) and b:1 (a root file system), closes it, and returns it.
+// damagedStore makes a store with the images a:1 (two layers) and b:1 (a root file system), closes
+// it, and returns it.
 func damagedStore(t *testing.T) (dir string, a, b string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -66,7 +68,8 @@ func fifo(t *testing.T, path string) {
 	}
 }
 
-// TestReadOnly checks a store on a file system that has turned read-only: what is there can be used, also what is damaged is left as it is.
+// TestReadOnly checks a store on a file system that has turned read-only: what is there can be
+// used, also what is damaged is left as it is.
 func TestReadOnly(t *testing.T) {
 	dir, a, b := damagedStore(t)
 	s := openStore(t, dir, Limits{})
@@ -106,7 +109,8 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestUnreadable checks that what cannot be read now is not taken for damaged, or for missing: nothing is moved, removed or forgotten.
+// TestUnreadable checks that what cannot be read now is not taken for damaged, or for missing:
+// nothing is moved, removed or forgotten.
 func TestUnreadable(t *testing.T) {
 	dir, a, _ := damagedStore(t)
 	s := openStore(t, dir, Limits{})
@@ -358,7 +362,8 @@ func checkWhole(t *testing.T, s *Store) {
 	checkLayout(t, s.dir, len(s.index.Load().refs))
 }
 
-// A full disk is one clear error, and nothing is left. The disk is a small tmpfs in a mount namespace of a process of its own.
+// A full disk is one clear error, and nothing is left. The disk is a small tmpfs in a mount
+// namespace of a process of its own.
 func TestFullDisk(t *testing.T) {
 	needRoot(t)
 	if os.Getenv(childEnv) == "" {

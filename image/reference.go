@@ -37,8 +37,9 @@ func (r reference) String() string {
 	return r.repository() + ":" + r.tag
 }
 
-// Normalize returns the full form of a reference: "busybox" is docker.io/library/busybox:latest, as docker has it. A reference with a digest
-// loses its tag, because the digest alone decides. Invalid: it is no reference.
+// Normalize returns the full form of a reference: "busybox" is docker.io/library/busybox:latest, as
+// docker has it. A reference with a digest loses its tag, because the digest alone decides.
+// Invalid: it is no reference.
 func Normalize(ref string) (string, error) {
 	r, err := parseReference(ref)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Tag gives the image ref (name, ID or the beginning of an ID) one more name; another image that had this name loses it.
+// Tag gives the image ref (name, ID or the beginning of an ID) one more name; another image that
+// had this name loses it.
 func (s *Store) Tag(ref, newRef string) error {
 	r, err := parseReference(newRef)
 	if err != nil {
@@ -36,9 +37,10 @@ func (s *Store) Tag(ref, newRef string) error {
 	}, "cannot tag image %.300s", ref)
 }
 
-// Remove takes a name from its image, and with the last one the image and all blobs and layers that no other image uses. An ID, or the
-// beginning of one, removes the image with all its names, and a digest all its names in that repository. inUse returns who uses the image with an ID; nil: nobody does. An image in use
-// is not removed: Conflict. It may lose a name when it has another.
+// Remove takes a name from its image, and with the last one the image and all blobs and layers that
+// no other image uses. An ID, or the beginning of one, removes the image with all its names, and a
+// digest all its names in that repository. inUse returns who uses the image with an ID; nil: nobody
+// does. An image in use is not removed: Conflict. It may lose a name when it has another.
 func (s *Store) Remove(ctx context.Context, ref string, inUse func(id string) []string) error {
 	return s.do(ctx, func(ctx context.Context) error {
 		if ctx.Err() != nil {
@@ -76,7 +78,8 @@ func (s *Store) remove(ref string, inUse func(id string) []string) (trash []stri
 	return s.drop(x, found)
 }
 
-// untag takes a name from its images. A name with a digest that they do not have themselves means all of their names in that repository.
+// untag takes a name from its images. A name with a digest that they do not have themselves means
+// all of their names in that repository.
 func (x *index) untag(name string, found []*entry) {
 	if _, ok := x.refs[name]; ok {
 		delete(x.refs, name)

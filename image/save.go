@@ -24,8 +24,9 @@ type saved struct {
 	refs  []string
 }
 
-// Save writes images as one archive that is an OCI archive and a docker archive in one, which Load, podman load and docker load read.
-// References are names, IDs or the beginning of IDs; an image that is asked for by ID has no name in the archive.
+// Save writes images as one archive that is an OCI archive and a docker archive in one, which Load,
+// podman load and docker load read. References are names, IDs or the beginning of IDs; an image
+// that is asked for by ID has no name in the archive.
 func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) error {
 	out := &sink{w: w}
 	err := s.do(ctx, func(ctx context.Context) error {

@@ -25,8 +25,9 @@ func (s *sourceReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// asyncReader reads r in a goroutine, so that the end of the context ends a Read although the source (a pipe that somebody keeps open)
-// does not. The goroutine ends when the source's own Read returns; it touches nothing but the source.
+// asyncReader reads r in a goroutine, so that the end of the context ends a Read although the
+// source (a pipe that somebody keeps open) does not. The goroutine ends when the source's own Read
+// returns; it touches nothing but the source.
 func asyncReader(ctx context.Context, r io.Reader) io.Reader {
 	out, in := io.Pipe()
 	stop := context.AfterFunc(ctx, func() { in.CloseWithError(context.Cause(ctx)) })
@@ -38,7 +39,8 @@ func asyncReader(ctx context.Context, r io.Reader) io.Reader {
 	return out
 }
 
-// onlyReader and onlyWriter hide the other methods of a file, so that io.Copy reads and writes in large pieces.
+// onlyReader and onlyWriter hide the other methods of a file, so that io.Copy reads and writes in
+// large pieces.
 type onlyReader struct{ io.Reader }
 
 type onlyWriter struct{ io.Writer }

@@ -17,15 +17,15 @@ import (
 // Options are how a store is opened.
 type Options struct {
 	Limits Limits
-	// NoSync leaves it to the kernel when data is on the disk. After a power cut (not after a crash of the process) a layer may then be
-	// damaged without notice. For tests and throw-away stores.
+	// NoSync leaves it to the kernel when data is on the disk. After a power cut (not after a crash
+	// of the process) a layer may then be damaged without notice. For tests and throw-away stores.
 	NoSync bool
 	// Components says that WebAssembly components can be run, so they are taken in.
 	Components bool
 }
 
-// Store is an image store. All methods may be called at any time and from any goroutine. Errors carry a [pod.Kind]; Exhausted is a full disk
-// or a limit.
+// Store is an image store. All methods may be called at any time and from any goroutine. Errors
+// carry a [pod.Kind]; Exhausted is a full disk or a limit.
 type Store struct {
 	dir        string
 	limits     Limits
@@ -39,7 +39,8 @@ type Store struct {
 
 	index atomic.Pointer[index] // what readers see; replaced as a whole
 
-	// change is held while the index, the pins or the names of blobs and layers change. It is never held while anything is read from outside.
+	// change is held while the index, the pins or the names of blobs and layers change. It is never
+	// held while anything is read from outside.
 	change sync.Mutex
 	pins   map[string]int    // blobs (sha256:...) and layers (chain:sha256:...) that are being worked with
 	layers map[string]*layer // unpacked layers by chain ID
@@ -59,8 +60,9 @@ const (
 	badPrefix = ".bad-"
 )
 
-// Open opens the store in dir, which it makes if need be, and puts in order what a crash has left. What is damaged is set aside and reported by
-// Warnings. Conflict: another process has the store open.
+// Open opens the store in dir, which it makes if need be, and puts in order what a crash has left.
+// What is damaged is set aside and reported by Warnings. Conflict: another process has the store
+// open.
 func Open(dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -124,7 +126,8 @@ func (s *Store) warn(format string, args ...any) {
 	s.warnings = append(s.warnings, fmt.Sprintf(format, args...))
 }
 
-// begin registers a piece of work, which Close ends through the returned context and waits for until end was called.
+// begin registers a piece of work, which Close ends through the returned context and waits for
+// until end was called.
 func (s *Store) begin(ctx context.Context) (_ context.Context, end func(), err error) {
 	s.life.Lock()
 	defer s.life.Unlock()

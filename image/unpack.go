@@ -38,9 +38,10 @@ var quiet = func() *logrus.Entry {
 	return logrus.NewEntry(l)
 }()
 
-// unpacker turns one layer's tar stream into an overlay lower directory. The work is containerd's archive.Apply; the unpacker bounds it, and
-// sees to what Apply does not do: the root directory's own entry, whiteouts of what the same layer has (they mean the layers below only),
-// sparse files, and attributes that are the host's business.
+// unpacker turns one layer's tar stream into an overlay lower directory. The work is containerd's
+// archive.Apply; the unpacker bounds it, and sees to what Apply does not do: the root directory's
+// own entry, whiteouts of what the same layer has (they mean the layers below only), sparse files,
+// and attributes that are the host's business.
 type unpacker struct {
 	root    string
 	parents []string // the unpacked layers below, the uppermost first
@@ -109,7 +110,8 @@ func (u *unpacker) filter(h *tar.Header) (bool, error) {
 	return true, nil
 }
 
-// keepXattr says whether an extended attribute comes along. trusted. is overlayfs' own; a label of the builder's SELinux or IMA means nothing here.
+// keepXattr says whether an extended attribute comes along. trusted. is overlayfs' own; a label of
+// the builder's SELinux or IMA means nothing here.
 func keepXattr(name string) bool {
 	switch name {
 	case "security.selinux", "security.ima", "security.evm":

@@ -17,16 +17,20 @@ import (
 const (
 	// maxDepth is how many directories deep a file of a layer, or the target of a link, may lie.
 	maxDepth = 255
-	// maxMissing is how many symlinks to nothing are followed for one name; as many as the kernel follows to something (path_resolution(7)).
+	// maxMissing is how many symlinks to nothing are followed for one name; as many as the kernel
+	// follows to something (path_resolution(7)).
 	maxMissing = 40
-	// freeDepth is how deep files may lie for nothing. The library's look-ups take time by the square of a name's depth.
+	// freeDepth is how deep files may lie for nothing. The library's look-ups take time by the
+	// square of a name's depth.
 	freeDepth = 32
-	// linkWork is what a name counts whose directory is found through symlinks: forty of them may take as many look-ups. Archives that programs make have none.
+	// linkWork is what a name counts whose directory is found through symlinks: forty of them may
+	// take as many look-ups. Archives that programs make have none.
 	linkWork = 1024
 )
 
-// place makes the directory of an entry, and names the entry by a path without symlinks: the library behind it looks each part of a name up on its own, and
-// follows 255 symlinks from the start each. Of a hard link the target's directory is named like that too.
+// place makes the directory of an entry, and names the entry by a path without symlinks: the
+// library behind it looks each part of a name up on its own, and follows 255 symlinks from the
+// start each. Of a hard link the target's directory is named like that too.
 func (u *unpacker) place(h *tar.Header) error {
 	name, err := u.realName(h.Name, true)
 	if err == nil && h.Typeflag == tar.TypeLink {
@@ -39,7 +43,8 @@ func (u *unpacker) place(h *tar.Header) error {
 	return err
 }
 
-// realName resolves the directory of a name in the layer as chroot(2) to it would, and makes what is missing of it if wanted.
+// realName resolves the directory of a name in the layer as chroot(2) to it would, and makes what
+// is missing of it if wanted.
 func (u *unpacker) realName(name string, missing bool) (string, error) {
 	name = filepath.Join("/", name)
 	if depth(name) > maxDepth {
@@ -123,7 +128,8 @@ func (u *unpacker) pathOf(f *os.File) (string, error) {
 	return filepath.Join("/", rest), err
 }
 
-// makeDir makes a directory that the archive only implies: as it is in the layers below, else root's with mode 0755.
+// makeDir makes a directory that the archive only implies: as it is in the layers below, else
+// root's with mode 0755.
 func (u *unpacker) makeDir(path string) error {
 	if err := u.addFile(len(path) / 8); err != nil {
 		return err
@@ -152,7 +158,8 @@ func (u *unpacker) makeDir(path string) error {
 	return nil
 }
 
-// below opens a directory of a layer below. Nil: something that is no directory is in its place, and hides what is further below.
+// below opens a directory of a layer below. Nil: something that is no directory is in its place,
+// and hides what is further below.
 func (u *unpacker) below(parent, path string) (*os.File, error) {
 	root, err := safepath.OpenRoot(parent)
 	if err != nil {

@@ -22,8 +22,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// mounted mounts the image as a container would see it, in a mount namespace of its own that ends with the thread, and lists its files as
-// MODE UID:GID PATH[ -> LINK][ = CONTENT].
+// mounted mounts the image as a container would see it, in a mount namespace of its own that ends
+// with the thread, and lists its files as MODE UID:GID PATH[ -> LINK][ = CONTENT].
 func mounted(t *testing.T, image magikruntime.Image) []string {
 	t.Helper()
 	target, upper := t.TempDir(), t.TempDir()

@@ -12,7 +12,8 @@ import (
 
 const maxUserFile = 1 << 20 // bytes of /etc/passwd or /etc/group
 
-// readFile returns the regular file at the path in the image, cut at the last line end before limit; nil when there is none.
+// readFile returns the regular file at the path in the image, cut at the last line end before
+// limit; nil when there is none.
 func readFile(t layertree.Tree, path string, limit int) ([]byte, error) {
 	real, err := t.Resolve(path)
 	if err != nil || real == "" {

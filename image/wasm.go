@@ -20,9 +20,10 @@ import (
 // modulePath is where the module of an artifact is in the image that is made of it.
 const modulePath = "/module.wasm"
 
-// wasmArtifact returns the layer with the module of a WebAssembly artifact; nil for an ordinary image. An artifact has no root file system: the CNCF's
-// "Wasm OCI Artifact" (config application/vnd.wasm.config.v0+json, one layer application/wasm), what ORAS and krustlet pushed before it, and
-// runwasi's first form (a layer ...component.layer.v0+wasm with a plain config).
+// wasmArtifact returns the layer with the module of a WebAssembly artifact; nil for an ordinary
+// image. An artifact has no root file system: the CNCF's "Wasm OCI Artifact" (config
+// application/vnd.wasm.config.v0+json, one layer application/wasm), what ORAS and krustlet pushed
+// before it, and runwasi's first form (a layer ...component.layer.v0+wasm with a plain config).
 func wasmArtifact(m *v1.Manifest) (*v1.Descriptor, error) {
 	config := string(m.Config.MediaType)
 	if strings.HasPrefix(config, "application/vnd.module.wasm.config.") {
@@ -66,8 +67,8 @@ func (s *Store) pullArtifact(ctx context.Context, d v1.Descriptor, b blobSource,
 	return entries[0], nil
 }
 
-// wasmCandidate makes an image of a module: one layer with the module in it, and a config that says to run it. The same module makes the same
-// image. open is called more than once.
+// wasmCandidate makes an image of a module: one layer with the module in it, and a config that says
+// to run it. The same module makes the same image. open is called more than once.
 func (s *Store) wasmCandidate(ctx context.Context, d v1.Descriptor, open func(context.Context) (io.ReadCloser, error)) (candidate, error) {
 	form, err := s.checkModule(ctx, d, open)
 	if err != nil {
@@ -161,7 +162,8 @@ func startsAsModule(ctx context.Context, r io.Reader) (io.Reader, bool, error) {
 	return b, wasmform.FormOf(header) != wasmform.NotWasm, nil
 }
 
-// moduleCandidate makes an image of a module that r reads. remove removes the copy that the candidate reads from.
+// moduleCandidate makes an image of a module that r reads. remove removes the copy that the
+// candidate reads from.
 func (s *Store) moduleCandidate(ctx context.Context, r io.Reader, tag string, want platform) (c candidate, remove func(), err error) {
 	if tag == "" {
 		return c, nil, invalid("it is a WebAssembly module, which needs a name to be loaded by (--tag)")

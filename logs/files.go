@@ -70,7 +70,8 @@ type chain struct {
 	file   file  // without an os.File: none was there yet
 	offset int64 // of the first line that was not read
 	skip   bool  // the rest of a line that is too long
-	// again is set when the file was found rotated, and so complete: it has to be read once more to its end before the next one.
+	// again is set when the file was found rotated, and so complete: it has to be read once more to
+	// its end before the next one.
 	again  bool
 	buffer []byte
 }
@@ -82,7 +83,8 @@ type file struct {
 	info     fs.FileInfo
 }
 
-// list returns the files that are there, the newest first. One number may be missing: a rotation is on its way.
+// list returns the files that are there, the newest first. One number may be missing: a rotation is
+// on its way.
 func (c *chain) list() ([]file, error) {
 	var files []file
 	for index, missing := 0, 0; index <= maxFiles && missing < 2; index++ {
@@ -102,7 +104,8 @@ func (c *chain) list() ([]file, error) {
 	return files, nil
 }
 
-// openAll opens files of one moment: choose gets the list, the newest first, and returns the ones to open.
+// openAll opens files of one moment: choose gets the list, the newest first, and returns the ones
+// to open.
 func (c *chain) openAll(choose func(files []file) []file) ([]file, error) {
 	for end, pause := time.Now().Add(settleTime), time.Millisecond; time.Now().Before(end); pause = min(2*pause, 20*time.Millisecond) {
 		before, err := c.list()
@@ -150,7 +153,8 @@ func (c *chain) use(f file, offset int64) {
 
 func (c *chain) close() { c.file.Close() }
 
-// advance goes on to the next newer file, or to the first one. It returns false when there is none yet, true when there is something to read again.
+// advance goes on to the next newer file, or to the first one. It returns false when there is none
+// yet, true when there is something to read again.
 func (c *chain) advance() (bool, error) {
 	rotated := false
 	chosen, err := c.openAll(func(files []file) []file {

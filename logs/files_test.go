@@ -44,7 +44,8 @@ func (h *reading) path(attempt, index int) string {
 	return filepath.Join(h.dir, name)
 }
 
-// write appends entries; each is "o text" or "e text" for the stream, "O text" or "E text" for a part of a line. The clock goes on by a second each time.
+// write appends entries; each is "o text" or "e text" for the stream, "O text" or "E text" for a
+// part of a line. The clock goes on by a second each time.
 func (h *reading) write(attempt, index int, entries ...string) {
 	h.t.Helper()
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
@@ -358,7 +359,8 @@ func TestLogLimit(t *testing.T) {
 	h.r.open = 0
 }
 
-// A log that is read while it is rotated all the time loses no line and shows none twice, as long as the reader keeps up.
+// A log that is read while it is rotated all the time loses no line and shows none twice, as long
+// as the reader keeps up.
 func TestLogFilesRace(t *testing.T) {
 	h := newReading(t)
 	life := make(life)

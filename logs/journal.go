@@ -24,7 +24,8 @@ const (
 	maxJournalField = 4 << 20
 )
 
-// copyJournal writes the lines that journalctl, the program, gives: it knows the journal's files, their compression and their rotation.
+// copyJournal writes the lines that journalctl, the program, gives: it knows the journal's files,
+// their compression and their rotation.
 func copyJournal(ctx context.Context, program string, q Request, out *lineWriter, over context.Context) error {
 	c := &journalCopy{program: program, q: q, out: out}
 	if q.Options.Tail == 0 { // what comes from now on
@@ -56,7 +57,8 @@ type journalCopy struct {
 	cursor  string // of the last entry
 }
 
-// follow copies lines until over ends. journalctl --follow never does so by itself, so it is stopped: some of the last lines may be missing.
+// follow copies lines until over ends. journalctl --follow never does so by itself, so it is
+// stopped: some of the last lines may be missing.
 func (c *journalCopy) follow(ctx, over context.Context) error {
 	following, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -76,7 +78,8 @@ func (c *journalCopy) follow(ctx, over context.Context) error {
 	return nil
 }
 
-// sync waits until the journal has taken in what was sent to it before. It is an improvement only: without it some last lines may be missing.
+// sync waits until the journal has taken in what was sent to it before. It is an improvement only:
+// without it some last lines may be missing.
 func (c *journalCopy) sync(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, syncTime)
 	defer cancel()
@@ -90,7 +93,8 @@ func (c *journalCopy) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// args is the command line. Only the relay's lines are wanted, which is root's: anybody can send entries with these fields to the journal.
+// args is the command line. Only the relay's lines are wanted, which is root's: anybody can send
+// entries with these fields to the journal.
 func (c *journalCopy) args(follow bool) []string {
 	o := c.q.Options
 	args := []string{"--quiet", "--no-pager", "--system", "--output=export",
@@ -180,8 +184,10 @@ type journalEntry struct {
 	partial bool
 }
 
-// readJournalEntry reads one entry of the Journal Export Format (systemd.io/JOURNAL_EXPORT_FORMATS): KEY=VALUE lines, or KEY, a length of 8 bytes,
-// little endian, and the value; an empty line ends the entry. io.EOF: there are no more; an entry that is cut off counts as none.
+// readJournalEntry reads one entry of the Journal Export Format
+// (systemd.io/JOURNAL_EXPORT_FORMATS): KEY=VALUE lines, or KEY, a length of 8 bytes, little endian,
+// and the value; an empty line ends the entry. io.EOF: there are no more; an entry that is cut off
+// counts as none.
 func readJournalEntry(r *bufio.Reader) (journalEntry, error) {
 	var e journalEntry
 	for {

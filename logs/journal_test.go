@@ -19,8 +19,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// journalScript is a journalctl that serves the files entries.NNN of its directory, whose cursors are their numbers. It writes its command lines to
-// calls, and holds back the newest entry until --sync was called when there is a file held.
+// journalScript is a journalctl that serves the files entries.NNN of its directory, whose cursors
+// are their numbers. It writes its command lines to calls, and holds back the newest entry until
+// --sync was called when there is a file held.
 const journalScript = `#!/bin/sh
 cd "$(dirname "$0")" || exit 9
 echo "$*" >>calls
@@ -58,7 +59,8 @@ func newJournalHost(t *testing.T) *journalHost {
 	return h
 }
 
-// add puts entries of the form of reading.write into the journal; held: they are only there after a sync.
+// add puts entries of the form of reading.write into the journal; held: they are only there after a
+// sync.
 func (h *journalHost) add(name string, entries ...string) {
 	h.t.Helper()
 	for _, e := range entries {

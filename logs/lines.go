@@ -22,8 +22,8 @@ func newLineWriter(w *os.File, o pod.LogOptions) *lineWriter {
 	return &lineWriter{w: bufio.NewWriterSize(w, 32<<10), stamps: o.Timestamps, since: o.Since}
 }
 
-// entry writes one line, or a part of one: partial says that more of it follows. stamp is text of the form of [shim.CRITime]. A line of another stream
-// that comes between ends the unfinished one.
+// entry writes one line, or a part of one: partial says that more of it follows. stamp is text of
+// the form of [shim.CRITime]. A line of another stream that comes between ends the unfinished one.
 func (o *lineWriter) entry(stream string, stamp, text []byte, partial bool) error {
 	if o.open != "" && o.open != stream {
 		o.open = ""

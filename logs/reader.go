@@ -30,7 +30,8 @@ const (
 type Request struct {
 	// LogDir is the pod's directory of CRI log files; empty: the lines are in the journal.
 	LogDir string
-	// FIFODir is the directory of the pod's FIFOs ([shim.FIFODir]); empty: what is still in them when an attempt ends is not waited for.
+	// FIFODir is the directory of the pod's FIFOs ([shim.FIFODir]); empty: what is still in them
+	// when an attempt ends is not waited for.
 	FIFODir   string
 	PodUID    string
 	Container string
@@ -39,7 +40,8 @@ type Request struct {
 	Ended time.Time
 	// Options.Previous and Options.Container are not looked at.
 	Options pod.LogOptions
-	// Quiet leaves out what went wrong: the reader is a program that takes every line for the container's.
+	// Quiet leaves out what went wrong: the reader is a program that takes every line for the
+	// container's.
 	Quiet bool
 	// Wait, for Options.Follow, waits until the attempt has ended, or for the end of ctx.
 	Wait func(ctx context.Context)
@@ -71,9 +73,9 @@ func (r *Reader) Close() {
 	r.wg.Wait()
 }
 
-// Open returns the read end of a pipe that gets the lines of the log, each ended by a newline; lines that were split are joined. The writer ends when all
-// were written, when nobody reads any more, and with ctx. What goes wrong later than the call is the last line,
-// unless q.Quiet is set.
+// Open returns the read end of a pipe that gets the lines of the log, each ended by a newline;
+// lines that were split are joined. The writer ends when all were written, when nobody reads any
+// more, and with ctx. What goes wrong later than the call is the last line, unless q.Quiet is set.
 //
 // Exhausted: too many logs are being read; Unavailable: the reader was closed.
 func (r *Reader) Open(ctx context.Context, q Request) (*os.File, error) {
@@ -147,8 +149,8 @@ func (r *Reader) copyAll(ctx context.Context, q Request, out *lineWriter) error 
 	return r.copy(ctx, q, out, over)
 }
 
-// copy writes the lines of one attempt to out: those that are there now or, when over is not nil, all until over ends; nothing is added to the
-// log after that.
+// copy writes the lines of one attempt to out: those that are there now or, when over is not nil,
+// all until over ends; nothing is added to the log after that.
 func (r *Reader) copy(ctx context.Context, q Request, out *lineWriter, over context.Context) error {
 	if q.LogDir != "" {
 		return copyFiles(ctx, q, out, over)
@@ -172,7 +174,8 @@ func settle(ctx context.Context, q Request) {
 	}
 }
 
-// watchReader calls gone when nobody has the other end of the pipe open any more; it returns then or when ctx ends.
+// watchReader calls gone when nobody has the other end of the pipe open any more; it returns then
+// or when ctx ends.
 func watchReader(ctx context.Context, w *os.File, gone func()) {
 	tick := time.NewTicker(readerCheck)
 	defer tick.Stop()

@@ -35,13 +35,15 @@ func (c *chain) seekTail(n int) error {
 	return nil
 }
 
-// tailCounter looks for the beginning of the last lines, from the end backwards. A line that was split counts once, at its last part.
+// tailCounter looks for the beginning of the last lines, from the end backwards. A line that was
+// split counts once, at its last part.
 type tailCounter struct {
 	left  int  // how many lines are still to be passed
 	first bool // nothing was seen yet
 }
 
-// search returns the offset where the wanted lines begin, or false and 0 when they begin in an older file.
+// search returns the offset where the wanted lines begin, or false and 0 when they begin in an
+// older file.
 func (t *tailCounter) search(f *os.File) (int64, bool, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -102,7 +104,8 @@ func (t *tailCounter) enough(line []byte, unfinished bool) bool {
 	return false
 }
 
-// dirWatch reports that something happens in a directory, which need not exist yet. It works without inotify too, only later.
+// dirWatch reports that something happens in a directory, which need not exist yet. It works
+// without inotify too, only later.
 type dirWatch struct {
 	dir     string
 	inotify *os.File // nil: none is to be had

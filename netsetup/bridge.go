@@ -18,7 +18,8 @@ import (
 // alias marks the bridge and, followed by a UID, the links as ours.
 const alias = "magikpod"
 
-// defaultLike is the prefix length below which a route counts as a part of a default route: VPNs route 0.0.0.0/1 and 128.0.0.0/1.
+// defaultLike is the prefix length below which a route counts as a part of a default route: VPNs
+// route 0.0.0.0/1 and 128.0.0.0/1.
 const defaultLike = 8
 
 // bridge is the link that the pods of a host share.
@@ -30,8 +31,8 @@ type bridge struct {
 	open bool            // the host's loopback was opened to published ports
 }
 
-// up makes the bridge, with the first address of each subnet, or takes the one that is there. made says that there was none,
-// also with an error.
+// up makes the bridge, with the first address of each subnet, or takes the one that is there. made
+// says that there was none, also with an error.
 func (b *bridge) up(ctx context.Context) (made bool, err error) {
 	if err := b.cfg.step(ctx, "bridge"); err != nil {
 		return false, err
@@ -135,7 +136,8 @@ func (b *bridge) configure() error {
 	}
 	all := b.settings(false)
 	if b.ipv6 {
-		// Whoever manages the host's links may think otherwise of these later: they matter when the bridge comes up.
+		// Whoever manages the host's links may think otherwise of these later: they matter when the
+		// bridge comes up.
 		conf := ipv6Conf + "/" + b.cfg.Bridge
 		all = append(all, setting{conf + "/accept_ra", "0"}, setting{conf + "/accept_dad", "0"})
 	}
@@ -190,7 +192,8 @@ func (b *bridge) down() error {
 	return nil
 }
 
-// checkRoutes refuses subnets that the host already has a route to: the bridge would hide a part of the host's network.
+// checkRoutes refuses subnets that the host already has a route to: the bridge would hide a part of
+// the host's network.
 func (b *bridge) checkRoutes() error {
 	for _, p := range b.subnets() {
 		routes, err := netlist.Whole(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, familyOf(p)) })
@@ -214,7 +217,8 @@ func (b *bridge) linkName(index int) string {
 	return link.Attrs().Name
 }
 
-// uplinkMTU is the MTU of the link that the host's default route uses; 0, the kernel's default, when there is none.
+// uplinkMTU is the MTU of the link that the host's default route uses; 0, the kernel's default,
+// when there is none.
 func (b *bridge) uplinkMTU() int {
 	routes, err := netlist.Whole(func() ([]netlink.Route, error) { return b.nl.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
@@ -242,7 +246,8 @@ func (b *bridge) subnets() []netip.Prefix {
 	return []netip.Prefix{b.cfg.IPv4}
 }
 
-// hardwareAddr is derived from the IPv4 address: an address that is given out again has the hardware address that neighbours remember.
+// hardwareAddr is derived from the IPv4 address: an address that is given out again has the
+// hardware address that neighbours remember.
 func hardwareAddr(a netip.Addr) net.HardwareAddr {
 	ip := a.As4()
 	return net.HardwareAddr{0x02, 0x6d, ip[0], ip[1], ip[2], ip[3]} // locally administered
@@ -265,7 +270,8 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr.Unmap(), ones), ok
 }
 
-// addrFlags switches off duplicate address detection, for which IPv6 would wait a second: the addresses are ours to give out.
+// addrFlags switches off duplicate address detection, for which IPv6 would wait a second: the
+// addresses are ours to give out.
 func addrFlags(p netip.Prefix) int {
 	if p.Addr().Is6() {
 		return unix.IFA_F_NODAD

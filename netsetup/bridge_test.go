@@ -23,7 +23,8 @@ func TestWithoutIPv6(t *testing.T) {
 	wantFrom(t, nil, "tcp", "127.0.0.1:8080", ra.Gateways[0])
 }
 
-// TestUplink: the pods' links are as narrow as the host's way out, and the host keeps its IPv6 default route, which it has from advertisements.
+// TestUplink: the pods' links are as narrow as the host's way out, and the host keeps its IPv6
+// default route, which it has from advertisements.
 func TestUplink(t *testing.T) {
 	m := newManager(t)
 	newLAN(t)
@@ -62,7 +63,8 @@ func TestUplink(t *testing.T) {
 	}
 }
 
-// TestPodLink: nothing in a pod waits for duplicate address detection, listens to advertisements, or lacks a way out.
+// TestPodLink: nothing in a pod waits for duplicate address detection, listens to advertisements,
+// or lacks a way out.
 func TestPodLink(t *testing.T) {
 	m := newManager(t)
 	ns, r := newPod(t, m, "a")

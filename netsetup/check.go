@@ -29,7 +29,8 @@ func (b *bridge) settings(open bool) []setting {
 	return all
 }
 
-// isThere says whether the bridge that is known is the one that the kernel has, by index and hardware address, and up. It is quick enough for each Setup.
+// isThere says whether the bridge that is known is the one that the kernel has, by index and
+// hardware address, and up. It is quick enough for each Setup.
 func (b *bridge) isThere() (bool, error) {
 	if b.link == nil {
 		return false, nil
@@ -45,7 +46,8 @@ func (b *bridge) isThere() (bool, error) {
 	return a.Index == b.link.Index && a.RawFlags&unix.IFF_UP != 0 && bytes.Equal(a.HardwareAddr, b.link.HardwareAddr), nil
 }
 
-// faults are what somebody has changed about the bridge, for people; none when it is as it should be. With an error nothing is known.
+// faults are what somebody has changed about the bridge, for people; none when it is as it should
+// be. With an error nothing is known.
 func (b *bridge) faults(open bool) (faults []string, err error) {
 	there, err := b.isThere()
 	if err != nil {
@@ -84,7 +86,8 @@ func (b *bridge) faults(open bool) (faults []string, err error) {
 	return faults, nil
 }
 
-// isAddressed says whether the bridge has its address in the subnet, and the host the route that comes with it.
+// isAddressed says whether the bridge has its address in the subnet, and the host the route that
+// comes with it.
 func (b *bridge) isAddressed(p netip.Prefix) (bool, error) {
 	addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return b.nl.AddrList(b.link, familyOf(p)) })
 	if err != nil {
@@ -93,7 +96,8 @@ func (b *bridge) isAddressed(p netip.Prefix) (bool, error) {
 	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return addrOf(a.IP) == addrAt(p, 1) }) {
 		return false, nil
 	}
-	// Where the host's way to a pod leads over the bridge, the route need not be looked for among what may be very many.
+	// Where the host's way to a pod leads over the bridge, the route need not be looked for among
+	// what may be very many.
 	routes, err := b.nl.RouteGet(addrAt(p, firstIndex).AsSlice())
 	if err == nil && len(routes) > 0 && routes[0].LinkIndex == b.link.Index {
 		return true, nil

@@ -25,21 +25,25 @@ const (
 type Config struct {
 	// Bridge is the name of the bridge that the pods are attached to; [DefaultBridge] when empty.
 	Bridge string
-	// IPv4 and IPv6 are the subnets of the pods; the first address of each is the bridge's. [DefaultIPv4] and [DefaultIPv6] when zero.
-	// On a host without IPv6 the pods have none either.
+	// IPv4 and IPv6 are the subnets of the pods; the first address of each is the bridge's.
+	// [DefaultIPv4] and [DefaultIPv6] when zero. On a host without IPv6 the pods have none either.
 	IPv4, IPv6 netip.Prefix
-	// StateFile remembers which pod has which address and ports. It is of no use after a reboot, so it belongs below the run directory.
+	// StateFile remembers which pod has which address and ports. It is of no use after a reboot, so
+	// it belongs below the run directory.
 	StateFile string
 	// Idle is how long the bridge and the table outlive the last pod; 10 s when zero.
 	Idle time.Duration
-	// Report, when not nil, is called with what a person should know: what was found wrong at the start, what others have changed meanwhile, what
-	// cannot be repaired. It must not call the Manager.
+	// Report, when not nil, is called with what a person should know: what was found wrong at the
+	// start, what others have changed meanwhile, what cannot be repaired. It must not call the
+	// Manager.
 	Report func(text string)
-	// Fault, when not nil, is called before each step with its name; the error it returns is the step's. For tests.
+	// Fault, when not nil, is called before each step with its name; the error it returns is the
+	// step's. For tests.
 	Fault func(step string) error
 }
 
-// Limits of the subnets: room for the network, the bridge and a pod, and not so much that a slip of the pen takes over the internet.
+// Limits of the subnets: room for the network, the bridge and a pod, and not so much that a slip of
+// the pen takes over the internet.
 const (
 	minBits4, maxBits4 = 8, 29
 	minBits6, maxBits6 = 16, 124
@@ -60,7 +64,8 @@ func (c *Config) setDefaults() {
 	}
 }
 
-// Check says why the configuration cannot be used, its defaults filled in. It looks at nothing but the values.
+// Check says why the configuration cannot be used, its defaults filled in. It looks at nothing but
+// the values.
 func (c Config) Check() error {
 	c.setDefaults()
 	return c.check()
@@ -79,7 +84,8 @@ func (c *Config) check() error {
 	return nil
 }
 
-// step is called before each step: it ends a set-up whose caller no longer waits, and lets tests make the step fail.
+// step is called before each step: it ends a set-up whose caller no longer waits, and lets tests
+// make the step fail.
 func (c *Config) step(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot go on with step %s: %w", name, context.Cause(ctx))
@@ -90,10 +96,12 @@ func (c *Config) step(ctx context.Context, name string) error {
 	return nil
 }
 
-// bridgePattern accepts what neither the kernel nor nft could read as anything else. The kernel's limit is IFNAMSIZ, with the final NUL.
+// bridgePattern accepts what neither the kernel nor nft could read as anything else. The kernel's
+// limit is IFNAMSIZ, with the final NUL.
 var bridgePattern = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,14}$`)
 
-// findNft also looks where a daemon's PATH may not lead. It returns "nft" when there is none: the error comes with the first use.
+// findNft also looks where a daemon's PATH may not lead. It returns "nft" when there is none: the
+// error comes with the first use.
 func findNft() string {
 	if path, err := exec.LookPath("nft"); err == nil {
 		return path

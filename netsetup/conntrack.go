@@ -14,8 +14,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// stale matches the tracked flows that a change of ports has made wrong. A client that goes on sending from one port, as those of UDP do, would
-// otherwise stay with the host, or with a pod that is gone, for as long as it sends.
+// stale matches the tracked flows that a change of ports has made wrong. A client that goes on
+// sending from one port, as those of UDP do, would otherwise stay with the host, or with a pod that
+// is gone, for as long as it sends.
 type stale struct {
 	pods  []netip.Addr // flows that are forwarded to these
 	ports []Port       // flows to these ports of the host that are not forwarded
@@ -45,7 +46,8 @@ func addrOf(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-// dropFlows forgets the flows of ports, to the host or to a pod with the addresses. Pods without such ports cost nothing.
+// dropFlows forgets the flows of ports, to the host or to a pod with the addresses. Pods without
+// such ports cost nothing.
 func dropFlows(ports []Port, pods []netip.Addr) error {
 	if !slices.ContainsFunc(ports, func(p Port) bool { return p.Protocol != corev1.ProtocolTCP }) {
 		return nil

@@ -16,7 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestFaults makes each step of Setup fail, with and without another pod: nothing is left, and the next Setup succeeds.
+// TestFaults makes each step of Setup fail, with and without another pod: nothing is left, and the
+// next Setup succeeds.
 func TestFaults(t *testing.T) {
 	var mu sync.Mutex // the steps of the ports are called beside others
 	var steps []string
@@ -96,7 +97,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestStuck: what cannot be removed is reported by Sweep, its address stays taken, and the next Sweep tries again.
+// TestStuck: what cannot be removed is reported by Sweep, its address stays taken, and the next
+// Sweep tries again.
 func TestStuck(t *testing.T) {
 	var broken atomic.Bool
 	m := newManager(t, func(c *Config) {

@@ -33,7 +33,8 @@ type firewall struct {
 	mu sync.Mutex // held while nft runs: callers that come meanwhile find their change done with the next run
 	// applied are the elements that the kernel has; nil when the table is not known to be there.
 	applied elements
-	// ports are the netlink ports of the last runs of nft: the kernel gives a process' first socket its PID.
+	// ports are the netlink ports of the last runs of nft: the kernel gives a process' first socket
+	// its PID.
 	ports [64]uint32
 	runs  int
 }
@@ -45,7 +46,8 @@ func (f *firewall) own(port uint32) bool {
 	return slices.Contains(f.ports[:], port)
 }
 
-// elements are the contents of the maps: the key of an element (map, address, protocol, port) to where it leads.
+// elements are the contents of the maps: the key of an element (map, address, protocol, port) to
+// where it leads.
 type elements map[element]string
 
 type element struct{ set, key string }
@@ -64,8 +66,9 @@ func (e elements) add(p Port, v4, v6 netip.Addr) {
 	}
 }
 
-// sync makes the table what want says: the elements in it when nothing but these differ, the whole table when it is not known to be there, or is
-// not as it should be. Each is one transaction. When nothing differs nothing is run.
+// sync makes the table what want says: the elements in it when nothing but these differ, the whole
+// table when it is not known to be there, or is not as it should be. Each is one transaction. When
+// nothing differs nothing is run.
 func (f *firewall) sync(ctx context.Context, want func() elements) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -138,13 +141,16 @@ func (f *firewall) table(e elements) string {
 	return b.String()
 }
 
-// ruleset is the table without elements. Accepting in it would not overrule another table's drop, therefore it accepts nothing.
+// ruleset is the table without elements. Accepting in it would not overrule another table's drop,
+// therefore it accepts nothing.
 //
-// The ports of an address come before those of all addresses.
-// What reaches a pod by its published port from the pod's own subnet has to come back the same way, and what comes from the host's loopback has
-// to be able to come back at all: both get the bridge's address. Others keep theirs, so that pods see who calls. The guard keeps pods from the
-// host's 127.0.0.1, which route_localnet on the bridge would open to them, and from ::1, to which a packet in the bridge might still go. The last
-// chain keeps other hosts from the ports of pods that are not published; the host itself and pods do not pass there.
+// The ports of an address come before those of all addresses. What reaches a pod by its published
+// port from the pod's own subnet has to come back the same way, and what comes from the host's
+// loopback has to be able to come back at all: both get the bridge's address. Others keep theirs,
+// so that pods see who calls. The guard keeps pods from the host's 127.0.0.1, which route_localnet
+// on the bridge would open to them, and from ::1, to which a packet in the bridge might still go.
+// The last chain keeps other hosts from the ports of pods that are not published; the host itself
+// and pods do not pass there.
 const ruleset = `table inet TABLE
 delete table inet TABLE
 table inet TABLE {

@@ -18,9 +18,10 @@ fe00::1	ip6-allnodes
 fe00::2	ip6-allrouters
 `
 
-// HostsFile is the /etc/hosts of a pod. base is the host's file for a pod on the host's network, and nil for others, which get the usual
-// entries. A line with each of podIPs names the pod: fqdn, when there is one, before hostname. Aliases come last; those that would not be one
-// line with an address and names are left out.
+// HostsFile is the /etc/hosts of a pod. base is the host's file for a pod on the host's network,
+// and nil for others, which get the usual entries. A line with each of podIPs names the pod: fqdn,
+// when there is one, before hostname. Aliases come last; those that would not be one line with an
+// address and names are left out.
 func HostsFile(base []byte, podIPs []netip.Addr, hostname, fqdn string, aliases []corev1.HostAlias) []byte {
 	var b bytes.Buffer
 	if base == nil {
@@ -58,7 +59,8 @@ func hostsLine(b *bytes.Buffer, ip string, names []string) {
 	}
 }
 
-// isWord says whether s is one field of a line of hosts or resolv.conf and cannot be read as anything else.
+// isWord says whether s is one field of a line of hosts or resolv.conf and cannot be read as
+// anything else.
 func isWord(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '#' || r == 0x7f || r == 0x85 || r == 0xa0 }) && s[0] != ';'
 }

@@ -8,9 +8,10 @@ import (
 // firstIndex is the first index of a pod: 0 is the network, 1 the bridge.
 const firstIndex = 2
 
-// ipam hands out indexes. Index i stands for the address subnet+i, in IPv4 and in IPv6 alike, for a link's name and for its hardware address.
-// An index that was given back is the last to be given out again, so that nobody's cache of the old pod meets the new one.
-// It is pure; [Manager] guards it.
+// ipam hands out indexes. Index i stands for the address subnet+i, in IPv4 and in IPv6 alike, for a
+// link's name and for its hardware address. An index that was given back is the last to be given
+// out again, so that nobody's cache of the old pod meets the new one. It is pure; [Manager] guards
+// it.
 type ipam struct {
 	last int // the highest index
 	next int // where the search begins

@@ -50,7 +50,8 @@ func TestIPAM(t *testing.T) {
 	}
 }
 
-// FuzzIPAM plays operations against a plain set: no index is given out twice, none out of range, and one is found while there is one.
+// FuzzIPAM plays operations against a plain set: no index is given out twice, none out of range,
+// and one is found while there is one.
 func FuzzIPAM(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 2, 1, 3, 2, 0, 0})
 	f.Add([]byte{4, 9, 0, 0, 1, 2, 2, 2, 0, 8, 0})

@@ -46,7 +46,8 @@ func TestNoLeak(t *testing.T) {
 	}
 }
 
-// TestParallel sets up 16 pods at once, some with ports, again and again, and lets the last one of a round race with the removal of the bridge.
+// TestParallel sets up 16 pods at once, some with ports, again and again, and lets the last one of
+// a round race with the removal of the bridge.
 func TestParallel(t *testing.T) {
 	m := newManager(t, func(c *Config) { c.Idle = time.Millisecond })
 	spaces := make([]*os.File, 16)
@@ -102,7 +103,8 @@ func checkPods(t *testing.T, spaces []*os.File, results []Result, round int) {
 	}
 }
 
-// TestSetupAndTeardownOfOnePod calls both at once: whatever comes last, the Manager and the kernel agree.
+// TestSetupAndTeardownOfOnePod calls both at once: whatever comes last, the Manager and the kernel
+// agree.
 func TestSetupAndTeardownOfOnePod(t *testing.T) {
 	m := newManager(t)
 	ns := newNS(t)
@@ -122,7 +124,8 @@ func TestSetupAndTeardownOfOnePod(t *testing.T) {
 	wg.Wait()
 }
 
-// TestHalfMadeBridge: a daemon that was killed before it had marked its bridge leaves one that the next daemon takes.
+// TestHalfMadeBridge: a daemon that was killed before it had marked its bridge leaves one that the
+// next daemon takes.
 func TestHalfMadeBridge(t *testing.T) {
 	m := newManager(t)
 	attrs := netlink.NewLinkAttrs()

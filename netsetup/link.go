@@ -30,8 +30,9 @@ const addrGenNone = 1
 // linkName is the name of the host's end.
 func linkName(index int) string { return linkPrefix + strconv.Itoa(index) }
 
-// connect makes the pod's link: the pair, the host's end on the bridge, the pod's end in ns with the addresses and routes. What is there of an
-// earlier attempt is replaced, unless it is whole. On an error nothing is left.
+// connect makes the pod's link: the pair, the host's end on the bridge, the pod's end in ns with
+// the addresses and routes. What is there of an earlier attempt is replaced, unless it is whole. On
+// an error nothing is left.
 func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File, again bool) (err error) {
 	if err := m.cfg.step(ctx, "link"); err != nil {
 		return err
@@ -56,7 +57,8 @@ func (m *Manager) connect(ctx context.Context, r *record, br *netlink.Bridge, ns
 	return handleIn(ns, func(h *netlink.Handle) error { return m.configure(ctx, r, h) })
 }
 
-// clear removes the link of an earlier Setup, unless it leads to the addresses in ns and is up: then it is returned.
+// clear removes the link of an earlier Setup, unless it leads to the addresses in ns and is up:
+// then it is returned.
 func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole netlink.Link, err error) {
 	link, err := m.nl.LinkByName(linkName(r.index))
 	if err != nil && !isNoLink(err) {
@@ -78,7 +80,8 @@ func (m *Manager) clear(r *record, br *netlink.Bridge, ns *os.File) (whole netli
 	return nil, m.disconnect(r.index)
 }
 
-// isWhole says whether the pod's end, with the given index, is in the namespace of h, up, and has its first address.
+// isWhole says whether the pod's end, with the given index, is in the namespace of h, up, and has
+// its first address.
 func (m *Manager) isWhole(r *record, h *netlink.Handle, index int) (bool, error) {
 	link, err := h.LinkByName(podLink)
 	if isNoLink(err) {
@@ -99,12 +102,14 @@ func (m *Manager) isWhole(r *record, h *netlink.Handle, index int) (bool, error)
 	return false, nil
 }
 
-// makeLink makes the pair. A name may be taken by a leftover of ours, or in ns by a link that is being removed.
+// makeLink makes the pair. A name may be taken by a leftover of ours, or in ns by a link that is
+// being removed.
 func (m *Manager) makeLink(ctx context.Context, r *record, br *netlink.Bridge, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = linkName(r.index), br.MTU, br.Index
 	if len(r.ports) > 0 && m.bridge.ipv6 {
-		// See openLink. From its birth, or systemd-udevd, which sees a random one, gives it another one later (systemd.link(5), MACAddressPolicy=).
+		// See openLink. From its birth, or systemd-udevd, which sees a random one, gives it another
+		// one later (systemd.link(5), MACAddressPolicy=).
 		attrs.HardwareAddr = br.HardwareAddr
 	}
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podLink, PeerHardwareAddr: hardwareAddr(addrAt(m.cfg.IPv4, r.index))}
@@ -188,10 +193,12 @@ func addressAndRoute(h *netlink.Handle, link netlink.Link, p netip.Prefix, index
 	return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: addrAt(p, 1).AsSlice()})
 }
 
-// dying is the group of links that are about to be removed together. Its number spells "magk"; nobody else is expected to use it.
+// dying is the group of links that are about to be removed together. Its number spells "magk";
+// nobody else is expected to use it.
 const dying = 0x6d61676b
 
-// disconnect removes the links of indexes, which may have gone with their pods' namespaces, and which are left alone when they are another's.
+// disconnect removes the links of indexes, which may have gone with their pods' namespaces, and
+// which are left alone when they are another's.
 func (m *Manager) disconnect(indexes ...int) error {
 	var links []netlink.Link
 	for _, index := range indexes {

@@ -15,10 +15,11 @@ import (
 // loopbackPriority ranks our route to ::1 behind the kernel's own, which the host goes on using.
 const loopbackPriority = 4096
 
-// openLoopback lets connections that the host makes to its loopback addresses leave by the bridge, and their answers come back. For IPv4 there
-// is a setting. For IPv6 it takes a route: the kernel looks for ::1 only among the routes of the link that an answer came by, and the
-// bridge has none. Neither opens the loopback to pods: the table's guard stands before it, and the kernel itself drops packets from or to ::1
-// that other links bring.
+// openLoopback lets connections that the host makes to its loopback addresses leave by the bridge,
+// and their answers come back. For IPv4 there is a setting. For IPv6 it takes a route: the kernel
+// looks for ::1 only among the routes of the link that an answer came by, and the bridge has none.
+// Neither opens the loopback to pods: the table's guard stands before it, and the kernel itself
+// drops packets from or to ::1 that other links bring.
 func (b *bridge) openLoopback() error {
 	if b.link == nil {
 		return pod.Errorf(pod.Unavailable, "bridge %s was removed", b.cfg.Bridge)
@@ -50,13 +51,16 @@ func (b *bridge) loopbackOpen() (bool, error) {
 	return len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
 }
 
-// openLink makes what the host's end of a pod's link needs for published ports; again, when it was on another bridge.
+// openLink makes what the host's end of a pod's link needs for published ports; again, when it was
+// on another bridge.
 //
-// Where bridged packets pass the firewall (br_netfilter) two things are to be minded. What a pod sends to its own published port goes back by
-// its own link (hairpin). And the answer to a connection from ::1 would get that address back in the bridge, before the kernel refuses packets
-// to ::1 from other links. So what is for the host itself goes past the bridge, right into its upper side: the link gets the
-// bridge's hardware address, or the kernel would take such a packet for somebody else's. The bridge then learns nothing from these
-// packets, and learns from us where the pod is.
+// Where bridged packets pass the firewall (br_netfilter) two things are to be minded. What a pod
+// sends to its own published port goes back by its own link (hairpin). And the answer to a
+// connection from ::1 would get that address back in the bridge, before the kernel refuses packets
+// to ::1 from other links. So what is for the host itself goes past the bridge, right into its
+// upper side: the link gets the bridge's hardware address, or the kernel would take such a packet
+// for somebody else's. The bridge then learns nothing from these packets, and learns from us where
+// the pod is.
 func (m *Manager) openLink(r *record, link netlink.Link, br *netlink.Bridge) error {
 	if len(r.ports) == 0 {
 		return nil
@@ -80,7 +84,8 @@ func (m *Manager) openLink(r *record, link netlink.Link, br *netlink.Bridge) err
 	return nil
 }
 
-// isOdd says whether the host's end of a pod's link should have another hardware address: that of [Manager.openLink].
+// isOdd says whether the host's end of a pod's link should have another hardware address: that of
+// [Manager.openLink].
 func (b *bridge) isOdd(r *record, addr net.HardwareAddr) bool {
 	return b.ipv6 && len(r.ports) > 0 && !bytes.Equal(addr, hardwareAddr(b.gateway4()))
 }

@@ -22,7 +22,8 @@ import (
 // inside is set in the process that has a network of its own.
 const inside = "NETSETUP_TEST_INSIDE"
 
-// TestMain runs the tests in a process with its own network and mount namespaces, which stand for a host's and go with the process.
+// TestMain runs the tests in a process with its own network and mount namespaces, which stand for a
+// host's and go with the process.
 func TestMain(m *testing.M) {
 	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
 		if os.Getenv(inside) != "" {

@@ -55,7 +55,8 @@ type Manager struct {
 	closing  chan struct{} // closed when closed is true
 }
 
-// record is what the Manager knows about a pod. uid, name, index and old never change; mu guards the rest.
+// record is what the Manager knows about a pod. uid, name, index and old never change; mu guards
+// the rest.
 type record struct {
 	busy    sync.Mutex // held by the Setup or Teardown of the pod
 	uid     types.UID
@@ -64,8 +65,8 @@ type record struct {
 	old     bool // it was in the state file
 	ports   []Port
 	sockets sockets
-	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can be made again; nil after a restart of the
-	// daemon. busy guards it.
+	// ns is the namespace that Setup has connected, kept so that a link that somebody removes can
+	// be made again; nil after a restart of the daemon. busy guards it.
 	ns *os.File
 }
 
@@ -98,8 +99,9 @@ type Result struct {
 	IPs, Gateways []netip.Addr
 }
 
-// New returns a Manager for the network namespace of the caller. It changes nothing: bridge and table are made with the first pod.
-// [Manager.Restore] comes before the first Setup. Errors: [pod.Invalid] for a configuration that cannot work.
+// New returns a Manager for the network namespace of the caller. It changes nothing: bridge and
+// table are made with the first pod. [Manager.Restore] comes before the first Setup. Errors:
+// [pod.Invalid] for a configuration that cannot work.
 func New(cfg Config) (*Manager, error) {
 	cfg.setDefaults()
 	if err := cfg.check(); err != nil {
@@ -130,7 +132,8 @@ func (m *Manager) result(r *record) Result {
 	return Result{IPs: m.addrs(r.index), Gateways: m.addrs(1)}
 }
 
-// ensureHost makes what pods share: bridge and table. A removal that runs is waited for, and one that comes later finds the pod and does nothing.
+// ensureHost makes what pods share: bridge and table. A removal that runs is waited for, and one
+// that comes later finds the pod and does nothing.
 func (m *Manager) ensureHost(ctx context.Context) (*netlink.Bridge, error) {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
@@ -235,8 +238,8 @@ func (m *Manager) save() error {
 	return nil
 }
 
-// Sweep waits until the links of pods that are gone have been removed, and removes bridge and table if there is no pod. It tries again what could
-// not be removed before.
+// Sweep waits until the links of pods that are gone have been removed, and removes bridge and table
+// if there is no pod. It tries again what could not be removed before.
 func (m *Manager) Sweep(ctx context.Context) error {
 	m.mu.Lock()
 	stuck := m.stuck
@@ -273,8 +276,8 @@ func (m *Manager) waitDrained(ctx context.Context) error {
 	}
 }
 
-// Close waits for what runs in the background, removes bridge and table if there is no pod, and frees the ports. The networks of pods that
-// are there stay. No Setup may run, and none may follow.
+// Close waits for what runs in the background, removes bridge and table if there is no pod, and
+// frees the ports. The networks of pods that are there stay. No Setup may run, and none may follow.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {

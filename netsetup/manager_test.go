@@ -129,7 +129,8 @@ func TestExhausted(t *testing.T) {
 	}
 }
 
-// TestAgain: a second Setup leaves what is as wanted, and makes what is not: a new namespace, other ports, a lost address.
+// TestAgain: a second Setup leaves what is as wanted, and makes what is not: a new namespace, other
+// ports, a lost address.
 func TestAgain(t *testing.T) {
 	m := newManager(t)
 	ns, first := newPod(t, m, "a", Port{HostPort: 8080, Port: 80})

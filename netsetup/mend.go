@@ -22,8 +22,9 @@ const (
 	mendMax    = 40                    // so many are made in that time
 )
 
-// keepUp mends what others change about the pods' network: at once when the watch reports it, and each second what the kernel reports to nobody, such as
-// sysctls. The number of repairs has a limit, lest we fight with another program for the whole of a CPU.
+// keepUp mends what others change about the pods' network: at once when the watch reports it, and
+// each second what the kernel reports to nobody, such as sysctls. The number of repairs has a
+// limit, lest we fight with another program for the whole of a CPU.
 func (m *Manager) keepUp(w *watch) {
 	tick := time.NewTicker(mendEvery)
 	defer tick.Stop()
@@ -57,8 +58,9 @@ func (m *Manager) keepUp(w *watch) {
 	}
 }
 
-// mend looks at bridge, table and state file, and with links at those of the pods, and repairs what is not as it should be. What could not
-// be asked is left as it is until the next time. mended says that something was repaired, or could not be.
+// mend looks at bridge, table and state file, and with links at those of the pods, and repairs what
+// is not as it should be. What could not be asked is left as it is until the next time. mended says
+// that something was repaired, or could not be.
 func (m *Manager) mend(links bool, w *watch) (mended bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
@@ -122,8 +124,9 @@ func (m *Manager) reportMended(said []string, err error) {
 	}
 }
 
-// mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed. A pod whose Setup or Teardown is under way is looked at
-// again: it may not notice that the bridge became another one.
+// mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed. A
+// pod whose Setup or Teardown is under way is looked at again: it may not notice that the bridge
+// became another one.
 func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []string, err error) {
 	list, err := netlist.Whole(m.nl.LinkList)
 	if err != nil {

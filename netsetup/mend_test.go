@@ -69,8 +69,8 @@ func within(t testing.TB, what string, check func() error) {
 	}
 }
 
-// TestMended breaks what pods need in the kernel, one thing after the other: each is repaired while nothing else happens, is reported once, and a
-// new pod with a published port starts at once.
+// TestMended breaks what pods need in the kernel, one thing after the other: each is repaired while
+// nothing else happens, is reported once, and a new pod with a published port starts at once.
 func TestMended(t *testing.T) {
 	var said reports
 	m := newManager(t, func(c *Config) { c.Report = said.add })
@@ -191,7 +191,8 @@ func mustLookup(t testing.TB, m *Manager, uid types.UID) Result {
 	return r
 }
 
-// TestForeignTakesName: another's link in the bridge's place is left alone, reported once, and pods are back when it has gone.
+// TestForeignTakesName: another's link in the bridge's place is left alone, reported once, and pods
+// are back when it has gone.
 func TestForeignTakesName(t *testing.T) {
 	var said reports
 	m := newManager(t, func(c *Config) { c.Report = said.add })
@@ -218,7 +219,8 @@ func TestForeignTakesName(t *testing.T) {
 	wantFrom(t, nil, "tcp", at(rs.IPs[0], 80), rs.Gateways[0])
 }
 
-// TestStateLost: the state file is written again when somebody removes it, and found without it by the next daemon, ports and all.
+// TestStateLost: the state file is written again when somebody removes it, and found without it by
+// the next daemon, ports and all.
 func TestStateLost(t *testing.T) {
 	var said reports
 	m := newManager(t, func(c *Config) { c.Report = said.add })
@@ -265,8 +267,8 @@ func TestStateLost(t *testing.T) {
 	}
 }
 
-// TestStateUnreadable: a state that cannot be read is not lost. Nothing is removed, given out again or written for it, and when it can be read all is
-// as before.
+// TestStateUnreadable: a state that cannot be read is not lost. Nothing is removed, given out again
+// or written for it, and when it can be read all is as before.
 func TestStateUnreadable(t *testing.T) {
 	var said reports
 	m := newManager(t, func(c *Config) { c.Report = said.add })
@@ -327,7 +329,8 @@ func TestStateUnreadable(t *testing.T) {
 	m.mu.Unlock()
 }
 
-// TestLoopbackGuard: the way to ::1 does not open to pods what is published there, whether or not bridged packets pass the firewall.
+// TestLoopbackGuard: the way to ::1 does not open to pods what is published there, whether or not
+// bridged packets pass the firewall.
 func TestLoopbackGuard(t *testing.T) {
 	m := newManager(t)
 	from, r := newPod(t, m, "from", Port{HostPort: 8080, Port: 80})

@@ -14,8 +14,9 @@ import (
 
 const threadNS = "/proc/thread-self/ns/net"
 
-// NewNamespace makes a network namespace whose loopback is up and returns the open file that keeps it alive. The caller closes it.
-// Errors: [pod.Denied] without CAP_SYS_ADMIN, [pod.Exhausted] when the host has too many.
+// NewNamespace makes a network namespace whose loopback is up and returns the open file that keeps
+// it alive. The caller closes it. Errors: [pod.Denied] without CAP_SYS_ADMIN, [pod.Exhausted] when
+// the host has too many.
 func NewNamespace() (*os.File, error) {
 	var file *os.File
 	err := ownthread.Run(func() error {
@@ -58,7 +59,8 @@ func setLoopbackUp(h *netlink.Handle) error {
 	return nil
 }
 
-// inNetns runs fn with its thread in the network namespace ns. It is the only function that enters one. fn may not start goroutines.
+// inNetns runs fn with its thread in the network namespace ns. It is the only function that enters
+// one. fn may not start goroutines.
 func inNetns(ns *os.File, fn func() error) error {
 	return ownthread.Run(func() error {
 		err := rawfd.Use(ns, func(fd int) error { return os.NewSyscallError("setns", unix.Setns(fd, unix.CLONE_NEWNET)) })
@@ -106,7 +108,8 @@ func kindOf(err error) pod.Kind {
 	return pod.KindOf(err)
 }
 
-// join adds what went wrong on the way back to what went wrong first, in one line and with the first's kind.
+// join adds what went wrong on the way back to what went wrong first, in one line and with the
+// first's kind.
 func join(err, more error) error {
 	if err == nil || more == nil {
 		return cmp.Or(err, more)

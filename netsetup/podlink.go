@@ -11,8 +11,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// AwaitPodLink waits until Setup, which is under way, has made the eth0 of a pod, and returns its hardware address and MTU: they are there before addresses
-// and routes are.
+// AwaitPodLink waits until Setup, which is under way, has made the eth0 of a pod, and returns its
+// hardware address and MTU: they are there before addresses and routes are.
 func AwaitPodLink(ctx context.Context, ns *os.File) (PodLink, error) {
 	if err := fileOK(ns); err != nil {
 		return PodLink{}, err

@@ -14,7 +14,8 @@ import (
 
 // Port is one published port: what arrives for HostPort at HostIP goes to the pod's Port.
 type Port struct {
-	// HostIP is the host's address; the zero value is all addresses of both families, 0.0.0.0 and :: all of one family.
+	// HostIP is the host's address; the zero value is all addresses of both families, 0.0.0.0 and
+	// :: all of one family.
 	HostIP   netip.Addr `json:"hostIP,omitzero"`
 	HostPort uint16     `json:"hostPort"`
 	Port     uint16     `json:"port"`
@@ -30,8 +31,9 @@ type PodNetwork struct {
 	Ports []Port
 }
 
-// NetworkOf is what p wants: its name is NAMESPACE/NAME, its ports are the hostPorts of its containers, sidecars included.
-// It does not apply to pods on the host's network. Errors: [pod.Invalid] for a hostIP that is none.
+// NetworkOf is what p wants: its name is NAMESPACE/NAME, its ports are the hostPorts of its
+// containers, sidecars included. It does not apply to pods on the host's network. Errors:
+// [pod.Invalid] for a hostIP that is none.
 func NetworkOf(p *corev1.Pod) (PodNetwork, error) {
 	n := PodNetwork{UID: p.UID, Name: p.Namespace + "/" + p.Name}
 	for c := range pod.AllContainers(&p.Spec) {

@@ -14,7 +14,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// PodLink is how a pod's namespace is connected: what a VM that takes the pod's place in the network must have.
+// PodLink is how a pod's namespace is connected: what a VM that takes the pod's place in the
+// network must have.
 type PodLink struct {
 	MAC       net.HardwareAddr
 	MTU       int
@@ -22,11 +23,13 @@ type PodLink struct {
 	Gateways  []netip.Addr // of the default routes
 }
 
-// Redirect puts the VM at the end of the tap device in the place of the pod: each frame that comes to eth0 goes out by the tap, and each that comes
-// from the tap goes out by eth0. The namespace's own network stack sees none of them any more; its eth0 keeps the addresses, which are returned. The
-// VM is to have the same hardware address.
+// Redirect puts the VM at the end of the tap device in the place of the pod: each frame that comes
+// to eth0 goes out by the tap, and each that comes from the tap goes out by eth0. The namespace's
+// own network stack sees none of them any more; its eth0 keeps the addresses, which are returned.
+// The VM is to have the same hardware address.
 //
-// It may be called again, for another tap of the same name too. There is nothing to undo: it goes with the links.
+// It may be called again, for another tap of the same name too. There is nothing to undo: it goes
+// with the links.
 func Redirect(ns *os.File, tap string) (PodLink, error) {
 	var found PodLink
 	if err := fileOK(ns); err != nil {
@@ -105,10 +108,11 @@ func podLinkOf(h *netlink.Handle, eth netlink.Link) (PodLink, error) {
 // ingress is the handle of the discipline for what comes in.
 var ingress = netlink.MakeHandle(0xffff, 0)
 
-// send makes what comes in by one link, of a protocol and as sel matches, go out by another, or come in by it: act says which.
+// send makes what comes in by one link, of a protocol and as sel matches, go out by another, or
+// come in by it: act says which.
 //
-// The filter is one of u32, which matches everything when sel is nil: matchall is the same thing in fewer words, but kernels exist that have
-// only u32.
+// The filter is one of u32, which matches everything when sel is nil: matchall is the same thing in
+// fewer words, but kernels exist that have only u32.
 func send(h *netlink.Handle, from, to netlink.Link, protocol uint16, sel *netlink.TcU32Sel, act netlink.MirredAct) error {
 	filters, err := netlist.Whole(func() ([]netlink.Filter, error) { return h.FilterList(from, ingress) })
 	if err != nil && kindOf(err) != pod.Internal {
@@ -118,7 +122,8 @@ func send(h *netlink.Handle, from, to netlink.Link, protocol uint16, sel *netlin
 		return nil
 	}
 	discipline := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Attrs().Index, Handle: ingress, Parent: netlink.HANDLE_INGRESS}}
-	// What is there leads to a link that is gone, or is without a filter because the link went meanwhile: the kernel refuses to replace it.
+	// What is there leads to a link that is gone, or is without a filter because the link went
+	// meanwhile: the kernel refuses to replace it.
 	if err := h.QdiscDel(discipline); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
@@ -143,7 +148,8 @@ func leadsTo(f netlink.Filter, to netlink.Link, act netlink.MirredAct) bool {
 	})
 }
 
-// redirectAgain is Redirect for the tap device that the namespace has, if it has one: eth0 is another now.
+// redirectAgain is Redirect for the tap device that the namespace has, if it has one: eth0 is
+// another now.
 func redirectAgain(ns *os.File) error {
 	err := handleIn(ns, func(h *netlink.Handle) error {
 		links, err := netlist.Whole(h.LinkList)

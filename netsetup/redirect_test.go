@@ -17,7 +17,8 @@ import (
 
 const testTap = "mvm0"
 
-// openTap makes a tap device in ns and opens it: one frame a read, one a write. It goes when the file is closed.
+// openTap makes a tap device in ns and opens it: one frame a read, one a write. It goes when the
+// file is closed.
 func openTap(t *testing.T, ns *os.File) *os.File {
 	t.Helper()
 	var f *os.File
@@ -48,8 +49,8 @@ func openTap(t *testing.T, ns *os.File) *os.File {
 	return f
 }
 
-// newVM is what a VM is to the network: another namespace, all of whose frames pass through a file of this process, which is the
-// tap of the pod.
+// newVM is what a VM is to the network: another namespace, all of whose frames pass through a file
+// of this process, which is the tap of the pod.
 func newVM(t *testing.T, pod *os.File) (vm *os.File) {
 	t.Helper()
 	vm = newNS(t)
@@ -150,7 +151,8 @@ func TestRedirect(t *testing.T) {
 	sendMuch(t, other, vm, net.JoinHostPort(r.IPs[0].String(), "9")) // more than a segment, so that offloads count
 }
 
-// sendMuch sends some megabytes from one namespace to a server in another, which must get them as they are.
+// sendMuch sends some megabytes from one namespace to a server in another, which must get them as
+// they are.
 func sendMuch(t *testing.T, from, to *os.File, addr string) {
 	t.Helper()
 	const size = 8 << 20

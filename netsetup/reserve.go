@@ -11,11 +11,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// sockets are those that keep host processes from binding to a pod's ports: the process would get no packets and no error either.
+// sockets are those that keep host processes from binding to a pod's ports: the process would get
+// no packets and no error either.
 type sockets []int
 
-// close frees the ports at once. A child that is being made has a copy of each socket until it executes its program, which is what ForkLock waits for: without
-// it a port that was just given up may still be taken.
+// close frees the ports at once. A child that is being made has a copy of each socket until it
+// executes its program, which is what ForkLock waits for: without it a port that was just given up
+// may still be taken.
 func (s sockets) close() {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
@@ -24,8 +26,8 @@ func (s sockets) close() {
 	}
 }
 
-// reserve binds to the host's side of each port. Errors: [pod.Conflict] naming the port that a host process has, [pod.Invalid] for a
-// hostIP that is none of the host's.
+// reserve binds to the host's side of each port. Errors: [pod.Conflict] naming the port that a host
+// process has, [pod.Invalid] for a hostIP that is none of the host's.
 func reserve(ports []Port) (reserved sockets, err error) {
 	defer func() {
 		if err != nil {
@@ -59,8 +61,9 @@ func (p Port) bindAddrs() []netip.Addr {
 	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 }
 
-// bind returns a bound socket, which does not listen, or -1 when the port is free but cannot be reserved. A connection that an ended server has
-// left behind does not count as use: where a plain bind fails, one that reuses addresses decides, as it does for servers.
+// bind returns a bound socket, which does not listen, or -1 when the port is free but cannot be
+// reserved. A connection that an ended server has left behind does not count as use: where a plain
+// bind fails, one that reuses addresses decides, as it does for servers.
 func bind(p Port, a netip.Addr) (int, error) {
 	fd, err := bound(p, a, false)
 	if errors.Is(err, unix.EADDRINUSE) && p.Protocol != corev1.ProtocolUDP {

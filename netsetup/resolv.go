@@ -19,10 +19,12 @@ const (
 // resolver is the content of a resolv.conf.
 type resolver struct{ nameservers, searches, options []string }
 
-// ResolvConf is the /etc/resolv.conf of a pod: host is the file that the pod would have by Default. There is no cluster and no cluster DNS, so
-// ClusterFirst and ClusterFirstWithHostNet are Default, as the kubelet does without clusterDNS; None begins with nothing. config is
-// merged in: its nameservers and searches follow those that are there, without repetitions, its options replace those of the same name.
-// What is beyond the limits (3 nameservers, 32 search domains of 2048 bytes) is cut off.
+// ResolvConf is the /etc/resolv.conf of a pod: host is the file that the pod would have by Default.
+// There is no cluster and no cluster DNS, so ClusterFirst and ClusterFirstWithHostNet are Default,
+// as the kubelet does without clusterDNS; None begins with nothing. config is merged in: its
+// nameservers and searches follow those that are there, without repetitions, its options replace
+// those of the same name. What is beyond the limits (3 nameservers, 32 search domains of 2048
+// bytes) is cut off.
 //
 // A pod with its own network cannot reach a resolver on the host's loopback: see [OnLoopback].
 func ResolvConf(policy corev1.DNSPolicy, config *corev1.PodDNSConfig, host []byte) []byte {
@@ -46,8 +48,9 @@ func ResolvConf(policy corev1.DNSPolicy, config *corev1.PodDNSConfig, host []byt
 	return r.format()
 }
 
-// OnLoopback says whether each nameserver of a host's resolv.conf is one of the host's loopback, as with systemd-resolved. Pods with their own
-// network then need what that server asks: /run/systemd/resolve/resolv.conf.
+// OnLoopback says whether each nameserver of a host's resolv.conf is one of the host's loopback, as
+// with systemd-resolved. Pods with their own network then need what that server asks:
+// /run/systemd/resolve/resolv.conf.
 func OnLoopback(host []byte) bool {
 	r := parseResolver(host)
 	return len(r.nameservers) > 0 && !slices.ContainsFunc(r.nameservers, func(s string) bool {
@@ -56,7 +59,8 @@ func OnLoopback(host []byte) bool {
 	})
 }
 
-// parseResolver reads a resolv.conf as the C library does: the last search line counts, options add up, the rest is skipped.
+// parseResolver reads a resolv.conf as the C library does: the last search line counts, options add
+// up, the rest is skipped.
 func parseResolver(data []byte) (r resolver) {
 	for line := range bytes.Lines(data) {
 		fields := strings.Fields(string(line))
@@ -112,7 +116,8 @@ func (r resolver) format() []byte {
 	return b.Bytes()
 }
 
-// limit returns the first n of those that are ok, each once, as long as they fit size bytes with a space between.
+// limit returns the first n of those that are ok, each once, as long as they fit size bytes with a
+// space between.
 func limit(values []string, n, size int, ok func(string) bool) (out []string) {
 	for _, v := range values {
 		if !ok(v) || slices.Contains(out, v) {

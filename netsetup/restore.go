@@ -13,11 +13,13 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Restore is called once, when the daemon starts: it reads the state file and compares it with the kernel. Pods that known knows stay connected, and
-// get back what was lost of bridge, table and ports; what others have left is removed. A pod that only the kernel knows, because the state file was
-// lost, keeps its address, and gets the ports that known names.
+// Restore is called once, when the daemon starts: it reads the state file and compares it with the
+// kernel. Pods that known knows stay connected, and get back what was lost of bridge, table and
+// ports; what others have left is removed. A pod that only the kernel knows, because the state file
+// was lost, keeps its address, and gets the ports that known names.
 //
-// What cannot be read is neither taken for lost nor written again: the error is returned, and Restore goes on by itself as soon as it can be read.
+// What cannot be read is neither taken for lost nor written again: the error is returned, and
+// Restore goes on by itself as soon as it can be read.
 //
 // Errors: [pod.Conflict] when pods are to be kept and the configuration has other subnets than theirs.
 func (m *Manager) Restore(ctx context.Context, known func(uid types.UID) (PodNetwork, bool)) error {
@@ -87,7 +89,8 @@ func (m *Manager) restore(ctx context.Context, known func(uid types.UID) (PodNet
 	return m.save()
 }
 
-// load reads the state file once; an error is no state. keep is Restore's, or nil. It is called with mu held.
+// load reads the state file once; an error is no state. keep is Restore's, or nil. It is called
+// with mu held.
 func (m *Manager) load(keep func(uid types.UID) bool) error {
 	if m.loaded {
 		return nil
@@ -157,7 +160,8 @@ func (m *Manager) adopt(ctx context.Context, known func(uid types.UID) (PodNetwo
 	return adopted, nil
 }
 
-// restoreHost makes bridge and table as the pods need them; without pods it removes what is left of them.
+// restoreHost makes bridge and table as the pods need them; without pods it removes what is left of
+// them.
 func (m *Manager) restoreHost(ctx context.Context) error {
 	m.mu.Lock()
 	pods := len(m.pods)

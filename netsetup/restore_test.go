@@ -20,7 +20,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// reopen is what a daemon's restart does. The old Manager is left as by a crash, without its hold on the ports and the firewall.
+// reopen is what a daemon's restart does. The old Manager is left as by a crash, without its hold
+// on the ports and the firewall.
 func reopen(t *testing.T, m *Manager, keep ...string) *Manager {
 	t.Helper()
 	m.hostMu.Lock()
@@ -165,7 +166,8 @@ func TestRestoreCorrupt(t *testing.T) {
 	}
 }
 
-// TestRestoreConflict: of two pods that want a port, when nobody knows any more who had it, one gets it, and the other's lack is reported.
+// TestRestoreConflict: of two pods that want a port, when nobody knows any more who had it, one
+// gets it, and the other's lack is reported.
 func TestRestoreConflict(t *testing.T) {
 	var said reports
 	m := newManager(t, func(c *Config) { c.Report = said.add })
@@ -221,7 +223,8 @@ func TestRestoreLater(t *testing.T) {
 	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])
 }
 
-// TestLinkLost: a pod whose link was removed while no daemon ran is reported, once; nobody has its namespace any more to make another one.
+// TestLinkLost: a pod whose link was removed while no daemon ran is reported, once; nobody has its
+// namespace any more to make another one.
 func TestLinkLost(t *testing.T) {
 	var said reports
 	m := newManager(t, func(c *Config) { c.Report = said.add })

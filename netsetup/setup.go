@@ -12,15 +12,18 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// undoTimeout bounds the removal of a network whose Setup has failed, which goes on when the caller has stopped waiting.
+// undoTimeout bounds the removal of a network whose Setup has failed, which goes on when the caller
+// has stopped waiting.
 const undoTimeout = time.Minute
 
-// Setup connects the network namespace ns: loopback, eth0 with an address of each family and default routes, and the published ports. It may be
-// called again for a pod, with another namespace or other ports too; what is as wanted stays as it is. On an error the pod has no network,
-// and nothing of it is left.
+// Setup connects the network namespace ns: loopback, eth0 with an address of each family and
+// default routes, and the published ports. It may be called again for a pod, with another namespace
+// or other ports too; what is as wanted stays as it is. On an error the pod has no network, and
+// nothing of it is left.
 //
-// Errors: [pod.Conflict] when a port is taken (naming the pod, or that a process has it) or when a subnet is the host's already,
-// [pod.Exhausted] without a free address, [pod.Invalid] for ports or a namespace that cannot be, [pod.Unsupported] without nft.
+// Errors: [pod.Conflict] when a port is taken (naming the pod, or that a process has it) or when a
+// subnet is the host's already, [pod.Exhausted] without a free address, [pod.Invalid] for ports or
+// a namespace that cannot be, [pod.Unsupported] without nft.
 func (m *Manager) Setup(ctx context.Context, p PodNetwork, ns *os.File) (Result, error) {
 	ports, err := normal(p.Ports)
 	if err != nil {
@@ -40,10 +43,12 @@ func (m *Manager) Setup(ctx context.Context, p PodNetwork, ns *os.File) (Result,
 	return m.result(r), nil
 }
 
-// errFull says that all addresses are taken, but some will be free when the reaper has nothing to do any more.
+// errFull says that all addresses are taken, but some will be free when the reaper has nothing to
+// do any more.
 var errFull = errors.New("all addresses are taken")
 
-// admit gives the pod a record, which it returns locked, with an address and its ports. again says that it had one.
+// admit gives the pod a record, which it returns locked, with an address and its ports. again says
+// that it had one.
 func (m *Manager) admit(ctx context.Context, p PodNetwork, ports []Port) (r *record, again bool, err error) {
 	if p.UID == "" {
 		return nil, false, pod.Errorf(pod.Invalid, "cannot set up the network of a pod without uid")

@@ -32,8 +32,8 @@ type saved struct {
 	Ports []Port `json:",omitempty"`
 }
 
-// readState reads the file; a file that is not there is an empty state. A file that cannot be understood is renamed to NAME.corrupt, and
-// warning says so.
+// readState reads the file; a file that is not there is an empty state. A file that cannot be
+// understood is renamed to NAME.corrupt, and warning says so.
 func readState(path string) (s state, warning string, err error) {
 	err = atomicfile.LoadJSON(path, stateMax, &s)
 	switch {

@@ -30,7 +30,8 @@ func readSysctl(path string) (string, error) {
 	return string(bytes.TrimSpace(data)), err
 }
 
-// writeSysctl changes the setting of the thread's network namespace, if it is not value already: reading works where /proc/sys is read-only.
+// writeSysctl changes the setting of the thread's network namespace, if it is not value already:
+// reading works where /proc/sys is read-only.
 func writeSysctl(path, value string) error {
 	if old, err := readSysctl(path); err == nil && old == value {
 		return nil
@@ -41,9 +42,10 @@ func writeSysctl(path, value string) error {
 	return nil
 }
 
-// enableForwarding makes the host a router, which it stays when the last pod goes: by then others may count on it. Turning on IPv6 forwarding
-// makes the kernel ignore router advertisements on interfaces with accept_ra=1, and the host would lose its default route; they get 2, "also
-// when forwarding". Interfaces whose advertisements are read in user space have 0 and keep it.
+// enableForwarding makes the host a router, which it stays when the last pod goes: by then others
+// may count on it. Turning on IPv6 forwarding makes the kernel ignore router advertisements on
+// interfaces with accept_ra=1, and the host would lose its default route; they get 2, "also when
+// forwarding". Interfaces whose advertisements are read in user space have 0 and keep it.
 func enableForwarding(ipv6 bool) error {
 	if err := writeSysctl(ipForward4, "1"); err != nil {
 		return err

@@ -10,8 +10,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Teardown takes the pod off the network. Its ports are free when it returns; its link, its address and its rules go in the background
-// ([Manager.Sweep] waits for that), the bridge and the table some time after the last pod. A pod without network is no error.
+// Teardown takes the pod off the network. Its ports are free when it returns; its link, its address
+// and its rules go in the background ([Manager.Sweep] waits for that), the bridge and the table
+// some time after the last pod. A pod without network is no error.
 func (m *Manager) Teardown(ctx context.Context, uid types.UID) error {
 	m.mu.Lock()
 	err := m.load(nil)
@@ -39,7 +40,8 @@ func (m *Manager) Teardown(ctx context.Context, uid types.UID) error {
 	return m.save()
 }
 
-// isNew says whether the pod came after Restore: while the state cannot be read, no Setup has succeeded for it. It is called with mu held.
+// isNew says whether the pod came after Restore: while the state cannot be read, no Setup has
+// succeeded for it. It is called with mu held.
 func (m *Manager) isNew(uid types.UID) bool {
 	if m.known == nil {
 		return false
@@ -57,7 +59,8 @@ func (m *Manager) drop(r *record) {
 	ports.close()
 }
 
-// forget takes the pod out of the records, and returns the sockets on its ports. It is called with mu held.
+// forget takes the pod out of the records, and returns the sockets on its ports. It is called with
+// mu held.
 func (m *Manager) forget(r *record) sockets {
 	delete(m.pods, r.uid)
 	m.ipam.retire(r.index)
@@ -68,7 +71,8 @@ func (m *Manager) forget(r *record) sockets {
 // reapMax bounds the links that are removed at once: the kernel's network stops meanwhile.
 const reapMax = 64
 
-// remove leaves what a dropped record has in the kernel to the reaper. It is called with mu held. Sweep and Close wait for it.
+// remove leaves what a dropped record has in the kernel to the reaper. It is called with mu held.
+// Sweep and Close wait for it.
 func (m *Manager) remove(r *record) {
 	m.dead = append(m.dead, r)
 	if m.drained == nil {
@@ -77,8 +81,9 @@ func (m *Manager) remove(r *record) {
 	}
 }
 
-// reap removes what dropped records have in the kernel, until there are none. All that have come meanwhile go together: the kernel waits some
-// 20 ms until nobody uses a link, and as long for many.
+// reap removes what dropped records have in the kernel, until there are none. All that have come
+// meanwhile go together: the kernel waits some 20 ms until nobody uses a link, and as long for
+// many.
 func (m *Manager) reap() {
 	for {
 		m.mu.Lock()

@@ -56,7 +56,8 @@ func TestOutwards(t *testing.T) {
 	wantFrom(t, lan, "tcp", at(r.IPs[1], 80), otherLAN6)
 }
 
-// TestPublished sends packets to published ports from everywhere, whether or not bridged packets pass the firewall.
+// TestPublished sends packets to published ports from everywhere, whether or not bridged packets
+// pass the firewall.
 func TestPublished(t *testing.T) {
 	for _, filtered := range []string{"0", "1"} {
 		t.Run("bridge-nf-call="+filtered, func(t *testing.T) {

@@ -16,8 +16,9 @@ import (
 
 const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 
-// watch learns from the kernel what others do to the host's links, addresses, routes and nftables, and signals when that may concern us. A restart of
-// nftables.service, or whoever else runs "nft flush ruleset", takes our table along, and with it the pods' way out.
+// watch learns from the kernel what others do to the host's links, addresses, routes and nftables,
+// and signals when that may concern us. A restart of nftables.service, or whoever else runs "nft
+// flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
 	bridge      string
 	index       atomic.Int64                        // of the bridge
@@ -92,7 +93,8 @@ func (w *watch) close() {
 	})
 }
 
-// run gives what is read to read. Where messages were lost, or cannot be read, everything may have changed.
+// run gives what is read to read. Where messages were lost, or cannot be read, everything may have
+// changed.
 func (w *watch) run(f *os.File, changed func(), read func([]syscall.NetlinkMessage)) {
 	buf := make([]byte, watchBuf)
 	for {
@@ -159,7 +161,8 @@ func (w *watch) tableLost() bool {
 	return false
 }
 
-// isOurs reads the family and the name of the table: it is the first attribute of everything in a table, and of the table itself.
+// isOurs reads the family and the name of the table: it is the first attribute of everything in a
+// table, and of the table itself.
 func isOurs(data []byte) bool {
 	if len(data) < nl.SizeofNfgenmsg || data[0] != unix.NFPROTO_INET {
 		return false
@@ -176,7 +179,8 @@ func isOurs(data []byte) bool {
 	return false
 }
 
-// readLinks looks for changes of the bridge and losses of pods' links; their making, which is ours, is not worth a look.
+// readLinks looks for changes of the bridge and losses of pods' links; their making, which is ours,
+// is not worth a look.
 func (w *watch) readLinks(msgs []syscall.NetlinkMessage) {
 	for _, m := range msgs {
 		switch m.Header.Type {

@@ -8,7 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestFlushed: a flush of all rules, as a restart of nftables.service does, is mended at once, and leaves no other trace.
+// TestFlushed: a flush of all rules, as a restart of nftables.service does, is mended at once, and
+// leaves no other trace.
 func TestFlushed(t *testing.T) {
 	m := newManager(t)
 	first, r := newPod(t, m, "first", Port{HostPort: 8080, Port: 80})

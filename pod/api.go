@@ -6,7 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The values that cross from the daemon to the D-Bus server: plain data, so that neither package needs to import the other.
+// The values that cross from the daemon to the D-Bus server: plain data, so that neither package
+// needs to import the other.
 
 // Summary is one row of a list of pods.
 type Summary struct {

@@ -42,7 +42,8 @@ type Stats struct {
 	Containers map[string]ResourceUse `json:"containers"`
 }
 
-// ResourceUse is what one cgroup uses. Nil (null in JSON) is what the host does not count: it lacks the cgroup controller.
+// ResourceUse is what one cgroup uses. Nil (null in JSON) is what the host does not count: it lacks
+// the cgroup controller.
 type ResourceUse struct {
 	CPUNanos         *uint64 `json:"cpuNanos"` // CPU time used so far
 	MemoryBytes      *uint64 `json:"memoryBytes"`
@@ -68,7 +69,8 @@ const (
 	NoticePodChanged
 	// NoticePodRemoved: the pod is gone. Ref is all that is left.
 	NoticePodRemoved
-	// NoticeJobNew, NoticeJobChanged and NoticeJobRemoved carry Job. A removed job's State is its result; nothing about it follows.
+	// NoticeJobNew, NoticeJobChanged and NoticeJobRemoved carry Job. A removed job's State is its
+	// result; nothing about it follows.
 	NoticeJobNew
 	NoticeJobChanged
 	NoticeJobRemoved

@@ -16,7 +16,8 @@ const (
 	reasonContainersNotInitialized = "ContainersNotInitialized"
 )
 
-// conditions are the pod's conditions in the kubelet's order; prev gives the times of those that have not changed.
+// conditions are the pod's conditions in the kubelet's order; prev gives the times of those that
+// have not changed.
 func (v *view) conditions(phase corev1.PodPhase, prev []corev1.PodCondition) []corev1.PodCondition {
 	ready := v.readyCondition(phase)
 	sandbox := corev1.PodCondition{Type: corev1.PodReadyToStartContainers, Status: corev1.ConditionFalse}

@@ -7,7 +7,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// AllContainers yields the containers of a pod: init containers and sidecars, then containers, as in the manifest.
+// AllContainers yields the containers of a pod: init containers and sidecars, then containers, as
+// in the manifest.
 func AllContainers(s *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	return func(yield func(*corev1.Container) bool) {
 		for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
@@ -20,7 +21,8 @@ func AllContainers(s *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	}
 }
 
-// ContainerPaths yields what [AllContainers] does, each container with its path in the manifest, such as spec.initContainers[0].
+// ContainerPaths yields what [AllContainers] does, each container with its path in the manifest,
+// such as spec.initContainers[0].
 func ContainerPaths(s *corev1.PodSpec) iter.Seq2[*corev1.Container, *field.Path] {
 	return func(yield func(*corev1.Container, *field.Path) bool) {
 		i := -len(s.InitContainers) // below 0: an init container

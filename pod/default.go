@@ -7,9 +7,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// Default fills in what the manifest leaves open, with the values that the Kubernetes API server stores (k8s.io/kubernetes, pkg/apis/core/v1/defaults.go).
-// Two are ours: runtimeClassName is [ClassContainers], and mode of configMap and secret items is left open because defaultMode says it.
-// It is idempotent.
+// Default fills in what the manifest leaves open, with the values that the Kubernetes API server
+// stores (k8s.io/kubernetes, pkg/apis/core/v1/defaults.go). Two are ours: runtimeClassName is
+// [ClassContainers], and mode of configMap and secret items is left open because defaultMode says
+// it. It is idempotent.
 func Default(p *corev1.Pod) {
 	s := &p.Spec
 	set(&s.RestartPolicy, corev1.RestartPolicyAlways)
@@ -125,7 +126,8 @@ func roundUp(list corev1.ResourceList) {
 	}
 }
 
-// defaultPodResources fills in the requests of the whole pod where it has limits: what its containers request together, else the limit.
+// defaultPodResources fills in the requests of the whole pod where it has limits: what its
+// containers request together, else the limit.
 func defaultPodResources(s *corev1.PodSpec) {
 	if s.Resources == nil {
 		return
@@ -157,8 +159,9 @@ func effectiveRequest(s *corev1.PodSpec, name corev1.ResourceName) (total resour
 	return total, ok
 }
 
-// Effective is what the containers of a pod come to at the time when they come to most, by what each has of something: all containers and sidecars together, or
-// an init container with the sidecars before it (Kubernetes: "Resource sharing within containers").
+// Effective is what the containers of a pod come to at the time when they come to most, by what
+// each has of something: all containers and sidecars together, or an init container with the
+// sidecars before it (Kubernetes: "Resource sharing within containers").
 func Effective(s *corev1.PodSpec, of func(*corev1.Container) resource.Quantity) resource.Quantity {
 	var sidecars, peak resource.Quantity
 	for i := range s.InitContainers {

@@ -14,7 +14,8 @@ type NameValue struct{ Name, Value string }
 
 // EnvSources is what the environment of a container may refer to.
 type EnvSources struct {
-	// ConfigMap and Secret return the object of that name in the pod's namespace, or an error of kind NotFound when there is none.
+	// ConfigMap and Secret return the object of that name in the pod's namespace, or an error of
+	// kind NotFound when there is none.
 	ConfigMap func(name string) (*corev1.ConfigMap, error)
 	Secret    func(name string) (*corev1.Secret, error)
 
@@ -25,14 +26,16 @@ type EnvSources struct {
 	Capacity corev1.ResourceList
 }
 
-// ResolveEnv returns the environment that the manifest gives to container c of pod p, as the kubelet makes it: first what envFrom names, in the order of
-// the list and sorted by name within each object, then env. A name may occur more than once: the last one counts. $(NAME) in a value is replaced by the
-// variable of that name that was set before.
+// ResolveEnv returns the environment that the manifest gives to container c of pod p, as the
+// kubelet makes it: first what envFrom names, in the order of the list and sorted by name within
+// each object, then env. A name may occur more than once: the last one counts. $(NAME) in a value
+// is replaced by the variable of that name that was set before.
 //
-// Keys that cannot be the name of a variable are left out. What is missing and optional is left out, too.
+// Keys that cannot be the name of a variable are left out. What is missing and optional is left
+// out, too.
 //
-// Errors: NotFound, with its name, for a ConfigMap, a Secret or a key that is missing and not optional; what the sources return; Invalid
-// for a value that no process can be given.
+// Errors: NotFound, with its name, for a ConfigMap, a Secret or a key that is missing and not
+// optional; what the sources return; Invalid for a value that no process can be given.
 func ResolveEnv(p *corev1.Pod, c *corev1.Container, sources EnvSources) ([]NameValue, error) {
 	r := envResolver{pod: p, container: c, sources: sources, values: make(map[string]string)}
 	for _, from := range c.EnvFrom {

@@ -8,7 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// resource returns a request or a limit of a container of the pod in units of the divisor, rounded up. A limit that is not set is what the host has.
+// resource returns a request or a limit of a container of the pod in units of the divisor, rounded
+// up. A limit that is not set is what the host has.
 func (r *envResolver) resource(ref *corev1.ResourceFieldSelector) (string, error) {
 	c := r.container
 	if ref.ContainerName != "" {

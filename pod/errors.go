@@ -2,7 +2,8 @@ package pod
 
 import "github.com/magikrun/magikpod/internal/errkind"
 
-// Kind says what sort of failure an error is. The list is closed: D-Bus error names and exit codes are derived from it by one table each.
+// Kind says what sort of failure an error is. The list is closed: D-Bus error names and exit codes
+// are derived from it by one table each.
 type Kind = errkind.Kind
 
 // The kinds.
@@ -36,7 +37,8 @@ func Errorf(kind Kind, format string, args ...any) error {
 // WithKind gives err a kind without changing its text. A nil err stays nil.
 func WithKind(kind Kind, err error) error { return errkind.WithKind(kind, err) }
 
-// KindOf returns the kind of the outermost error in err's chain that has one; [Internal] when none has, and "" for nil.
+// KindOf returns the kind of the outermost error in err's chain that has one; [Internal] when none
+// has, and "" for nil.
 func KindOf(err error) Kind { return errkind.KindOf(err) }
 
 // KindOr is [KindOf], and fallback for an error that has no kind, or [Internal].

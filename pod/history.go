@@ -13,8 +13,9 @@ func (s ContainerStage) Live() bool {
 // Absent says whether there is no sandbox; the zero value is that stage, too.
 func (s SandboxStage) Absent() bool { return s == SandboxAbsent || s == "" }
 
-// Fold takes what a runtime sees of a whole pod into the memory of its containers and returns the new memory; memory itself is not changed.
-// Call it with every result of Observe and DeleteSandbox. names are all the containers of the pod.
+// Fold takes what a runtime sees of a whole pod into the memory of its containers and returns the
+// new memory; memory itself is not changed. Call it with every result of Observe and DeleteSandbox.
+// names are all the containers of the pod.
 func Fold(names []string, memory map[string]ContainerObservation, state RuntimeState, now time.Time, policy Policy) map[string]ContainerObservation {
 	next := make(map[string]ContainerObservation, len(names))
 	for _, name := range names {
@@ -141,9 +142,10 @@ func lost(s ContainerState, at time.Time) ContainerState {
 	return s
 }
 
-// Restart prepares the memory for a start that the user asked for: a pod that is down (finished, stopped, or interrupted) begins afresh with the next
-// attempt of every container; in a pod that is up, the containers that an administrator stopped, that wait in a backoff or for an image are started at
-// once. Containers that run are left alone.
+// Restart prepares the memory for a start that the user asked for: a pod that is down (finished,
+// stopped, or interrupted) begins afresh with the next attempt of every container; in a pod that is
+// up, the containers that an administrator stopped, that wait in a backoff or for an image are
+// started at once. Containers that run are left alone.
 func (o *Observation) Restart() {
 	down := true
 	for _, c := range o.Containers {

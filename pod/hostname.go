@@ -6,7 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// maxHostname is what a label of DNS holds, in bytes; maxFQDN is the longest name that sethostname(2) takes.
+// maxHostname is what a label of DNS holds, in bytes; maxFQDN is the longest name that
+// sethostname(2) takes.
 const (
 	maxHostname = 63
 	maxFQDN     = 64
@@ -15,8 +16,10 @@ const (
 // clusterDomain is what Kubernetes clusters are called unless an administrator says otherwise.
 const clusterDomain = "cluster.local"
 
-// Hostname returns what the pod calls itself, as the kubelet does it: hostnameOverride, else hostname, else the pod's name, cut to 63 bytes. With a
-// subdomain, fqdn is hostname.subdomain.NAMESPACE.svc.cluster.local, else "". With setHostnameAsFQDN the hostname is the fqdn, if there is one.
+// Hostname returns what the pod calls itself, as the kubelet does it: hostnameOverride, else
+// hostname, else the pod's name, cut to 63 bytes. With a subdomain, fqdn is
+// hostname.subdomain.NAMESPACE.svc.cluster.local, else "". With setHostnameAsFQDN the hostname is
+// the fqdn, if there is one.
 //
 // It does not apply to hostNetwork: such a pod has the host's name.
 //

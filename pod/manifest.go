@@ -22,8 +22,9 @@ type Manifest struct {
 	ignored map[*metav1.ObjectMeta][]string
 }
 
-// Read turns a manifest into values: [Parse], [Manifest.SetNamespace], [Default] and [Validate]. Between the steps it asks stop, whose error ends it; nil: nobody is
-// asked. err says why there is no manifest to validate; errs and warnings are what Validate says.
+// Read turns a manifest into values: [Parse], [Manifest.SetNamespace], [Default] and [Validate].
+// Between the steps it asks stop, whose error ends it; nil: nobody is asked. err says why there is
+// no manifest to validate; errs and warnings are what Validate says.
 func Read(data []byte, namespace string, stop func() error) (m *Manifest, errs, warnings field.ErrorList, err error) {
 	parsed, err := Parse(data)
 	if err == nil && stop != nil {
@@ -42,9 +43,11 @@ func Read(data []byte, namespace string, stop func() error) (m *Manifest, errs, 
 	return &parsed, errs, warnings, nil
 }
 
-// Parse reads one or several YAML or JSON documents, strictly: a field that v1 does not have, a field that is given twice and a value of the
-// wrong type are errors. Documents without content are skipped. What a cluster wrote into an object (its status, UID, owners, ...) is taken out. Defaults are not filled in and nothing is validated: see
-// [Manifest.SetNamespace], [Default] and [Validate], to be called in this order.
+// Parse reads one or several YAML or JSON documents, strictly: a field that v1 does not have, a
+// field that is given twice and a value of the wrong type are errors. Documents without content are
+// skipped. What a cluster wrote into an object (its status, UID, owners, ...) is taken out.
+// Defaults are not filled in and nothing is validated: see [Manifest.SetNamespace], [Default] and
+// [Validate], to be called in this order.
 //
 // The error has the kind Invalid; [ProblemsOf] lists everything it found.
 func Parse(data []byte) (Manifest, error) {
@@ -88,7 +91,8 @@ type parser struct {
 	nodes    int // values so far
 }
 
-// document reads one document. When there are several, each path begins with the number of the document and its first line.
+// document reads one document. When there are several, each path begins with the number of the
+// document and its first line.
 func (p *parser) document(d document, several bool) {
 	prefix := ""
 	if several {
@@ -104,7 +108,8 @@ func (p *parser) document(d document, several bool) {
 	}
 }
 
-// object reads one object: a document, or (with listAllowed false) an item of a List, whose path in the document is at.
+// object reads one object: a document, or (with listAllowed false) an item of a List, whose path in
+// the document is at.
 func (p *parser) object(tree any, prefix, at string, listAllowed bool) {
 	if p.objects++; p.objects > maxDocuments {
 		if p.objects == maxDocuments+1 {
@@ -131,7 +136,8 @@ func (p *parser) object(tree any, prefix, at string, listAllowed bool) {
 	}
 }
 
-// list reads the items of a List; a List inside a List is refused, as it never occurs and could be nested without end.
+// list reads the items of a List; a List inside a List is refused, as it never occurs and could be
+// nested without end.
 func (p *parser) list(fields map[string]any, prefix string) {
 	for _, key := range sortedKeys(fields) {
 		switch key {
@@ -209,8 +215,9 @@ func foldStringData(s *corev1.Secret) {
 	s.StringData = nil
 }
 
-// SetNamespace fills in the namespace of each object that names none: ns, or [DefaultNamespace] when ns is empty. An object that names
-// another one than a given ns is an error of kind Invalid; nothing is changed then.
+// SetNamespace fills in the namespace of each object that names none: ns, or [DefaultNamespace]
+// when ns is empty. An object that names another one than a given ns is an error of kind Invalid;
+// nothing is changed then.
 func (m *Manifest) SetNamespace(ns string) error {
 	if ns != "" {
 		if err := ValidateNamespace(ns); err != nil {
@@ -243,8 +250,9 @@ type document struct {
 	text   string
 }
 
-// splitDocuments cuts data at the lines that begin with "---" (YAML 1.2, 9.1.2) or are "..."; documents without content are left out.
-// Inside a block scalar or a quoted text such a line ends the document too, as the YAML specification says.
+// splitDocuments cuts data at the lines that begin with "---" (YAML 1.2, 9.1.2) or are "...";
+// documents without content are left out. Inside a block scalar or a quoted text such a line ends
+// the document too, as the YAML specification says.
 func splitDocuments(data string) ([]document, error) {
 	data = strings.TrimPrefix(data, "\ufeff")
 	var docs []document
@@ -268,7 +276,8 @@ func splitDocuments(data string) ([]document, error) {
 		case marker && (rest == "" || rest[0] == ' ' || rest[0] == '\t'):
 			flush()
 			first = line
-			// What follows the marker on its line belongs to the document; the blanks keep the columns right.
+			// What follows the marker on its line belongs to the document; the blanks keep the
+			// columns right.
 			text.WriteString("   " + l[3:])
 			if !hasContent(rest) {
 				first = line + 1

@@ -10,25 +10,29 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// The bounds of a document after its aliases are expanded. They are what a manifest of the greatest size needs without any alias, with room to spare;
-// the YAML library itself bounds only the number of its steps, not the bytes that a repeated alias of a long text makes. What it does with a megabyte of any
-// text takes it 0.2 s and 100 MB; all that follows costs far more a value.
+// The bounds of a document after its aliases are expanded. They are what a manifest of the greatest
+// size needs without any alias, with room to spare; the YAML library itself bounds only the number
+// of its steps, not the bytes that a repeated alias of a long text makes. What it does with a
+// megabyte of any text takes it 0.2 s and 100 MB; all that follows costs far more a value.
 const (
 	maxTreeBytes = 4 * MaxManifestBytes
 	maxTreeDepth = 100
 
-	// maxTreeNodes bounds the values of all documents together. A pod has some 40, and the greatest number of objects fits.
+	// maxTreeNodes bounds the values of all documents together. A pod has some 40, and the greatest
+	// number of objects fits.
 	maxTreeNodes = 40_000
 )
 
 // yamlLine is how the YAML library words a position.
 var yamlLine = regexp.MustCompile(`line (\d+): `)
 
-// decodeTree reads one document of YAML 1.1 (of which JSON is a part) into nil, bool, int64, uint64, float64, string, []any and map[string]any.
-// problem is why it cannot, in one line. nodes counts the values of all documents.
+// decodeTree reads one document of YAML 1.1 (of which JSON is a part) into nil, bool, int64,
+// uint64, float64, string, []any and map[string]any. problem is why it cannot, in one line. nodes
+// counts the values of all documents.
 func decodeTree(d document, nodes *int) (tree any, problem string) {
 	defer func() {
-		// The library turns its own panics into errors; this guards the daemon against one that it misses.
+		// The library turns its own panics into errors; this guards the daemon against one that it
+		// misses.
 		if r := recover(); r != nil {
 			tree, problem = nil, shown(fmt.Sprintf("is not valid YAML: %v", r))
 		}

@@ -12,9 +12,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// FuzzManifest reads anything. Nothing panics, every problem is one line, an error has the kind Invalid, a pod that is accepted is accepted again after it was
-// written and read, unchanged, and its environment can be made or cannot, but within bounds. The seeds are the manifests of testdata/manifests and
-// what is committed in testdata/fuzz.
+// FuzzManifest reads anything. Nothing panics, every problem is one line, an error has the kind
+// Invalid, a pod that is accepted is accepted again after it was written and read, unchanged, and
+// its environment can be made or cannot, but within bounds. The seeds are the manifests of
+// testdata/manifests and what is committed in testdata/fuzz.
 func FuzzManifest(f *testing.F) {
 	files, err := filepath.Glob("testdata/manifests/*.txtar")
 	if err != nil || len(files) == 0 {

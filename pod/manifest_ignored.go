@@ -8,7 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// takeOut removes what a cluster generates, so that a pod which kubectl printed can be run here, and remembers what there was.
+// takeOut removes what a cluster generates, so that a pod which kubectl printed can be run here,
+// and remembers what there was.
 func (p *parser) takeOut(meta *metav1.ObjectMeta, status *corev1.PodStatus) {
 	var ignored []string
 	clean := metav1.ObjectMeta{Name: meta.Name, Namespace: meta.Namespace, Labels: meta.Labels, Annotations: meta.Annotations}

@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// treePath is where a value is in a document. Its text is made only for a problem: that of every value would be as much as all names above it, and a
-// manifest can have one of a megabyte above many values.
+// treePath is where a value is in a document. Its text is made only for a problem: that of every
+// value would be as much as all names above it, and a manifest can have one of a megabyte above
+// many values.
 type treePath struct {
 	parent *treePath // nil: the document
 	step   string    // a field's name, or [KEY]

@@ -50,8 +50,9 @@ func (p Problem) String() string {
 	return text
 }
 
-// Problems puts the errors and warnings of [Validate] together: first the errors, then the warnings, each in the order of the list. Of a warning only
-// the detail is shown: its type says nothing.
+// Problems puts the errors and warnings of [Validate] together: first the errors, then the
+// warnings, each in the order of the list. Of a warning only the detail is shown: its type says
+// nothing.
 func Problems(errs, warnings field.ErrorList) []Problem {
 	list := make([]Problem, 0, len(errs)+len(warnings))
 	for _, e := range errs {
@@ -63,8 +64,9 @@ func Problems(errs, warnings field.ErrorList) []Problem {
 	return boundProblems(list, 0)
 }
 
-// boundProblems keeps an answer short: at most [maxProblems] errors and as many warnings, and [maxProblemBytes] of text. The last one says how many there are
-// besides it, with the more that were left out before.
+// boundProblems keeps an answer short: at most [maxProblems] errors and as many warnings, and
+// [maxProblemBytes] of text. The last one says how many there are besides it, with the more that
+// were left out before.
 func boundProblems(list []Problem, more int) []Problem {
 	bytes, count := 0, map[string]int{}
 	kept := list[:0]
@@ -88,7 +90,8 @@ func boundProblems(list []Problem, more int) []Problem {
 	return kept
 }
 
-// ProblemsOf lists the problems that err carries: those of a manifest that [Parse] or [InvalidError] refused, else err itself as one. Nil has none.
+// ProblemsOf lists the problems that err carries: those of a manifest that [Parse] or
+// [InvalidError] refused, else err itself as one. Nil has none.
 func ProblemsOf(err error) []Problem {
 	if err == nil {
 		return nil
@@ -99,7 +102,8 @@ func ProblemsOf(err error) []Problem {
 	return []Problem{{Severity: SeverityError, Message: err.Error()}}
 }
 
-// InvalidError makes an error of kind Invalid from errs, nil when there are none. Its text has one line for one problem, else a line for each.
+// InvalidError makes an error of kind Invalid from errs, nil when there are none. Its text has one
+// line for one problem, else a line for each.
 func InvalidError(errs field.ErrorList) error {
 	if len(errs) == 0 {
 		return nil

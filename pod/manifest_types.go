@@ -15,7 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// decodeInto decodes fields into target, a pointer to an API object. It returns every unknown field and every wrong type, with paths below at.
+// decodeInto decodes fields into target, a pointer to an API object. It returns every unknown field
+// and every wrong type, with paths below at.
 func decodeInto(fields map[string]any, target any, at string) []Problem {
 	var c typeChecker
 	var root *treePath
@@ -210,7 +211,8 @@ func (c *typeChecker) quantity(v any, path *treePath) {
 		c.wrong(v, path, "a quantity such as 500m or 128Mi")
 		return
 	}
-	// The library computes with arbitrary precision: some digits of an exponent would keep it busy for hours.
+	// The library computes with arbitrary precision: some digits of an exponent would keep it busy
+	// for hours.
 	if m := quantityExponent.FindStringSubmatch(text); len(text) > 64 || m != nil && len(m[1]) > 2 {
 		c.add(path, "must be a quantity such as 500m or 128Mi, not %s", shown(text))
 		return

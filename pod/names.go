@@ -2,8 +2,9 @@ package pod
 
 import "k8s.io/apimachinery/pkg/util/validation"
 
-// ValidateName says whether name can be the name of a pod, a ConfigMap or a Secret: a DNS-1123 subdomain of at most 253 characters, as in Kubernetes.
-// The error is of kind Invalid and one line, whatever name holds.
+// ValidateName says whether name can be the name of a pod, a ConfigMap or a Secret: a DNS-1123
+// subdomain of at most 253 characters, as in Kubernetes. The error is of kind Invalid and one line,
+// whatever name holds.
 func ValidateName(name string) error {
 	return nameError("name", name, validation.IsDNS1123Subdomain(name))
 }
@@ -13,7 +14,8 @@ func ValidateNamespace(ns string) error {
 	return nameError("namespace", ns, validation.IsDNS1123Label(ns))
 }
 
-// ValidateContainerName says whether name can be the name of a container: a DNS-1123 label of at most 63 characters.
+// ValidateContainerName says whether name can be the name of a container: a DNS-1123 label of at
+// most 63 characters.
 func ValidateContainerName(name string) error {
 	return nameError("container name", name, validation.IsDNS1123Label(name))
 }

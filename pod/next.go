@@ -7,14 +7,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// minSidecarGrace is what a sidecar gets at least when the containers before it have used the grace period up, as in the kubelet.
+// minSidecarGrace is what a sidecar gets at least when the containers before it have used the grace
+// period up, as in the kubelet.
 const minSidecarGrace = 2 * time.Second
 
 // Next decides what must be done now for the pod, given what is true of it and what its user wants.
 //
-// It is pure and level-triggered: it looks at what is, never at what was asked of the world last, so it can be called at any time, and after
-// a crash at any point. The decisions are the kubelet's (computePodActions, syncTerminatingPod) with two additions: a pod can be stopped and
-// started again, and what an administrator stopped through systemd stays down until the user starts the pod.
+// It is pure and level-triggered: it looks at what is, never at what was asked of the world last,
+// so it can be called at any time, and after a crash at any point. The decisions are the kubelet's
+// (computePodActions, syncTerminatingPod) with two additions: a pod can be stopped and started
+// again, and what an administrator stopped through systemd stays down until the user starts the
+// pod.
 //
 // spec needs its defaults; of its status only startTime is read. seen comes from [Fold].
 func Next(spec *corev1.Pod, seen Observation, now time.Time) Plan {
@@ -51,8 +54,8 @@ func (p *planner) removeSandbox(why string) {
 	}
 }
 
-// shutDown stops the pod, and removes it when that is desired. A pod without running sidecars goes in one step: systemd stops its containers
-// all at once.
+// shutDown stops the pod, and removes it when that is desired. A pod without running sidecars goes
+// in one step: systemd stops its containers all at once.
 func (p *planner) shutDown() {
 	why := "the pod is stopped"
 	if p.seen.Desired == DesiredDelete {
@@ -67,7 +70,8 @@ func (p *planner) shutDown() {
 	}
 }
 
-// stopInOrder stops the containers, then the sidecars in reverse order. It returns true when only the sandbox is left to do.
+// stopInOrder stops the containers, then the sidecars in reverse order. It returns true when only
+// the sandbox is left to do.
 func (p *planner) stopInOrder(why string) bool {
 	var sidecar *member
 	containers := make([]*member, 0, len(p.members))
@@ -141,7 +145,8 @@ func (p *planner) end() {
 	p.add(Step{Op: OpFinish, Why: why})
 }
 
-// worthASandbox says whether a container waits for a new sandbox: none does when all have ended or are kept down by an administrator.
+// worthASandbox says whether a container waits for a new sandbox: none does when all have ended or
+// are kept down by an administrator.
 func (p *planner) worthASandbox() bool {
 	return !p.stoppedInit() && p.any(func(m *member) bool {
 		return m.kind == kindContainer && (m.class == classIdle || m.class == classRetry)
@@ -165,11 +170,11 @@ func (p *planner) stopUnhealthy() {
 	}
 }
 
-// initialize starts the init containers and sidecars one after the other, and keeps the sidecars that were started alive. It returns true when
-// the containers may run.
+// initialize starts the init containers and sidecars one after the other, and keeps the sidecars
+// that were started alive. It returns true when the containers may run.
 //
-// As in the kubelet the newest init container that was ever started decides how far the pod is: a sidecar before it that has died is started
-// again beside it.
+// As in the kubelet the newest init container that was ever started decides how far the pod is: a
+// sidecar before it that has died is started again beside it.
 func (p *planner) initialize() bool {
 	done := p.initialized()
 	newest := p.newestInit()

@@ -11,8 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestNextModel plays random events on random pods against the simulated runtime and checks after every plan what must always be true.
-// The seeds are fixed, so a failure can be repeated.
+// TestNextModel plays random events on random pods against the simulated runtime and checks after
+// every plan what must always be true. The seeds are fixed, so a failure can be repeated.
 func TestNextModel(t *testing.T) {
 	for seed := range int64(400) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -149,7 +149,8 @@ func (m *model) check() Plan {
 	return plan
 }
 
-// checkOrder: everything before an init container is done, and everything before a container, when it is started.
+// checkOrder: everything before an init container is done, and everything before a container, when
+// it is started.
 func (m *model) checkOrder(name string) {
 	for i := range m.pod.Spec.InitContainers {
 		c := &m.pod.Spec.InitContainers[i]

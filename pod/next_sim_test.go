@@ -12,7 +12,8 @@ import (
 // epoch is when each simulated world begins.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// world is a simulated runtime with a worker's memory: it carries out plans as a real one would, and checks them as it does.
+// world is a simulated runtime with a worker's memory: it carries out plans as a real one would,
+// and checks them as it does.
 type world struct {
 	pod     *corev1.Pod
 	now     time.Time

@@ -16,8 +16,9 @@ import (
 	"github.com/magikrun/magikpod/internal/golden"
 )
 
-// TestNext plays the traces in testdata/next. Each is a txtar archive: a comment that explains it, the file pod.yaml, the file script with one
-// event a line, and the file want: for each event, the plans that follow until nothing is left to do, and how the pod stands then. Events:
+// TestNext plays the traces in testdata/next. Each is a txtar archive: a comment that explains it,
+// the file pod.yaml, the file script with one event a line, and the file want: for each event, the
+// plans that follow until nothing is left to do, and how the pod stands then. Events:
 //
 //	start                      the first look
 //	desired run|stop|delete [GRACE]

@@ -113,7 +113,8 @@ func (v *view) classify(m *member) class {
 	return classRetry
 }
 
-// abandon marks the containers as failed that can never run: under restartPolicy Never a pod gets no second sandbox once a container has run.
+// abandon marks the containers as failed that can never run: under restartPolicy Never a pod gets
+// no second sandbox once a container has run.
 func (v *view) abandon() {
 	if v.policy != corev1.RestartPolicyNever {
 		return
@@ -185,7 +186,8 @@ func (v *view) startAt(m *member) time.Time {
 	return at
 }
 
-// initialized says whether the pod's initialisation is over in this sandbox: a container was started in it.
+// initialized says whether the pod's initialisation is over in this sandbox: a container was
+// started in it.
 func (v *view) initialized() bool {
 	return v.any(func(m *member) bool {
 		return m.kind == kindContainer && m.obs.Stage != ContainerAbsent && !m.obs.Gone && !m.obs.Again
@@ -195,7 +197,8 @@ func (v *view) initialized() bool {
 // any says whether one of the containers is so.
 func (v *view) any(is func(m *member) bool) bool { return slices.ContainsFunc(v.members, is) }
 
-// newestInit is the index of the last init container or sidecar that was started in this sandbox; -1 when there is none.
+// newestInit is the index of the last init container or sidecar that was started in this sandbox;
+// -1 when there is none.
 func (v *view) newestInit() int {
 	newest := -1
 	for i, m := range v.members {
@@ -275,7 +278,8 @@ func GraceLeft(spec *corev1.Pod, seen Observation, now time.Time) time.Duration 
 	return newView(spec, seen, now).graceLeft()
 }
 
-// graceLeft is what is left of the grace period of a stop or delete, in whole seconds from one second on; otherwise the whole of it.
+// graceLeft is what is left of the grace period of a stop or delete, in whole seconds from one
+// second on; otherwise the whole of it.
 func (v *view) graceLeft() time.Duration {
 	grace := v.grace()
 	if v.seen.Desired == DesiredRun || v.seen.Desired == "" {

@@ -38,8 +38,9 @@ const (
 // SandboxState is what is true of a pod's sandbox.
 type SandboxState struct {
 	Stage SandboxStage `json:"stage"`
-	// StoppedByAdmin is true when somebody else than magikpod stopped the pod's slice or its pause unit on purpose (systemctl stop).
-	// It is respected: the pod stays down until the user starts it.
+	// StoppedByAdmin is true when somebody else than magikpod stopped the pod's slice or its pause
+	// unit on purpose (systemctl stop). It is respected: the pod stays down until the user starts
+	// it.
 	StoppedByAdmin bool   `json:"stoppedByAdmin,omitempty"`
 	Message        string `json:"message,omitempty"` // why it is dead
 }
@@ -64,7 +65,8 @@ const (
 	ReasonError      = "Error"
 	ReasonOOMKilled  = "OOMKilled"
 	ReasonStartError = "StartError" // the OCI runtime could not start it
-	// ReasonUnknown: it is gone and nobody saw how (a reboot, a cleared unit). Exit code 255, as the kubelet's ContainerStatusUnknown.
+	// ReasonUnknown: it is gone and nobody saw how (a reboot, a cleared unit). Exit code 255, as
+	// the kubelet's ContainerStatusUnknown.
 	ReasonUnknown = "ContainerStatusUnknown"
 )
 
@@ -81,9 +83,11 @@ type ContainerState struct {
 	Signal     int       `json:"signal,omitempty"`
 	Reason     string    `json:"reason,omitempty"`  // one of the Reason constants, when exited
 	Message    string    `json:"message,omitempty"` // for people: the runtime's own error for a StartError
-	// StoppedByAdmin is true when somebody else than magikpod stopped the unit on purpose (systemctl stop). The container is not restarted.
+	// StoppedByAdmin is true when somebody else than magikpod stopped the unit on purpose
+	// (systemctl stop). The container is not restarted.
 	StoppedByAdmin bool `json:"stoppedByAdmin,omitempty"`
-	// Frozen is true while somebody has frozen all of its processes (systemctl freeze): it runs, but does nothing.
+	// Frozen is true while somebody has frozen all of its processes (systemctl freeze): it runs,
+	// but does nothing.
 	Frozen bool `json:"frozen,omitempty"`
 }
 
@@ -93,20 +97,25 @@ type RuntimeState struct {
 	Containers map[string]ContainerState // by container name; a container that was never started is missing
 }
 
-// ContainerObservation is what is known of one container: the runtime's facts, magikpod's own memory, and what its probes found.
+// ContainerObservation is what is known of one container: the runtime's facts, magikpod's own
+// memory, and what its probes found.
 type ContainerObservation struct {
 	ContainerState
-	// Failures counts the restarts that the backoff remembers; it falls to 0 after the container has run for Policy.BackoffReset.
+	// Failures counts the restarts that the backoff remembers; it falls to 0 after the container
+	// has run for Policy.BackoffReset.
 	Failures int `json:"failures,omitempty"`
 	// Last is the attempt before this one: lastState.terminated of the status.
 	Last *ContainerState `json:"last,omitempty"`
-	// Waiting is why an attempt could not be made (ErrImagePull, CreateContainerConfigError, ...); empty when none was made or it succeeded.
+	// Waiting is why an attempt could not be made (ErrImagePull, CreateContainerConfigError, ...);
+	// empty when none was made or it succeeded.
 	Waiting *Waiting `json:"waiting,omitempty"`
 
-	// Gone is true when the sandbox of the latest attempt no longer exists: init containers run again in the next one. [Fold] sets it.
+	// Gone is true when the sandbox of the latest attempt no longer exists: init containers run
+	// again in the next one. [Fold] sets it.
 	Gone bool `json:"gone,omitempty"`
-	// Again is true when the user asked for a fresh start after the latest attempt: how it ended counts for nothing, only its number does.
-	// [Observation.Restart] sets it, the next attempt clears it.
+	// Again is true when the user asked for a fresh start after the latest attempt: how it ended
+	// counts for nothing, only its number does. [Observation.Restart] sets it, the next attempt
+	// clears it.
 	Again bool `json:"again,omitempty"`
 
 	Startup   ProbeState `json:"startup,omitzero"`
@@ -127,23 +136,27 @@ type Waiting struct {
 	Kind Kind `json:"kind,omitempty"`
 }
 
-// Policy holds the durations that an administrator may change. The zero value of a field means its default.
+// Policy holds the durations that an administrator may change. The zero value of a field means its
+// default.
 type Policy struct {
 	BackoffInitial time.Duration // default 10 s
 	BackoffMax     time.Duration // default 300 s
 	BackoffReset   time.Duration // default 10 min
 }
 
-// Observation is what is true of one pod now: facts read from the world, and the state that the user desires.
+// Observation is what is true of one pod now: facts read from the world, and the state that the
+// user desires.
 type Observation struct {
 	Desired   Desired   `json:"wish"`
 	DesiredAt time.Time `json:"wishedAt"`
 	// Grace replaces terminationGracePeriodSeconds in this stop or delete; nil keeps the manifest's.
 	Grace *time.Duration `json:"grace,omitempty"`
-	// Finished is true once the pod has reached the phase Succeeded or Failed; it stays true until the user starts the pod again.
+	// Finished is true once the pod has reached the phase Succeeded or Failed; it stays true until
+	// the user starts the pod again.
 	Finished bool         `json:"finished,omitempty"`
 	Sandbox  SandboxState `json:"sandbox"`
-	// Containers are the init containers, sidecars and containers, by name. The map is replaced, never changed.
+	// Containers are the init containers, sidecars and containers, by name. The map is replaced,
+	// never changed.
 	Containers map[string]ContainerObservation `json:"containers,omitempty"`
 	PodIPs     []netip.Addr                    `json:"podIPs,omitempty"`
 	Policy     Policy                          `json:"-"`

@@ -16,8 +16,9 @@ const (
 	OpStartContainer Op = "start-container"
 	// OpStopContainer stops Container: its stop signal, Grace, SIGKILL.
 	OpStopContainer Op = "stop-container"
-	// OpDeleteSandbox stops everything that is left of the pod, all containers at once with Grace, and removes the sandbox, its network and
-	// its namespaces. What the containers left on disk (exit status, logs, volumes) stays.
+	// OpDeleteSandbox stops everything that is left of the pod, all containers at once with Grace,
+	// and removes the sandbox, its network and its namespaces. What the containers left on disk
+	// (exit status, logs, volumes) stays.
 	OpDeleteSandbox Op = "delete-sandbox"
 	// OpFinish records that the pod has reached its terminal phase.
 	OpFinish Op = "finish"
@@ -52,9 +53,11 @@ func (s Step) String() string {
 
 // Plan is what to do now, and when to look again although nothing changed.
 type Plan struct {
-	// Steps are carried out in order; neighbours of the same Op on containers may be carried out at the same time.
+	// Steps are carried out in order; neighbours of the same Op on containers may be carried out at
+	// the same time.
 	Steps []Step
-	// WakeAt is when Next must be called again at the latest; zero when only a change of the world matters.
+	// WakeAt is when Next must be called again at the latest; zero when only a change of the world
+	// matters.
 	WakeAt time.Time
 	// Probes lists the containers whose probes must be running now, in the order of the manifest.
 	Probes []ProbeRef

@@ -7,7 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// ProbeState is what one probe has found so far on one attempt at a container. It is a value: [ProbeState.Record] returns the next one.
+// ProbeState is what one probe has found so far on one attempt at a container. It is a value:
+// [ProbeState.Record] returns the next one.
 type ProbeState struct {
 	// Attempt is the attempt that the results belong to; results of another attempt count as none.
 	Attempt   int       `json:"attempt,omitempty"`
@@ -22,11 +23,11 @@ type ProbeState struct {
 // maxProbeMessage bounds the message that is remembered of a failure, in bytes.
 const maxProbeMessage = 1024
 
-// Record returns the state after one more run of probe on the same attempt, which ended at the time at. message is what went wrong, for
-// people; it is forgotten on success.
+// Record returns the state after one more run of probe on the same attempt, which ended at the time
+// at. message is what went wrong, for people; it is forgotten on success.
 //
-// The thresholds are those of corev1.Probe: successThreshold results in a row make it Passed, failureThreshold in a row make it Failed.
-// Their defaults are 1 and 3.
+// The thresholds are those of corev1.Probe: successThreshold results in a row make it Passed,
+// failureThreshold in a row make it Failed. Their defaults are 1 and 3.
 func (s ProbeState) Record(probe *corev1.Probe, ok bool, message string, at time.Time) ProbeState {
 	s.LastAt = at
 	if ok {
@@ -47,7 +48,8 @@ func (s ProbeState) Record(probe *corev1.Probe, ok bool, message string, at time
 	return s
 }
 
-// NextAt is when the probe must run next: initialDelaySeconds after the container's start, then every periodSeconds (default 10).
+// NextAt is when the probe must run next: initialDelaySeconds after the container's start, then
+// every periodSeconds (default 10).
 func (s ProbeState) NextAt(probe *corev1.Probe, started time.Time) time.Time {
 	first := started.Add(time.Duration(probe.InitialDelaySeconds) * time.Second)
 	if s.LastAt.IsZero() {

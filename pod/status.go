@@ -11,7 +11,8 @@ import (
 // ContainerIDScheme is what containerID begins with in a status.
 const ContainerIDScheme = "magikpod://"
 
-// The reasons of a pod's or container's status, as Kubernetes words them; ReasonStopped is magikpod's own.
+// The reasons of a pod's or container's status, as Kubernetes words them; ReasonStopped is
+// magikpod's own.
 const (
 	ReasonContainerCreating = "ContainerCreating"
 	ReasonPodInitializing   = "PodInitializing"
@@ -24,8 +25,9 @@ const (
 	ReasonStopped = "Stopped"
 )
 
-// StatusOf is the status that Kubernetes would report of the pod. prev is the status before this one: times of unchanged conditions and the
-// phase of a finished pod are kept from it. hostIP is kept too: the caller sets it.
+// StatusOf is the status that Kubernetes would report of the pod. prev is the status before this
+// one: times of unchanged conditions and the phase of a finished pod are kept from it. hostIP is
+// kept too: the caller sets it.
 //
 // It agrees with [Next] for the same arguments: CrashLoopBackOff is what Next waits for.
 func StatusOf(spec *corev1.Pod, seen Observation, prev corev1.PodStatus, now time.Time) corev1.PodStatus {
@@ -61,7 +63,8 @@ func StatusOf(spec *corev1.Pod, seen Observation, prev corev1.PodStatus, now tim
 	return status
 }
 
-// startTime is when the pod was first seen, or when its user last started it afresh; activeDeadlineSeconds counts from it.
+// startTime is when the pod was first seen, or when its user last started it afresh;
+// activeDeadlineSeconds counts from it.
 func (v *view) startTime(prev *metav1.Time) *metav1.Time {
 	if prev == nil {
 		t := metav1.NewTime(v.now)
@@ -183,7 +186,8 @@ func (v *view) containerStatus(m *member) corev1.ContainerStatus {
 	return cs
 }
 
-// waiting is why a container that has ended or was never run is not running; nil when it has ended and nothing is to be waited for.
+// waiting is why a container that has ended or was never run is not running; nil when it has ended
+// and nothing is to be waited for.
 func (v *view) waiting(m *member) *corev1.ContainerStateWaiting {
 	if v.stopping() || v.seen.Finished || v.resting() || m.class != classIdle && m.class != classRetry {
 		return nil

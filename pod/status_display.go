@@ -8,8 +8,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// DisplayState is the STATUS column as kubectl prints it (kubectl: printers/internalversion, printPod), with Stopped for a pod that rests and Frozen for one of which a container is frozen.
-// p carries the status that belongs to seen.
+// DisplayState is the STATUS column as kubectl prints it (kubectl: printers/internalversion,
+// printPod), with Stopped for a pod that rests and Frozen for one of which a container is frozen. p
+// carries the status that belongs to seen.
 func DisplayState(p *corev1.Pod, seen Observation) string {
 	switch {
 	case seen.Desired == DesiredDelete:
@@ -101,8 +102,8 @@ func conditionTrue(p *corev1.Pod, kind corev1.PodConditionType) bool {
 	})
 }
 
-// ReadyCount is the READY column and the RESTARTS column: sidecars count among the containers; plain init containers' restarts count only
-// until the pod is initialised.
+// ReadyCount is the READY column and the RESTARTS column: sidecars count among the containers;
+// plain init containers' restarts count only until the pod is initialised.
 func ReadyCount(p *corev1.Pod, seen Observation) (ready, total, restarts int) {
 	v := newView(p, seen, time.Time{})
 	initialized := len(v.incomplete()) == 0
@@ -120,7 +121,8 @@ func ReadyCount(p *corev1.Pod, seen Observation) (ready, total, restarts int) {
 	return ready, total, restarts
 }
 
-// Started says whether the pod is initialised and every container of it has been started in this start of the pod.
+// Started says whether the pod is initialised and every container of it has been started in this
+// start of the pod.
 func Started(p *corev1.Pod, seen Observation) bool {
 	return !newView(p, seen, time.Time{}).any(func(m *member) bool {
 		startError := m.obs.Stage == ContainerExited && m.obs.Reason == ReasonStartError
@@ -139,8 +141,8 @@ func IsReady(p *corev1.Pod, seen Observation) bool {
 // IsFinished says whether the pod has reached the phase Succeeded or Failed.
 func IsFinished(seen Observation) bool { return seen.Finished }
 
-// StartFailure is why a pod that is being started cannot be expected to come up: what makes an atomic run fail and roll back. It is nil while
-// there is hope, and once the pod has [Started].
+// StartFailure is why a pod that is being started cannot be expected to come up: what makes an
+// atomic run fail and roll back. It is nil while there is hope, and once the pod has [Started].
 func StartFailure(p *corev1.Pod, seen Observation) error {
 	if Started(p, seen) {
 		return nil

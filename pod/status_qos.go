@@ -4,8 +4,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// QOSClass is the pod's quality of service class, from the CPU and memory of the pod, or else of its containers
-// (Kubernetes: "Pod Quality of Service Classes").
+// QOSClass is the pod's quality of service class, from the CPU and memory of the pod, or else of
+// its containers (Kubernetes: "Pod Quality of Service Classes").
 func QOSClass(p *corev1.Pod) corev1.PodQOSClass {
 	if r := p.Spec.Resources; r != nil && (len(r.Requests) > 0 || len(r.Limits) > 0) {
 		return classOf([]corev1.ResourceRequirements{*r})

@@ -16,12 +16,13 @@ const (
 	maxProblemBytes = 64 << 10 // of their text
 )
 
-// Validate returns everything that is wrong with a manifest, and as warnings what it says that will not be heard. It is to be called after
-// [Manifest.SetNamespace] and [Default].
+// Validate returns everything that is wrong with a manifest, and as warnings what it says that will
+// not be heard. It is to be called after [Manifest.SetNamespace] and [Default].
 //
-// Each field is honoured, refused, or warned about; a warning is for what only a cluster has a use for. The paths are those of the objects'
-// fields, after NAMESPACE/NAME where there are several objects; the objects are in the order of the manifest (pods first), the paths of each are
-// sorted. Of a warning only Field and Detail count: see [Problems].
+// Each field is honoured, refused, or warned about; a warning is for what only a cluster has a use
+// for. The paths are those of the objects' fields, after NAMESPACE/NAME where there are several
+// objects; the objects are in the order of the manifest (pods first), the paths of each are sorted.
+// Of a warning only Field and Detail count: see [Problems].
 func Validate(m *Manifest) (errs, warnings field.ErrorList) {
 	objects := m.objects()
 	v := manifestValidator{names: make(map[string]bool), ports: make(map[hostPort]*portUses)}
@@ -44,7 +45,8 @@ func Validate(m *Manifest) (errs, warnings field.ErrorList) {
 	return bounded(errs), bounded(warnings)
 }
 
-// Of puts before the paths of problems of p, a pod of m, what [Validate] puts there: NAMESPACE/NAME when m has several objects. It changes errs.
+// Of puts before the paths of problems of p, a pod of m, what [Validate] puts there: NAMESPACE/NAME
+// when m has several objects. It changes errs.
 func (m *Manifest) Of(p *corev1.Pod, errs field.ErrorList) field.ErrorList {
 	prefix := ""
 	if len(m.Pods)+len(m.ConfigMaps)+len(m.Secrets) > 1 {
@@ -53,7 +55,8 @@ func (m *Manifest) Of(p *corev1.Pod, errs field.ErrorList) field.ErrorList {
 	return finish(errs, prefix)
 }
 
-// finish sorts the problems of one object, removes those that are there twice and puts prefix before their paths.
+// finish sorts the problems of one object, removes those that are there twice and puts prefix
+// before their paths.
 func finish(list field.ErrorList, prefix string) field.ErrorList {
 	slices.SortStableFunc(list, func(a, b *field.Error) int {
 		return cmp.Or(comparePaths(a.Field, b.Field), cmp.Compare(a.ErrorBody(), b.ErrorBody()))
@@ -125,7 +128,8 @@ func (c *checker) warn(path *field.Path, what string) {
 	}
 }
 
-// all reports each of a list of details, as the functions of apimachinery's validation package return them.
+// all reports each of a list of details, as the functions of apimachinery's validation package
+// return them.
 func (c *checker) all(path *field.Path, value string, details []string) {
 	for _, d := range details {
 		// The regular expression helps nobody.

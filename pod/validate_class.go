@@ -5,7 +5,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// class reports what the pods of a runtime class cannot have on any host, beyond what no class honours. What only this host lacks is said by its runtime.
+// class reports what the pods of a runtime class cannot have on any host, beyond what no class
+// honours. What only this host lacks is said by its runtime.
 func (c *checker) class(p *corev1.Pod) {
 	all, _ := AskedWasm(p)
 	switch class := ClassOf(p); {
@@ -16,8 +17,9 @@ func (c *checker) class(p *corev1.Pod) {
 	}
 }
 
-// AskedWasm says whether a pod of the class [ClassContainers] asks for WebAssembly, for all of its containers or for some: by crun's annotation of the pod, or by that of compat
-// images, which has come to be used for pods, too. "Smart" is for pods with other containers beside the modules.
+// AskedWasm says whether a pod of the class [ClassContainers] asks for WebAssembly, for all of its
+// containers or for some: by crun's annotation of the pod, or by that of compat images, which has
+// come to be used for pods, too. "Smart" is for pods with other containers beside the modules.
 func AskedWasm(p *corev1.Pod) (all, some bool) {
 	for name, values := range map[string][2]string{"run.oci.handler": {"wasm", "wasm-smart"}, "module.wasm.image/variant": {"compat", "compat-smart"}} {
 		switch p.Annotations[name] {
@@ -47,7 +49,8 @@ func (c *checker) wasm(s *corev1.PodSpec) {
 	}
 }
 
-// WasmErrors returns what a WebAssembly module cannot honour of one container of s, at path: pods of the class [ClassContainers] may have modules among their containers.
+// WasmErrors returns what a WebAssembly module cannot honour of one container of s, at path: pods
+// of the class [ClassContainers] may have modules among their containers.
 func WasmErrors(s *corev1.PodSpec, container *corev1.Container, path *field.Path) field.ErrorList {
 	var c checker
 	c.wasmContainer(s, container, path)

@@ -75,7 +75,8 @@ func TestClassRules(t *testing.T) {
 	}
 }
 
-// TestClassRulesOf: fields that classes refuse for reasons of their own, and pods of pod-containers that ask for WebAssembly.
+// TestClassRulesOf: fields that classes refuse for reasons of their own, and pods of pod-containers
+// that ask for WebAssembly.
 func TestClassRulesOf(t *testing.T) {
 	const main = "containers: [{name: main, image: i}]"
 	for name, c := range map[string]struct{ class, annotation, spec, want string }{

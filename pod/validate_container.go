@@ -64,10 +64,12 @@ func (k *containerChecker) name() {
 	}
 }
 
-// reservedContainers are names that units and files of a pod have already: its pause process, and its VM.
+// reservedContainers are names that units and files of a pod have already: its pause process, and
+// its VM.
 var reservedContainers = []string{"pause", "vm"}
 
-// maxImageName bounds a reference to an image; a repository's name has at most 255 characters, a tag 128.
+// maxImageName bounds a reference to an image; a repository's name has at most 255 characters, a
+// tag 128.
 const maxImageName = 1024
 
 func (k *containerChecker) image() {
@@ -189,8 +191,9 @@ func (k *containerChecker) mountPath(at *field.Path, dest string, seen map[strin
 
 const kernelPathReason = "must not be /proc, /sys or below them: they are the kernel's, and a volume there would hide what confines the container"
 
-// KernelPath says whether an absolute path of a container is /proc, /sys or below one of them. What security rests on is there (/proc/self/attr, masked files), so
-// OCI runtimes refuse mounts in most places of it.
+// KernelPath says whether an absolute path of a container is /proc, /sys or below one of them. What
+// security rests on is there (/proc/self/attr, masked files), so OCI runtimes refuse mounts in most
+// places of it.
 func KernelPath(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path.Clean("/"+p), "/"), "/")
 	return first == "proc" || first == "sys"

@@ -16,8 +16,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// TestEveryField sets each field of the API, one at a time, and wants it to be reported, unless testdata/honoured.txt says who honours it. A new
-// version of k8s.io/api fails here when it brings a field that nobody has thought of.
+// TestEveryField sets each field of the API, one at a time, and wants it to be reported, unless
+// testdata/honoured.txt says who honours it. A new version of k8s.io/api fails here when it brings
+// a field that nobody has thought of.
 func TestEveryField(t *testing.T) {
 	w := fieldWalker{t: t, honoured: honouredFields(t), seen: map[reflect.Type]bool{}, used: map[string]bool{}}
 	container := corev1.Container{Name: "a", Image: "a:1"}
@@ -83,7 +84,8 @@ type place func(object reflect.Value) reflect.Value
 
 func self(object reflect.Value) reflect.Value { return object }
 
-// walk tries each field of the struct type t, which is at path and place in the objects that fresh makes.
+// walk tries each field of the struct type t, which is at path and place in the objects that fresh
+// makes.
 func (w *fieldWalker) walk(fresh func() any, t reflect.Type, path string, at place) {
 	if w.seen[t] {
 		return

@@ -84,7 +84,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestNULAndKernelPaths: what the kernel would get a part of, or what would hide its own files, is refused with its path and the reason.
+// TestNULAndKernelPaths: what the kernel would get a part of, or what would hide its own files, is
+// refused with its path and the reason.
 func TestNULAndKernelPaths(t *testing.T) {
 	mount := func(path string) string {
 		return podManifest("  volumes: [{name: a, emptyDir: {}}]\n", "    volumeMounts: [{name: a, mountPath: "+path+"}]\n")
@@ -153,8 +154,9 @@ func nested(depth, name int) string {
 	return strings.Repeat(strings.Repeat("x", name)+": {", depth) + strings.Repeat("}", depth) + "\n"
 }
 
-// TestHostileManifestsAreCheap: what is done with a manifest of the greatest size allocates some 100 MB at most, most of it in the YAML library, and does not make
-// an answer of many times its size. A reading of 350,000 empty containers took 34 s and 0.5 GB.
+// TestHostileManifestsAreCheap: what is done with a manifest of the greatest size allocates some
+// 100 MB at most, most of it in the YAML library, and does not make an answer of many times its
+// size. A reading of 350,000 empty containers took 34 s and 0.5 GB.
 func TestHostileManifestsAreCheap(t *testing.T) {
 	for _, c := range hostile {
 		t.Run(c.name, func(t *testing.T) {

@@ -55,8 +55,8 @@ type portUses struct {
 	by    map[netip.Addr]string
 }
 
-// hostPorts refuses a port of the host that is asked for twice, by the pods of one manifest or within one of them. A pod that another
-// manifest made is no concern of this function.
+// hostPorts refuses a port of the host that is asked for twice, by the pods of one manifest or
+// within one of them. A pod that another manifest made is no concern of this function.
 func (v *manifestValidator) hostPorts(c *checker, p *corev1.Pod) {
 	for container, path := range ContainerPaths(&p.Spec) {
 		for i, port := range container.Ports {

@@ -10,7 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// The bounds of quantities: far more than any host has, and small enough that no computation with them overflows.
+// The bounds of quantities: far more than any host has, and small enough that no computation with
+// them overflows.
 var (
 	maxCPU   = resource.MustParse("1M")
 	maxBytes = resource.MustParse("1Ei")
@@ -88,7 +89,8 @@ func (c *checker) quantityUpTo(at *field.Path, q, limit resource.Quantity) bool 
 	return false
 }
 
-// podResources checks the resources of the whole pod, what the runtime class needs on top, and that those of the containers fit into them.
+// podResources checks the resources of the whole pod, what the runtime class needs on top, and that
+// those of the containers fit into them.
 func (c *checker) podResources(s *corev1.PodSpec, at *field.Path) {
 	for _, name := range resourceNames(s.Overhead) {
 		overhead := at.Root().Child("overhead").Key(clip(string(name)))

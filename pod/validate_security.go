@@ -155,14 +155,16 @@ func (c *checker) appArmor(at *field.Path, p *corev1.AppArmorProfile) {
 	}
 }
 
-// ipcSysctls belong to the IPC namespace of a pod, with those below fs.mqueue.; all below net. that a network namespace shows belong to it.
+// ipcSysctls belong to the IPC namespace of a pod, with those below fs.mqueue.; all below net. that
+// a network namespace shows belong to it.
 var ipcSysctls = []string{
 	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
 }
 
 var sysctlName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)+$`)
 
-// sysctls allows those that belong to a namespace of the pod: the others would change the host. A pod in a VM has a kernel of its own.
+// sysctls allows those that belong to a namespace of the pod: the others would change the host. A
+// pod in a VM has a kernel of its own.
 func (c *checker) sysctls(s *corev1.PodSpec, at *field.Path) {
 	seen := make(map[string]bool)
 	for i, sysctl := range s.SecurityContext.Sysctls {

@@ -15,9 +15,10 @@ import (
 
 var updateManifests = flag.Bool("update-manifests", false, "rewrite the expected output in testdata/manifests")
 
-// TestManifests reads the manifests in testdata/manifests. Each is a txtar archive: a comment that explains it, the file manifest.yaml, if wanted the
-// file namespace (of the caller), and what comes out: problems, one a line, and when there is no error the pods and other objects as they are run, in
-// normalised.yaml.
+// TestManifests reads the manifests in testdata/manifests. Each is a txtar archive: a comment that
+// explains it, the file manifest.yaml, if wanted the file namespace (of the caller), and what comes
+// out: problems, one a line, and when there is no error the pods and other objects as they are run,
+// in normalised.yaml.
 func TestManifests(t *testing.T) {
 	files, err := filepath.Glob("testdata/manifests/*.txtar")
 	if err != nil || len(files) == 0 {

@@ -8,8 +8,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// The fields that are not honoured, by the name in the manifest, with the reason. Where the value matters the code is beside the checks of
-// the fields around it; a test makes sure that every field of the API is in one of these places.
+// The fields that are not honoured, by the name in the manifest, with the reason. Where the value
+// matters the code is beside the checks of the fields around it; a test makes sure that every field
+// of the API is in one of these places.
 var (
 	podRefused = map[string]string{
 		"ephemeralContainers": "ephemeral containers are not supported; use magikpodctl exec",

@@ -12,10 +12,12 @@ import (
 	"time"
 )
 
-// userAgent marks probes in the logs of servers, which look for its beginning. The number is that of the API.
+// userAgent marks probes in the logs of servers, which look for its beginning. The number is that
+// of the API.
 const userAgent = "kube-probe/1.37"
 
-// get asks for the page (DoHTTPProbe in the kubelet's pkg/probe/http). A body that does not come in time is a failure, too.
+// get asks for the page (DoHTTPProbe in the kubelet's pkg/probe/http). A body that does not come in
+// time is a failure, too.
 func (h *HTTP) get(ctx context.Context, timeout time.Duration) (Outcome, error) {
 	transport := &http.Transport{
 		DialContext:            new(net.Dialer).DialContext,           // and no proxy
@@ -45,8 +47,8 @@ func (h *HTTP) get(ctx context.Context, timeout time.Duration) (Outcome, error) 
 	return Outcome{Success: code >= 200 && code < 400, Code: code, Text: string(body)}, nil
 }
 
-// checkRedirect follows redirects on the same host; one that leads elsewhere is the answer, and a success (RedirectChecker in the
-// kubelet's pkg/probe/http).
+// checkRedirect follows redirects on the same host; one that leads elsewhere is the answer, and a
+// success (RedirectChecker in the kubelet's pkg/probe/http).
 func checkRedirect(request *http.Request, via []*http.Request) error {
 	if request.URL.Hostname() != via[0].URL.Hostname() {
 		return http.ErrUseLastResponse
@@ -73,7 +75,8 @@ func (h *HTTP) url() *url.URL {
 	return u
 }
 
-// setHeaders adds the manifest's headers, and those that a probe has without (newProbeRequest in the kubelet's pkg/probe/http).
+// setHeaders adds the manifest's headers, and those that a probe has without (newProbeRequest in
+// the kubelet's pkg/probe/http).
 func (h *HTTP) setHeaders(request *http.Request) {
 	for _, header := range h.Headers {
 		request.Header.Add(header.Name, header.Value)

@@ -13,14 +13,16 @@ import (
 	"github.com/magikrun/magikpod/internal/errkind"
 )
 
-// drainEvery is how often a pipe is emptied into which a command writes: 64 KiB each time, which a sane one never fills.
+// drainEvery is how often a pipe is emptied into which a command writes: 64 KiB each time, which a
+// sane one never fills.
 const drainEvery = 20 * time.Millisecond
 
-// Command runs the command of a probe in the container and waits for it. output is its standard output and error. An error says that the
-// command could not be run, or not until its end.
+// Command runs the command of a probe in the container and waits for it. output is its standard
+// output and error. An error says that the command could not be run, or not until its end.
 type Command func(output *os.File) (code int, timedOut bool, err error)
 
-// Make makes the probe once. run, which the probe's timeout ends, is called for a command only. An error means that nothing was learned.
+// Make makes the probe once. run, which the probe's timeout ends, is called for a command only. An
+// error means that nothing was learned.
 func (p Probe) Make(ctx context.Context, run Command) (Outcome, error) {
 	switch {
 	case p.HTTP != nil:
@@ -44,8 +46,9 @@ func (p Probe) Make(ctx context.Context, run Command) (Outcome, error) {
 	return Outcome{Success: code == 0 && !timedOut, Code: code, TimedOut: timedOut, Text: text}, nil
 }
 
-// output collects the beginning of what a command writes and lets the rest go. The pipe is looked at from time to time, not waited for:
-// a process that the command has left behind may keep it open for ever.
+// output collects the beginning of what a command writes and lets the rest go. The pipe is looked
+// at from time to time, not waited for: a process that the command has left behind may keep it open
+// for ever.
 type output struct {
 	w      *os.File
 	r      int

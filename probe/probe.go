@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxOutput is how much of a command's output, or of the body of an answer, is read, in bytes: maxReadLength in the kubelet's
-// pkg/probe/exec, maxRespBodyLength in its pkg/probe/http.
+// maxOutput is how much of a command's output, or of the body of an answer, is read, in bytes:
+// maxReadLength in the kubelet's pkg/probe/exec, maxRespBodyLength in its pkg/probe/http.
 const maxOutput = 10 << 10
 
 // Probe is one question. Exactly one of Exec, HTTP and TCP is set.
@@ -51,7 +51,8 @@ type Outcome struct {
 	Text string
 }
 
-// Verdict says whether the container is well, and when it is not, what the kubelet says of such a failure.
+// Verdict says whether the container is well, and when it is not, what the kubelet says of such a
+// failure.
 func (p Probe) Verdict(o Outcome) (ok bool, message string) {
 	command := `command "` + strings.Join(p.Exec, " ") + `"`
 	switch {
@@ -85,7 +86,8 @@ func address(host string, port int) string {
 	return net.JoinHostPort(host, strconv.Itoa(port))
 }
 
-// failed is the outcome of a request that came to nothing. When this side lacks something, nothing was learned about the container.
+// failed is the outcome of a request that came to nothing. When this side lacks something, nothing
+// was learned about the container.
 func failed(err error) (Outcome, error) {
 	for _, own := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM} {
 		if errors.Is(err, own) {

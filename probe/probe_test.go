@@ -42,7 +42,8 @@ func TestOutput(t *testing.T) {
 	}
 }
 
-// TestWithoutDescriptors: a probe that cannot be made for want of descriptors says nothing about the container.
+// TestWithoutDescriptors: a probe that cannot be made for want of descriptors says nothing about
+// the container.
 func TestWithoutDescriptors(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {

@@ -17,8 +17,9 @@ import (
 	"github.com/magikrun/magikpod/probe"
 )
 
-// PodManager runs the pods of one runtime class. All methods may be called at any time, in any order and from any goroutine, but for one
-// pod no two mutating calls (Create, Run, Signal, Stop, Remove, Delete) run at once: the pod's worker makes them.
+// PodManager runs the pods of one runtime class. All methods may be called at any time, in any
+// order and from any goroutine, but for one pod no two mutating calls (Create, Run, Signal, Stop,
+// Remove, Delete) run at once: the pod's worker makes them.
 //
 // The life of a pod:
 //
@@ -27,52 +28,62 @@ import (
 //  3. StopContainer or a container's own end; RunContainer again with the next Attempt, which also clears what the last attempt left.
 //  4. DeleteSandbox, then (for a pod that is deleted) Forget.
 //
-// Every mutating method is idempotent: repeated after a crash at any point it completes the work. Errors carry a [pod.Kind].
+// Every mutating method is idempotent: repeated after a crash at any point it completes the work.
+// Errors carry a [pod.Kind].
 type PodManager interface {
 	// Class says what this is and whether it can be used on this host.
 	Class() pod.ClassInfo
 
-	// Validate returns each field of the pod that this class cannot honour on this host, beyond what [pod.Validate] refuses. It does no IO.
+	// Validate returns each field of the pod that this class cannot honour on this host, beyond
+	// what [pod.Validate] refuses. It does no IO.
 	Validate(p *corev1.Pod) field.ErrorList
 
-	// CreateSandbox makes the sandbox, and returns when containers can be run in it; the units may still be starting behind it.
+	// CreateSandbox makes the sandbox, and returns when containers can be run in it; the units may
+	// still be starting behind it.
 	CreateSandbox(ctx context.Context, config SandboxConfig) error
 
-	// RunContainer starts one attempt at a container and returns when its process runs, or an error of which nothing but the
-	// observation (ReasonStartError) is left. Concurrent calls for different containers of one pod are allowed.
+	// RunContainer starts one attempt at a container and returns when its process runs, or an error
+	// of which nothing but the observation (ReasonStartError) is left. Concurrent calls for
+	// different containers of one pod are allowed.
 	RunContainer(ctx context.Context, config ContainerConfig) error
 
 	// SignalContainer sends sig to the container's first process.
 	SignalContainer(ctx context.Context, ref pod.Ref, container string, sig syscall.Signal) error
 
-	// StopContainer stops the container: its stop signal, grace, SIGKILL; it returns when the container has ended. A container that does not
-	// run is no error. Concurrent calls for different containers of one pod are allowed.
+	// StopContainer stops the container: its stop signal, grace, SIGKILL; it returns when the
+	// container has ended. A container that does not run is no error. Concurrent calls for
+	// different containers of one pod are allowed.
 	StopContainer(ctx context.Context, ref pod.Ref, container string, grace time.Duration) error
 
-	// DeleteSandbox stops every container at once, with grace, then removes the sandbox: nothing of it is left in the kernel or in systemd.
-	// What the containers did (Observe's Exited states) must have been observable until it began; the returned state is the last one: how
-	// each container ended.
+	// DeleteSandbox stops every container at once, with grace, then removes the sandbox: nothing of
+	// it is left in the kernel or in systemd. What the containers did (Observe's Exited states)
+	// must have been observable until it began; the returned state is the last one: how each
+	// container ended.
 	DeleteSandbox(ctx context.Context, ref pod.Ref, grace time.Duration) (pod.RuntimeState, error)
 
 	// Forget removes what DeleteSandbox keeps on disk: writable layers, bundles, log pipes.
 	Forget(ctx context.Context, ref pod.Ref) error
 
-	// Exec runs a process in a running container and waits for it. NotFound: no such container; Conflict: it does not run. Invalid: the process cannot
-	// be run as it was asked for; if that was found out only when it was to be executed, the status says ExitNotFound or
+	// Exec runs a process in a running container and waits for it. NotFound: no such container;
+	// Conflict: it does not run. Invalid: the process cannot be run as it was asked for; if that
+	// was found out only when it was to be executed, the status says ExitNotFound or
 	// ExitNotExecutable, and why is printed on the process's Stderr or terminal, too.
 	Exec(ctx context.Context, ref pod.Ref, container string, p Process) (ExitStatus, error)
 
-	// Observe returns what is true now. It asks no remote side when signals have reported it already; cheap enough for each sync. An error says
-	// that nobody knows: nothing may be concluded from it.
+	// Observe returns what is true now. It asks no remote side when signals have reported it
+	// already; cheap enough for each sync. An error says that nobody knows: nothing may be
+	// concluded from it.
 	Observe(ctx context.Context, ref pod.Ref) (pod.RuntimeState, error)
 
-	// Adopt makes the manager know the pods that an earlier daemon left running, before the first other call for them. Called once for
-	// each pod at the start of the daemon, and again after an error: until it has succeeded nothing is known of the pod, and of all other calls only
+	// Adopt makes the manager know the pods that an earlier daemon left running, before the first
+	// other call for them. Called once for each pod at the start of the daemon, and again after an
+	// error: until it has succeeded nothing is known of the pod, and of all other calls only
 	// DeleteSandbox may be made. Unavailable: it is worth trying again at once.
 	Adopt(ctx context.Context, ref pod.Ref) error
 
-	// Probe makes a probe of a running container once, from where its class makes them. When ok is false, message is what the kubelet says of such a
-	// failure. An error means that nothing was learned, as from a container that does not run.
+	// Probe makes a probe of a running container once, from where its class makes them. When ok is
+	// false, message is what the kubelet says of such a failure. An error means that nothing was
+	// learned, as from a container that does not run.
 	Probe(ctx context.Context, ref pod.Ref, container string, p probe.Probe) (ok bool, message string, err error)
 
 	// ContainerStats reads what the running containers of a pod use, by their names.
@@ -81,28 +92,31 @@ type PodManager interface {
 	// Frozen says whether somebody else has frozen all processes of a container.
 	Frozen(ref pod.Ref, container string) bool
 
-	// PrepareImage does the work for an image, such as compiling it, that is better done when the image comes than when its first container starts. It
-	// does nothing for an image that this class does not run. An error is no reason to refuse the image: a start returns it again.
+	// PrepareImage does the work for an image, such as compiling it, that is better done when the
+	// image comes than when its first container starts. It does nothing for an image that this
+	// class does not run. An error is no reason to refuse the image: a start returns it again.
 	PrepareImage(ctx context.Context, image Image) error
 	// ForgetImages removes what was made for images that are gone.
 	ForgetImages(ctx context.Context) error
 
-	// Named returns the name of a pod of which nothing is known but the UID, from what was noted for the pod's processes. NotFound: nothing was.
+	// Named returns the name of a pod of which nothing is known but the UID, from what was noted
+	// for the pod's processes. NotFound: nothing was.
 	Named(uid types.UID) (pod.Ref, error)
 
-	// OnChange sets the function that is called, from any goroutine and without blocking, when something about a pod has changed.
-	// It is called once, before any other method.
+	// OnChange sets the function that is called, from any goroutine and without blocking, when
+	// something about a pod has changed. It is called once, before any other method.
 	OnChange(changed func(ref pod.Ref))
 }
 
 // SandboxConfig is what a sandbox is made from.
 type SandboxConfig struct {
-	// ID names the sandbox: it is the UID of the ref in all other calls. Empty: the pod's own UID, for who has one sandbox of a pod at a time.
+	// ID names the sandbox: it is the UID of the ref in all other calls. Empty: the pod's own UID,
+	// for who has one sandbox of a pod at a time.
 	ID      types.UID
 	Pod     *corev1.Pod // read only, defaults filled in
 	Network Network
-	// SharedTmpfs are in-memory file systems that several containers mount: emptyDir with medium Memory, by volume name.
-	// /dev/shm of the pod is not among them: each class makes it.
+	// SharedTmpfs are in-memory file systems that several containers mount: emptyDir with medium
+	// Memory, by volume name. /dev/shm of the pod is not among them: each class makes it.
 	SharedTmpfs []Tmpfs
 	// LogDir, when not empty, asks for CRI log files below it instead of the journal.
 	LogDir string
@@ -125,7 +139,8 @@ type Network struct {
 	Host bool
 	// NetNS is the pod's network namespace, open; the manager duplicates it if it keeps it.
 	NetNS *os.File
-	// Its addresses and routes may still be on their way when CreateSandbox is called; RunContainer is only called after they are set.
+	// Its addresses and routes may still be on their way when CreateSandbox is called; RunContainer
+	// is only called after they are set.
 	Hostname string
 }
 
@@ -165,14 +180,15 @@ type ContainerConfig struct {
 	Container *corev1.Container // of Pod: init container, sidecar or container; read only
 	Attempt   int
 	Image     Image
-	// Env is the container's environment from the manifest, references resolved, in order, duplicates allowed (the last wins); the image's
-	// own and HOSTNAME are added by the class.
+	// Env is the container's environment from the manifest, references resolved, in order,
+	// duplicates allowed (the last wins); the image's own and HOSTNAME are added by the class.
 	Env    []EnvVar
 	Mounts []Mount
-	// LogPath is the log file of the attempt, relative to LogDir and in it; empty: CONTAINER/ATTEMPT.log.
+	// LogPath is the log file of the attempt, relative to LogDir and in it; empty:
+	// CONTAINER/ATTEMPT.log.
 	LogPath string
-	// StopAfter names the containers of the pod that must end before this one when all are stopped at once (for a sidecar: the containers
-	// and the sidecars after it).
+	// StopAfter names the containers of the pod that must end before this one when all are stopped
+	// at once (for a sidecar: the containers and the sidecars after it).
 	StopAfter []string
 }
 
@@ -186,8 +202,8 @@ type EnvVar struct{ Name, Value string }
 type Mount struct {
 	// Source is the host's path of the volume (a directory or a file). Empty for a tmpfs.
 	Source string
-	// SubPath is a path inside Source, resolved by the consumer so that no symlink leads out of Source (openat2, RESOLVE_IN_ROOT);
-	// empty for Source itself. A missing directory is made.
+	// SubPath is a path inside Source, resolved by the consumer so that no symlink leads out of
+	// Source (openat2, RESOLVE_IN_ROOT); empty for Source itself. A missing directory is made.
 	SubPath string
 	// SharedTmpfs names one of SandboxConfig.SharedTmpfs as the source, instead of Source.
 	SharedTmpfs string
@@ -203,7 +219,8 @@ type Image struct {
 	ID        string // sha256:... of the config: imageID of the status
 	Config    ImageConfig
 	Rootfs    Rootfs
-	// Passwd and Group are /etc/passwd and /etc/group as the image has them (bounded; empty when it has none).
+	// Passwd and Group are /etc/passwd and /etc/group as the image has them (bounded; empty when it
+	// has none).
 	Passwd, Group []byte
 }
 
@@ -234,13 +251,15 @@ type Process struct {
 	WorkingDir string   // empty: the container's
 	User       string   // USER[:GROUP], names or numbers; empty: the container's
 	TTY        bool
-	// Stdin, Stdout and Stderr are handed to the process as they are, which may keep them, and use them in every way that their kind allows (proc(5), /proc/PID/fd): they
-	// are pipes made for it, never somebody else's files. With TTY, Stdin is the terminal's other end: the class makes a
-	// pseudo-terminal, copies between Stdin/Stdout and it, and applies Resize. Nil means nothing to read, and output that is dropped.
+	// Stdin, Stdout and Stderr are handed to the process as they are, which may keep them, and use
+	// them in every way that their kind allows (proc(5), /proc/PID/fd): they are pipes made for it,
+	// never somebody else's files. With TTY, Stdin is the terminal's other end: the class makes a
+	// pseudo-terminal, copies between Stdin/Stdout and it, and applies Resize. Nil means nothing to
+	// read, and output that is dropped.
 	Stdin, Stdout, Stderr *os.File
 	Resize                <-chan WinSize
-	// Timeout ends the process with SIGKILL, which is no error: the ExitStatus says so; 0: none. The end of the context kills it too, and is
-	// an error of kind Unavailable.
+	// Timeout ends the process with SIGKILL, which is no error: the ExitStatus says so; 0: none.
+	// The end of the context kills it too, and is an error of kind Unavailable.
 	Timeout time.Duration
 }
 
@@ -309,7 +328,8 @@ func (r *Registry) ForgetImages(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Get returns the manager of the class. Unsupported: there is none of that name, or it cannot be used on this host (the error says why).
+// Get returns the manager of the class. Unsupported: there is none of that name, or it cannot be
+// used on this host (the error says why).
 func (r *Registry) Get(class string) (PodManager, error) {
 	m, err := r.Find(class)
 	if err != nil {
@@ -321,7 +341,8 @@ func (r *Registry) Get(class string) (PodManager, error) {
 	return m, nil
 }
 
-// Find returns the manager of a class, which may be unavailable: pods that it has made before may still run. Unsupported: there is none of that name.
+// Find returns the manager of a class, which may be unavailable: pods that it has made before may
+// still run. Unsupported: there is none of that name.
 func (r *Registry) Find(class string) (PodManager, error) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

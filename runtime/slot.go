@@ -2,8 +2,9 @@ package runtime
 
 import "context"
 
-// Slot is one of so many places of which there are not enough for all that may want one, such as those for starts of containers. Who has got one may let it go while it waits for something that takes long.
-// It belongs to one goroutine.
+// Slot is one of so many places of which there are not enough for all that may want one, such as
+// those for starts of containers. Who has got one may let it go while it waits for something that
+// takes long. It belongs to one goroutine.
 type Slot struct {
 	places chan struct{} // holds one for each that is taken
 	taken  bool
@@ -48,7 +49,8 @@ func WithSlot(ctx context.Context, s *Slot) context.Context {
 	return context.WithValue(ctx, slotKey{}, s)
 }
 
-// Wait calls wait without the slot of ctx, if that has one, and takes it again afterwards. An error means that the slot is not taken.
+// Wait calls wait without the slot of ctx, if that has one, and takes it again afterwards. An error
+// means that the slot is not taken.
 func Wait(ctx context.Context, wait func() error) error {
 	s, _ := ctx.Value(slotKey{}).(*Slot)
 	if s == nil {

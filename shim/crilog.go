@@ -9,13 +9,15 @@ import (
 )
 
 const (
-	// maxCRILine is the length at which CRI runtimes split a line; the parts are tagged P, the last one F.
+	// maxCRILine is the length at which CRI runtimes split a line; the parts are tagged P, the last
+	// one F.
 	maxCRILine         = 16 << 10
 	defaultMaxLogBytes = 10 << 20
 	defaultMaxLogFiles = 5
 )
 
-// criLogs writes the CRI log format in LogDir/CONTAINER/ATTEMPT.log, or where [SetLogPath] says. Older parts are ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
+// criLogs writes the CRI log format in LogDir/CONTAINER/ATTEMPT.log, or where [SetLogPath] says.
+// Older parts are ATTEMPT.log.1 (the newest of them), ATTEMPT.log.2 and so on.
 type criLogs struct {
 	dir      string
 	fifos    string // directory
@@ -109,7 +111,8 @@ func (s *criStream) close() error {
 	return s.file.file.Close()
 }
 
-// write appends one line or a part of one; a torn write (full disk) is taken back, so that the file stays readable.
+// write appends one line or a part of one; a torn write (full disk) is taken back, so that the file
+// stays readable.
 func (s *criStream) write(line []byte, partial bool) error {
 	tag := CRIFull
 	if partial {

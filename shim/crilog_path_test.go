@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestSetLogPath: an attempt's log file is where it was wanted, but not outside of the log directory, and else where CRIPath says.
+// TestSetLogPath: an attempt's log file is where it was wanted, but not outside of the log
+// directory, and else where CRIPath says.
 func TestSetLogPath(t *testing.T) {
 	fifos := t.TempDir()
 	logs := newCRILogs(&PauseConfig{LogDir: "/logs", FIFODir: fifos})

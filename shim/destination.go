@@ -13,8 +13,9 @@ import (
 // maxLinks is how many symlinks the kernel follows in a path (path_resolution(7)).
 const maxLinks = 40
 
-// checkDestination refuses a mount that symlinks in the container's root file system lead over /proc or /sys, where the OCI runtime would make it: what confines the
-// container is there. The container does not run yet, so nothing changes meanwhile.
+// checkDestination refuses a mount that symlinks in the container's root file system lead over
+// /proc or /sys, where the OCI runtime would make it: what confines the container is there. The
+// container does not run yet, so nothing changes meanwhile.
 func checkDestination(root, destination string) error {
 	path := "/"
 	parts := strings.Split(destination, "/")

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wakeName is the FIFO by which the relay is woken when something was put into the directory. (Not inotify: to close that takes the kernel some 18 ms,
-// which every pod would take longer to stop.) Pause processes of earlier versions listen on it under this name.
+// wakeName is the FIFO by which the relay is woken when something was put into the directory. (Not
+// inotify: to close that takes the kernel some 18 ms, which every pod would take longer to stop.)
+// Pause processes of earlier versions listen on it under this name.
 const wakeName = ".bell"
 
 // openWake makes and opens the relay's end of it.
@@ -24,7 +25,8 @@ func openWake(dir string) (int, error) {
 	return unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 }
 
-// wakeRelay wakes the relay. One that is not there yet, or no more, needs nothing: it looks at what there is when it starts.
+// wakeRelay wakes the relay. One that is not there yet, or no more, needs nothing: it looks at what
+// there is when it starts.
 func wakeRelay(dir string) error {
 	fd, err := unix.Open(filepath.Join(dir, wakeName), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) {
@@ -40,9 +42,10 @@ func wakeRelay(dir string) error {
 	return nil
 }
 
-// MakeLogFIFOs makes the FIFOs of one attempt at a container in dir and opens them for the container: both are open for reading and writing, so that
-// there is a writer from before the pause process sees them, and blocking. Leftovers of the same name are replaced. On an error
-// nothing is left.
+// MakeLogFIFOs makes the FIFOs of one attempt at a container in dir and opens them for the
+// container: both are open for reading and writing, so that there is a writer from before the pause
+// process sees them, and blocking. Leftovers of the same name are replaced. On an error nothing is
+// left.
 func MakeLogFIFOs(dir, container string, attempt int) (stdout, stderr *os.File, err error) {
 	stdout, err = makeFIFO(dir, logName{container, attempt, Stdout})
 	if err == nil {
@@ -63,7 +66,8 @@ func MakeLogFIFOs(dir, container string, attempt int) (stdout, stderr *os.File, 
 	return nil, nil, err
 }
 
-// SetLogPath says, before MakeLogFIFOs, where in LogDir the log file of an attempt is, if it is not where [CRIPath] says. It is forgotten when the log has ended.
+// SetLogPath says, before MakeLogFIFOs, where in LogDir the log file of an attempt is, if it is not
+// where [CRIPath] says. It is forgotten when the log has ended.
 func SetLogPath(dir, container string, attempt int, path string) error {
 	file := logPathFile(dir, logName{container: container, attempt: attempt})
 	if err := os.WriteFile(file, []byte(path), 0o600); err != nil {
@@ -89,7 +93,8 @@ func makeFIFO(dir string, name logName) (*os.File, error) {
 	if err := unix.Mkfifo(hidden, 0o600); err != nil {
 		return nil, fmt.Errorf("cannot make log pipe %s: %w", path, err)
 	}
-	// Opened for both, so that open does not wait for a reader, and blocking: a container that writes faster than its lines go out must wait.
+	// Opened for both, so that open does not wait for a reader, and blocking: a container that
+	// writes faster than its lines go out must wait.
 	fd, err := unix.Open(hidden, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		os.Remove(hidden)
@@ -103,8 +108,9 @@ func makeFIFO(dir string, name logName) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// EndLog notifies the pause process that all processes of this attempt have ended, although the service manager may still have its pipes open: what is
-// in them is written out, then they are removed.
+// EndLog notifies the pause process that all processes of this attempt have ended, although the
+// service manager may still have its pipes open: what is in them is written out, then they are
+// removed.
 func EndLog(dir, container string, attempt int) error {
 	name := logName{container, attempt, streamEnd}
 	if _, ok := parseLogName(name.String()); !ok {
@@ -121,11 +127,14 @@ func EndLog(dir, container string, attempt int) error {
 	return wakeRelay(dir)
 }
 
-// takenMode is the mode of a FIFO that the relay has open. The sticky bit means nothing to a FIFO; it is how the relay answers the maker.
+// takenMode is the mode of a FIFO that the relay has open. The sticky bit means nothing to a FIFO;
+// it is how the relay answers the maker.
 const takenMode = unix.S_ISVTX | 0o600
 
-// ReleaseLogFIFOs closes the maker's ends of log FIFOs as soon as the relay has opened them, or when ctx ends, and returns then. What is in a FIFO that
-// nobody has open is lost: a container that fails at once, while the pause process is just starting, must not be the only one that has it open.
+// ReleaseLogFIFOs closes the maker's ends of log FIFOs as soon as the relay has opened them, or
+// when ctx ends, and returns then. What is in a FIFO that nobody has open is lost: a container that
+// fails at once, while the pause process is just starting, must not be the only one that has it
+// open.
 func ReleaseLogFIFOs(ctx context.Context, fifos ...*os.File) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -146,8 +155,8 @@ func logTaken(f *os.File) bool {
 	return err != nil || info.Mode()&os.ModeSticky != 0
 }
 
-// LogsTaken says whether the relay has, or had, all log FIFOs of a directory open: what is written to one that it has not is lost when the pause process is
-// stopped.
+// LogsTaken says whether the relay has, or had, all log FIFOs of a directory open: what is written
+// to one that it has not is lost when the pause process is stopped.
 func LogsTaken(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -165,7 +174,8 @@ func LogsTaken(dir string) bool {
 	return true
 }
 
-// LogRelayed says whether all that an attempt that has ended has written is in its log: its FIFOs are gone then.
+// LogRelayed says whether all that an attempt that has ended has written is in its log: its FIFOs
+// are gone then.
 func LogRelayed(dir, container string, attempt int) bool {
 	for _, stream := range []string{Stdout, Stderr, streamEnd} {
 		if _, err := os.Lstat(filepath.Join(dir, logName{container, attempt, stream}.String())); err == nil {

@@ -19,14 +19,18 @@ const FreezeCommand = "freeze"
 // Frozen is the line on standard output that says that all processes are frozen.
 const Frozen = "frozen"
 
-// freezeTimeout bounds how long processes may take to freeze: one in the kernel, as in a file system that does not answer, takes as long as that.
+// freezeTimeout bounds how long processes may take to freeze: one in the kernel, as in a file
+// system that does not answer, takes as long as that.
 const freezeTimeout = 10 * time.Second
 
-// orphanTime is how long they stay frozen after the death of who wanted it: what enters meanwhile is another's child, and goes on.
+// orphanTime is how long they stay frozen after the death of who wanted it: what enters meanwhile
+// is another's child, and goes on.
 const orphanTime = 5 * time.Second
 
-// Freeze freezes cgroups (version 2) until it reads something on standard input, or, when that ends as who wants it has died, for a while: nobody's death leaves a container frozen, and none
-// lets it look. A cgroup that is gone is none to freeze. Only one at a time has the lock of dir, any directory, so that none thaws what another one needs. It returns the exit status.
+// Freeze freezes cgroups (version 2) until it reads something on standard input, or, when that ends
+// as who wants it has died, for a while: nobody's death leaves a container frozen, and none lets it
+// look. A cgroup that is gone is none to freeze. Only one at a time has the lock of dir, any
+// directory, so that none thaws what another one needs. It returns the exit status.
 func Freeze(dir string, cgroups []string) int {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	deadline := time.Now().Add(freezeTimeout)

@@ -60,7 +60,8 @@ func frozen(t *testing.T, cgroup string) bool {
 	return strings.Contains(string(events), "frozen 1\n")
 }
 
-// TestFreeze: cgroups are frozen until somebody says so on standard input, whatever signals say; for a while longer when who has its other end dies; and by one at a time.
+// TestFreeze: cgroups are frozen until somebody says so on standard input, whatever signals say;
+// for a while longer when who has its other end dies; and by one at a time.
 func TestFreeze(t *testing.T) {
 	one, two, lock := newCgroup(t), newCgroup(t), t.TempDir()
 	cmd := exec.Command("/proc/self/exe", FreezeCommand, lock, one, filepath.Join(filepath.Dir(one), "gone"), two)

@@ -12,15 +12,17 @@ import (
 
 const (
 	defaultJournalSocket = "/run/systemd/journal/socket"
-	// maxJournalLine is how long a line may be before it is split; the parts but the last carry [FieldPartial].
+	// maxJournalLine is how long a line may be before it is split; the parts but the last carry
+	// [FieldPartial].
 	maxJournalLine = 1 << 20
 	// sendTimeout bounds one attempt to send, so that a stop is noticed while the journal does not read.
 	sendTimeout = 100 * time.Millisecond
 )
 
-// journal writes lines to systemd-journald in its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), one datagram a line, over one connected
-// socket; lines that do not fit into a datagram go as a sealed memory file. A journal that is slow or away makes the writer wait, not
-// lose lines.
+// journal writes lines to systemd-journald in its native protocol
+// (systemd.io/JOURNAL_NATIVE_PROTOCOL), one datagram a line, over one connected socket; lines that
+// do not fit into a datagram go as a sealed memory file. A journal that is slow or away makes the
+// writer wait, not lose lines.
 type journal struct {
 	socket string
 	fd     int // -1: not connected
@@ -59,7 +61,8 @@ func (j *journal) open(name logName) (lineWriter, error) {
 	field(FieldAttempt, strconv.Itoa(name.attempt))
 	field(FieldStream, name.stream)
 	field("CONTAINER_NAME", name.container)
-	// journalctl -u believes this field when it comes from root. OBJECT_PID would make the journal look at a process that may be gone, or be another one.
+	// journalctl -u believes this field when it comes from root. OBJECT_PID would make the journal
+	// look at a process that may be gone, or be another one.
 	if unit := c.Units[name.container]; unit != "" {
 		field("OBJECT_SYSTEMD_UNIT", unit)
 	}

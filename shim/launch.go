@@ -18,11 +18,14 @@ import (
 	"github.com/magikrun/magikpod/runtime/crun"
 )
 
-// Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI runtime, or, with [LaunchConfig.Start], makes it
-// create and start the container. It returns the exit status: that of an OCI runtime that has failed, else one of the Exit constants. The caller must be on the process's main thread, locked to it (runtime.LockOSThread in an init function): only the
-// thread that calls execve keeps its namespaces.
+// Launch makes a container's mounts in a copy of the pod's mount namespace and becomes the OCI
+// runtime, or, with [LaunchConfig.Start], makes it create and start the container. It returns the
+// exit status: that of an OCI runtime that has failed, else one of the Exit constants. The caller
+// must be on the process's main thread, locked to it (runtime.LockOSThread in an init function):
+// only the thread that calls execve keeps its namespaces.
 //
-// The reason of a failure is one line on stderr and, for the daemon, an entry in the OCI runtime's JSON log.
+// The reason of a failure is one line on stderr and, for the daemon, an entry in the OCI runtime's
+// JSON log.
 func Launch(configPath string) int {
 	var config LaunchConfig
 	if err := ReadConfig(configPath, &config); err != nil {
@@ -44,7 +47,8 @@ func Launch(configPath string) int {
 	return ExitFailure
 }
 
-// launch returns the reason why this process is not the OCI runtime, or nil when the container was started.
+// launch returns the reason why this process is not the OCI runtime, or nil when the container was
+// started.
 func launch(config *LaunchConfig) error {
 	if len(config.Argv) == 0 || !filepath.IsAbs(config.Argv[0]) {
 		return errors.New("cannot run the OCI runtime: its path is missing or not absolute")
@@ -98,7 +102,8 @@ func launch(config *LaunchConfig) error {
 // namespaces are the paths of namespaces of a pod; empty: stay in the one of the host.
 type namespaces struct{ net, ipc, uts, mount string }
 
-// join opens all of them before it joins the first, because the paths are those of the present mount namespace. The thread must be locked.
+// join opens all of them before it joins the first, because the paths are those of the present
+// mount namespace. The thread must be locked.
 func (n namespaces) join(owner nsfile.Owner) error {
 	list := []struct {
 		path, name string
@@ -122,7 +127,8 @@ func (n namespaces) join(owner nsfile.Owner) error {
 			continue
 		}
 		if ns.kind == unix.CLONE_NEWNS {
-			// setns(2): a thread that shares its file system information cannot change the mount namespace.
+			// setns(2): a thread that shares its file system information cannot change the mount
+			// namespace.
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return fmt.Errorf("cannot join the pod's mount namespace: unshare: %w", err)
 			}
@@ -134,7 +140,8 @@ func (n namespaces) join(owner nsfile.Owner) error {
 	return nil
 }
 
-// copyMountNS gives this thread a copy of its mount namespace, into which mounts still come from the host and out of which none go.
+// copyMountNS gives this thread a copy of its mount namespace, into which mounts still come from
+// the host and out of which none go.
 func copyMountNS() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("cannot make the container's mount namespace: unshare: %w", err)
@@ -175,10 +182,12 @@ func enterSubCgroup(pid int, name string) error {
 	return fmt.Errorf("cannot enter cgroup %q: it is in no cgroup of version 2", name)
 }
 
-// become replaces this process by the OCI runtime, which gets stdin, stdout and stderr and no other descriptor.
+// become replaces this process by the OCI runtime, which gets stdin, stdout and stderr and no other
+// descriptor.
 func become(config *LaunchConfig) error {
-	// A container that ends at once must not be reparented to the service manager while the OCI runtime, the main process of the unit until it
-	// has written the PID file, still works: it stays our zombie until then. The attribute survives execve.
+	// A container that ends at once must not be reparented to the service manager while the OCI
+	// runtime, the main process of the unit until it has written the PID file, still works: it
+	// stays our zombie until then. The attribute survives execve.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become a subreaper: %w", err)
 	}
@@ -204,7 +213,8 @@ func tidyProcess() error {
 	return nil
 }
 
-// Complain writes one line to stderr and, when log is the path of one, one entry to the log, in crun's and runc's JSON format. program is who says it.
+// Complain writes one line to stderr and, when log is the path of one, one entry to the log, in
+// crun's and runc's JSON format. program is who says it.
 func Complain(program, log string, err error) {
 	text := program + ": " + strings.ReplaceAll(err.Error(), "\n", " ")
 	os.Stderr.WriteString(text + "\n")

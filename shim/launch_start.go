@@ -16,26 +16,32 @@ import (
 	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
-// The status texts (sd_notify(3), STATUS=) of a container's unit. A unit that has ended without one never had a container as its main process. One that
-// has ended with StatusCreated was started: systemd kills launch when the container fails at once.
+// The status texts (sd_notify(3), STATUS=) of a container's unit. A unit that has ended without one
+// never had a container as its main process. One that has ended with StatusCreated was started:
+// systemd kills launch when the container fails at once.
 const (
 	StatusCreated    = "created"
 	StatusStarted    = "started"
 	StatusNotStarted = "not started" // the OCI runtime could not, and its log says why
-	// StatusOOMKilled is the last one of a container in a VM: its memory was used up there, of which systemd knows nothing.
+	// StatusOOMKilled is the last one of a container in a VM: its memory was used up there, of
+	// which systemd knows nothing.
 	StatusOOMKilled = "killed: out of memory"
 )
 
 // barrierTimeout is how long the service manager may take to deal with a notification.
 const barrierTimeout = 60 * time.Second
 
-// createAndStart makes the OCI runtime create the container, notifies the service manager of its first process, and starts it.
+// createAndStart makes the OCI runtime create the container, notifies the service manager of its
+// first process, and starts it.
 //
-// The order is what counts. systemd refuses a main process that has ended already, and the exit status of a process that it does not know is
-// lost: so it must have accepted the process while that still waits for its start. It must also have seen READY=1 by then, or an end at once
-// would be a failed start (result "protocol"). And the process must be systemd's own child, as it is when the OCI runtime has exited and nobody between is
-// a subreaper: of another's child systemd asks at READY=1 whether it is alive, and if it has ended the unit is "exited" without an exit
-// status; nor does it wait for one when it stops the unit, but kills it at once. Errors: an [*exec.ExitError] is that of the OCI runtime.
+// The order is what counts. systemd refuses a main process that has ended already, and the exit
+// status of a process that it does not know is lost: so it must have accepted the process while
+// that still waits for its start. It must also have seen READY=1 by then, or an end at once would
+// be a failed start (result "protocol"). And the process must be systemd's own child, as it is when
+// the OCI runtime has exited and nobody between is a subreaper: of another's child systemd asks at
+// READY=1 whether it is alive, and if it has ended the unit is "exited" without an exit status; nor
+// does it wait for one when it stops the unit, but kills it at once. Errors: an [*exec.ExitError]
+// is that of the OCI runtime.
 func createAndStart(config *LaunchConfig, manager *sdnotify.Conn) error {
 	defer manager.Close()
 	if !filepath.IsAbs(config.Start[0]) || !filepath.IsAbs(config.PIDFile) {
@@ -78,8 +84,8 @@ func createAndStart(config *LaunchConfig, manager *sdnotify.Conn) error {
 	return err
 }
 
-// whoIsToBlame makes a failed creation one for which the container is not to blame, when the holder of the namespaces has died meanwhile: the OCI
-// runtime opens them too.
+// whoIsToBlame makes a failed creation one for which the container is not to blame, when the holder
+// of the namespaces has died meanwhile: the OCI runtime opens them too.
 func whoIsToBlame(config *LaunchConfig, failed error) error {
 	ns, err := nsfile.Open(config.MountNS, config.Owner)
 	if err != nil {

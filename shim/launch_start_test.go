@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fakeManager is a service manager's notify socket that writes down what it gets and answers barriers after onBarrier.
+// fakeManager is a service manager's notify socket that writes down what it gets and answers
+// barriers after onBarrier.
 type fakeManager struct {
 	path  string
 	conn  *net.UnixConn
@@ -80,7 +81,8 @@ func (m *fakeManager) all() []string {
 	return list
 }
 
-// fakeRuntime is a shell script with crun's behaviour as far as launch knows it. What it does is written to noted.
+// fakeRuntime is a shell script with crun's behaviour as far as launch knows it. What it does is
+// written to noted.
 func fakeRuntime(t *testing.T, noted, onCreate, onStart string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "crun")
@@ -105,7 +107,8 @@ func runStart(t *testing.T, config LaunchConfig, m *fakeManager) (output string,
 	return runStartTo(t, config, m, filepath.Join(t.TempDir(), "output"))
 }
 
-// runStartTo is runStart with the output in the file log, where the container's goes on after launch has ended.
+// runStartTo is runStart with the output in the file log, where the container's goes on after
+// launch has ended.
 func runStartTo(t *testing.T, config LaunchConfig, m *fakeManager, log string) (output string, status int) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", writeConfig(t, config))
@@ -264,7 +267,8 @@ func TestLaunchStartFailures(t *testing.T) {
 	})
 }
 
-// TestLaunchStartCrun creates and starts a container with the real OCI runtime: it ends at once, and nothing that it wrote is lost.
+// TestLaunchStartCrun creates and starts a container with the real OCI runtime: it ends at once,
+// and nothing that it wrote is lost.
 func TestLaunchStartCrun(t *testing.T) {
 	needRoot(t)
 	crun, err := exec.LookPath("crun")
@@ -291,7 +295,8 @@ func TestLaunchStartCrun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// crun refuses a host with both versions of cgroups, so it is shown only the second, in the mount namespace that is the container's anyway.
+	// crun refuses a host with both versions of cgroups, so it is shown only the second, in the
+	// mount namespace that is the container's anyway.
 	onV2 := []string{"/bin/sh", "-c", `mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"`, "sh", crun, "--root=" + root, "--cgroup-manager=disabled"}
 	config := launchConfig(t, dir, append(slices.Clone(onV2), "create", "--bundle="+bundle, "--pid-file="+bundle+"/pid", id)...)
 	config.Binds = []Bind{{Source: busybox, Target: dir + "/rootfs/bin/busybox"}}

@@ -25,8 +25,9 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// podNamespace makes what the daemon makes for a pod: a mount namespace on a locked, thrown-away thread, open as a descriptor. A tmpfs is mounted
-// in it at dir, because the layers' overlay must not lie on another overlay.
+// podNamespace makes what the daemon makes for a pod: a mount namespace on a locked, thrown-away
+// thread, open as a descriptor. A tmpfs is mounted in it at dir, because the layers' overlay must
+// not lie on another overlay.
 func podNamespace(t *testing.T, dir string) (path string) {
 	t.Helper()
 	type result struct {
@@ -110,7 +111,8 @@ func launchConfig(t *testing.T, dir string, argv ...string) LaunchConfig {
 	}
 }
 
-// TestLaunchMounts looks at the mounts, the descriptors and the environment from where the OCI runtime would be.
+// TestLaunchMounts looks at the mounts, the descriptors and the environment from where the OCI
+// runtime would be.
 func TestLaunchMounts(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -199,7 +201,8 @@ func TestLaunchFailures(t *testing.T) {
 	}
 }
 
-// TestPauseNamespaces checks that pause keeps the namespaces, announces itself, has a PID namespace that reaps, and ends on SIGTERM.
+// TestPauseNamespaces checks that pause keeps the namespaces, announces itself, has a PID namespace
+// that reaps, and ends on SIGTERM.
 func TestPauseNamespaces(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -226,7 +229,8 @@ func TestPauseNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := strings.TrimSpace(string(data))
-	// An orphan in the namespace must be reaped by its first process: nsenter's child leaves a child of its own behind.
+	// An orphan in the namespace must be reaped by its first process: nsenter's child leaves a
+	// child of its own behind.
 	out, err := exec.Command("nsenter", "-t", first, "-p", "sh", "-c", "(sleep 0.05 & echo $! )").CombinedOutput()
 	if err != nil {
 		t.Fatalf("nsenter: %v %s", err, out)

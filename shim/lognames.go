@@ -8,7 +8,8 @@ import (
 
 // The names that logs are written under, for the relay and for whoever reads them (package logs).
 
-// The fields of a line in the journal. Anybody can send them there: the relay's entries are those with _UID=0.
+// The fields of a line in the journal. Anybody can send them there: the relay's entries are those
+// with _UID=0.
 const (
 	FieldNamespace = "MAGIKPOD_NAMESPACE"
 	FieldPod       = "MAGIKPOD_POD"
@@ -45,9 +46,10 @@ const (
 	Stderr = "stderr"
 )
 
-// FIFODir is the directory of the FIFOs in a pod's directory. The names in it are NAME.ATTEMPT.stdout, NAME.ATTEMPT.stderr, and NAME.ATTEMPT.end,
-// an empty file that says that the container has ended. What begins with a dot is not ready yet, or is the .NAME.ATTEMPT.path of an attempt whose log file
-// is another one than that of [CRIPath]: its path in LogDir.
+// FIFODir is the directory of the FIFOs in a pod's directory. The names in it are
+// NAME.ATTEMPT.stdout, NAME.ATTEMPT.stderr, and NAME.ATTEMPT.end, an empty file that says that the
+// container has ended. What begins with a dot is not ready yet, or is the .NAME.ATTEMPT.path of an
+// attempt whose log file is another one than that of [CRIPath]: its path in LogDir.
 const (
 	FIFODir   = "log"
 	streamEnd = "end"

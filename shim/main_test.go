@@ -6,10 +6,12 @@ import (
 	"testing"
 )
 
-// The test binary is magikshim when it is started with this variable: pause and launch want a process of their own.
+// The test binary is magikshim when it is started with this variable: pause and launch want a
+// process of their own.
 const asAgent = "MAGIKAGENT_TEST"
 
-// The main thread is kept for the main goroutine, also in the tests: a namespace that a test unshares on it would become the process's.
+// The main thread is kept for the main goroutine, also in the tests: a namespace that a test
+// unshares on it would become the process's.
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {

@@ -13,8 +13,10 @@ import (
 	"github.com/magikrun/magikpod/internal/sdnotify"
 )
 
-// Pause keeps a pod's namespaces for as long as it runs, and relays the containers' output; SIGTERM or SIGINT ends it after the drain. It returns the exit
-// status. The caller must be on the process's main thread, locked to it: the namespaces are that thread's, and are found at /proc/PID/ns.
+// Pause keeps a pod's namespaces for as long as it runs, and relays the containers' output; SIGTERM
+// or SIGINT ends it after the drain. It returns the exit status. The caller must be on the
+// process's main thread, locked to it: the namespaces are that thread's, and are found at
+// /proc/PID/ns.
 func Pause(configPath string) int {
 	// One of these runs in every pod. There is nothing to run in parallel, and next to no garbage.
 	runtime.GOMAXPROCS(1)

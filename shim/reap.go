@@ -18,7 +18,8 @@ import (
 	"github.com/magikrun/magikpod/internal/confine"
 )
 
-// ReapCommand is the argument with which a program starts itself as PID 1 of a pod's PID namespace: it calls [Reap].
+// ReapCommand is the argument with which a program starts itself as PID 1 of a pod's PID namespace:
+// it calls [Reap].
 const ReapCommand = "reap"
 
 // reapReady is the descriptor on which [Reap] says why it cannot; it is closed when the jail is.
@@ -45,7 +46,8 @@ func NewFirstProcess(name string) (*FirstProcess, error) {
 	return &FirstProcess{cmd, reading, ready}, nil
 }
 
-// Jailed waits, after the command was started or failed to, until the process is in its jail. Nobody may join the PID namespace before.
+// Jailed waits, after the command was started or failed to, until the process is in its jail.
+// Nobody may join the PID namespace before.
 func (r *FirstProcess) Jailed() error {
 	_ = r.ready.Close()
 	defer r.reading.Close()
@@ -101,11 +103,14 @@ func (r *reaper) stop() {
 	}
 }
 
-// Reap is PID 1 of a pod's PID namespace: orphans are collected until it is killed. No signal from inside the namespace ends it, so that it outlives the containers.
+// Reap is PID 1 of a pod's PID namespace: orphans are collected until it is killed. No signal from
+// inside the namespace ends it, so that it outlives the containers.
 //
-// The pod's containers see this process, and one with CAP_SYS_PTRACE has the powers of all that it sees (ptrace(2), "Ptrace access mode checking"). So
-// there is nothing to be had: no file system, no capability, no descriptor, no system call, and of this program neither the file nor the memory. What is
-// left is [reapProgram]. It returns the exit status when it fails. The caller is as that of [Pause].
+// The pod's containers see this process, and one with CAP_SYS_PTRACE has the powers of all that it
+// sees (ptrace(2), "Ptrace access mode checking"). So there is nothing to be had: no file system,
+// no capability, no descriptor, no system call, and of this program neither the file nor the
+// memory. What is left is [reapProgram]. It returns the exit status when it fails. The caller is as
+// that of [Pause].
 func Reap() int {
 	if os.Getpid() != 1 {
 		os.Stderr.WriteString("magikshim reap: cannot run: not PID 1 of a namespace\n")
@@ -122,8 +127,9 @@ func reap() error {
 	if err != nil {
 		return fmt.Errorf("make the first process's program: %w", err)
 	}
-	// It is kept over execve, and makes the kernel collect all children, adopted ones among them (wait(2), NOTES). All other signals have their default action, which PID 1
-	// of a namespace does not take, but for SIGKILL and SIGSTOP from outside (pid_namespaces(7)).
+	// It is kept over execve, and makes the kernel collect all children, adopted ones among them
+	// (wait(2), NOTES). All other signals have their default action, which PID 1 of a namespace
+	// does not take, but for SIGKILL and SIGSTOP from outside (pid_namespaces(7)).
 	signal.Ignore(syscall.SIGCHLD)
 	if err := enterEmptyRoot(); err != nil {
 		return err
@@ -150,7 +156,8 @@ func reap() error {
 	return fmt.Errorf("execute the first process's program: %w", errno)
 }
 
-// enterEmptyRoot gives this thread a mount namespace with nothing in it but an empty file system that cannot be written to. The other threads stay where they are, and end with execve.
+// enterEmptyRoot gives this thread a mount namespace with nothing in it but an empty file system
+// that cannot be written to. The other threads stay where they are, and end with execve.
 func enterEmptyRoot() error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace: unshare: %w", err)
@@ -190,7 +197,8 @@ func enterEmptyRoot() error {
 	return confine.EnterRoot()
 }
 
-// dropCapabilities gives up all capabilities of this thread, for good; of the other threads execve leaves none.
+// dropCapabilities gives up all capabilities of this thread, for good; of the other threads execve
+// leaves none.
 func dropCapabilities() error {
 	for c := uintptr(0); ; c++ {
 		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestReapAttached: a process with CAP_SYS_PTRACE can make the first process do what it likes, and that is nothing.
+// TestReapAttached: a process with CAP_SYS_PTRACE can make the first process do what it likes, and
+// that is nothing.
 func TestReapAttached(t *testing.T) {
 	first := startFirst(t)
 	waitForComm(t, strconv.Itoa(first), "magikshim") // its first instructions are over

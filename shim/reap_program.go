@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reapFile is the beginning of an ELF file of one segment (elf(5)), and the process's name, which its code gives to PR_SET_NAME; the code follows.
+// reapFile is the beginning of an ELF file of one segment (elf(5)), and the process's name, which
+// its code gives to PR_SET_NAME; the code follows.
 type reapFile struct {
 	Ident                                                [16]byte
 	Type, Machine                                        uint16
@@ -31,8 +32,10 @@ const (
 	reapEntry = reapName + 16
 )
 
-// reapProgram is the whole program of the first process of a PID namespace, an ELF file of some 200 bytes: it makes itself unreadable to others, takes its name, and waits in
-// ppoll(2) for ever. A copy of magikshim in its place would take 3.4 MB of memory in each pod, since it must not be the file that the host runs.
+// reapProgram is the whole program of the first process of a PID namespace, an ELF file of some 200
+// bytes: it makes itself unreadable to others, takes its name, and waits in ppoll(2) for ever. A
+// copy of magikshim in its place would take 3.4 MB of memory in each pod, since it must not be the
+// file that the host runs.
 func reapProgram() []byte {
 	code := slices.Concat(reapCode...)
 	size := uint64(reapEntry - reapBase + len(code))
@@ -48,7 +51,8 @@ func reapProgram() []byte {
 	return append(file, code...)
 }
 
-// sealedProgram is [reapProgram] in a file in memory that nobody can change: what is behind /proc/1/exe is no file of the host's.
+// sealedProgram is [reapProgram] in a file in memory that nobody can change: what is behind
+// /proc/1/exe is no file of the host's.
 func sealedProgram() (int, error) {
 	fd, err := unix.MemfdCreate("magikshim", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // a kernel before 6.3
@@ -72,7 +76,8 @@ func sealedProgram() (int, error) {
 	return fd, nil
 }
 
-// reapFilter allows what the program does, and its execution from a descriptor, which no other can take the place of. All else fails with EPERM (seccomp(2)).
+// reapFilter allows what the program does, and its execution from a descriptor, which no other can
+// take the place of. All else fails with EPERM (seccomp(2)).
 func reapFilter(program int) []unix.SockFilter {
 	const (
 		number, architecture, argument = 0, 4, 16 // offsets in struct seccomp_data, of arguments that of the first one's lower half

@@ -27,7 +27,8 @@ func startFirst(t *testing.T) int {
 	return r.cmd.Process.Pid
 }
 
-// TestReapJail: what a process with CAP_SYS_PTRACE gets by looking at the first process of its PID namespace is worth nothing.
+// TestReapJail: what a process with CAP_SYS_PTRACE gets by looking at the first process of its PID
+// namespace is worth nothing.
 func TestReapJail(t *testing.T) {
 	first := startFirst(t)
 	proc := fmt.Sprintf("/proc/%d/", first)
@@ -119,7 +120,8 @@ func seenByRoot(t *testing.T, pid int) string {
 	return string(seen)
 }
 
-// TestReapNotDumpable: without capabilities, which is all that keeps others of the same user away otherwise, it is still not to be looked at.
+// TestReapNotDumpable: without capabilities, which is all that keeps others of the same user away
+// otherwise, it is still not to be looked at.
 func TestReapNotDumpable(t *testing.T) {
 	if seen := seenByRoot(t, startFirst(t)); seen != "" {
 		t.Errorf("root without CAP_SYS_PTRACE sees %q of the first process", seen)

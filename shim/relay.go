@@ -37,8 +37,9 @@ type logSink interface {
 	open(name logName) (lineWriter, error)
 }
 
-// relay moves the lines of a pod's containers from their FIFOs to a log driver. It is one loop around epoll that never leaves its thread: no
-// goroutine, no lock, one buffer. Its methods are called from one goroutine; only stop may be called from any.
+// relay moves the lines of a pod's containers from their FIFOs to a log driver. It is one loop
+// around epoll that never leaves its thread: no goroutine, no lock, one buffer. Its methods are
+// called from one goroutine; only stop may be called from any.
 type relay struct {
 	dir      string
 	sink     logSink
@@ -48,7 +49,8 @@ type relay struct {
 	streams            map[int]*stream // by file descriptor
 	buffer             []byte
 	deadline           time.Time // of the drain; zero before stop
-	// extra is called when its descriptor becomes readable (the PID namespace's first process has ended).
+	// extra is called when its descriptor becomes readable (the PID namespace's first process has
+	// ended).
 	extraFD int
 	lost    int // lines, since the last complaint
 }
@@ -61,7 +63,8 @@ type stream struct {
 	pending []byte // the beginning of a line
 }
 
-// newRelay listens for what is put into the directory; a FIFO that is put there from now on is not missed.
+// newRelay listens for what is put into the directory; a FIFO that is put there from now on is not
+// missed.
 func newRelay(dir string, complain func(error)) (*relay, error) {
 	r := &relay{dir: dir, complain: complain, epoll: -1, added: -1, wake: -1, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
 	fail := func(err error) (*relay, error) {
@@ -227,7 +230,8 @@ func (r *relay) add(name logName) {
 	}
 	out, err := r.sink.open(name)
 	if err != nil {
-		// Reading on with nowhere to write loses lines with a notice; not reading would stop the container.
+		// Reading on with nowhere to write loses lines with a notice; not reading would stop the
+		// container.
 		r.complain(err)
 		out = discard{err}
 	}
@@ -241,7 +245,8 @@ func (r *relay) add(name logName) {
 	if err := unix.Fchmod(fd, takenMode); err != nil {
 		r.complain(fmt.Errorf("cannot mark log pipe %s: %w", path, err))
 	}
-	// A FIFO without a writer is at its end, of which epoll says nothing before the first writer has come and gone.
+	// A FIFO without a writer is at its end, of which epoll says nothing before the first writer
+	// has come and gone.
 	r.read(s)
 }
 
@@ -274,7 +279,8 @@ func (r *relay) end(name logName) {
 	}
 }
 
-// read moves what one read(2) gives; at the end of the stream it is dropped. It reports whether there may be more to read at once.
+// read moves what one read(2) gives; at the end of the stream it is dropped. It reports whether
+// there may be more to read at once.
 func (r *relay) read(s *stream) bool {
 	n, err := unix.Read(s.fd, r.buffer)
 	switch {

@@ -168,7 +168,8 @@ func TestRelayFields(t *testing.T) {
 	}
 }
 
-// TestRelayLines checks that lines arrive whole and in order, however they are cut by writes, up to a megabyte, and marked above.
+// TestRelayLines checks that lines arrive whole and in order, however they are cut by writes, up to
+// a megabyte, and marked above.
 func TestRelayLines(t *testing.T) {
 	r := startRelay(t, PauseConfig{})
 	j := listenJournal(t, r.socket)
@@ -256,7 +257,8 @@ func TestRelayEnd(t *testing.T) {
 	}
 }
 
-// TestRelayStop checks both ends of the drain: at once when all pipes are at their end, and bounded when one is not.
+// TestRelayStop checks both ends of the drain: at once when all pipes are at their end, and bounded
+// when one is not.
 func TestRelayStop(t *testing.T) {
 	r := startRelay(t, PauseConfig{})
 	j := listenJournal(t, r.socket)

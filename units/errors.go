@@ -49,7 +49,8 @@ var kinds = map[string]pod.Kind{
 	"org.freedesktop.DBus.Error.NameHasNoOwner":                   pod.Unavailable,
 }
 
-// translate gives an error of a call its kind and the text of what could not be done; nil stays nil. The library's errors end here, but for those of a context.
+// translate gives an error of a call its kind and the text of what could not be done; nil stays
+// nil. The library's errors end here, but for those of a context.
 func translate(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -68,7 +69,8 @@ func translate(err error, format string, args ...any) error {
 	if kind := pod.KindOf(err); kind != pod.Internal { // why a context has ended: its owner recognizes it
 		return pod.Errorf(kind, "%s: %w", what, err)
 	}
-	// What is neither the bus's word nor the context's is the transport's: a socket that was closed here or there.
+	// What is neither the bus's word nor the context's is the transport's: a socket that was closed
+	// here or there.
 	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) {
 		return pod.Errorf(pod.Unavailable, "%s: the connection to systemd is lost", what)
 	}

@@ -11,8 +11,9 @@ import (
 	"github.com/magikrun/magikpod/internal/rawfd"
 )
 
-// groupEvents reports changes in the cgroup.events of units: they are frozen or thawed, which systemd 252 does not report, nor anybody when it is done by a
-// write to the cgroup (cgroup-v2.rst, Core Interface Files).
+// groupEvents reports changes in the cgroup.events of units: they are frozen or thawed, which
+// systemd 252 does not report, nor anybody when it is done by a write to the cgroup (cgroup-v2.rst,
+// Core Interface Files).
 type groupEvents struct {
 	file *os.File // inotify(7)
 
@@ -28,7 +29,8 @@ func newGroupEvents() (*groupEvents, error) {
 	return &groupEvents{file: os.NewFile(uintptr(fd), "inotify"), units: map[uint32]string{}}, nil
 }
 
-// add follows a unit whose cgroup is dir, until that goes. An error is one of a limit of the host's (inotify(7)): the unit's next change is seen all the same.
+// add follows a unit whose cgroup is dir, until that goes. An error is one of a limit of the host's
+// (inotify(7)): the unit's next change is seen all the same.
 func (g *groupEvents) add(unit, dir string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -22,14 +22,15 @@ const (
 	refusalTimeout = 5 * time.Second
 	// emptyTimeout bounds how long processes may take to go after SIGKILL.
 	emptyTimeout = 5 * time.Second
-	// maxBelow is how many cgroups below a unit's own are looked at: a privileged container makes as many as it likes.
+	// maxBelow is how many cgroups below a unit's own are looked at: a privileged container makes
+	// as many as it likes.
 	maxBelow = 1024
 	// maxNamed is how many processes an error names.
 	maxNamed = 5
 )
 
-// Frozen reports whether the kernel keeps all processes of a unit frozen, because somebody has frozen it or a slice that it is in (systemctl freeze). A unit that
-// has no cgroup is not frozen.
+// Frozen reports whether the kernel keeps all processes of a unit frozen, because somebody has
+// frozen it or a slice that it is in (systemctl freeze). A unit that has no cgroup is not frozen.
 func (m *Manager) Frozen(unit string) bool {
 	dir := m.CgroupDir(unit)
 	if dir == "" {
@@ -49,12 +50,14 @@ func (m *Manager) frozenSlice(unit string) string {
 	return ""
 }
 
-// Thaw has all processes of a unit run again, and of those that stop with it, whoever has frozen them: systemd, by an order for the unit or for a slice
-// that it is in, or somebody who wrote to the file of the cgroup. The slices that it is in are thawed as a whole: a cgroup cannot run in one that does
-// not. Nothing frozen is no error. Unavailable: something is still frozen.
+// Thaw has all processes of a unit run again, and of those that stop with it, whoever has frozen
+// them: systemd, by an order for the unit or for a slice that it is in, or somebody who wrote to
+// the file of the cgroup. The slices that it is in are thawed as a whole: a cgroup cannot run in
+// one that does not. Nothing frozen is no error. Unavailable: something is still frozen.
 //
-// A frozen unit must be thawed before it is stopped: systemd 257 refuses the job and has the job of the slice succeed all the same; in systemd 252 a
-// process with a handler for the stop signal does not run before its time is over.
+// A frozen unit must be thawed before it is stopped: systemd 257 refuses the job and has the job of
+// the slice succeed all the same; in systemd 252 a process with a handler for the stop signal does
+// not run before its time is over.
 func (m *Manager) Thaw(ctx context.Context, unit string) error {
 	group := m.CgroupDir(unit)
 	bySystemd, frozen := m.frozenBySystemd(unit), m.frozenGroups(group)
@@ -94,8 +97,8 @@ func (m *Manager) Thaw(ctx context.Context, unit string) error {
 	}
 }
 
-// KeepFrozen has Thaw leave cgroups alone, directories below [CgroupDir] of a unit, which the caller freezes before it calls release. Their processes get
-// signals then, and SIGKILL ends them.
+// KeepFrozen has Thaw leave cgroups alone, directories below [CgroupDir] of a unit, which the
+// caller freezes before it calls release. Their processes get signals then, and SIGKILL ends them.
 func (m *Manager) KeepFrozen(dirs []string) (release func()) {
 	m.keeping.Lock()
 	defer m.keeping.Unlock()
@@ -123,7 +126,8 @@ func (m *Manager) thawGroup(dir string) error {
 	return cgroup.SetFrozen(dir, false)
 }
 
-// frozenBySystemd reports whether systemd has said of the unit, or of one that stops with it, that it is frozen.
+// frozenBySystemd reports whether systemd has said of the unit, or of one that stops with it, that
+// it is frozen.
 func (m *Manager) frozenBySystemd(unit string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -135,7 +139,8 @@ func (m *Manager) frozenBySystemd(unit string) bool {
 	return false
 }
 
-// thawOrder are the units to thaw: the slices that unit is in, the outermost first, then itself, then what stops with it.
+// thawOrder are the units to thaw: the slices that unit is in, the outermost first, then itself,
+// then what stops with it.
 func (m *Manager) thawOrder(unit string) []string {
 	var names []string
 	for name := unit; name != "" && name != "-.slice"; name = sliceOf(name) {
@@ -152,7 +157,8 @@ func (m *Manager) thawOrder(unit string) []string {
 	return names
 }
 
-// End stops a unit and what stops with it, and returns when nothing of it is left; see [Manager.Emptied].
+// End stops a unit and what stops with it, and returns when nothing of it is left; see
+// [Manager.Emptied].
 func (m *Manager) End(ctx context.Context, unit string) error {
 	for end := time.Now().Add(refusalTimeout); ; time.Sleep(time.Millisecond) {
 		job, err := m.Stop(ctx, unit)
@@ -162,15 +168,18 @@ func (m *Manager) End(ctx context.Context, unit string) error {
 		if err == nil {
 			err = m.Emptied(ctx, unit)
 		}
-		// A job may have been refused: systemd hears late from the kernel what is frozen. By now Stop may know of it, and thaw it.
+		// A job may have been refused: systemd hears late from the kernel what is frozen. By now
+		// Stop may know of it, and thaw it.
 		if err == nil || ctx.Err() != nil || len(m.notEnded(unit)) == 0 || time.Now().After(end) {
 			return err
 		}
 	}
 }
 
-// Emptied makes sure that nothing of a unit that was stopped is left: neither a unit that stops with it, nor a process. Processes that are in none of them
-// any more, such as those that did not go when systemd gave them up, are killed. Unavailable: something is left, and the error says what.
+// Emptied makes sure that nothing of a unit that was stopped is left: neither a unit that stops
+// with it, nor a process. Processes that are in none of them any more, such as those that did not
+// go when systemd gave them up, are killed. Unavailable: something is left, and the error says
+// what.
 func (m *Manager) Emptied(ctx context.Context, unit string) error {
 	var left []string
 	for _, name := range m.notEnded(unit) {
@@ -232,8 +241,8 @@ func (m *Manager) CgroupDir(unit string) string {
 	return filepath.Join(cgroup.Root(), path.Clean("/"+group))
 }
 
-// frozenGroups are the cgroups that somebody has frozen by name, of dir, those that it is in and those below, but for those to keep frozen: the outermost first.
-// None: dir does not exist.
+// frozenGroups are the cgroups that somebody has frozen by name, of dir, those that it is in and
+// those below, but for those to keep frozen: the outermost first. None: dir does not exist.
 func (m *Manager) frozenGroups(dir string) []string {
 	if _, err := os.Stat(dir); dir == "" || err != nil {
 		return nil

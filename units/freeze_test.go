@@ -22,7 +22,8 @@ import (
 // polite ends well when it is asked to, and only then. It writes a line when it can be asked.
 var polite = []string{"/bin/sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"}
 
-// Whoever has frozen a pod, its container is asked to end before it is killed, and nothing of the pod is left.
+// Whoever has frozen a pod, its container is asked to end before it is killed, and nothing of the
+// pod is left.
 func TestStopOfWhatIsFrozen(t *testing.T) {
 	m := connect(t)
 	freeze := func(name func(s *sandbox) string) func(*testing.T, *sandbox) {
@@ -222,7 +223,8 @@ func stopUnit(t *testing.T, m *Manager, unit string) {
 	}
 }
 
-// A process that hangs in the kernel outlives SIGKILL. Its unit is over for systemd, but its pod is not gone.
+// A process that hangs in the kernel outlives SIGKILL. Its unit is over for systemd, but its pod is
+// not gone.
 func TestProcessThatHangsInTheKernel(t *testing.T) {
 	m := connect(t)
 	dir, asked, release := testhang.Dir(t)
@@ -244,7 +246,8 @@ func TestProcessThatHangsInTheKernel(t *testing.T) {
 	}
 }
 
-// TestEndAfterARefusal: systemd 257 refuses to stop a unit that it takes for frozen, and has the job of its slice succeed all the same. That it does so is known late.
+// TestEndAfterARefusal: systemd 257 refuses to stop a unit that it takes for frozen, and has the
+// job of its slice succeed all the same. That it does so is known late.
 func TestEndAfterARefusal(t *testing.T) {
 	m := connect(t)
 	s := startSandbox(t, m, testPod("refused"))

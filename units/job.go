@@ -46,7 +46,8 @@ func (j *Job) Done() <-chan struct{} { return j.done }
 // JobError is a job that did not end well.
 type JobError struct {
 	Verb, Unit string
-	// Result is systemd's word: failed, canceled, timeout, dependency, skipped, ... or lost, when the connection has ended before the job.
+	// Result is systemd's word: failed, canceled, timeout, dependency, skipped, ... or lost, when
+	// the connection has ended before the job.
 	Result string
 }
 
@@ -66,8 +67,9 @@ func (e *JobError) Error() string {
 	return "cannot " + e.Verb + " unit " + e.Unit + ": " + why
 }
 
-// Wait waits for the end of the job: nil when it was done, a [*JobError] with a kind when not, or an error of kind Unavailable when ctx ends first (the
-// job goes on then). The unit's State is up to date when Wait returns nil or a JobError that is not "lost".
+// Wait waits for the end of the job: nil when it was done, a [*JobError] with a kind when not, or
+// an error of kind Unavailable when ctx ends first (the job goes on then). The unit's State is up
+// to date when Wait returns nil or a JobError that is not "lost".
 func (j *Job) Wait(ctx context.Context) error {
 	select {
 	case <-j.done:

@@ -25,13 +25,17 @@ const (
 	maxWeight            = 10000
 )
 
-// Limits are the resources of a pod or a container in systemd's terms. The zero value of a field is no limit, or systemd's default.
+// Limits are the resources of a pod or a container in systemd's terms. The zero value of a field is
+// no limit, or systemd's default.
 type Limits struct {
-	// MemoryMax is the limit in bytes. Swap is not to be used on top of it: a limit of 64 MiB is not one of 64 MiB and all of the swap.
+	// MemoryMax is the limit in bytes. Swap is not to be used on top of it: a limit of 64 MiB is
+	// not one of 64 MiB and all of the swap.
 	MemoryMax uint64
-	// MemoryLow is what the kernel takes last when memory is short, in bytes. Requests become MemoryLow=, not MemoryMin=: min is a hard reservation, and
-	// a host that has promised too much would kill processes which have nothing to do with the pods. (cgroup v2 counts it against the siblings below
-	// the same ancestor that is short of memory; give magikpod.slice a MemoryLow= of its own to protect pods from the rest of the host.)
+	// MemoryLow is what the kernel takes last when memory is short, in bytes. Requests become
+	// MemoryLow=, not MemoryMin=: min is a hard reservation, and a host that has promised too much
+	// would kill processes which have nothing to do with the pods. (cgroup v2 counts it against the
+	// siblings below the same ancestor that is short of memory; give magikpod.slice a MemoryLow= of
+	// its own to protect pods from the rest of the host.)
 	MemoryLow uint64
 	// CPUQuota is CPU time per second of wall clock: 1.5 CPUs are 1.5 s.
 	CPUQuota time.Duration
@@ -41,7 +45,8 @@ type Limits struct {
 	TasksMax uint64
 }
 
-// ContainerLimits returns the limits of one container. A request that is missing is the limit, as in Kubernetes.
+// ContainerLimits returns the limits of one container. A request that is missing is the limit, as
+// in Kubernetes.
 func ContainerLimits(c *corev1.Container) Limits {
 	return Limits{
 		MemoryMax: bytesOf(limitOf(c, corev1.ResourceMemory)),
@@ -51,9 +56,11 @@ func ContainerLimits(c *corev1.Container) Limits {
 	}
 }
 
-// PodLimits returns the limits of a whole pod: what spec.resources says, and for what it does not say what Kubernetes computes from the containers. That
-// is the sum of the containers and the sidecars, or what an init container needs beside the sidecars before it when that is more, and the
-// overhead of the runtime class on top. A limit applies to the pod only when every container has one.
+// PodLimits returns the limits of a whole pod: what spec.resources says, and for what it does not
+// say what Kubernetes computes from the containers. That is the sum of the containers and the
+// sidecars, or what an init container needs beside the sidecars before it when that is more, and
+// the overhead of the runtime class on top. A limit applies to the pod only when every container
+// has one.
 func PodLimits(p *corev1.Pod) Limits {
 	return Limits{
 		MemoryMax: bytesOf(podLimit(p, corev1.ResourceMemory)),
@@ -72,7 +79,8 @@ func (l Limits) WithTasks(limit int64) Limits {
 	return l
 }
 
-// PodCPURequest is what PodLimits makes a weight of: the CPU time that a pod asks for, per second of wall clock; 0: nothing.
+// PodCPURequest is what PodLimits makes a weight of: the CPU time that a pod asks for, per second
+// of wall clock; 0: nothing.
 func PodCPURequest(p *corev1.Pod) time.Duration { return quotaOf(podRequest(p, corev1.ResourceCPU)) }
 
 func limitOf(c *corev1.Container, name corev1.ResourceName) resource.Quantity {
@@ -115,7 +123,8 @@ func podRequest(p *corev1.Pod, name corev1.ResourceName) resource.Quantity {
 	return total
 }
 
-// podLevelRequest is the request in spec.resources. When there is only a limit there, that is the request only if no container asks for anything.
+// podLevelRequest is the request in spec.resources. When there is only a limit there, that is the
+// request only if no container asks for anything.
 func podLevelRequest(p *corev1.Pod, name corev1.ResourceName) (resource.Quantity, bool) {
 	r := p.Spec.Resources
 	if r == nil {
@@ -158,9 +167,10 @@ func quotaOf(cpu resource.Quantity) time.Duration {
 	return max(time.Duration(milli(cpu))*time.Millisecond, minCPUQuota)
 }
 
-// weightOf turns a CPU request into cgroup v2's weight by way of cgroup v1's shares, as Kubernetes and the OCI runtimes do: 1024 shares (one CPU) are
-// 100, the least (2 shares, also for no request at all) is 1, the most is 10000. The curve is the quadratic one of the OCI runtimes since 2025; with the
-// linear one before it one CPU was 39, and lost against every other cgroup of the host.
+// weightOf turns a CPU request into cgroup v2's weight by way of cgroup v1's shares, as Kubernetes
+// and the OCI runtimes do: 1024 shares (one CPU) are 100, the least (2 shares, also for no request
+// at all) is 1, the most is 10000. The curve is the quadratic one of the OCI runtimes since 2025;
+// with the linear one before it one CPU was 39, and lost against every other cgroup of the host.
 func weightOf(cpu resource.Quantity) uint64 {
 	shares := float64(minShares)
 	if positive(cpu) {

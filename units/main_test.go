@@ -52,8 +52,9 @@ func help(verb string, args []string) error {
 	return nil
 }
 
-// launch does what magikshim launch does. A first program makes the container's process, which waits, and exits: like that the process is a child of systemd
-// before it is announced as the main process. Then it may go on, and the unit is ready.
+// launch does what magikshim launch does. A first program makes the container's process, which
+// waits, and exits: like that the process is a child of systemd before it is announced as the main
+// process. Then it may go on, and the unit is ready.
 func launch(args []string) error {
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -27,10 +27,11 @@ const (
 
 // Manager talks to systemd. Its methods may be called from any goroutine.
 //
-// It has one private connection to the system bus for calls and signals alike, so that replies and signals have one order (that in which systemd
-// sent them): a signal about a unit's former life is never taken for one about its present life, and what a call has read never
-// overwrites what a later signal brought. Signals go into an unbounded queue as they arrive, and one goroutine works on it: a slow
-// consumer never delays a reply.
+// It has one private connection to the system bus for calls and signals alike, so that replies and
+// signals have one order (that in which systemd sent them): a signal about a unit's former life is
+// never taken for one about its present life, and what a call has read never overwrites what a
+// later signal brought. Signals go into an unbounded queue as they arrive, and one goroutine works
+// on it: a slow consumer never delays a reply.
 //
 // systemd forgets what was referenced over the connection when it ends; units live on.
 type Manager struct {
@@ -70,7 +71,8 @@ type Manager struct {
 	sweeps    sync.WaitGroup // stops of empty slices under way
 }
 
-// Connect connects to systemd over the system bus. ctx bounds the connecting only. Errors are of kind Unavailable.
+// Connect connects to systemd over the system bus. ctx bounds the connecting only. Errors are of
+// kind Unavailable.
 func Connect(ctx context.Context) (*Manager, error) {
 	m := &Manager{
 		queue: newQueue(),
@@ -112,8 +114,9 @@ func Connect(ctx context.Context) (*Manager, error) {
 	return m, nil
 }
 
-// subscribe asks for the signals. The bus cannot match the beginning of a name, and has a limit on rules per connection that is below
-// the number of our units, so one rule brings the changes of all units and dispatch keeps ours.
+// subscribe asks for the signals. The bus cannot match the beginning of a name, and has a limit on
+// rules per connection that is below the number of our units, so one rule brings the changes of all
+// units and dispatch keeps ours.
 func (m *Manager) subscribe(ctx context.Context) error {
 	const common = "type='signal',sender='" + busName + "',"
 	rules := []string{
@@ -168,15 +171,18 @@ func (m *Manager) connectionLost() {
 	})
 }
 
-// Lost returns a channel that is closed when the connection to systemd has ended, also by Close. What State returns is no longer true then.
+// Lost returns a channel that is closed when the connection to systemd has ended, also by Close.
+// What State returns is no longer true then.
 func (m *Manager) Lost() <-chan struct{} { return m.lost }
 
 // Version returns systemd's version, such as "257.13-1~deb13u1".
 func (m *Manager) Version() string { return m.version }
 
-// OnChange adds a function that is called with the name of each tracked unit whose State has changed, until the returned function is called. Every
-// runtime class adds one, and knows its own units. They are called from one goroutine, one after the other, and must neither block nor call the
-// manager's methods but State. Add one before the first unit that it wants to hear of is started or tracked.
+// OnChange adds a function that is called with the name of each tracked unit whose State has
+// changed, until the returned function is called. Every runtime class adds one, and knows its own
+// units. They are called from one goroutine, one after the other, and must neither block nor call
+// the manager's methods but State. Add one before the first unit that it wants to hear of is
+// started or tracked.
 func (m *Manager) OnChange(changed func(unit string)) (remove func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -198,17 +204,20 @@ func (m *Manager) State(unit string) (State, bool) {
 	return State{}, false
 }
 
-// Kill sends sig to the main process of a unit (who is "main") or to all of its processes ("all"). NotFound: there is no such unit or no such process.
+// Kill sends sig to the main process of a unit (who is "main") or to all of its processes ("all").
+// NotFound: there is no such unit or no such process.
 func (m *Manager) Kill(ctx context.Context, unit, who string, sig syscall.Signal) error {
 	return translate(m.systemd.KillUnitWithTarget(ctx, unit, sd.Who(who), int32(sig)), "cannot send signal %d to unit %s", int(sig), unit)
 }
 
-// SetProperties changes properties of a unit that exists, until it is unloaded. NotFound: there is no such unit.
+// SetProperties changes properties of a unit that exists, until it is unloaded. NotFound: there is
+// no such unit.
 func (m *Manager) SetProperties(ctx context.Context, unit string, props []Property) error {
 	return translate(m.systemd.SetUnitPropertiesContext(ctx, unit, true, props...), "cannot change unit %s", unit)
 }
 
-// List returns the names of the loaded units that match a pattern of glob(7), sorted. Units that are only named by others are left out.
+// List returns the names of the loaded units that match a pattern of glob(7), sorted. Units that
+// are only named by others are left out.
 func (m *Manager) List(ctx context.Context, pattern string) ([]string, error) {
 	units, err := m.systemd.ListUnitsByPatternsContext(ctx, nil, []string{pattern})
 	if err != nil {

@@ -281,7 +281,8 @@ func systemctl(t testing.TB, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// Sidecars stop after the containers that came after them, whoever stops the pod, and each can be restarted alone.
+// Sidecars stop after the containers that came after them, whoever stops the pod, and each can be
+// restarted alone.
 func TestStopOrder(t *testing.T) {
 	m := connect(t)
 	const slow = `trap "sleep 0.3; exit 0" TERM; while :; do sleep 0.02; done`
@@ -397,7 +398,8 @@ func TestDeadUnitGivesWay(t *testing.T) {
 	}
 }
 
-// A pod of an earlier daemon whose record is lost, stopped by an administrator, leaves dead and failed units. They do not keep its name.
+// A pod of an earlier daemon whose record is lost, stopped by an administrator, leaves dead and
+// failed units. They do not keep its name.
 func TestLostPodGivesWay(t *testing.T) {
 	old := connect(t)
 	p := testPod("lost")

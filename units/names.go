@@ -21,8 +21,9 @@ import (
 //	magikpod-default-web-nginx.service              a container
 //	magikpod-default-web-order\x2dproxy.slice       an ordering point, see [OrderSlice]
 //
-// Each name is escaped on its own, so that a "-" stands between names only: in slices because systemd nests a slice by its dashes, in services
-// because the pod a-b with the container c is not the pod a with the container b-c.
+// Each name is escaped on its own, so that a "-" stands between names only: in slices because
+// systemd nests a slice by its dashes, in services because the pod a-b with the container c is not
+// the pod a with the container b-c.
 //
 //   - "-" becomes \x2d, as systemd-escape(1) does it.
 //   - A container that is called pause or vm gets its first letter escaped too (\x70ause, \x76m): the plain words are the pod's own units.
@@ -40,7 +41,8 @@ const (
 	escapedDash = `\x2d`
 )
 
-// What a part of a name may have after it was escaped, in bytes. The longest name, an ordering slice, has 9+63+1+101+1+9+63+6 = 253; systemd's limit is 255.
+// What a part of a name may have after it was escaped, in bytes. The longest name, an ordering
+// slice, has 9+63+1+101+1+9+63+6 = 253; systemd's limit is 255.
 const (
 	maxNamespacePart = 63
 	maxPodPart       = 101
@@ -74,7 +76,8 @@ func ContainerService(namespace, name, container string) string {
 	return podBase(namespace, name) + "-" + containerPart(container) + ".service"
 }
 
-// OrderSlice returns the name of the slice that stands between a sidecar and what starts after it; see [PodSlices].
+// OrderSlice returns the name of the slice that stands between a sidecar and what starts after it;
+// see [PodSlices].
 func OrderSlice(namespace, name, sidecar string) string {
 	return podBase(namespace, name) + "-" + orderWord + part(sidecar, maxContainerPart) + ".slice"
 }
@@ -149,8 +152,8 @@ func kindOf(unit string) unitKind {
 	return ""
 }
 
-// SlicePath returns the path of a slice's cgroup, relative to the root of the cgroup tree and without a leading slash:
-// magikpod.slice/magikpod-default.slice/magikpod-default-web.slice.
+// SlicePath returns the path of a slice's cgroup, relative to the root of the cgroup tree and
+// without a leading slash: magikpod.slice/magikpod-default.slice/magikpod-default-web.slice.
 func SlicePath(slice string) string {
 	base := strings.TrimSuffix(slice, ".slice")
 	var path strings.Builder
@@ -163,7 +166,8 @@ func SlicePath(slice string) string {
 	return path.String()
 }
 
-// sliceOf returns the slice that a unit with a name of this package lies in; "" when the name does not say.
+// sliceOf returns the slice that a unit with a name of this package lies in; "" when the name does
+// not say.
 func sliceOf(unit string) string {
 	base, isSlice := strings.CutSuffix(unit, ".slice")
 	if !isSlice {
@@ -176,7 +180,8 @@ func sliceOf(unit string) string {
 	return base[:i] + ".slice"
 }
 
-// PodLayout lays out the units of magikpodd's pods: one sandbox of a pod at a time, in a slice of its namespace.
+// PodLayout lays out the units of magikpodd's pods: one sandbox of a pod at a time, in a slice of
+// its namespace.
 type PodLayout struct{}
 
 // Names returns the units of a pod.

@@ -91,7 +91,8 @@ func TestSystemdEscape(t *testing.T) {
 	}
 }
 
-// Two different containers never have one unit name; all names are valid for systemd, and the parent of a slice is the one that systemd computes.
+// Two different containers never have one unit name; all names are valid for systemd, and the
+// parent of a slice is the one that systemd computes.
 func FuzzNames(f *testing.F) {
 	a63, dashes := strings.Repeat("a", 63), strings.Repeat("a-", 31)+"a"
 	for _, s := range [][6]string{

@@ -23,9 +23,10 @@ func prop(name string, value any) Property {
 	return Property{Name: name, Value: dbus.MakeVariant(value)}
 }
 
-// execStart is the command of a service; its failure is the service's. argv[0] is an absolute path. The arguments are taken as they are: "$" is escaped from
-// the expansion of variables. (ExecStartEx= with no-env-expand would do it too, but systemd 252 cannot read that back from its own file at the next
-// daemon-reload.)
+// execStart is the command of a service; its failure is the service's. argv[0] is an absolute path.
+// The arguments are taken as they are: "$" is escaped from the expansion of variables.
+// (ExecStartEx= with no-env-expand would do it too, but systemd 252 cannot read that back from its
+// own file at the next daemon-reload.)
 func execStart(argv ...string) Property {
 	escaped := make([]string, len(argv))
 	for i, arg := range argv {
@@ -66,7 +67,8 @@ func (l Limits) Props() []Property {
 	return props
 }
 
-// UpdateProps returns the properties for [Manager.SetProperties]: those of the limits that are not set are there too, and take a former limit away.
+// UpdateProps returns the properties for [Manager.SetProperties]: those of the limits that are not
+// set are there too, and take a former limit away.
 func (l Limits) UpdateProps() []Property {
 	or := func(v, unset uint64) uint64 {
 		if v > 0 {
@@ -100,13 +102,15 @@ func SliceProps(p *corev1.Pod, l Limits) []Property {
 	return append(props, l.Props()...)
 }
 
-// PodSlices returns the slices that go along with the pause unit (auxiliary units of its StartTransient): the pod's own, with the limits l, and one
-// ordering slice for each sidecar.
+// PodSlices returns the slices that go along with the pause unit (auxiliary units of its
+// StartTransient): the pod's own, with the limits l, and one ordering slice for each sidecar.
 //
-// A sidecar must stop after the containers that came after it, also on a host shutdown or systemctl stop, when nobody but systemd is there to see
-// to it. systemd stops units in the reverse order of After=. But a unit that another one names stays loaded as long as that one, and a loaded
-// unit cannot be started anew: with After= between containers none could be restarted alone. So an empty slice stands between them. It is never
-// restarted; the sidecar is Before= it, everything after the sidecar is After= it, and it stops together with the pod.
+// A sidecar must stop after the containers that came after it, also on a host shutdown or systemctl
+// stop, when nobody but systemd is there to see to it. systemd stops units in the reverse order of
+// After=. But a unit that another one names stays loaded as long as that one, and a loaded unit
+// cannot be started anew: with After= between containers none could be restarted alone. So an empty
+// slice stands between them. It is never restarted; the sidecar is Before= it, everything after the
+// sidecar is After= it, and it stops together with the pod.
 func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	names := Names(p.Namespace, p.Name)
 	aux := []Aux{{Name: names.Slice, Props: SliceProps(p, l)}}
@@ -123,7 +127,8 @@ func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	return aux
 }
 
-// orderSlices are the ordering slices of the sidecars that start before the named container; all of them for "".
+// orderSlices are the ordering slices of the sidecars that start before the named container; all of
+// them for "".
 func orderSlices(p *corev1.Pod, container string) []string {
 	var slices []string
 	for i := range p.Spec.InitContainers {
@@ -144,11 +149,13 @@ type PauseUnit struct {
 	Names PodNames
 	// Argv is the command; Argv[0] is an absolute path.
 	Argv []string
-	// SharePID says that the command keeps the pod's PID namespace, and reports when it is there (READY=1).
+	// SharePID says that the command keeps the pod's PID namespace, and reports when it is there
+	// (READY=1).
 	SharePID bool
 }
 
-// PauseProps returns the properties of a pause unit. Nothing waits for it but containers that share its PID namespace: it is Type=simple otherwise.
+// PauseProps returns the properties of a pause unit. Nothing waits for it but containers that share
+// its PID namespace: it is Type=simple otherwise.
 func PauseProps(u PauseUnit) []Property {
 	kind, access := "simple", "none"
 	if u.SharePID {
@@ -169,7 +176,8 @@ func PauseProps(u PauseUnit) []Property {
 		prop("StandardOutput", "journal"),
 		prop("StandardError", "journal"),
 		prop("SyslogIdentifier", "magikpod-pause"),
-		// It writes every line of every container. An interval of 0 would mean journald's own limit: systemd does not pass zeros on.
+		// It writes every line of every container. An interval of 0 would mean journald's own
+		// limit: systemd does not pass zeros on.
 		prop("LogRateLimitIntervalUSec", uint64(1)),
 		prop("LogRateLimitBurst", uint32(1<<20)),
 		prop("TasksMax", infinity),
@@ -184,10 +192,12 @@ func PauseProps(u PauseUnit) []Property {
 }
 
 const (
-	// startTimeout bounds how long a container may need from launch to running (the kubelet's runtime request timeout).
+	// startTimeout bounds how long a container may need from launch to running (the kubelet's
+	// runtime request timeout).
 	startTimeout     = 2 * time.Minute
 	pauseStopTimeout = 10 * time.Second
-	// killTimeout is for processes that were sent SIGKILL and do not go, because they hang in the kernel.
+	// killTimeout is for processes that were sent SIGKILL and do not go, because they hang in the
+	// kernel.
 	killTimeout = 10 * time.Second
 )
 
@@ -215,40 +225,47 @@ type ContainerUnit struct {
 	Names     PodNames
 	// Argv is the command that launches the container; Argv[0] is an absolute path.
 	Argv []string
-	// Stdout and Stderr become the container's; they must stay open until StartTransient has returned. nil: /dev/null.
+	// Stdout and Stderr become the container's; they must stay open until StartTransient has
+	// returned. nil: /dev/null.
 	Stdout, Stderr *os.File
 	// StopSignal is SIGTERM when 0.
 	StopSignal syscall.Signal
 	// Grace is the time between the stop signal and SIGKILL; 0: SIGKILL at once.
 	Grace time.Duration
-	// StopAfter names the containers that end before this one when all are stopped at once. The order between them follows from the
-	// pod, see [PodSlices]; here it only counts whether there are any.
+	// StopAfter names the containers that end before this one when all are stopped at once. The
+	// order between them follows from the pod, see [PodSlices]; here it only counts whether there
+	// are any.
 	StopAfter []string
 	// Delegate gives the unit's cgroup to the OCI runtime.
 	Delegate bool
-	// Jail takes from the command all that it needs not for mounting the container's file systems and jailing itself: most capabilities and system
-	// calls, new privileges, new namespaces.
+	// Jail takes from the command all that it needs not for mounting the container's file systems
+	// and jailing itself: most capabilities and system calls, new privileges, new namespaces.
 	Jail bool
-	// FiltersCalls says that a command with Jail allows itself few system calls when it has made the jail. Until then the unit forbids those that it has no use for, instead of allowing
-	// what services need: of such a list systemd makes a filter at each start, which takes it longer than all else.
+	// FiltersCalls says that a command with Jail allows itself few system calls when it has made
+	// the jail. Until then the unit forbids those that it has no use for, instead of allowing what
+	// services need: of such a list systemd makes a filter at each start, which takes it longer
+	// than all else.
 	FiltersCalls bool
-	// InVM says that the container runs in the pod's VM, and the command stands in for it: it needs the VM unit, and next to no privileges;
-	// the container's limits are not its own.
+	// InVM says that the container runs in the pod's VM, and the command stands in for it: it needs
+	// the VM unit, and next to no privileges; the container's limits are not its own.
 	InVM bool
 }
 
-// ContainerProps returns the properties of a container's unit. The main process is the container's first process, which the command announces by MAINPID=.
+// ContainerProps returns the properties of a container's unit. The main process is the container's
+// first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
 	owners, need := []string{u.Names.Pause}, "Requires"
 	if u.InVM {
-		// Requires= would start what has ended once more: a VM that knows nothing of its pod. The daemon makes another one, or nobody does.
+		// Requires= would start what has ended once more: a VM that knows nothing of its pod. The
+		// daemon makes another one, or nobody does.
 		owners, need = append(owners, u.Names.VM), "Requisite"
 	}
 	props := []Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": container "+u.Container.Name),
 		prop("Slice", u.Names.Slice),
 		prop(need, owners),
-		// network.target and remote-fs.target only matter for the stop: the container goes before the network and the mounts do.
+		// network.target and remote-fs.target only matter for the stop: the container goes before
+		// the network and the mounts do.
 		prop("After", append(append(owners[:len(owners):len(owners)], "network.target", "remote-fs.target"), orderSlices(u.Pod, u.Container.Name)...)),
 	}
 	if len(u.StopAfter) > 0 {
@@ -258,7 +275,8 @@ func ContainerProps(u ContainerUnit) []Property {
 		prop("Type", "notify"),
 		// MAINPID= comes from the command, whose place as the main process the container takes.
 		prop("NotifyAccess", "all"),
-		// A container that has ended well stays active (exited), so that its exit code can be read, also by a daemon that was not there.
+		// A container that has ended well stays active (exited), so that its exit code can be read,
+		// also by a daemon that was not there.
 		prop("RemainAfterExit", true),
 		execStart(u.Argv...),
 		prop("Restart", "no"),
@@ -272,7 +290,8 @@ func ContainerProps(u ContainerUnit) []Property {
 		prop("MemoryAccounting", true),
 		prop("TasksAccounting", true),
 		prop("IOAccounting", true),
-		// One process out of memory takes the whole container along, as Kubernetes does it on cgroup v2 (memory.oom.group).
+		// One process out of memory takes the whole container along, as Kubernetes does it on
+		// cgroup v2 (memory.oom.group).
 		prop("OOMPolicy", "kill"),
 	)
 	var limits Limits
@@ -294,14 +313,16 @@ func ContainerProps(u ContainerUnit) []Property {
 	return props
 }
 
-// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and namespaces of the pod (of which the daemon keeps the
-// descriptors, hence SYS_PTRACE), files of any owner, and giving up the rest.
+// jailCapabilities are what magikshim launch and the program that it becomes need: mounts and
+// namespaces of the pod (of which the daemon keeps the descriptors, hence SYS_PTRACE), files of any
+// owner, and giving up the rest.
 var jailCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,
 	unix.CAP_SYS_CHROOT, unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN,
 }
 
-// jailProps confine a unit (systemd.exec(5)). What systemd would do by mounts is left out: launch enters another mount namespace.
+// jailProps confine a unit (systemd.exec(5)). What systemd would do by mounts is left out: launch
+// enters another mount namespace.
 func jailProps(filtersCalls bool) []Property {
 	calls := list{true, []string{"@system-service", "@mount"}}
 	if filtersCalls {
@@ -311,8 +332,8 @@ func jailProps(filtersCalls bool) []Property {
 	return confinement(capabilities(jailCapabilities), namespaces, calls, "AF_UNIX", "AF_INET", "AF_INET6")
 }
 
-// proxyProps confine a command that reads its configuration, talks to a VM, and writes what a container in it says. The sockets of the VM and the
-// files of the pod are other users'.
+// proxyProps confine a command that reads its configuration, talks to a VM, and writes what a
+// container in it says. The sockets of the VM and the files of the pod are other users'.
 func proxyProps() []Property {
 	return confinement(1<<unix.CAP_DAC_OVERRIDE, 0, list{true, []string{"@system-service"}}, "AF_UNIX", "AF_VSOCK")
 }
@@ -331,7 +352,8 @@ func capabilities(set []uint) (bits uint64) {
 	return bits
 }
 
-// confinement takes all but these capabilities, kinds of namespaces (CLONE_NEW*), system calls and families of sockets from a unit.
+// confinement takes all but these capabilities, kinds of namespaces (CLONE_NEW*), system calls and
+// families of sockets from a unit.
 func confinement(bounding, namespaces uint64, calls list, families ...string) []Property {
 	return []Property{
 		prop("NoNewPrivileges", true),
@@ -370,7 +392,8 @@ func processProps(u ContainerUnit) []Property {
 		stdProp("StandardOutput", u.Stdout),
 		stdProp("StandardError", u.Stderr),
 		prop("SyslogIdentifier", u.Container.Name),
-		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect the default.
+		// systemd's services ignore SIGPIPE, and what is ignored is inherited: containers expect
+		// the default.
 		prop("IgnoreSIGPIPE", false),
 	}
 	for _, r := range crun.Rlimits() {

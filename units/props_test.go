@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/internal/golden"
 )
 
-// The properties of each kind of unit, one a line. Run go test ./units -update when they are meant to change, and read the difference.
+// The properties of each kind of unit, one a line. Run go test ./units -update when they are meant
+// to change, and read the difference.
 func TestProps(t *testing.T) {
 	yes := true
 	p := testPod("web", "log-shipper", "proxy")

@@ -6,8 +6,9 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// queue is what the goroutine of the manager works on: signals in the order in which they came, and functions put between them. It has no
-// bound: the connection's reader must never wait, since it delivers replies too.
+// queue is what the goroutine of the manager works on: signals in the order in which they came, and
+// functions put between them. It has no bound: the connection's reader must never wait, since it
+// delivers replies too.
 type queue struct {
 	mu       sync.Mutex
 	items    []item
@@ -63,8 +64,9 @@ func (q *queue) close() {
 	}
 }
 
-// DeliverSignal implements [dbus.SignalHandler]; the connection's reader calls it for one message after the other. What is not from systemd is dropped: everybody on
-// the bus may send us signals that look like its own.
+// DeliverSignal implements [dbus.SignalHandler]; the connection's reader calls it for one message
+// after the other. What is not from systemd is dropped: everybody on the bus may send us signals
+// that look like its own.
 func (q *queue) DeliverSignal(_, _ string, signal *dbus.Signal) {
 	if signal.Sender == "org.freedesktop.DBus" {
 		if signal.Name == "org.freedesktop.DBus.NameOwnerChanged" && len(signal.Body) == 3 && signal.Body[0] == busName {
@@ -81,7 +83,8 @@ func (q *queue) DeliverSignal(_, _ string, signal *dbus.Signal) {
 	}
 }
 
-// trust names systemd on the bus. It has another name after `systemctl daemon-reexec`; what the bus says about that is the newest.
+// trust names systemd on the bus. It has another name after `systemctl daemon-reexec`; what the bus
+// says about that is the newest.
 func (q *queue) trust(sender string, newest bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -90,7 +93,8 @@ func (q *queue) trust(sender string, newest bool) {
 	}
 }
 
-// AddSignal implements [dbus.SignalRegistrar] for go-systemd, which always listens: it gets no signal, but learns of the end.
+// AddSignal implements [dbus.SignalRegistrar] for go-systemd, which always listens: it gets no
+// signal, but learns of the end.
 func (q *queue) AddSignal(ch chan<- *dbus.Signal) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -12,18 +12,22 @@ import (
 // record is a tracked unit. Only the manager's goroutine (run) writes it once it is in Manager.units.
 type record struct {
 	state State
-	// pending is true while the call that brings the unit into being, or reads it for the first time, is under way: signals are kept until then.
+	// pending is true while the call that brings the unit into being, or reads it for the first
+	// time, is under way: signals are kept until then.
 	pending bool
 	kept    []*dbus.Signal
-	// born is the number of that call's reply: what systemd sent before is about a former life of the unit. seq is the number of the newest message
-	// that state was taken from.
+	// born is the number of that call's reply: what systemd sent before is about a former life of
+	// the unit. seq is the number of the newest message that state was taken from.
 	born, seq dbus.Sequence
-	// service are the changed properties of the service, until those of the unit, which systemd sends right after them, come.
+	// service are the changed properties of the service, until those of the unit, which systemd
+	// sends right after them, come.
 	service map[string]dbus.Variant
 
-	// active is the state of the unit that the signals brought last (state may be ahead of it after a Refresh).
+	// active is the state of the unit that the signals brought last (state may be ahead of it after
+	// a Refresh).
 	active string
-	// startJob is the job that has started the unit, 0 when it is not known. ran is true once the unit was seen active.
+	// startJob is the job that has started the unit, 0 when it is not known. ran is true once the
+	// unit was seen active.
 	startJob uint32
 	ran      bool
 	// expect is true when a stop of the unit is ours.
@@ -42,7 +46,8 @@ func (r *record) live(seq dbus.Sequence, s State, job uint32) {
 	r.ran = s.Active == ActiveActive
 }
 
-// judge corrects a state that systemd has sent: a unit whose start job waits for another unit is inactive there, but it has not ended.
+// judge corrects a state that systemd has sent: a unit whose start job waits for another unit is
+// inactive there, but it has not ended.
 func (r *record) judge(s *State, job uint32) {
 	if s.Active == ActiveInactive && job != 0 && job == r.startJob {
 		s.Active = ActiveActivating
@@ -67,7 +72,8 @@ func (m *Manager) run() {
 	}
 }
 
-// do has run call f, after everything that came before, and waits for it; false when the connection is lost. Nothing that f calls may call do.
+// do has run call f, after everything that came before, and waits for it; false when the connection
+// is lost. Nothing that f calls may call do.
 func (m *Manager) do(f func()) bool {
 	done := make(chan struct{})
 	if !m.queue.add(item{do: func() { f(); close(done) }}) {
@@ -143,8 +149,9 @@ func (m *Manager) replay(unit string, r *record) {
 	}
 }
 
-// changed works on PropertiesChanged. systemd announces a service's own properties first and those of every unit right after, "clients may rely on
-// this order to get atomic behavior": the second makes both count.
+// changed works on PropertiesChanged. systemd announces a service's own properties first and those
+// of every unit right after, "clients may rely on this order to get atomic behavior": the second
+// makes both count.
 func (m *Manager) changed(unit string, r *record, sig *dbus.Signal) {
 	var iface string
 	var props map[string]dbus.Variant
@@ -186,8 +193,9 @@ func (m *Manager) changed(unit string, r *record, sig *dbus.Signal) {
 	m.set(unit, r, next, max(sig.Sequence, r.seq))
 }
 
-// stoppedByOthers reports whether the change to now is a stop that a job has brought about which is not ours. A unit
-// that ends on its own has no job; one whose start fails has the job that started it.
+// stoppedByOthers reports whether the change to now is a stop that a job has brought about which is
+// not ours. A unit that ends on its own has no job; one whose start fails has the job that started
+// it.
 func (m *Manager) stoppedByOthers(r *record, now State, job uint32) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -211,7 +219,8 @@ func (m *Manager) removed(unit string, r *record, sig *dbus.Signal) {
 	m.set(unit, r, next, sig.Sequence)
 }
 
-// neverStarted works on JobRemoved of a job that was not done: if it is the start job, and the unit was still waiting, the unit does not start.
+// neverStarted works on JobRemoved of a job that was not done: if it is the start job, and the unit
+// was still waiting, the unit does not start.
 func (m *Manager) neverStarted(unit string, r *record, sig *dbus.Signal) {
 	if id, _ := sig.Body[0].(uint32); id != r.startJob || sig.Sequence <= r.seq || r.state.Active != ActiveActivating || r.state.Sub != "dead" {
 		return
@@ -245,7 +254,8 @@ func (m *Manager) set(unit string, r *record, next State, seq dbus.Sequence) {
 // stateTimeout bounds the one question that run asks.
 const stateTimeout = 5 * time.Second
 
-// shuttingDown reports whether the host shuts down: then systemd stops units for itself. A lost connection means the same.
+// shuttingDown reports whether the host shuts down: then systemd stops units for itself. A lost
+// connection means the same.
 func (m *Manager) shuttingDown() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), stateTimeout)
 	defer cancel()
@@ -263,7 +273,8 @@ func (m *Manager) jobRemoved(id uint32, result string) {
 	jobs := m.jobs[id]
 	delete(m.jobs, id)
 	if m.calls.Load() > 0 {
-		// It may be the job of a call whose reply has not been looked at yet, also when it is that of another call.
+		// It may be the job of a call whose reply has not been looked at yet, also when it is that
+		// of another call.
 		m.early[id] = result
 	} else {
 		clear(m.early)

@@ -8,7 +8,8 @@ import (
 // reloadMax is how long a reload of systemd may take before it is taken for one whose end was missed.
 const reloadMax = 90 * time.Second
 
-// setReloading works on Reloading: systemd begins to reload its configuration or to execute itself anew (true), or has done so.
+// setReloading works on Reloading: systemd begins to reload its configuration or to execute itself
+// anew (true), or has done so.
 func (m *Manager) setReloading(active bool) {
 	if !active {
 		m.reloading = false
@@ -27,7 +28,8 @@ func (m *Manager) setReloading(active bool) {
 	})
 }
 
-// refreshAll asks for the state of every tracked unit: a reload says nothing of those that did not come through it.
+// refreshAll asks for the state of every tracked unit: a reload says nothing of those that did not
+// come through it.
 func (m *Manager) refreshAll() {
 	m.mu.Lock()
 	names := make([]string, 0, len(m.units))

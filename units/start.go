@@ -26,11 +26,13 @@ const (
 	unloadTimeout = 2 * time.Second
 )
 
-// StartTransient makes a unit, with its auxiliary units, and starts it; it tracks all of them, and keeps the unit loaded until Release. It returns
-// as soon as systemd has taken the job, and does so also when ctx ends meanwhile, so that the caller knows whether there is a unit. AlreadyExists: a unit
-// of that name is tracked, or loaded and not dead. A dead one which nobody tracks gives way.
+// StartTransient makes a unit, with its auxiliary units, and starts it; it tracks all of them, and
+// keeps the unit loaded until Release. It returns as soon as systemd has taken the job, and does so
+// also when ctx ends meanwhile, so that the caller knows whether there is a unit. AlreadyExists: a
+// unit of that name is tracked, or loaded and not dead. A dead one which nobody tracks gives way.
 //
-// When an error is returned no unit was started; an auxiliary unit may be left, dead, until systemd collects it.
+// When an error is returned no unit was started; an auxiliary unit may be left, dead, until systemd
+// collects it.
 func (m *Manager) StartTransient(ctx context.Context, unit string, props []Property, aux ...Aux) (*Job, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, translate(err, "cannot start unit %s", unit)
@@ -113,7 +115,8 @@ func (m *Manager) unclaim(records map[string]*record) {
 	}
 }
 
-// startCall calls StartTransientUnit, and again while a dead unit of that name is being unloaded. The errors are the bus's.
+// startCall calls StartTransientUnit, and again while a dead unit of that name is being unloaded.
+// The errors are the bus's.
 func (m *Manager) startCall(ctx context.Context, unit string, props []Property, aux []sd.PropertyCollection) (uint32, dbus.Sequence, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
@@ -137,7 +140,8 @@ func (m *Manager) startCall(ctx context.Context, unit string, props []Property, 
 	}
 }
 
-// forgetFailed makes systemd forget the failed containers of a pod of which only they are left: they keep the dead pause unit loaded.
+// forgetFailed makes systemd forget the failed containers of a pod of which only they are left:
+// they keep the dead pause unit loaded.
 func (m *Manager) forgetFailed(ctx context.Context, pause string) {
 	base, ok := strings.CutSuffix(pause, pauseWord+".service")
 	if !ok {
@@ -198,8 +202,9 @@ func cgroupOf(unit string) string {
 	return ""
 }
 
-// Stop thaws and stops a unit; units that cannot be without it, as those in a slice and those of a pause unit, stop too. It returns as soon as systemd has taken the job,
-// and does so also when ctx ends meanwhile. No such unit: a job that is done.
+// Stop thaws and stops a unit; units that cannot be without it, as those in a slice and those of a
+// pause unit, stop too. It returns as soon as systemd has taken the job, and does so also when ctx
+// ends meanwhile. No such unit: a job that is done.
 func (m *Manager) Stop(ctx context.Context, unit string) (*Job, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, translate(err, "cannot stop unit %s", unit)
@@ -228,10 +233,12 @@ func (m *Manager) Stop(ctx context.Context, unit string) (*Job, error) {
 	return job, nil
 }
 
-// ExpectStop says that the next stop of a unit, and of what stops with it, is ours and not an administrator's. Stop does so by itself.
+// ExpectStop says that the next stop of a unit, and of what stops with it, is ours and not an
+// administrator's. Stop does so by itself.
 func (m *Manager) ExpectStop(unit string) { m.expectStop(unit) }
 
-// expectStop marks the unit and all tracked units that stop with it, and returns what takes the new marks back.
+// expectStop marks the unit and all tracked units that stop with it, and returns what takes the new
+// marks back.
 func (m *Manager) expectStop(unit string) (undo func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -251,8 +258,9 @@ func (m *Manager) expectStop(unit string) (undo func()) {
 	}
 }
 
-// stopsWith reports whether a stop of the unit cause stops the unit name too, by what their names say: all that is in a slice, all of a pod with its pause
-// unit, and its containers with its VM unit.
+// stopsWith reports whether a stop of the unit cause stops the unit name too, by what their names
+// say: all that is in a slice, all of a pod with its pause unit, and its containers with its VM
+// unit.
 func stopsWith(name, cause string) bool {
 	if name == cause {
 		return true

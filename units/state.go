@@ -26,26 +26,32 @@ const (
 // State is what systemd says of a unit, by the names of its properties.
 type State struct {
 	Load, Active, Sub string
-	// Result is "success", or why a service has failed: exit-code, signal, core-dump, oom-kill, timeout, protocol, resources, watchdog, start-limit-hit.
+	// Result is "success", or why a service has failed: exit-code, signal, core-dump, oom-kill,
+	// timeout, protocol, resources, watchdog, start-limit-hit.
 	Result string
 	// MainPID is the main process while it runs, else 0. ExecMainPID stays when it has ended.
 	MainPID, ExecMainPID int
-	// ExecMainCode is 1 (exited), 2 (killed) or 3 (dumped core), and 0 while the main process runs; ExecMainStatus is the exit status or the signal.
+	// ExecMainCode is 1 (exited), 2 (killed) or 3 (dumped core), and 0 while the main process runs;
+	// ExecMainStatus is the exit status or the signal.
 	ExecMainCode, ExecMainStatus int32
 	// ExecMainStart and ExecMainExit are the zero time when it has not happened.
 	ExecMainStart, ExecMainExit time.Time
-	// ControlGroup is the path of the unit's cgroup with a leading slash. It follows from the unit's name until the unit was asked.
+	// ControlGroup is the path of the unit's cgroup with a leading slash. It follows from the
+	// unit's name until the unit was asked.
 	ControlGroup string
 	// InvocationID is 32 hexadecimal digits.
 	InvocationID string
 	// StatusText is what the service said last by STATUS=.
 	StatusText string
-	// StoppedByAdmin is true when something that is not this manager has stopped the unit while it ran: systemctl stop or restart, of it
-	// or of a unit that it depends on. It is never true for a unit that ended on its own, nor for one that the host's shutdown has stopped. It is false
-	// when the unit was stopped before it was tracked: after a restart of the daemon nobody knows any more.
+	// StoppedByAdmin is true when something that is not this manager has stopped the unit while it
+	// ran: systemctl stop or restart, of it or of a unit that it depends on. It is never true for a
+	// unit that ended on its own, nor for one that the host's shutdown has stopped. It is false
+	// when the unit was stopped before it was tracked: after a restart of the daemon nobody knows
+	// any more.
 	StoppedByAdmin bool
 
-	// frozen is what systemd has said last; 252 says it only when it is asked. See [Manager.Frozen] for the kernel's word.
+	// frozen is what systemd has said last; 252 says it only when it is asked. See [Manager.Frozen]
+	// for the kernel's word.
 	frozen bool
 }
 
@@ -55,13 +61,15 @@ func (s State) Ended() bool { return s.Active == ActiveInactive || s.Active == A
 // ending reports whether the unit has ended or is about to.
 func (s State) ending() bool { return s.Ended() || s.Active == ActiveDeactivating }
 
-// MainEnded reports whether the main process has ended, also when the unit remains active (RemainAfterExit=yes) or other processes of it still run.
+// MainEnded reports whether the main process has ended, also when the unit remains active
+// (RemainAfterExit=yes) or other processes of it still run.
 func (s State) MainEnded() bool {
 	return s.Ended() || s.Active == ActiveActive && s.Sub == "exited" || s.Active == ActiveDeactivating && s.MainPID == 0 && s.ExecMainCode != 0
 }
 
-// ExitCode returns the main process's exit status, and its signal when it was killed by one; code is 128+signal then, as shells and Kubernetes have it.
-// Before the main process has ended, and for a unit that never had one, it is 0 and 0.
+// ExitCode returns the main process's exit status, and its signal when it was killed by one; code
+// is 128+signal then, as shells and Kubernetes have it. Before the main process has ended, and for
+// a unit that never had one, it is 0 and 0.
 func (s State) ExitCode() (code, signal int) {
 	switch s.ExecMainCode {
 	case codeExited:
@@ -72,7 +80,8 @@ func (s State) ExitCode() (code, signal int) {
 	return 0, 0
 }
 
-// apply takes over what props has. systemd announces all of these but Load and ControlGroup, which do not change while a unit runs.
+// apply takes over what props has. systemd announces all of these but Load and ControlGroup, which
+// do not change while a unit runs.
 func (s *State) apply(props map[string]dbus.Variant) {
 	store(props, "LoadState", &s.Load)
 	store(props, "ActiveState", &s.Active)

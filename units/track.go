@@ -12,8 +12,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit it is never older than what State returned before. A unit
-// that is not loaded has Load "not-found", and is no error.
+// Refresh asks systemd for the state of a unit, tracked or not, and returns it. For a tracked unit
+// it is never older than what State returned before. A unit that is not loaded has Load
+// "not-found", and is no error.
 func (m *Manager) Refresh(ctx context.Context, unit string) (State, error) {
 	props, seq, err := m.read(ctx, unit)
 	if err != nil {
@@ -52,8 +53,8 @@ func (m *Manager) read(ctx context.Context, unit string) (map[string]dbus.Varian
 	return props, call.ResponseSequence, err
 }
 
-// Track follows a unit that exists, as one that an earlier daemon has started, and keeps it loaded until Release. NotFound: it is not loaded. A unit that is
-// tracked already is read again.
+// Track follows a unit that exists, as one that an earlier daemon has started, and keeps it loaded
+// until Release. NotFound: it is not loaded. A unit that is tracked already is read again.
 func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 	records, err := m.claim([]string{unit})
 	if err != nil {
@@ -91,9 +92,10 @@ func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 	return s, nil
 }
 
-// Release forgets a unit: systemd unloads it as soon as it is dead. Stop it before, if it runs: what runs goes on. With the slice of a pod its ordering slices
-// are forgotten too, and the slice of the namespace and magikpod.slice are stopped a while later, or at Close, if nothing is in them then. Releasing a unit that does
-// not exist or is not tracked does no harm.
+// Release forgets a unit: systemd unloads it as soon as it is dead. Stop it before, if it runs:
+// what runs goes on. With the slice of a pod its ordering slices are forgotten too, and the slice
+// of the namespace and magikpod.slice are stopped a while later, or at Close, if nothing is in them
+// then. Releasing a unit that does not exist or is not tracked does no harm.
 func (m *Manager) Release(ctx context.Context, unit string) error {
 	if err := m.systemd.ResetFailedUnitContext(ctx, unit); err != nil && !isError(err, errNoSuchUnit) {
 		return translate(err, "cannot release unit %s", unit)
@@ -123,11 +125,12 @@ func (m *Manager) unref(ctx context.Context, unit string) error {
 	return translate(err, "cannot release unit %s", unit)
 }
 
-// defaultSliceIdle is how long an empty namespace slice stays. To make and stop it for each pod of a namespace where pods come and go one at a time would
-// cost some 5 ms a pod.
+// defaultSliceIdle is how long an empty namespace slice stays. To make and stop it for each pod of
+// a namespace where pods come and go one at a time would cost some 5 ms a pod.
 const defaultSliceIdle = 2 * time.Second
 
-// sweepLater stops the slice of a namespace, and magikpod.slice, if they are empty when m.sliceIdle is over.
+// sweepLater stops the slice of a namespace, and magikpod.slice, if they are empty when m.sliceIdle
+// is over.
 func (m *Manager) sweepLater(slice string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -155,8 +158,8 @@ func (m *Manager) sweep(slice string) {
 	m.stopIdle(slice)
 }
 
-// stopIdle stops the slice of a namespace, and magikpod.slice after it, while nothing is left in them: systemd keeps a slice active that it has once
-// started. No unit is started meanwhile.
+// stopIdle stops the slice of a namespace, and magikpod.slice after it, while nothing is left in
+// them: systemd keeps a slice active that it has once started. No unit is started meanwhile.
 func (m *Manager) stopIdle(slice string) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
@@ -176,7 +179,8 @@ func (m *Manager) stopIdle(slice string) {
 // Sweep stops the empty slices at once whose stop [Manager.Release] has put off.
 func (m *Manager) Sweep() { m.sweepAll(map[string]*time.Timer{}) }
 
-// sweepAll does at once what was put off. next takes what will be put off from now on; nil: nothing is any more.
+// sweepAll does at once what was put off. next takes what will be put off from now on; nil: nothing
+// is any more.
 func (m *Manager) sweepAll(next map[string]*time.Timer) {
 	m.mu.Lock()
 	idle := m.idle

@@ -18,8 +18,8 @@ type VMUnit struct {
 	PowerOff time.Duration
 }
 
-// vmCapabilities are what the supervisor needs (jails, the tap, namespaces that the daemon keeps, another user for the VMM), and virtiofsd (files of any owner). The
-// VMM gets none.
+// vmCapabilities are what the supervisor needs (jails, the tap, namespaces that the daemon keeps,
+// another user for the VMM), and virtiofsd (files of any owner). The VMM gets none.
 var vmCapabilities = []uint{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP,
 	unix.CAP_NET_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN, unix.CAP_MKNOD, unix.CAP_SETFCAP,
@@ -28,7 +28,8 @@ var vmCapabilities = []uint{
 // vmStopTime is what the supervisor needs beyond PowerOff.
 const vmStopTime = 5 * time.Second
 
-// VMProps returns the properties of the unit of a pod's VM. The containers' units are After= it, so that they stop before it does.
+// VMProps returns the properties of the unit of a pod's VM. The containers' units are After= it, so
+// that they stop before it does.
 func VMProps(u VMUnit) []Property {
 	return slices.Concat([]Property{
 		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": VM"),

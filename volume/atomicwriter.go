@@ -34,7 +34,8 @@ const (
 	stampFormat = "..2006_01_02_15_04_05."
 )
 
-// writeVolume gives the directory dir exactly the files, owned by root and the group (-1: root's). Containers see it read-only.
+// writeVolume gives the directory dir exactly the files, owned by root and the group (-1: root's).
+// Containers see it read-only.
 func writeVolume(dir string, files payload, group int64, undo *revert) error {
 	if err := undo.mkdirAll(filepath.Dir(dir)); err != nil {
 		return err
@@ -85,8 +86,8 @@ func (w *writer) own(dir string, mode os.FileMode) error {
 	return w.root.Chmod(dir, mode)
 }
 
-// has reports whether the directory current has exactly the files, with their modes and group. It is how a file that was torn by a crash, or changed by the
-// host's administrator, is found.
+// has reports whether the directory current has exactly the files, with their modes and group. It
+// is how a file that was torn by a crash, or changed by the host's administrator, is found.
 func (w *writer) has(current string) bool {
 	if !strings.HasPrefix(current, "..") || strings.Contains(current, "/") || current == ".." {
 		return false
@@ -123,7 +124,8 @@ func (w *writer) same(name string, want payloadFile) bool {
 	return err == nil && bytes.Equal(data, want.data)
 }
 
-// replace writes the files into a new directory and makes ..data point to it. It returns the directory's name.
+// replace writes the files into a new directory and makes ..data point to it. It returns the
+// directory's name.
 func (w *writer) replace() (_ string, err error) {
 	stamp := fmt.Sprintf("%s%09d", time.Now().UTC().Format(stampFormat), rand.Uint32())
 	defer func() {

@@ -16,7 +16,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// planEmptyDir plans a directory on disk, or a tmpfs for medium Memory. The sizeLimit of a directory on disk is not enforced here.
+// planEmptyDir plans a directory on disk, or a tmpfs for medium Memory. The sizeLimit of a
+// directory on disk is not enforced here.
 func (m *Manager) planEmptyDir(p *corev1.Pod, v *corev1.Volume, group int64) (*plan, error) {
 	switch v.EmptyDir.Medium {
 	case corev1.StorageMediumDefault:
@@ -39,8 +40,9 @@ func (m *Manager) planEmptyDir(p *corev1.Pod, v *corev1.Volume, group int64) (*p
 	return nil, pod.Errorf(pod.Unsupported, "the medium %q of an emptyDir is not supported", v.EmptyDir.Medium)
 }
 
-// makeEmptyDir makes the directory path with mode 0777, and setgid and owned by the group when there is one (-1: none). A directory that exists is
-// complete and is left alone, as the kubelet does: it belongs to the containers, which may have changed its mode for good reason.
+// makeEmptyDir makes the directory path with mode 0777, and setgid and owned by the group when
+// there is one (-1: none). A directory that exists is complete and is left alone, as the kubelet
+// does: it belongs to the containers, which may have changed its mode for good reason.
 func makeEmptyDir(path string, group int64, undo *revert) error {
 	if info, err := os.Lstat(path); err == nil {
 		if !info.IsDir() {
@@ -77,7 +79,8 @@ func makeEmptyDir(path string, group int64, undo *revert) error {
 	return os.Rename(draft, path)
 }
 
-// memorySize returns the size of an in-memory volume in bytes: the smaller one of its sizeLimit and the memory limit of the pod; 0 when there is neither.
+// memorySize returns the size of an in-memory volume in bytes: the smaller one of its sizeLimit and
+// the memory limit of the pod; 0 when there is neither.
 func memorySize(p *corev1.Pod, limit *resource.Quantity) (int64, error) {
 	size := podMemoryLimit(p)
 	if limit != nil {
@@ -91,8 +94,8 @@ func memorySize(p *corev1.Pod, limit *resource.Quantity) (int64, error) {
 	return size, nil
 }
 
-// podMemoryLimit returns what the containers of the pod can use at most at any time, in bytes; 0 when one of them has no limit. The pod's own limit
-// (spec.resources) goes before theirs.
+// podMemoryLimit returns what the containers of the pod can use at most at any time, in bytes; 0
+// when one of them has no limit. The pod's own limit (spec.resources) goes before theirs.
 func podMemoryLimit(p *corev1.Pod) int64 {
 	if p.Spec.Resources != nil {
 		if q, ok := p.Spec.Resources.Limits[corev1.ResourceMemory]; ok {

@@ -20,11 +20,13 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// MaxTerminationMessage is how much of a termination message is kept, in bytes: its end, as with the kubelet.
+// MaxTerminationMessage is how much of a termination message is kept, in bytes: its end, as with
+// the kubelet.
 const MaxTerminationMessage = 4096
 
-// EtcFiles writes the pod's /etc/hosts, /etc/hostname and /etc/resolv.conf and returns their mounts. A nil content leaves that file to the image. As in
-// Kubernetes containers can write to them, which is why they are below StateDir: RunDir's memory is the host's. See [JoinMounts].
+// EtcFiles writes the pod's /etc/hosts, /etc/hostname and /etc/resolv.conf and returns their
+// mounts. A nil content leaves that file to the image. As in Kubernetes containers can write to
+// them, which is why they are below StateDir: RunDir's memory is the host's. See [JoinMounts].
 func (m *Manager) EtcFiles(uid types.UID, hosts, hostname, resolv []byte) (_ []runtime.Mount, err error) {
 	if err := checkUID(uid); err != nil {
 		return nil, err
@@ -59,7 +61,8 @@ func (m *Manager) EtcFiles(uid types.UID, hosts, hostname, resolv []byte) (_ []r
 	return mounts, nil
 }
 
-// JoinMounts returns system, the mounts that every container gets, without those whose destination own mounts itself, followed by own.
+// JoinMounts returns system, the mounts that every container gets, without those whose destination
+// own mounts itself, followed by own.
 func JoinMounts(system, own []runtime.Mount) []runtime.Mount {
 	joined := slices.DeleteFunc(slices.Clone(system), func(s runtime.Mount) bool {
 		return slices.ContainsFunc(own, func(o runtime.Mount) bool { return path.Clean(o.Destination) == path.Clean(s.Destination) })
@@ -67,8 +70,9 @@ func JoinMounts(system, own []runtime.Mount) []runtime.Mount {
 	return append(joined, own...)
 }
 
-// TerminationMessage makes the file that one attempt at a container writes its termination message to, and returns its mount at the absolute path in
-// the container. The file may exist already. The messages of all but the attempt before this one are removed. Kinds: Invalid, Exhausted.
+// TerminationMessage makes the file that one attempt at a container writes its termination message
+// to, and returns its mount at the absolute path in the container. The file may exist already. The
+// messages of all but the attempt before this one are removed. Kinds: Invalid, Exhausted.
 func (m *Manager) TerminationMessage(uid types.UID, container string, attempt int, path string) (runtime.Mount, error) {
 	file, err := m.terminationFile(uid, container, attempt)
 	if err != nil {
@@ -115,8 +119,9 @@ func removeOldMessages(file string, attempt int) {
 	}
 }
 
-// ReadTerminationMessage returns the end of what the attempt has written, at most [MaxTerminationMessage] bytes of valid UTF-8; "" when there is nothing.
-// Whatever the container has made of the file, it is opened only if it is a regular one.
+// ReadTerminationMessage returns the end of what the attempt has written, at most
+// [MaxTerminationMessage] bytes of valid UTF-8; "" when there is nothing. Whatever the container
+// has made of the file, it is opened only if it is a regular one.
 func (m *Manager) ReadTerminationMessage(uid types.UID, container string, attempt int) (string, error) {
 	file, err := m.terminationFile(uid, container, attempt)
 	if err != nil {

@@ -14,8 +14,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// planHostPath checks a path of the host. As with the kubelet symlinks in it are the host's own business and are followed; without a
-// type nothing is checked, and a missing directory is made, which OCI runtimes under a kubelet do.
+// planHostPath checks a path of the host. As with the kubelet symlinks in it are the host's own
+// business and are followed; without a type nothing is checked, and a missing directory is made,
+// which OCI runtimes under a kubelet do.
 func planHostPath(v *corev1.Volume) (*plan, error) {
 	path := v.HostPath.Path
 	switch {
@@ -63,7 +64,8 @@ var hostPathTypes = map[corev1.HostPathType]hostPathType{
 	corev1.HostPathBlockDev:          {unix.S_IFBLK, 0},
 }
 
-// checkHostPath reports whether path is missing and may be. The path is opened with O_PATH: no FIFO blocks, no device acts.
+// checkHostPath reports whether path is missing and may be. The path is opened with O_PATH: no FIFO
+// blocks, no device acts.
 func checkHostPath(path string, kind corev1.HostPathType, want hostPathType) (missing bool, err error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	switch {

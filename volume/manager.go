@@ -17,20 +17,23 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Config says where volumes are kept. Both directories are absolute paths that only root can write to; they are made when needed.
+// Config says where volumes are kept. Both directories are absolute paths that only root can write
+// to; they are made when needed.
 type Config struct {
 	StateDir string // on a disk: StateDir/pods/UID/{volumes,etc,termination}
 	RunDir   string // on a tmpfs: RunDir/pods/UID/secrets
 }
 
-// Manager makes and removes the volumes of pods. It keeps nothing in memory. Its methods may be called at any time and from any
-// goroutine, but for one pod no two calls of Prepare, EtcFiles and Remove run at once.
+// Manager makes and removes the volumes of pods. It keeps nothing in memory. Its methods may be
+// called at any time and from any goroutine, but for one pod no two calls of Prepare, EtcFiles and
+// Remove run at once.
 type Manager struct {
 	stateDir, runDir string
 }
 
-// Sources look up the objects that volumes are filled from, in the pod's namespace. An error of kind NotFound, or a nil object, means that there is
-// none of that name. What is returned is only read.
+// Sources look up the objects that volumes are filled from, in the pod's namespace. An error of
+// kind NotFound, or a nil object, means that there is none of that name. What is returned is only
+// read.
 type Sources struct {
 	ConfigMap func(name string) (*corev1.ConfigMap, error)
 	Secret    func(name string) (*corev1.Secret, error)
@@ -62,11 +65,13 @@ func (m *Manager) runPath(uid types.UID, elem ...string) string {
 	return filepath.Join(append([]string{m.runDir, "pods", string(uid)}, elem...)...)
 }
 
-// Prepare makes the volumes of p: directories for emptyDir, files from ConfigMaps and Secrets; host paths are checked, and made when their type
-// says so. A repeated call leaves emptyDir volumes as they are and brings the files of ConfigMaps and Secrets up to date, atomically.
+// Prepare makes the volumes of p: directories for emptyDir, files from ConfigMaps and Secrets; host
+// paths are checked, and made when their type says so. A repeated call leaves emptyDir volumes as
+// they are and brings the files of ConfigMaps and Secrets up to date, atomically.
 //
-// On an error nothing is left that was not there before, except what was made at a host path. Kinds: Invalid (a source that cannot be
-// used as it is), NotFound (an object, key or host path that is missing), Unsupported (another type of volume), Exhausted (the file system is full),
+// On an error nothing is left that was not there before, except what was made at a host path.
+// Kinds: Invalid (a source that cannot be used as it is), NotFound (an object, key or host path
+// that is missing), Unsupported (another type of volume), Exhausted (the file system is full),
 // Unavailable (ctx ended).
 func (m *Manager) Prepare(ctx context.Context, p *corev1.Pod, src Sources) (_ *Prepared, err error) {
 	if err := checkUID(p.UID); err != nil {
@@ -106,7 +111,8 @@ func (m *Manager) Prepare(ctx context.Context, p *corev1.Pod, src Sources) (_ *P
 	return prepared, nil
 }
 
-// plan is what is to be done for one volume: all of it has been looked up and checked, write only writes.
+// plan is what is to be done for one volume: all of it has been looked up and checked, write only
+// writes.
 type plan struct {
 	name   string
 	source source
@@ -138,8 +144,10 @@ func (m *Manager) plan(p *corev1.Pod, v *corev1.Volume, src Sources) (*plan, err
 	return nil, pod.Errorf(pod.Unsupported, "it is none of emptyDir, hostPath, configMap and secret")
 }
 
-// Remove removes all that Prepare, EtcFiles and TerminationMessage have made for the pod; what is not there is no error. Nothing outside is touched, whatever
-// containers have put into their volumes: symlinks are not followed, and mount points are left and reported (Conflict). Host paths stay.
+// Remove removes all that Prepare, EtcFiles and TerminationMessage have made for the pod; what is
+// not there is no error. Nothing outside is touched, whatever containers have put into their
+// volumes: symlinks are not followed, and mount points are left and reported (Conflict). Host paths
+// stay.
 func (m *Manager) Remove(ctx context.Context, uid types.UID) error {
 	if err := checkUID(uid); err != nil {
 		return err
@@ -169,7 +177,8 @@ func checkUID(uid types.UID) error {
 	return nil
 }
 
-// kinded wraps err, and gives it a kind when it has none: what the kernel said about space and mount points has one.
+// kinded wraps err, and gives it a kind when it has none: what the kernel said about space and
+// mount points has one.
 func kinded(err error, format string, args ...any) error {
 	kind := pod.KindOf(err)
 	if kind == pod.Internal {
@@ -196,7 +205,8 @@ func (r *revert) run() {
 	}
 }
 
-// mkdirAll makes the directory path and its parents with mode 0700; path is one that only root can write to.
+// mkdirAll makes the directory path and its parents with mode 0700; path is one that only root can
+// write to.
 func (r *revert) mkdirAll(path string) error {
 	err := os.Mkdir(path, 0o700)
 	if errors.Is(err, unix.ENOENT) {
@@ -217,6 +227,7 @@ func (r *revert) mkdirAll(path string) error {
 
 // removeAll makes the revert remove path.
 func (r *revert) removeAll(path string) {
-	// Without a context: what is left behind would be taken for a finished volume by nobody, but it would use the space that is missing.
+	// Without a context: what is left behind would be taken for a finished volume by nobody, but it
+	// would use the space that is missing.
 	r.add(func() { _ = safepath.RemoveAll(context.Background(), path) })
 }

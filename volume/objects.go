@@ -197,7 +197,8 @@ func (files payload) tops() []string {
 	return slices.Compact(tops)
 }
 
-// checkItemPath refuses what cannot be the path of a file of a volume: it must be relative, not lead out, and not begin with an element that the layout of the volume uses.
+// checkItemPath refuses what cannot be the path of a file of a volume: it must be relative, not
+// lead out, and not begin with an element that the layout of the volume uses.
 func checkItemPath(p string) error {
 	clean := path.Clean(p)
 	switch {

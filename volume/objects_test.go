@@ -35,7 +35,8 @@ func configMapVolume(items ...corev1.KeyToPath) corev1.Volume {
 	return v
 }
 
-// contents are the regular files below dir that a container sees: by their path through the links, with mode, group and content.
+// contents are the regular files below dir that a container sees: by their path through the links,
+// with mode, group and content.
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
@@ -111,7 +112,8 @@ func TestConfigMap(t *testing.T) {
 	}
 }
 
-// checkLayout checks that dir is laid out as in Kubernetes and every directory can be entered by everybody.
+// checkLayout checks that dir is laid out as in Kubernetes and every directory can be entered by
+// everybody.
 func checkLayout(t *testing.T, dir string, group *int64) {
 	t.Helper()
 	data, err := os.Readlink(dir + "/..data")
@@ -315,7 +317,8 @@ func TestOptional(t *testing.T) {
 	}
 }
 
-// FuzzObject: whatever keys and paths are, either they are refused and nothing is made, or exactly that content is found in the volume and nowhere else.
+// FuzzObject: whatever keys and paths are, either they are refused and nothing is made, or exactly
+// that content is found in the volume and nowhere else.
 func FuzzObject(f *testing.F) {
 	for _, seed := range [][4]string{
 		{"a", "x", "b", "y/z"}, {"a", "..", "b", "../b"}, {"..data", "", "b", ""}, {"a", "x", "b", "x/y"}, {"a", "/etc/passwd", ".b", "./..data"}, {"a", "a\x00", "-", "."},

@@ -18,7 +18,8 @@ type source struct {
 	readOnly bool // whatever the mount says
 }
 
-// Prepared are the volumes of one pod, ready to be mounted. It does not change any more and can be used from any goroutine.
+// Prepared are the volumes of one pod, ready to be mounted. It does not change any more and can be
+// used from any goroutine.
 type Prepared struct {
 	sources map[string]source // by volume name
 	tmpfs   []runtime.Tmpfs
@@ -34,8 +35,9 @@ func (p *Prepared) add(plan *plan) {
 // Tmpfs returns the in-memory volumes, in the order of the manifest, for SandboxConfig.SharedTmpfs.
 func (p *Prepared) Tmpfs() []runtime.Tmpfs { return slices.Clone(p.tmpfs) }
 
-// Mounts returns the mounts of c's volumeMounts, in their order. subPathExpr is the caller's: it expands it into subPath (of a copy of c) first.
-// Kinds: NotFound (no volume of that name), Invalid (a path that cannot be used), Unsupported (Bidirectional).
+// Mounts returns the mounts of c's volumeMounts, in their order. subPathExpr is the caller's: it
+// expands it into subPath (of a copy of c) first. Kinds: NotFound (no volume of that name), Invalid
+// (a path that cannot be used), Unsupported (Bidirectional).
 func (p *Prepared) Mounts(c *corev1.Container) ([]runtime.Mount, error) {
 	mounts := make([]runtime.Mount, 0, len(c.VolumeMounts))
 	for i := range c.VolumeMounts {
@@ -88,7 +90,8 @@ func cleanSubPath(subPath string) string {
 	return ""
 }
 
-// cleanDestination returns the mountPath as an absolute path; like the kubelet it takes a relative one to start at /.
+// cleanDestination returns the mountPath as an absolute path; like the kubelet it takes a relative
+// one to start at /.
 func cleanDestination(mountPath string) (string, error) {
 	clean := path.Clean("/" + mountPath)
 	if mountPath == "" || clean == "/" {

@@ -9,7 +9,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// checkInMemory makes the directory dir, unless it is there, and checks that its file system is in memory: secrets must never reach a disk.
+// checkInMemory makes the directory dir, unless it is there, and checks that its file system is in
+// memory: secrets must never reach a disk.
 func checkInMemory(dir string, undo *revert) error {
 	if err := undo.mkdirAll(dir); err != nil {
 		return err

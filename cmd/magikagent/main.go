@@ -1,5 +1,5 @@
-// Command magikagent is the agent in a VM: PID 1, which runs the pod's containers and serves the host over vsock. It is started by the kernel,
-// not by people.
+// Command magikagent is the agent in a VM: PID 1, which runs the pod's containers and serves the
+// host over vsock. It is started by the kernel, not by people.
 package main
 
 import (

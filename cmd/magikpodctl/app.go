@@ -156,7 +156,8 @@ func (a *app) pod(ctx context.Context, arg string) (*dbus.Client, godbus.ObjectP
 	return c, path, err
 }
 
-// each does something to each of the pods and goes on after an error; the first error decides the exit status, all others are printed.
+// each does something to each of the pods and goes on after an error; the first error decides the
+// exit status, all others are printed.
 func (a *app) each(args []string, do func(arg string) error) error {
 	var first error
 	for _, arg := range args {
@@ -174,7 +175,8 @@ func (a *app) each(args []string, do func(arg string) error) error {
 	return first
 }
 
-// eachPod does something to each of the pods that args name, once all of these were understood, and waits for the job, if it makes one.
+// eachPod does something to each of the pods that args name, once all of these were understood, and
+// waits for the job, if it makes one.
 func (a *app) eachPod(ctx context.Context, args []string, do func(c *dbus.Client, path godbus.ObjectPath) (job godbus.ObjectPath, err error)) error {
 	names, err := a.names(ctx, args)
 	if err != nil {
@@ -258,7 +260,8 @@ var (
 	someArgs = usageArgs(cobra.MinimumNArgs(1))
 )
 
-// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so that it shows when it is too long.
+// readFile reads a manifest, "-" from standard input. One byte more than is allowed is read, so
+// that it shows when it is too long.
 func readFile(name string) ([]byte, error) {
 	var in io.Reader = os.Stdin
 	if name != "-" {

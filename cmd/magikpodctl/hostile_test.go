@@ -15,8 +15,9 @@ import (
 	"github.com/magikrun/magikpod/internal/fakepods"
 )
 
-// TestHostileText: what containers, images and registries say never acts on the terminal. The command `harmless [terminal] [logs] TEXT` looks at what the last
-// command has printed, on both outputs, and TEXT must be in it.
+// TestHostileText: what containers, images and registries say never acts on the terminal. The
+// command `harmless [terminal] [logs] TEXT` looks at what the last command has printed, on both
+// outputs, and TEXT must be in it.
 func TestHostileText(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/hostile",

@@ -22,7 +22,8 @@ type allow struct{}
 
 func (allow) Check(context.Context, string, dbus.Action, bool) error { return nil }
 
-// TestScripts runs the real program against the real server on a bus of its own, with a daemon in memory behind it.
+// TestScripts runs the real program against the real server on a bus of its own, with a daemon in
+// memory behind it.
 func TestScripts(t *testing.T) {
 	guest := testwasm.Guest(t)
 	testscript.Run(t, testscript.Params{

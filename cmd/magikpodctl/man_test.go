@@ -16,7 +16,8 @@ import (
 // manDir holds the manual pages of all programs.
 const manDir = "../../docs/man"
 
-// TestManPages: the manual pages of magikpodctl are what its commands and flags say. `make man` writes them.
+// TestManPages: the manual pages of magikpodctl are what its commands and flags say. `make man`
+// writes them.
 func TestManPages(t *testing.T) {
 	fresh := t.TempDir()
 	root := newRoot(newApp(os.Stdout, os.Stderr))
@@ -69,7 +70,8 @@ func readPages(t *testing.T, dir string) map[string]string {
 	return pages
 }
 
-// TestEveryCommandIsExplained: a command says in a line what it does, and the ones that people start with show an example.
+// TestEveryCommandIsExplained: a command says in a line what it does, and the ones that people
+// start with show an example.
 func TestEveryCommandIsExplained(t *testing.T) {
 	root := newRoot(newApp(os.Stdout, os.Stderr))
 	eachCommand(root, func(c *cobra.Command) {

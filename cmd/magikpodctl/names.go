@@ -11,7 +11,8 @@ import (
 // podTypes are kubectl's words for what all names here are names of.
 var podTypes = []string{"pod", "pods", "po"}
 
-// otherTypes are kubectl's words for types that are not here (kubectl api-resources: names, short names, and the singular).
+// otherTypes are kubectl's words for types that are not here (kubectl api-resources: names, short
+// names, and the singular).
 var otherTypes = strings.Fields(`all bindings binding clusterrolebindings clusterrolebinding clusterroles clusterrole componentstatuses componentstatus cs
 	configmaps configmap cm controllerrevisions controllerrevision cronjobs cronjob cj csr certificatesigningrequests certificatesigningrequest
 	customresourcedefinitions customresourcedefinition crd crds daemonsets daemonset ds deployments deployment deploy endpoints endpoint ep
@@ -30,8 +31,9 @@ func isType(word string) bool {
 	return isPodType(word) || slices.Contains(otherTypes, strings.ToLower(name)) || strings.Contains(word, ",")
 }
 
-// names reads what a verb is to be done to, before it is done to any: POD..., NAMESPACE/POD..., TYPE POD... and TYPE/POD..., as kubectl does. What comes out is POD
-// or NAMESPACE/POD. A single word is a name, be it "pod".
+// names reads what a verb is to be done to, before it is done to any: POD..., NAMESPACE/POD...,
+// TYPE POD... and TYPE/POD..., as kubectl does. What comes out is POD or NAMESPACE/POD. A single
+// word is a name, be it "pod".
 func (a *app) names(ctx context.Context, args []string) ([]string, error) {
 	if len(args) > 1 && isType(args[0]) {
 		if !isPodType(args[0]) {
@@ -58,7 +60,8 @@ func unknownType(word string) error {
 	return usagef("unknown type %q: there are only pods here (a pod of that name is pod/%s)", word, strings.ToLower(word))
 }
 
-// withoutType reads TYPE/POD. A namespace may have the name of a type: a pod that is there is never taken for another one.
+// withoutType reads TYPE/POD. A namespace may have the name of a type: a pod that is there is never
+// taken for another one.
 func (a *app) withoutType(ctx context.Context, arg string) (string, error) {
 	word, name, ok := strings.Cut(arg, "/")
 	if !ok || !isType(word) || word == a.namespace {

@@ -31,8 +31,9 @@ func printTable(w io.Writer, head []string, rows [][]string) error {
 	return t.Flush()
 }
 
-// printValue prints v, a JSON text or anything else, as JSON or YAML. JSON can say everything in ASCII. YAML's encoder escapes control characters; the
-// format characters that it leaves are escaped on a terminal only: in a file the value counts.
+// printValue prints v, a JSON text or anything else, as JSON or YAML. JSON can say everything in
+// ASCII. YAML's encoder escapes control characters; the format characters that it leaves are
+// escaped on a terminal only: in a file the value counts.
 func (a *app) printValue(v any) error {
 	text, err := json.MarshalIndent(v, "", "    ")
 	if err != nil {
@@ -54,7 +55,8 @@ func (a *app) printValue(v any) error {
 	return err
 }
 
-// complain prints an error. Its lines after the first one are indented: none of them can be taken for a message of its own.
+// complain prints an error. Its lines after the first one are indented: none of them can be taken
+// for a message of its own.
 func (a *app) complain(err error) {
 	_, _ = fmt.Fprintln(a.errOut, "magikpodctl: "+strings.ReplaceAll(strings.TrimRight(err.Error(), "\n"), "\n", "\n  "))
 }

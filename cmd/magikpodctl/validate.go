@@ -43,8 +43,8 @@ func validateCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what this host lacks for a runtime class, nor which names are
-// taken.
+// check does what the daemon does first with a manifest. It needs no daemon, so it cannot know what
+// this host lacks for a runtime class, nor which names are taken.
 func check(text []byte, namespace string) []pod.Problem {
 	_, errs, warnings, err := pod.Read(text, namespace, nil)
 	if err != nil {
@@ -53,8 +53,8 @@ func check(text []byte, namespace string) []pod.Problem {
 	return pod.Problems(errs, warnings)
 }
 
-// podNames returns the pods of a manifest as NAMESPACE/NAME. Only names matter here: the pod may have been made from an older manifest, or may be
-// one that this version would not accept any more.
+// podNames returns the pods of a manifest as NAMESPACE/NAME. Only names matter here: the pod may
+// have been made from an older manifest, or may be one that this version would not accept any more.
 func podNames(text []byte, namespace string) ([]string, error) {
 	m, err := pod.Parse(text)
 	if err == nil {

@@ -42,7 +42,8 @@ func waitCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// wait looks at the pod each time that something of it has changed. It subscribes first, so that no change is missed.
+// wait looks at the pod each time that something of it has changed. It subscribes first, so that no
+// change is missed.
 func (a *app) wait(ctx context.Context, arg, until string) error {
 	c, err := a.client()
 	if err != nil {

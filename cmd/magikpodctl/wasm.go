@@ -105,7 +105,8 @@ func (f *wasmFlags) runner(ctx context.Context) (engine.Engine, error) {
 	return nil, usagef("--engine %q is neither wazero nor wasmtime", f.engine)
 }
 
-// cacheDir is where machine code is kept; empty: there is no such place. What is somebody else's, as ~ is below sudo -E, is none: who can write to it runs what he likes.
+// cacheDir is where machine code is kept; empty: there is no such place. What is somebody else's,
+// as ~ is below sudo -E, is none: who can write to it runs what he likes.
 func cacheDir() string {
 	base, err := os.UserCacheDir()
 	if err != nil {

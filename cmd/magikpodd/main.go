@@ -1,4 +1,5 @@
-// Command magikpodd runs Kubernetes Pods as systemd units: the daemon that owns the bus name org.magikpod1. See magikpodd(8).
+// Command magikpodd runs Kubernetes Pods as systemd units: the daemon that owns the bus name
+// org.magikpod1. See magikpodd(8).
 package main
 
 import (
@@ -94,11 +95,13 @@ func run(args []string) int {
 const (
 	// exitConfig is sysexits(3)'s EX_CONFIG. magikpodd.service is not started again after it.
 	exitConfig = 78
-	// failTime is how long a start that failed lasts at least: systemd starts the daemon again for ever, and a client reads the reason meanwhile.
+	// failTime is how long a start that failed lasts at least: systemd starts the daemon again for
+	// ever, and a client reads the reason meanwhile.
 	failTime = 3 * time.Second
 )
 
-// failed reports to the log and systemd why the daemon cannot start. `systemctl status` shows the reason until the next start, and [dbus.Client] returns it to who calls.
+// failed reports to the log and systemd why the daemon cannot start. `systemctl status` shows the
+// reason until the next start, and [dbus.Client] returns it to who calls.
 func failed(log *slog.Logger, err error) {
 	log.Error("magikpodd cannot start", "error", err)
 	notify(log, "STATUS="+dbus.NotStarted+strings.Join(strings.Fields(err.Error()), " "))

@@ -43,15 +43,16 @@ type networks struct{ *netsetup.Manager }
 
 func (networks) NewNamespace() (*os.File, error) { return netsetup.NewNamespace() }
 
-// serve builds the adapters, runs the daemon and ends when ctx does, when the daemon has been idle for long enough, or when a connection is lost. It calls
-// ready once the daemon can be used.
+// serve builds the adapters, runs the daemon and ends when ctx does, when the daemon has been idle
+// for long enough, or when a connection is lost. It calls ready once the daemon can be used.
 func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready func()) (err error) {
 	unlock, err := lock(config)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	// Accepted from the first moment on: whoever connects early waits for the answer, not for the socket.
+	// Accepted from the first moment on: whoever connects early waits for the answer, not for the
+	// socket.
 	listener, err := controlListener()
 	if err != nil {
 		return err
@@ -126,8 +127,8 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 	return wait(ctx, config, log, systemd, d, server)
 }
 
-// classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it by an annotation, pod-wasm, and
-// pod-microvm-containers.
+// classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it
+// by an annotation, pod-wasm, and pod-microvm-containers.
 func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (*magikruntime.Registry, error) {
 	shim := helper("MAGIKPOD_SHIM", shimPath)
 	containers, err := native.New(ctx, native.Config{RunDir: config.RunDir, ShimPath: shim, Runtime: config.Runtime, PIDsLimit: config.PIDsLimit})
@@ -232,7 +233,8 @@ func notify(log *slog.Logger, state string) {
 	}
 }
 
-// wait returns when the daemon shall end; meanwhile it feeds the watchdog as long as the daemon is healthy.
+// wait returns when the daemon shall end; meanwhile it feeds the watchdog as long as the daemon is
+// healthy.
 func wait(ctx context.Context, config daemon.Config, log *slog.Logger, systemd *units.Manager, d *daemon.Daemon, server *dbus.Server) error {
 	interval, err := sdnotify.SdWatchdogEnabled(false)
 	if err != nil {

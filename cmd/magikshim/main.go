@@ -1,6 +1,7 @@
-// Command magikshim is the small helper inside every pod: pause keeps the pod's namespaces and relays its output, launch mounts a container's
-// file systems and has the OCI runtime start it, proxy stands for a container in a VM, freeze freezes containers for a moment, reap becomes PID 1 of a
-// pod. It is started by systemd and magikpodd, not by people.
+// Command magikshim is the small helper inside every pod: pause keeps the pod's namespaces and
+// relays its output, launch mounts a container's file systems and has the OCI runtime start it,
+// proxy stands for a container in a VM, freeze freezes containers for a moment, reap becomes PID 1
+// of a pod. It is started by systemd and magikpodd, not by people.
 package main
 
 import (

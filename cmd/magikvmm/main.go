@@ -1,5 +1,5 @@
-// Command magikvmm supervises the VM of a pod: it starts the VMM and its helpers in their jails, and ends with them. It is started by systemd, not by
-// people.
+// Command magikvmm supervises the VM of a pod: it starts the VMM and its helpers in their jails,
+// and ends with them. It is started by systemd, not by people.
 package main
 
 import (

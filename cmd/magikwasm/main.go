@@ -1,7 +1,8 @@
 //go:build linux
 
-// Command magikwasm is the first and only process of a container of the class pod-wasm: run jails itself and runs a WebAssembly module, compile
-// puts one into the cache. It is started by magikshim launch and by magikpodd, not by people: for them there is `magikpodctl wasm run`.
+// Command magikwasm is the first and only process of a container of the class pod-wasm: run jails
+// itself and runs a WebAssembly module, compile puts one into the cache. It is started by magikshim
+// launch and by magikpodd, not by people: for them there is `magikpodctl wasm run`.
 package main
 
 import (

@@ -25,7 +25,8 @@ spec:
 		log.Fatal(err) // every problem, with its path
 	}
 
-	// Next is pure: it decides from what is true now. A caller observes, calls it, carries out the steps, and begins again.
+	// Next is pure: it decides from what is true now. A caller observes, calls it, carries out the
+	// steps, and begins again.
 	seen := pod.Observation{Desired: pod.DesiredRun}
 	fmt.Println(pod.Next(web, seen, time.Now()).Steps)
 	seen.Sandbox.Stage = pod.SandboxReady

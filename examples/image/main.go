@@ -1,5 +1,5 @@
-// Command web is all that is in the example image: one static program that does what the containers of examples/web.yaml need, so that the
-// image needs no registry and no distribution.
+// Command web is all that is in the example image: one static program that does what the containers
+// of examples/web.yaml need, so that the image needs no registry and no distribution.
 package main
 
 import (
@@ -95,7 +95,8 @@ func logged(next http.Handler) http.Handler {
 	})
 }
 
-// fetch gets a URL. When it does so again and again, an error is a line on standard error and not the end.
+// fetch gets a URL. When it does so again and again, an error is a line on standard error and not
+// the end.
 func fetch(ctx context.Context, args []string) error {
 	if len(args) == 1 {
 		return fetchOnce(ctx, args[0])

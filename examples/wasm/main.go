@@ -1,5 +1,5 @@
-// Command hello is an HTTP server for a pod of the class pod-wasm: built for wasip1 it cannot open sockets, and serves on those that were opened for
-// the ports of its container.
+// Command hello is an HTTP server for a pod of the class pod-wasm: built for wasip1 it cannot open
+// sockets, and serves on those that were opened for the ports of its container.
 //
 //	GOOS=wasip1 GOARCH=wasm go build -o hello.wasm ./examples/wasm
 //	magikpodctl image load --tag localhost/hello:1 hello.wasm
@@ -30,7 +30,8 @@ func main() {
 	log.Fatal(http.Serve(l, nil))
 }
 
-// listener is the socket of a container port, by the port's name: MAGIKPOD_LISTEN_FDS is NAME=DESCRIPTOR,NAME=DESCRIPTOR.
+// listener is the socket of a container port, by the port's name: MAGIKPOD_LISTEN_FDS is
+// NAME=DESCRIPTOR,NAME=DESCRIPTOR.
 func listener(port string) (net.Listener, error) {
 	for socket := range strings.SplitSeq(os.Getenv("MAGIKPOD_LISTEN_FDS"), ",") {
 		name, number, _ := strings.Cut(socket, "=")

@@ -16,8 +16,9 @@ import (
 
 const module = "github.com/magikrun/magikpod/"
 
-// layers are those of the table in HACKING.md, from the lowest: a package imports packages of lower ones only. Packages of T are imported by tests only, which
-// stand beside the table, as examples do.
+// layers are those of the table in HACKING.md, from the lowest: a package imports packages of lower
+// ones only. Packages of T are imported by tests only, which stand beside the table, as examples
+// do.
 var layers = []string{"I0", "I1", "L0", "L1", "L2", "L3", "L4", "L5", "T"}
 
 // row is a line of the table: a package, or a pattern for several.

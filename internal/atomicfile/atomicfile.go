@@ -5,11 +5,12 @@ import (
 	"path/filepath"
 )
 
-// Write replaces path by a file with data and perm; when it returns, the file and its name are on the disk.
-// On an error path is as it was and nothing else is left.
+// Write replaces path by a file with data and perm; when it returns, the file and its name are on
+// the disk. On an error path is as it was and nothing else is left.
 func Write(path string, data []byte, perm os.FileMode) error { return write(path, data, perm, true) }
 
-// WriteNoSync is Write without waiting for the disk: atomic for other processes and after a crash of this one, not after a power cut.
+// WriteNoSync is Write without waiting for the disk: atomic for other processes and after a crash
+// of this one, not after a power cut.
 func WriteNoSync(path string, data []byte, perm os.FileMode) error {
 	return write(path, data, perm, false)
 }
@@ -59,7 +60,8 @@ func SyncDir(dir string) error {
 	return d.Sync()
 }
 
-// Sweep removes the temporary files in dir of processes that died while they wrote. Nobody may be writing there.
+// Sweep removes the temporary files in dir of processes that died while they wrote. Nobody may be
+// writing there.
 func Sweep(dir string) {
 	paths, _ := filepath.Glob(filepath.Join(dir, ".*.tmp*")) // the pattern is fine unless dir has one in it
 	for _, path := range paths {

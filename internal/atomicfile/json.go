@@ -29,8 +29,8 @@ func LoadJSON(path string, limit int64, v any) error {
 	return nil
 }
 
-// LoadConfig reads the configuration of a program, JSON of at most limit bytes, into config, a pointer. Unknown fields are errors: a file of another version is not
-// understood by half.
+// LoadConfig reads the configuration of a program, JSON of at most limit bytes, into config, a
+// pointer. Unknown fields are errors: a file of another version is not understood by half.
 func LoadConfig(path string, limit int64, config any) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -9,9 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Read reads a file of at most limit bytes. What is no regular file (a FIFO, a device, a directory, a symlink) is refused, and never waited for: [Damaged].
+// Read reads a file of at most limit bytes. What is no regular file (a FIFO, a device, a directory,
+// a symlink) is refused, and never waited for: [Damaged].
 func Read(path string, limit int64) ([]byte, error) {
-	// A device does things when it is opened; nobody but root can replace the file between the two calls.
+	// A device does things when it is opened; nobody but root can replace the file between the two
+	// calls.
 	info, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
@@ -47,8 +49,9 @@ func tooLarge(path string, limit int64) error {
 	return fmt.Errorf("%s is larger than %d bytes", path, limit)
 }
 
-// Damaged says whether an error of [Read], or of decoding what it has read, is about what the file is. All others are the kernel's: the file is not there,
-// or it cannot be read now, and then nobody knows what is in it.
+// Damaged says whether an error of [Read], or of decoding what it has read, is about what the file
+// is. All others are the kernel's: the file is not there, or it cannot be read now, and then nobody
+// knows what is in it.
 func Damaged(err error) bool {
 	_, kernel := errors.AsType[unix.Errno](err)
 	return err != nil && !kernel

@@ -13,17 +13,20 @@ const (
 	knownFlags = byte(godbus.FlagNoReplyExpected | godbus.FlagNoAutoStart | godbus.FlagAllowInteractiveAuthorization)
 )
 
-// Gate decides about each message that comes from the bus. Both methods are called from one goroutine, in the order of the messages; while one of them waits,
-// nothing comes in, answers included.
+// Gate decides about each message that comes from the bus. Both methods are called from one
+// goroutine, in the order of the messages; while one of them waits, nothing comes in, answers
+// included.
 type Gate interface {
-	// Screen says whether the body is wanted at all. One that is not is read and thrown away, a piece at a time: godbus decodes up to 128 MiB in one
-	// goroutine, and starts another one for each call.
+	// Screen says whether the body is wanted at all. One that is not is read and thrown away, a
+	// piece at a time: godbus decodes up to 128 MiB in one goroutine, and starts another one for
+	// each call.
 	Screen(h *Head) bool
 	// Deliver gets a wanted message and forwards it, now or later, or closes it.
 	Deliver(m *Message)
 }
 
-// Head is what a message says before its body (D-Bus specification, "Message Format"). The bus has checked its form, and set Sender.
+// Head is what a message says before its body (D-Bus specification, "Message Format"). The bus has
+// checked its form, and set Sender.
 type Head struct {
 	Type              godbus.Type
 	Flags             godbus.Flags
@@ -48,7 +51,8 @@ type Message struct {
 	fds  []int
 }
 
-// Forward hands a message to godbus, or closes one that is broken. It may be called from any goroutine; messages are handed over in the order of the calls.
+// Forward hands a message to godbus, or closes one that is broken. It may be called from any
+// goroutine; messages are handed over in the order of the calls.
 func (m *Message) Forward() {
 	if m.Broken != nil {
 		m.Close()
@@ -144,7 +148,8 @@ func (h *Head) parseFields(b []byte, order binary.ByteOrder, length int) error {
 	return nil
 }
 
-// value reads a value of the types that header fields have: s, o and g, and u, which is passed over. next is where it ends, -1 when it is none.
+// value reads a value of the types that header fields have: s, o and g, and u, which is passed
+// over. next is where it ends, -1 when it is none.
 func value(b []byte, at int, kind byte, order binary.ByteOrder) (text string, next int) {
 	size := 0
 	switch kind {

@@ -22,12 +22,13 @@ import (
 const (
 	// maxMessage is the longest message of the D-Bus specification, in bytes.
 	maxMessage = 1 << 27
-	// fixedHeader is the part of a message's header that has always the same size: it ends with the length of the rest.
+	// fixedHeader is the part of a message's header that has always the same size: it ends with the
+	// length of the rest.
 	fixedHeader = 16
 )
 
-// link is a connection to the bus as godbus sees it: bytes to read and write, without descriptors. Messages are read as a whole, so that it is known which descriptors
-// came with which message.
+// link is a connection to the bus as godbus sees it: bytes to read and write, without descriptors.
+// Messages are read as a whole, so that it is known which descriptors came with which message.
 type link struct {
 	conn  *net.UnixConn
 	gate  Gate
@@ -52,8 +53,10 @@ type withFiles struct {
 	fds  []int
 }
 
-// Connect connects to the bus at address, "" being the system bus, and says hello; ctx bounds that alone. wants says of a message, on the goroutine that reads, whether
-// it may bring descriptors: then those that its arguments name are in its body. All others are closed. A nil wants wants none. Long signals and calls are dropped.
+// Connect connects to the bus at address, "" being the system bus, and says hello; ctx bounds that
+// alone. wants says of a message, on the goroutine that reads, whether it may bring descriptors:
+// then those that its arguments name are in its body. All others are closed. A nil wants wants
+// none. Long signals and calls are dropped.
 func Connect(ctx context.Context, address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (*godbus.Conn, error) {
 	return ConnectThrough(ctx, address, small{}, wants, opts...)
 }
@@ -172,7 +175,8 @@ func (l *link) receiveAll() {
 	close(l.done)
 }
 
-// receive reads a message and its descriptors: those that come while it is read are its own (D-Bus specification, UNIX_FDS; unix(7)).
+// receive reads a message and its descriptors: those that come while it is read are its own (D-Bus
+// specification, UNIX_FDS; unix(7)).
 func (l *link) receive(in *receiver) error {
 	data := make([]byte, fixedHeader, 512)
 	if _, err := io.ReadFull(in, data); err != nil {
@@ -239,7 +243,8 @@ func (r *receiver) Read(p []byte) (int, error) {
 	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, space[:])
 	if messages, parseErr := syscall.ParseSocketControlMessage(space[:oobn]); parseErr == nil {
 		for i := range messages {
-			// What did not fit, because this process has too many open, is missing: whoever counts on it learns it.
+			// What did not fit, because this process has too many open, is missing: whoever counts
+			// on it learns it.
 			if fds, err := syscall.ParseUnixRights(&messages[i]); err == nil {
 				r.fds = append(r.fds, fds...)
 			}
@@ -251,8 +256,10 @@ func (r *receiver) Read(p []byte) (int, error) {
 	return max(n, 0), err
 }
 
-// incoming puts the descriptors that the arguments name in the place of their numbers, and closes all others: those of messages that nobody wants, those that are
-// hidden in an array or a variant, and those that no argument names. It runs after godbus has read the message, on the same goroutine.
+// incoming puts the descriptors that the arguments name in the place of their numbers, and closes
+// all others: those of messages that nobody wants, those that are hidden in an array or a variant,
+// and those that no argument names. It runs after godbus has read the message, on the same
+// goroutine.
 func (l *link) incoming(m *godbus.Message) {
 	if len(l.fds) == 0 {
 		return
@@ -281,8 +288,8 @@ func closeFiles(fds []int) {
 	}
 }
 
-// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it takes for one without: it writes an empty one in its place, which
-// Write replaces.
+// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it
+// takes for one without: it writes an empty one in its place, which Write replaces.
 func (l *link) outgoing(m *godbus.Message) {
 	n, err := m.CountFds()
 	if err != nil || n == 0 {

@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// Start runs a dbus-daemon of its own, to which anyone may say anything, until the test ends; it returns its address.
+// Start runs a dbus-daemon of its own, to which anyone may say anything, until the test ends; it
+// returns its address.
 func Start(t testing.TB) string {
 	t.Helper()
 	program, err := exec.LookPath("dbus-daemon")

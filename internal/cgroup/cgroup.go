@@ -1,4 +1,5 @@
-// Package cgroup reads and writes the files of cgroups of version 2 (cgroup-v2.rst, Core Interface Files), for the host and for the agent in a VM.
+// Package cgroup reads and writes the files of cgroups of version 2 (cgroup-v2.rst, Core Interface
+// Files), for the host and for the agent in a VM.
 //
 // Layer: none.
 package cgroup
@@ -24,7 +25,8 @@ var Root = sync.OnceValue(func() string {
 	return root
 })
 
-// Gone says whether an error of a file of a cgroup, or of a process in /proc, means that there is no such cgroup or process any more.
+// Gone says whether an error of a file of a cgroup, or of a process in /proc, means that there is
+// no such cgroup or process any more.
 func Gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH)
 }
@@ -46,7 +48,8 @@ func Event(dir, name string) (string, error) {
 	return "", fmt.Errorf("%s/cgroup.events does not have %s", dir, name)
 }
 
-// SetFrozen freezes or thaws a cgroup; its processes follow some time later, and the event "frozen" says so. One that is gone is no error.
+// SetFrozen freezes or thaws a cgroup; its processes follow some time later, and the event "frozen"
+// says so. One that is gone is no error.
 func SetFrozen(dir string, frozen bool) error {
 	value := "0"
 	if frozen {
@@ -108,7 +111,8 @@ func Remove(dir string) error {
 	return nil
 }
 
-// RemoveWithin is [Remove] of a cgroup whose processes have been killed: it waits until they are gone, for at most limit, or until done is closed.
+// RemoveWithin is [Remove] of a cgroup whose processes have been killed: it waits until they are
+// gone, for at most limit, or until done is closed.
 func RemoveWithin(dir string, limit time.Duration, done <-chan struct{}) error {
 	for deadline, pause := time.Now().Add(limit), time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		err := Remove(dir)

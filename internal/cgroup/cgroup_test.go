@@ -76,7 +76,8 @@ func cgroupDir(t *testing.T) string {
 	return dir
 }
 
-// TestRemove: a cgroup with a process in it, here in one below, stays until that was killed; then all of it goes.
+// TestRemove: a cgroup with a process in it, here in one below, stays until that was killed; then
+// all of it goes.
 func TestRemove(t *testing.T) {
 	dir := cgroupDir(t)
 	below := filepath.Join(dir, "below")
@@ -126,7 +127,8 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// TestUsage: what is not counted is nil, and the working set is never negative, though the files are read one after the other.
+// TestUsage: what is not counted is nil, and the working set is never negative, though the files
+// are read one after the other.
 func TestUsage(t *testing.T) {
 	for name, tc := range map[string]struct {
 		files map[string]string

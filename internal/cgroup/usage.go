@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Usage is what the processes of a cgroup and of those below it use. nil: it is not counted, because the controller is not enabled there.
+// Usage is what the processes of a cgroup and of those below it use. nil: it is not counted,
+// because the controller is not enabled there.
 type Usage struct {
 	CPUUsec     *uint64 // CPU time, in microseconds
 	Memory      *uint64 // bytes, the page cache included
@@ -45,7 +46,8 @@ func ReadUsage(dir string) (Usage, error) {
 	return u, nil
 }
 
-// number reads the number of a key of a flat keyed file, or the only one of a file for an empty key; nil when there is none, or it is "max".
+// number reads the number of a key of a flat keyed file, or the only one of a file for an empty
+// key; nil when there is none, or it is "max".
 func number(path, key string) (*uint64, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -18,7 +18,8 @@ const (
 // ErrNone means that there is no erofs.
 var ErrNone = errors.New("it has no erofs on it")
 
-// Size is how many bytes the erofs in r has by its super block; r may have fewer. The error is [io.ErrUnexpectedEOF] when r ends before that.
+// Size is how many bytes the erofs in r has by its super block; r may have fewer. The error is
+// [io.ErrUnexpectedEOF] when r ends before that.
 func Size(r io.ReaderAt) (int64, error) {
 	super := make([]byte, superBytes)
 	if n, err := r.ReadAt(super, superOffset); n < len(super) {

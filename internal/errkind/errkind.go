@@ -1,5 +1,6 @@
-// Package errkind gives errors a kind. Package pod has all of it under its own names, and that is what most import; this one is for programs that must be small: package pod knows the
-// whole API of Kubernetes, which takes a process some milliseconds to start with.
+// Package errkind gives errors a kind. Package pod has all of it under its own names, and that is
+// what most import; this one is for programs that must be small: package pod knows the whole API of
+// Kubernetes, which takes a process some milliseconds to start with.
 package errkind
 
 import (
@@ -7,7 +8,8 @@ import (
 	"fmt"
 )
 
-// Kind says what sort of failure an error is. The list is closed: D-Bus error names and exit codes are derived from it by one table each.
+// Kind says what sort of failure an error is. The list is closed: D-Bus error names and exit codes
+// are derived from it by one table each.
 type Kind string
 
 // The kinds; package pod says what they mean.
@@ -46,7 +48,8 @@ func WithKind(kind Kind, err error) error {
 	return &kindError{kind: kind, err: err}
 }
 
-// KindOf returns the kind of the outermost error in err's chain that has one; [Internal] when none has, and "" for nil.
+// KindOf returns the kind of the outermost error in err's chain that has one; [Internal] when none
+// has, and "" for nil.
 func KindOf(err error) Kind {
 	if err == nil {
 		return ""

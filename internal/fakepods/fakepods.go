@@ -1,5 +1,5 @@
-// Package fakepods is a daemon in memory for tests: it behaves as the real one does, jobs, events and conflicts included, but runs nothing
-// except exec, which runs the command on this host.
+// Package fakepods is a daemon in memory for tests: it behaves as the real one does, jobs, events
+// and conflicts included, but runs nothing except exec, which runs the command on this host.
 package fakepods
 
 import (

@@ -12,11 +12,13 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Text is what a hostile container, registry or archive says: it would set a terminal's title and clipboard, clear it, go back in the line, turn the rest
-// of it around, and begin a line of its own; it has NUL and bytes that are no UTF-8.
+// Text is what a hostile container, registry or archive says: it would set a terminal's title and
+// clipboard, clear it, go back in the line, turn the rest of it around, and begin a line of its
+// own; it has NUL and bytes that are no UTF-8.
 const Text = "red\x1b[31m\x1b]0;title\a\x1b]52;c;cm0=\x1b\\\x1b[2J\u009b2J\x9b2J\rback\b\x7f\u202eexe.\u2066\ufffe\x00\xff\nmagikpodctl: line\ttab\u2028"
 
-// Hostile is a daemon whose containers, images and registries are. An archive with Text in it is an image of that name.
+// Hostile is a daemon whose containers, images and registries are. An archive with Text in it is an
+// image of that name.
 type Hostile struct{ *Backend }
 
 func hostileSummary(s pod.Summary) pod.Summary {

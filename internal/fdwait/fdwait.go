@@ -1,4 +1,5 @@
-// Package fdwait reads and writes files that may not be ready for long and belong to others: the waiting ends when somebody closes the other end of a pipe.
+// Package fdwait reads and writes files that may not be ready for long and belong to others: the
+// waiting ends when somebody closes the other end of a pipe.
 package fdwait
 
 import (
@@ -11,7 +12,8 @@ import (
 // writeSize is what is written at a time: a pipe that has room at all has room for it.
 const writeSize = 4096
 
-// Read reads what fd has, as soon as it has something or has ended. [os.ErrClosed]: wake, the reading end of a pipe, has ended first.
+// Read reads what fd has, as soon as it has something or has ended. [os.ErrClosed]: wake, the
+// reading end of a pipe, has ended first.
 func Read(fd int, buffer []byte, wake int) (int, error) {
 	for wait(fd, unix.POLLIN, wake) {
 		n, err := unix.Read(fd, buffer)
@@ -22,7 +24,8 @@ func Read(fd int, buffer []byte, wake int) (int, error) {
 	return 0, os.ErrClosed
 }
 
-// Write writes all of data, and returns how much it has. [os.ErrClosed]: wake, the reading end of a pipe, has ended first.
+// Write writes all of data, and returns how much it has. [os.ErrClosed]: wake, the reading end of a
+// pipe, has ended first.
 func Write(fd int, data []byte, wake int) (written int, err error) {
 	for written < len(data) {
 		if !wait(fd, unix.POLLOUT, wake) {

@@ -22,7 +22,8 @@ const (
 	cgroupVariable = "MAGIKPOD_GUESTTEST_CGROUP"
 )
 
-// shareTag is that of the one share, which has the image of all containers in it, and in the directory root what is in that.
+// shareTag is that of the one share, which has the image of all containers in it, and in the
+// directory root what is in that.
 const (
 	shareTag  = "image"
 	imageFile = "root.erofs"
@@ -78,7 +79,8 @@ func serve(dir, cgroup string) error {
 	return server.Serve(listener)
 }
 
-// HybridListener answers each connection's "CONNECT PORT" with an "OK 1", as a VMM's socket does, and then is the agent's.
+// HybridListener answers each connection's "CONNECT PORT" with an "OK 1", as a VMM's socket does,
+// and then is the agent's.
 type HybridListener struct{ net.Listener }
 
 func (l HybridListener) Accept() (net.Conn, error) {

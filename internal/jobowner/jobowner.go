@@ -1,4 +1,5 @@
-// Package jobowner carries the client that asks for a job from the bus server to the daemon, in a context: the job says in its news who is to hear of it.
+// Package jobowner carries the client that asks for a job from the bus server to the daemon, in a
+// context: the job says in its news who is to hear of it.
 package jobowner
 
 import "context"

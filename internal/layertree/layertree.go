@@ -1,4 +1,5 @@
-// Package layertree finds files in an image that was unpacked, a directory a layer. It is apart from image so that who only looks into one does not start with the libraries of registries.
+// Package layertree finds files in an image that was unpacked, a directory a layer. It is apart
+// from image so that who only looks into one does not start with the libraries of registries.
 package layertree
 
 import (
@@ -18,7 +19,8 @@ const maxLinks = 40
 // OpaqueXattr is the extended attribute of a directory that hides what is below it.
 const OpaqueXattr = "trusted.overlay.opaque"
 
-// Tree reads files of an image through its layers, as overlayfs would show them, without mounting anything. No symlink leads out of it.
+// Tree reads files of an image through its layers, as overlayfs would show them, without mounting
+// anything. No symlink leads out of it.
 type Tree []string // directories, the uppermost first
 
 // Of is the tree of layers below dir, the lowest first.
@@ -105,8 +107,8 @@ func elements(path string) []string {
 	return list
 }
 
-// IsOpaque says whether a directory hides what is below it. Overlayfs asks that of every directory but the root of a layer, so for those
-// the layers below are left out of the mount.
+// IsOpaque says whether a directory hides what is below it. Overlayfs asks that of every directory
+// but the root of a layer, so for those the layers below are left out of the mount.
 func IsOpaque(dir string) bool {
 	var value [1]byte
 	n, err := unix.Lgetxattr(dir, OpaqueXattr, value[:])

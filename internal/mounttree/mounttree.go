@@ -1,5 +1,5 @@
-// Package mounttree copies a part of the mount tree, and mounts the copy elsewhere: in a jail, or in the mount namespace of
-// another process, on a path that a guest may have prepared.
+// Package mounttree copies a part of the mount tree, and mounts the copy elsewhere: in a jail, or
+// in the mount namespace of another process, on a path that a guest may have prepared.
 package mounttree
 
 import (
@@ -16,8 +16,8 @@ type Tree struct {
 	kind uint32 // of its root: S_IFDIR, ...
 }
 
-// Clone copies what is at source, a symlink's target; attributes (MOUNT_ATTR_* in mount_setattr(2)) apply to all mounts of the copy,
-// which is private.
+// Clone copies what is at source, a symlink's target; attributes (MOUNT_ATTR_* in mount_setattr(2))
+// apply to all mounts of the copy, which is private.
 func Clone(source string, attributes uint64) (*Tree, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.AT_RECURSIVE|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -55,8 +55,10 @@ func (t *Tree) MountAt(path string) error {
 	return nil
 }
 
-// mountPoint makes an empty directory or file (kind is S_IFDIR, or anything else) unless there is one, and what leads to it, and opens it (O_PATH). The directory may be one that a guest
-// writes to: what is there under the name may be a link that leads to the host's files, or a FIFO that nobody ever opens. Neither is followed or opened.
+// mountPoint makes an empty directory or file (kind is S_IFDIR, or anything else) unless there is
+// one, and what leads to it, and opens it (O_PATH). The directory may be one that a guest writes
+// to: what is there under the name may be a link that leads to the host's files, or a FIFO that
+// nobody ever opens. Neither is followed or opened.
 func mountPoint(path string, kind uint32) (int, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return -1, err

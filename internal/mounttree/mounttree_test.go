@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMountPoint: what a guest may have put into the directory that it shares is neither followed nor opened.
+// TestMountPoint: what a guest may have put into the directory that it shares is neither followed
+// nor opened.
 func TestMountPoint(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, "shared", name) }

@@ -13,8 +13,9 @@ import (
 	"syscall"
 )
 
-// Writer writes one archive. Directories that lead to an entry are made as needed; everything belongs to root, and the same calls give the same
-// bytes. The first error sticks, and Close returns it.
+// Writer writes one archive. Directories that lead to an entry are made as needed; everything
+// belongs to root, and the same calls give the same bytes. The first error sticks, and Close
+// returns it.
 type Writer struct {
 	w    *bufio.Writer
 	dirs map[string]bool
@@ -93,8 +94,8 @@ func (c *Writer) Add(name, from string) {
 	}
 }
 
-// Walk calls add for a file of this host, or for a directory and all that is in it, with the name that each has in an archive where the first is called name. It
-// ends with the first error.
+// Walk calls add for a file of this host, or for a directory and all that is in it, with the name
+// that each has in an archive where the first is called name. It ends with the first error.
 func Walk(name, from string, add func(name, file string, info fs.FileInfo) error) error {
 	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {

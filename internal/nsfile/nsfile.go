@@ -1,4 +1,5 @@
-// Package nsfile opens namespaces by their paths in /proc, and notices when the process that kept one is gone.
+// Package nsfile opens namespaces by their paths in /proc, and notices when the process that kept
+// one is gone.
 package nsfile
 
 import (
@@ -17,12 +18,14 @@ var ErrGone = errors.New("its holder is gone")
 // Owner names a process whose /proc/PID paths stand in a configuration.
 type Owner struct {
 	PID int `json:"pid"`
-	// StartTime is field 22 of /proc/PID/stat (proc_pid_stat(5)): clock ticks since boot. With it a reused PID is noticed. 0: not checked.
+	// StartTime is field 22 of /proc/PID/stat (proc_pid_stat(5)): clock ticks since boot. With it a
+	// reused PID is noticed. 0: not checked.
 	StartTime uint64 `json:"startTime"`
 }
 
-// Open opens a namespace file and returns its descriptor. ErrGone: its holder does not exist any more, or is another process by now. The owner is checked
-// when path lies below its directory in /proc.
+// Open opens a namespace file and returns its descriptor. ErrGone: its holder does not exist any
+// more, or is another process by now. The owner is checked when path lies below its directory in
+// /proc.
 func Open(path string, owner Owner) (int, error) {
 	if owner.PID > 0 && owner.StartTime > 0 && strings.HasPrefix(path, "/proc/"+strconv.Itoa(owner.PID)+"/") {
 		if start, err := StartTime(owner.PID); err != nil || start != owner.StartTime {
@@ -45,7 +48,8 @@ func Open(path string, owner Owner) (int, error) {
 	return fd, nil
 }
 
-// StartTime is the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), which with the PID names it for good.
+// StartTime is the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22),
+// which with the PID names it for good.
 func StartTime(pid int) (uint64, error) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRun: what a function does to its thread is not seen by others, its error comes back, and it is never on the main thread.
+// TestRun: what a function does to its thread is not seen by others, its error comes back, and it
+// is never on the main thread.
 func TestRun(t *testing.T) {
 	own := errors.New("own")
 	before, err := os.Getwd()

@@ -26,7 +26,8 @@ func plain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !safe(r) })
 }
 
-// appendRune appends r as it is, or escaped; size is the number of its bytes, and first the first of them.
+// appendRune appends r as it is, or escaped; size is the number of its bytes, and first the first
+// of them.
 func appendRune(b []byte, r rune, size int, first byte) []byte {
 	switch {
 	case r == utf8.RuneError && size <= 1:
@@ -69,7 +70,8 @@ func Cut(s string, limit int) string {
 	return strings.TrimSpace(s[:limit])
 }
 
-// JSON escapes, within the strings of a JSON text, all that does not show as itself. The value stays the same.
+// JSON escapes, within the strings of a JSON text, all that does not show as itself. The value
+// stays the same.
 func JSON(text []byte) []byte {
 	s := string(text)
 	b := make([]byte, 0, len(s))

@@ -9,8 +9,9 @@ import (
 // maxColour bounds what stands between ESC [ and m, in bytes.
 const maxColour = 32
 
-// Writer escapes what is written to it, but for newlines and tabs, and passes it on. It keeps at most the beginning of one character or colour, until
-// the next Write or Flush. It is used by one goroutine at a time.
+// Writer escapes what is written to it, but for newlines and tabs, and passes it on. It keeps at
+// most the beginning of one character or colour, until the next Write or Flush. It is used by one
+// goroutine at a time.
 type Writer struct {
 	w       io.Writer
 	colours bool
@@ -19,7 +20,8 @@ type Writer struct {
 	dirty   bool // a colour may be in effect
 }
 
-// NewWriter returns a Writer. With colours the attributes of text (ESC [ numbers m, ECMA-48 8.3.117) pass, and nothing else that begins with ESC.
+// NewWriter returns a Writer. With colours the attributes of text (ESC [ numbers m, ECMA-48
+// 8.3.117) pass, and nothing else that begins with ESC.
 func NewWriter(w io.Writer, colours bool) *Writer { return &Writer{w: w, colours: colours} }
 
 // Write implements io.Writer.
@@ -79,7 +81,8 @@ func (o *Writer) put(p []byte, end bool) []byte {
 	return append(o.pending[:0], p...)
 }
 
-// colour returns the length of the sequence that sets attributes of text at the beginning of p, 0 when there is none; more: that is not known yet.
+// colour returns the length of the sequence that sets attributes of text at the beginning of p, 0
+// when there is none; more: that is not known yet.
 func colour(p []byte) (n int, more bool) {
 	if len(p) > 1 && p[1] != '[' {
 		return 0, false

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestUse: the function's error comes back, the file can be waited for afterwards, and a closed file has no descriptor.
+// TestUse: the function's error comes back, the file can be waited for afterwards, and a closed
+// file has no descriptor.
 func TestUse(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

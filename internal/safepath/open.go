@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenRoot opens the directory path as a root for the other functions. The path itself is trusted: symlinks in it are followed.
+// OpenRoot opens the directory path as a root for the other functions. The path itself is trusted:
+// symlinks in it are followed.
 func OpenRoot(path string) (*os.File, error) {
 	fd, err := openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if err != nil {
@@ -24,9 +25,10 @@ func OpenRoot(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Open opens path in root as chroot(2) to root would see it: absolute symlinks and .. start and end at it. The flags are those of open(2);
-// perm is for O_CREAT. Without O_PATH the path must be a regular file or a directory: everything else is refused without opening it,
-// so that no FIFO blocks and no device acts. Errors are *[os.PathError].
+// Open opens path in root as chroot(2) to root would see it: absolute symlinks and .. start and end
+// at it. The flags are those of open(2); perm is for O_CREAT. Without O_PATH the path must be a
+// regular file or a directory: everything else is refused without opening it, so that no FIFO
+// blocks and no device acts. Errors are *[os.PathError].
 func Open(root *os.File, path string, flags int, perm os.FileMode) (*os.File, error) {
 	if flags&unix.O_PATH != 0 {
 		return open(root, path, flags, 0)
@@ -65,7 +67,8 @@ func open(root *os.File, path string, flags int, perm os.FileMode) (*os.File, er
 	return os.NewFile(uintptr(fd), full), nil
 }
 
-// openat2 repeats the call when the kernel could not be sure: EAGAIN says that something, anywhere, was renamed or mounted while .. was resolved.
+// openat2 repeats the call when the kernel could not be sure: EAGAIN says that something, anywhere,
+// was renamed or mounted while .. was resolved.
 func openat2(dir int, path string, how *unix.OpenHow) (int, error) {
 	const tries = 256
 	for n := 0; ; n++ {
@@ -79,7 +82,8 @@ func openat2(dir int, path string, how *unix.OpenHow) (int, error) {
 	}
 }
 
-// Reopen opens what handle (opened with O_PATH) stands for, whatever has become of its name. It must be a regular file or a directory.
+// Reopen opens what handle (opened with O_PATH) stands for, whatever has become of its name. It
+// must be a regular file or a directory.
 func Reopen(handle *os.File, flags int) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(handle.Fd()), &st); err != nil {
@@ -117,8 +121,9 @@ func TypeName(mode uint32) string {
 	return "file of unknown type"
 }
 
-// MkdirAll makes the directories of path in root that are missing, with perm whatever the umask, and returns the last one, opened with
-// O_PATH. Symlinks on the way are followed inside root; a .. in path is refused, and so is a symlink to nothing.
+// MkdirAll makes the directories of path in root that are missing, with perm whatever the umask,
+// and returns the last one, opened with O_PATH. Symlinks on the way are followed inside root; a ..
+// in path is refused, and so is a symlink to nothing.
 func MkdirAll(root *os.File, path string, perm os.FileMode) (*os.File, error) {
 	if slices.Contains(strings.Split(path, "/"), "..") {
 		return nil, &os.PathError{Op: "mkdir", Path: path, Err: fmt.Errorf("it contains .. as an element: %w", unix.EINVAL)}
@@ -187,7 +192,8 @@ func CheckElements(path string) error {
 	return nil
 }
 
-// CheckSubPath refuses a path that cannot be the subPath of a volume mount: relative, without .. as an element, without NUL, not too long.
+// CheckSubPath refuses a path that cannot be the subPath of a volume mount: relative, without .. as
+// an element, without NUL, not too long.
 func CheckSubPath(path string) error {
 	switch {
 	case filepath.IsAbs(path):

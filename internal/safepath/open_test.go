@@ -167,7 +167,8 @@ func TestMkdirAll(t *testing.T) {
 	}
 }
 
-// TestRace opens and makes paths while another thread swaps a directory for a symlink that leads out, as fast as it can.
+// TestRace opens and makes paths while another thread swaps a directory for a symlink that leads
+// out, as fast as it can.
 func TestRace(t *testing.T) {
 	root, dir := fixture(t)
 	base := filepath.Dir(dir)

@@ -13,17 +13,19 @@ import (
 )
 
 const (
-	// maxOpenDepth is how deep the removal descends with one descriptor a level. What lies deeper is moved up to the top first, so that neither
-	// descriptors nor stack grow with the depth of a hostile tree.
+	// maxOpenDepth is how deep the removal descends with one descriptor a level. What lies deeper
+	// is moved up to the top first, so that neither descriptors nor stack grow with the depth of a
+	// hostile tree.
 	maxOpenDepth = 64
 	// entriesAtOnce is how many names of a directory are read at a time.
 	entriesAtOnce = 512
 )
 
-// RemoveAll removes path and everything below it; that it does not exist is no error. The directory that path is in is trusted, what is
-// below path is not: symlinks are removed and never followed, mount points stay and are an error (EBUSY) after all else has been removed,
-// immutable and append-only flags are cleared. It works for trees of any depth and width with a bounded number of descriptors, and ends when
-// ctx does, also when somebody goes on writing into the tree.
+// RemoveAll removes path and everything below it; that it does not exist is no error. The directory
+// that path is in is trusted, what is below path is not: symlinks are removed and never followed,
+// mount points stay and are an error (EBUSY) after all else has been removed, immutable and
+// append-only flags are cleared. It works for trees of any depth and width with a bounded number of
+// descriptors, and ends when ctx does, also when somebody goes on writing into the tree.
 func RemoveAll(ctx context.Context, path string) error {
 	dir, name := filepath.Split(filepath.Clean(path))
 	if name == "" || name == "." || name == ".." {
@@ -104,7 +106,8 @@ func (r *remover) empty(dir *os.File, depth int) error {
 	}
 }
 
-// round goes once over the entries of dir; it returns how many it removed, and why the first that remains does. err is a failure to read dir.
+// round goes once over the entries of dir; it returns how many it removed, and why the first that
+// remains does. err is a failure to read dir.
 func (r *remover) round(dir *os.File, depth int) (removed int, first, err error) {
 	for {
 		names, err := dir.Readdirnames(entriesAtOnce)
@@ -171,8 +174,8 @@ func openDir(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// withFlagsCleared calls do, and if that is not permitted, which for root means an immutable or append-only flag, clears these flags of the
-// directory and of the entry and calls do again.
+// withFlagsCleared calls do, and if that is not permitted, which for root means an immutable or
+// append-only flag, clears these flags of the directory and of the entry and calls do again.
 func withFlagsCleared(dir *os.File, name string, do func() error) error {
 	err := do()
 	if !errors.Is(err, unix.EPERM) {
@@ -191,7 +194,8 @@ func withFlagsCleared(dir *os.File, name string, do func() error) error {
 	return do()
 }
 
-// clearFlags clears the flags that forbid removing. A file system without flags says so, and the caller's second try what is wrong.
+// clearFlags clears the flags that forbid removing. A file system without flags says so, and the
+// caller's second try what is wrong.
 func clearFlags(f *os.File) {
 	const forbidding = unix.STATX_ATTR_IMMUTABLE | unix.STATX_ATTR_APPEND // FS_IMMUTABLE_FL and FS_APPEND_FL have the same values
 	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)

@@ -1,4 +1,5 @@
-// Package sdnotify notifies the service manager (sd_notify(3)). It needs nothing but golang.org/x/sys/unix: programs use it that must be small.
+// Package sdnotify notifies the service manager (sd_notify(3)). It needs nothing but
+// golang.org/x/sys/unix: programs use it that must be small.
 //
 // Layer: none.
 package sdnotify
@@ -12,10 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnset says that there is no service manager: this process was not started by one, or not in a unit of Type=notify.
+// ErrUnset says that there is no service manager: this process was not started by one, or not in a
+// unit of Type=notify.
 var ErrUnset = errors.New("cannot notify the service manager: NOTIFY_SOCKET is not set")
 
-// Conn is a connection to the service manager. It still works when the socket's path is out of reach, in another mount namespace.
+// Conn is a connection to the service manager. It still works when the socket's path is out of
+// reach, in another mount namespace.
 type Conn struct{ fd int }
 
 // Dial connects to $NOTIFY_SOCKET; without it the error is [ErrUnset].
@@ -47,8 +50,8 @@ func (c *Conn) Send(state string) error {
 	return nil
 }
 
-// Barrier waits until the service manager has dealt with all that was sent before: it gets the writing end of a pipe, which it closes then
-// (sd_notify_barrier(3)).
+// Barrier waits until the service manager has dealt with all that was sent before: it gets the
+// writing end of a pipe, which it closes then (sd_notify_barrier(3)).
 func (c *Conn) Barrier(timeout time.Duration) error {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {

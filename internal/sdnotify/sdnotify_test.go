@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestNotify: a service manager gets what is sent, also at an abstract address; without one the caller learns that there is none.
+// TestNotify: a service manager gets what is sent, also at an abstract address; without one the
+// caller learns that there is none.
 func TestNotify(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	if err := Notify("READY=1"); !errors.Is(err, ErrUnset) {

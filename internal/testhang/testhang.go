@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dir is a directory of a FUSE server that takes requests and answers none, until release is called: whoever opens a file in it hangs, and no signal helps.
+// Dir is a directory of a FUSE server that takes requests and answers none, until release is
+// called: whoever opens a file in it hangs, and no signal helps.
 func Dir(t testing.TB) (dir string, asked *atomic.Bool, release func()) {
 	t.Helper()
 	dir, asked = t.TempDir(), &atomic.Bool{}

@@ -1,5 +1,6 @@
-// Package testns runs a package's tests in a mount namespace of their own, so that what they mount is never seen by the host and is gone
-// when they end, however they end. It is imported by tests only.
+// Package testns runs a package's tests in a mount namespace of their own, so that what they mount
+// is never seen by the host and is gone when they end, however they end. It is imported by tests
+// only.
 package testns
 
 import (
@@ -17,8 +18,8 @@ import (
 // inside marks the process that is in its namespace already; fuzz workers inherit it.
 const inside = "MAGIKPOD_TEST_MOUNTNS"
 
-// Main is what a TestMain calls: it starts the test binary again in a new, private mount namespace. Without root the tests run where they are, and those
-// that call [Mount] are skipped.
+// Main is what a TestMain calls: it starts the test binary again in a new, private mount namespace.
+// Without root the tests run where they are, and those that call [Mount] are skipped.
 func Main(m *testing.M) {
 	switch {
 	case os.Geteuid() != 0:
@@ -65,7 +66,8 @@ func again() int {
 	return 0
 }
 
-// Mount mounts a tmpfs with the options on a new directory and returns it. It is unmounted at the end of the test.
+// Mount mounts a tmpfs with the options on a new directory and returns it. It is unmounted at the
+// end of the test.
 func Mount(t testing.TB, options string) string {
 	t.Helper()
 	NeedRoot(t)

@@ -1,4 +1,5 @@
-// Package vmlinux takes Linux kernels out of their self-extracting files: an emulated VM would unpack its kernel for seconds, at each boot.
+// Package vmlinux takes Linux kernels out of their self-extracting files: an emulated VM would
+// unpack its kernel for seconds, at each boot.
 package vmlinux
 
 import (
@@ -63,7 +64,8 @@ func payload(image []byte) ([]byte, error) {
 	return image[start:end], nil
 }
 
-// decompress unpacks data. The last four bytes are the unpacked size, which the kernel's build appends (scripts/Makefile.lib, size_append) unless the format ends with it.
+// decompress unpacks data. The last four bytes are the unpacked size, which the kernel's build
+// appends (scripts/Makefile.lib, size_append) unless the format ends with it.
 func decompress(data []byte) ([]byte, error) {
 	withoutSize := bytes.NewReader(data[:max(len(data)-4, 0)])
 	var r io.Reader

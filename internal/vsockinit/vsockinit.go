@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LoadModules loads the kernel modules of a directory in the order of their names. One that is loaded already is no error; what else goes wrong ends it.
+// LoadModules loads the kernel modules of a directory in the order of their names. One that is
+// loaded already is no error; what else goes wrong ends it.
 func LoadModules(dir string) error {
 	modules, err := filepath.Glob(filepath.Join(dir, "*.ko"))
 	if err != nil {

@@ -26,8 +26,9 @@ const (
 // HeaderBytes is how many bytes [FormOf] looks at.
 const HeaderBytes = 8
 
-// FormOf knows a module or a component by the header: the magic number, a 16-bit version and a 16-bit layer (WebAssembly core specification 5.5.16;
-// component-model, Binary.md: layer 1 is a component).
+// FormOf knows a module or a component by the header: the magic number, a 16-bit version and a
+// 16-bit layer (WebAssembly core specification 5.5.16; component-model, Binary.md: layer 1 is a
+// component).
 func FormOf(data []byte) Form {
 	if len(data) < HeaderBytes || !bytes.Equal(data[:4], []byte("\x00asm")) {
 		return NotWasm

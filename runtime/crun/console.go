@@ -12,16 +12,19 @@ import (
 )
 
 const (
-	// ConsolePath is the path of a [Console] for the OCI runtime (--console-socket), whose first extra file is the directory.
+	// ConsolePath is the path of a [Console] for the OCI runtime (--console-socket), whose first
+	// extra file is the directory.
 	ConsolePath = "/proc/self/fd/3/" + consoleName
 	consoleName = "console"
 	// EndOfInput is what a terminal takes for the end of its input (^D).
 	EndOfInput = 4
-	// DrainTime is how long what a process has written may take to be read after its end: another process may still have its output open.
+	// DrainTime is how long what a process has written may take to be read after its end: another
+	// process may still have its output open.
 	DrainTime = 2 * time.Second
 )
 
-// Console is a socket over which the OCI runtime sends the master of a terminal. It is named by descriptors, because a socket's path must be short.
+// Console is a socket over which the OCI runtime sends the master of a terminal. It is named by
+// descriptors, because a socket's path must be short.
 type Console struct {
 	dir      *os.File
 	listener *net.UnixListener
@@ -56,8 +59,9 @@ func (c *Console) Close() {
 	c.dir.Close()
 }
 
-// Receive waits for the message that carries the master, and returns its descriptor, which does not block. It is waited for until the deadline (zero: for ever), and no longer
-// than until the OCI runtime has ended, if it has not sent it by then.
+// Receive waits for the message that carries the master, and returns its descriptor, which does not
+// block. It is waited for until the deadline (zero: for ever), and no longer than until the OCI
+// runtime has ended, if it has not sent it by then.
 func (c *Console) Receive(ended <-chan struct{}, deadline time.Time) (int, error) {
 	if err := c.listener.SetDeadline(deadline); err != nil {
 		return -1, err
@@ -68,7 +72,8 @@ func (c *Console) Receive(ended <-chan struct{}, deadline time.Time) (int, error
 		defer close(looking)
 		select {
 		case <-ended:
-			// A quick command has ended before its connection was accepted: the master waits there. This connection comes after it, and brings nothing.
+			// A quick command has ended before its connection was accepted: the master waits there.
+			// This connection comes after it, and brings nothing.
 			if last, err := net.DialUnix("unix", nil, c.address()); err == nil {
 				last.Close()
 			}

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestConsole: the master that an OCI runtime sends is received, also when that has ended before anybody looked; one that has ended without sending is not waited for.
+// TestConsole: the master that an OCI runtime sends is received, also when that has ended before
+// anybody looked; one that has ended without sending is not waited for.
 func TestConsole(t *testing.T) {
 	over := make(chan struct{})
 	close(over)

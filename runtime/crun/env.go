@@ -2,7 +2,8 @@ package crun
 
 import "strings"
 
-// Env is an environment. A later value takes the place of an earlier one, so that every name occurs once.
+// Env is an environment. A later value takes the place of an earlier one, so that every name occurs
+// once.
 type Env struct {
 	list  []string
 	index map[string]int
@@ -28,8 +29,9 @@ func (e *Env) SetDefault(name, value string) {
 	}
 }
 
-// Add sets the variable of an entry, NAME=VALUE. It returns false for what is none: an OCI runtime may take it for the name of a variable of its own environment, and leak
-// that into the container (CVE-2026-57231).
+// Add sets the variable of an entry, NAME=VALUE. It returns false for what is none: an OCI runtime
+// may take it for the name of a variable of its own environment, and leak that into the container
+// (CVE-2026-57231).
 func (e *Env) Add(entry string) bool {
 	name, value, ok := strings.Cut(entry, "=")
 	if !ok || name == "" || strings.ContainsRune(entry, 0) {

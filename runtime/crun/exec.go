@@ -30,8 +30,9 @@ type Exec struct {
 	TTY  bool
 }
 
-// Process is what the OCI runtime is to run. first is the container's first process, whose PID is pid for as long as it is alive. Invalid: it cannot be run as it was
-// asked for; Conflict: the container has just ended.
+// Process is what the OCI runtime is to run. first is the container's first process, whose PID is
+// pid for as long as it is alive. Invalid: it cannot be run as it was asked for; Conflict: the
+// container has just ended.
 func Process(first specs.Process, pid int, alive func() bool, x Exec) (*specs.Process, error) {
 	p := first
 	p.Args, p.Terminal, p.ConsoleSize = x.Args, x.TTY, nil
@@ -52,8 +53,8 @@ func Process(first specs.Process, pid int, alive func() bool, x Exec) (*specs.Pr
 	return &p, err
 }
 
-// mergeEnv adds KEY=VALUE entries to an environment; the last of a name wins. home, when not empty, replaces HOME unless the entries have it; a
-// terminal gets a TERM.
+// mergeEnv adds KEY=VALUE entries to an environment; the last of a name wins. home, when not empty,
+// replaces HOME unless the entries have it; a terminal gets a TERM.
 func mergeEnv(env, more []string, home string, tty bool) ([]string, error) {
 	var merged Env
 	for _, entry := range env {
@@ -110,7 +111,8 @@ func lookup(pid int, alive func() bool, spec string) (u specs.User, home string,
 	return u, cmp.Or(found.Home, "/"), nil
 }
 
-// readBelow reads a regular file of a container, out of which no link of the container's leads. A missing one is empty.
+// readBelow reads a regular file of a container, out of which no link of the container's leads. A
+// missing one is empty.
 func readBelow(root *os.File, path string) ([]byte, error) {
 	data, err := safepath.ReadFile(root, path, maxUserFile)
 	switch {

@@ -45,7 +45,8 @@ func TestMergeEnv(t *testing.T) {
 	}
 }
 
-// TestReadBelow checks that a container cannot make us read or wait for something else than its own files.
+// TestReadBelow checks that a container cannot make us read or wait for something else than its own
+// files.
 func TestReadBelow(t *testing.T) {
 	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "secret")
 	for path, text := range map[string]string{outside: "outside", dir + "/plain": "inside", dir + "/big": strings.Repeat("x", maxUserFile+1)} {

@@ -12,15 +12,17 @@ type Device struct {
 	Major, Minor int64
 }
 
-// Devices may be used by every container, as the OCI runtime specification has it; the OCI runtime makes them. Beside them a container may use pseudo-terminals, and make
-// nodes (mknod) that open nothing.
+// Devices may be used by every container, as the OCI runtime specification has it; the OCI runtime
+// makes them. Beside them a container may use pseudo-terminals, and make nodes (mknod) that open
+// nothing.
 func Devices() []Device {
 	return []Device{
 		{"/dev/null", 1, 3}, {"/dev/zero", 1, 5}, {"/dev/full", 1, 7}, {"/dev/random", 1, 8}, {"/dev/urandom", 1, 9}, {"/dev/tty", 5, 0}, {"/dev/ptmx", 5, 2},
 	}
 }
 
-// DeviceRules are the rules that say so. A container may make nodes (CAP_MKNOD), and without rules could read the disks of the host, or of its VM.
+// DeviceRules are the rules that say so. A container may make nodes (CAP_MKNOD), and without rules
+// could read the disks of the host, or of its VM.
 func DeviceRules() []specs.LinuxDeviceCgroup {
 	const ptsMajor = 136 // of pseudo-terminals
 	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"}}
@@ -30,7 +32,8 @@ func DeviceRules() []specs.LinuxDeviceCgroup {
 	return append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: new(int64(ptsMajor)), Access: "rwm"})
 }
 
-// Rlimits are what containers get: many open files for servers, but not so many that programs which close "all" of them take seconds. [math.MaxUint64] is no limit.
+// Rlimits are what containers get: many open files for servers, but not so many that programs which
+// close "all" of them take seconds. [math.MaxUint64] is no limit.
 func Rlimits() []specs.POSIXRlimit {
 	return []specs.POSIXRlimit{
 		{Type: "RLIMIT_NOFILE", Soft: 65536, Hard: 1048576},

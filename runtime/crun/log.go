@@ -13,7 +13,8 @@ import (
 // maxLogBytes is how much of an OCI runtime's log is read, from its end.
 const maxLogBytes = 64 << 10
 
-// LastLogError is the message of the last error in an OCI runtime's JSON log; empty when there is none. crun and runc write msg, youki fields.message.
+// LastLogError is the message of the last error in an OCI runtime's JSON log; empty when there is
+// none. crun and runc write msg, youki fields.message.
 func LastLogError(log string) string {
 	lines := bytes.Split(bytes.TrimSpace(ReadEnd(log, maxLogBytes)), []byte("\n"))
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -45,7 +46,8 @@ func LogError(w io.Writer, message string) error {
 	return err
 }
 
-// ReadEnd is the end of a file, at most limit bytes; empty when it cannot be read, or is no regular one. Only its content may be the container's.
+// ReadEnd is the end of a file, at most limit bytes; empty when it cannot be read, or is no regular
+// one. Only its content may be the container's.
 func ReadEnd(path string, limit int64) []byte {
 	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
 		return nil

@@ -19,12 +19,14 @@ const maxMountOptions = 4095
 
 // Overlay is a container's root file system.
 type Overlay struct {
-	// LayersDir is the directory that Lower is relative to, so that many layers fit into the one page that mount(2) takes; empty: Lower is absolute. It becomes the
-	// process's working directory.
+	// LayersDir is the directory that Lower is relative to, so that many layers fit into the one
+	// page that mount(2) takes; empty: Lower is absolute. It becomes the process's working
+	// directory.
 	LayersDir string `json:"layersDir"`
 	// Lower are the read-only layers, the lowest first (runtime.Rootfs.Layers as it is).
 	Lower []string `json:"lower"`
-	// Upper and Work are made when they are missing, with the mode 0755 and 0700. Both empty: a read-only overlay without a writable layer.
+	// Upper and Work are made when they are missing, with the mode 0755 and 0700. Both empty: a
+	// read-only overlay without a writable layer.
 	Upper string `json:"upper,omitempty"`
 	Work  string `json:"work,omitempty"`
 	// Target is the mount point; it is made when it is missing.
@@ -65,8 +67,9 @@ func (o *Overlay) Mount() error {
 	return nil
 }
 
-// options builds the option string, the uppermost layer first as overlayfs wants it. index, metacopy and redirect_dir are switched off: they bind
-// the writable layer to these very lower directories, and redirects in a layer that came from elsewhere are a way out of it.
+// options builds the option string, the uppermost layer first as overlayfs wants it. index,
+// metacopy and redirect_dir are switched off: they bind the writable layer to these very lower
+// directories, and redirects in a layer that came from elsewhere are a way out of it.
 func (o *Overlay) options() (string, error) {
 	if len(o.Lower) == 0 {
 		return "", errkind.Errorf(errkind.Invalid, "the image has no layers")
@@ -79,7 +82,8 @@ func (o *Overlay) options() (string, error) {
 		lower = append(lower, o.Lower[i])
 	}
 	if o.Upper == "" && len(lower) == 1 {
-		// overlayfs wants two lower directories when there is no upper one, and Linux 6.18 two that are not the same. The mount point is empty.
+		// overlayfs wants two lower directories when there is no upper one, and Linux 6.18 two that
+		// are not the same. The mount point is empty.
 		lower = append(lower, o.Target)
 	}
 	for _, p := range append([]string{o.Upper, o.Work}, lower...) {
@@ -105,17 +109,21 @@ func (o *Overlay) options() (string, error) {
 
 // Bind is one volume, or a part of one, that is bound to a path outside of the container's reach.
 type Bind struct {
-	// Source is a directory or a file. (A shared tmpfs of the pod: its path in the pod's mount namespace.)
+	// Source is a directory or a file. (A shared tmpfs of the pod: its path in the pod's mount
+	// namespace.)
 	Source string `json:"source"`
-	// SubPath is resolved below Source so that no symlink leads out of it; a missing directory is made. Empty: Source itself.
+	// SubPath is resolved below Source so that no symlink leads out of it; a missing directory is
+	// made. Empty: Source itself.
 	SubPath string `json:"subPath,omitempty"`
-	// Target is the mount point, c/NAME/mnt/N; the directory or the file is made, as the source is one or the other.
+	// Target is the mount point, c/NAME/mnt/N; the directory or the file is made, as the source is
+	// one or the other.
 	Target string `json:"target"`
 	// ReadOnly makes this mount read-only (mounts below it keep what they have, as in Kubernetes).
 	ReadOnly bool `json:"readOnly,omitempty"`
 }
 
-// Mount makes the volume ready at its target. Everything is kept by descriptors: nothing that a container may do to the volume at the same time leads out of it.
+// Mount makes the volume ready at its target. Everything is kept by descriptors: nothing that a
+// container may do to the volume at the same time leads out of it.
 func (b *Bind) Mount() error {
 	handle, err := b.open()
 	if err != nil {
@@ -147,7 +155,8 @@ func (b *Bind) Mount() error {
 	return nil
 }
 
-// open opens (O_PATH) what is to be bound. Missing directories of a sub-path get the mode 0750 and, as with the kubelet, belong to root.
+// open opens (O_PATH) what is to be bound. Missing directories of a sub-path get the mode 0750 and,
+// as with the kubelet, belong to root.
 func (b *Bind) open() (*os.File, error) {
 	if b.SubPath == "" {
 		fd, err := unix.Open(b.Source, unix.O_PATH|unix.O_CLOEXEC, 0)

@@ -36,7 +36,8 @@ func inMounts(t *testing.T, dir string, fn func() error) {
 	}
 }
 
-// TestReadOnlyOverlay: without a writable layer the layers are merged all the same, also when there is one only.
+// TestReadOnlyOverlay: without a writable layer the layers are merged all the same, also when there
+// is one only.
 func TestReadOnlyOverlay(t *testing.T) {
 	for name, layers := range map[string][]string{"one": {"1"}, "two": {"1", "2"}} {
 		t.Run(name, func(t *testing.T) {

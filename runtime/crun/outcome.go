@@ -14,7 +14,8 @@ const (
 	ExitNotFound      = 127
 )
 
-// Outcome is how the process of an exec has ended, by the status and the log of the OCI runtime that has waited for it. reason, when not empty, is why it was not run.
+// Outcome is how the process of an exec has ended, by the status and the log of the OCI runtime
+// that has waited for it. reason, when not empty, is why it was not run.
 func Outcome(status unix.WaitStatus, log string) (code, signal int, reason string) {
 	if status == 0 {
 		return 0, 0, ""
@@ -32,7 +33,8 @@ func Outcome(status unix.WaitStatus, log string) (code, signal int, reason strin
 	return code, signal, ""
 }
 
-// NotRunCode is the exit code of a command that could not be run: [ExitNotFound] when there is none of that name, else [ExitNotExecutable].
+// NotRunCode is the exit code of a command that could not be run: [ExitNotFound] when there is none
+// of that name, else [ExitNotExecutable].
 func NotRunCode(reason string) int {
 	reason = strings.ToLower(reason)
 	if strings.Contains(reason, "not found") || strings.Contains(reason, "no such file") {
@@ -41,7 +43,8 @@ func NotRunCode(reason string) int {
 	return ExitNotExecutable
 }
 
-// OwnOOMScore is this process's oom_score_adj, which its children have too: `exec` of an OCI runtime leaves it alone.
+// OwnOOMScore is this process's oom_score_adj, which its children have too: `exec` of an OCI
+// runtime leaves it alone.
 func OwnOOMScore() int {
 	data, err := os.ReadFile("/proc/self/oom_score_adj")
 	if err != nil {

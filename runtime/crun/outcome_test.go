@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOutcome: an exec ends as its process, also when a signal has killed that, unless it was not run at all.
+// TestOutcome: an exec ends as its process, also when a signal has killed that, unless it was not
+// run at all.
 func TestOutcome(t *testing.T) {
 	exited := func(code int) unix.WaitStatus { return unix.WaitStatus(code << 8) }
 	for name, tc := range map[string]struct {

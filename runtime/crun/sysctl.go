@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// SetSysctl sets a kernel parameter of this thread's namespaces (sysctl(8)). The parts of its name are separated by dots, or, if one of them has a dot in it, by slashes.
+// SetSysctl sets a kernel parameter of this thread's namespaces (sysctl(8)). The parts of its name
+// are separated by dots, or, if one of them has a dot in it, by slashes.
 func SetSysctl(name, value string) error {
 	if !strings.Contains(name, "/") {
 		name = strings.ReplaceAll(name, ".", "/")

@@ -15,11 +15,12 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// errDamaged is in the error of [Manager.Adopt] for a pod whose units run, or may run, while what was written down of them is lost: to try again is in
-// vain. DeleteSandbox removes it all the same.
+// errDamaged is in the error of [Manager.Adopt] for a pod whose units run, or may run, while what
+// was written down of them is lost: to try again is in vain. DeleteSandbox removes it all the same.
 var errDamaged = errors.New("what magikpod has noted of the running pod is damaged (to delete the pod ends it)")
 
-// Adopt implements [runtime.PodManager]. A pod of which nothing runs is known afterwards as one without a sandbox, unless records of it are left.
+// Adopt implements [runtime.PodManager]. A pod of which nothing runs is known afterwards as one
+// without a sandbox, unless records of it are left.
 func (m *Manager) Adopt(ctx context.Context, ref pod.Ref) error {
 	if err := checkRef(ref); err != nil {
 		return err
@@ -65,8 +66,8 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 	case pod.KindOf(err) == pod.NotFound:
 		err = nil
 	case err == nil && pause.MainPID > 0:
-		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When it has just been started, awaitNamespaces
-		// comes back to it.
+		// When pause has just died, the sandbox is dead, and no namespace is needed any more. When
+		// it has just been started, awaitNamespaces comes back to it.
 		s.ns, _ = openNamespaces(pause.MainPID, s.record)
 	}
 	if err == nil {
@@ -109,7 +110,8 @@ func (m *Manager) podUID(id types.UID) types.UID {
 	return cmp.Or(record.PodUID, id)
 }
 
-// readRecord reads what must be read to adopt a pod. Unavailable: it cannot be read now; errDamaged: it never will be.
+// readRecord reads what must be read to adopt a pod. Unavailable: it cannot be read now;
+// errDamaged: it never will be.
 func readRecord(path string, v any) error {
 	err := atomicfile.LoadJSON(path, maxRecordBytes, v)
 	switch {
@@ -169,7 +171,8 @@ func created(bundle string) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// noteStartError adds the OCI runtime's own error to an attempt that could not be started while nobody waited for its start.
+// noteStartError adds the OCI runtime's own error to an attempt that could not be started while
+// nobody waited for its start.
 func (m *Manager) noteStartError(s *sandbox, record attemptRecord) {
 	state := m.containerState(s, record.Container)
 	text := crun.LastLogError(filepath.Join(s.dir, containersName, record.Container, runtimeLog))

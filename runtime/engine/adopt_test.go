@@ -21,7 +21,8 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// nextDaemon makes a second manager that has adopted the pod, as after a kill -9 of the daemon, and makes it the world's.
+// nextDaemon makes a second manager that has adopted the pod, as after a kill -9 of the daemon, and
+// makes it the world's.
 func (w *world) nextDaemon(ref pod.Ref) {
 	w.t.Helper()
 	config := w.config
@@ -133,7 +134,8 @@ func (r ofAnother) Prepare(ctx context.Context, s runtime.Sandbox, a runtime.Att
 	return launch, err
 }
 
-// TestNamespacesGone checks a container that was started for a daemon which has died: it never began, and what was before stays.
+// TestNamespacesGone checks a container that was started for a daemon which has died: it never
+// began, and what was before stays.
 func TestNamespacesGone(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
@@ -156,8 +158,9 @@ func TestNamespacesGone(t *testing.T) {
 	}
 }
 
-// TestDaemonDiesBeforeTheStart checks what a daemon leaves that dies at different moments before the OCI runtime has begun: the attempt never was,
-// what was before stays, and the next daemon makes it.
+// TestDaemonDiesBeforeTheStart checks what a daemon leaves that dies at different moments before
+// the OCI runtime has begun: the attempt never was, what was before stays, and the next daemon
+// makes it.
 func TestDaemonDiesBeforeTheStart(t *testing.T) {
 	onSystemd(t)
 	for name, die := range map[string]func(*world, *sandbox, *attempt) error{
@@ -229,7 +232,8 @@ func (w *world) entered(p *corev1.Pod) {
 	}
 }
 
-// TestAdoptAtOnce checks a daemon that adopts a pod while its pause process is just being started: it must not take the host's namespaces for the pod's.
+// TestAdoptAtOnce checks a daemon that adopts a pod while its pause process is just being started:
+// it must not take the host's namespaces for the pod's.
 func TestAdoptAtOnce(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
@@ -247,7 +251,8 @@ func TestAdoptAtOnce(t *testing.T) {
 	}
 }
 
-// TestLaunchKilled kills magikshim launch at different moments: either the container runs, or there is an error and nothing is left.
+// TestLaunchKilled kills magikshim launch at different moments: either the container runs, or there
+// is an error and nothing is left.
 func TestLaunchKilled(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("killed", "sleep 1000")

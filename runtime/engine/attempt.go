@@ -24,8 +24,9 @@ type attempt struct {
 	launch runtime.Launch
 }
 
-// prepare decides everything about an attempt, and changes nothing. Errors are Invalid or Unsupported when the manifest, the image or the host is to
-// blame; Unavailable when a holder of the sandbox is not up.
+// prepare decides everything about an attempt, and changes nothing. Errors are Invalid or
+// Unsupported when the manifest, the image or the host is to blame; Unavailable when a holder of
+// the sandbox is not up.
 func (m *Manager) prepare(ctx context.Context, s *sandbox, config runtime.ContainerConfig) (*attempt, error) {
 	name := config.Container.Name
 	fail := func(err error, fallback pod.Kind) (*attempt, error) {

@@ -21,8 +21,9 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// BenchmarkPod measures the life of a pod with one container, alternating with the floor: one transient service that runs crun on the same
-// bundle without pod, volumes or logs. Set MAGIKPOD_TEST_AGENT to the real magikshim: the test binary takes longer to start.
+// BenchmarkPod measures the life of a pod with one container, alternating with the floor: one
+// transient service that runs crun on the same bundle without pod, volumes or logs. Set
+// MAGIKPOD_TEST_AGENT to the real magikshim: the test binary takes longer to start.
 //
 //	first-ms   from CreateSandbox to the container's first sign of life
 //	run-ms     from CreateSandbox to the return of RunContainer

@@ -9,7 +9,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// clear makes room for the next attempt: it removes what the last one has left, of which only the observation stays.
+// clear makes room for the next attempt: it removes what the last one has left, of which only the
+// observation stays.
 func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
 	if err := m.fault("clear last attempt"); err != nil {
 		return err
@@ -27,8 +28,9 @@ func (m *Manager) clear(ctx context.Context, s *sandbox, name string) error {
 	return m.removeAttempt(ctx, s, record)
 }
 
-// RemoveContainer removes all of a container that does not run, what is known of it too. Conflict: it runs. One that does not exist is no error.
-// Nobody needs it who runs the next attempt, or deletes the sandbox.
+// RemoveContainer removes all of a container that does not run, what is known of it too. Conflict:
+// it runs. One that does not exist is no error. Nobody needs it who runs the next attempt, or
+// deletes the sandbox.
 func (m *Manager) RemoveContainer(ctx context.Context, ref pod.Ref, name string) error {
 	s := m.find(ref)
 	if s == nil {
@@ -49,8 +51,9 @@ func (m *Manager) RemoveContainer(ctx context.Context, ref pod.Ref, name string)
 	return nil
 }
 
-// removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime remembers of it, its log pipes (after what is
-// in them was read), its bundle and its writable layer.
+// removeAttempt removes the unit of an attempt, with all of its processes, what the OCI runtime
+// remembers of it, its log pipes (after what is in them was read), its bundle and its writable
+// layer.
 func (m *Manager) removeAttempt(ctx context.Context, s *sandbox, record attemptRecord) error {
 	if err := m.stopAttempt(ctx, s, record); err != nil {
 		return err // what may run keeps its files
@@ -64,7 +67,8 @@ func (m *Manager) removeStopped(ctx context.Context, s *sandbox, record attemptR
 	return errors.Join(m.units.Release(ctx, s.unit(record.Container)), m.removeFiles(s, record))
 }
 
-// stopRetry is how often a stop is asked for again that did not reach systemd, as it does while it executes itself anew.
+// stopRetry is how often a stop is asked for again that did not reach systemd, as it does while it
+// executes itself anew.
 const stopRetry = 100 * time.Millisecond
 
 // stopAttempt stops the unit of an attempt. An error says that it may run.
@@ -74,7 +78,8 @@ func (m *Manager) stopAttempt(ctx context.Context, s *sandbox, record attemptRec
 	unit := s.unit(record.Container)
 	for {
 		state, tracked := m.units.State(unit)
-		// One that is not tracked may run all the same: that its start has failed may be all that is known, as no answer came.
+		// One that is not tracked may run all the same: that its start has failed may be all that
+		// is known, as no answer came.
 		if tracked && state.Ended() {
 			return nil
 		}
@@ -114,8 +119,9 @@ func (m *Manager) removeFiles(s *sandbox, record attemptRecord) error {
 		m.stateDirOf(record), filepath.Join(s.dir, containersName, record.Container), filepath.Join(m.layersDir(s.ref.UID), record.Container))
 }
 
-// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt. All processes of the container are gone with its unit, and so
-// are its cgroup and its mounts: removing the directory is all that is left for `delete` to do.
+// stateDirOf is what the OCI runtime, perhaps that of an earlier daemon, remembers of the attempt.
+// All processes of the container are gone with its unit, and so are its cgroup and its mounts:
+// removing the directory is all that is left for `delete` to do.
 func (m *Manager) stateDirOf(record attemptRecord) string {
 	return filepath.Join(m.config.RunDir, "runtime", record.Runtime, record.ID)
 }

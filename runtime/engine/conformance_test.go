@@ -10,7 +10,8 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// TestConformance checks pod-containers, with each OCI runtime, against what runtime.PodManager promises.
+// TestConformance checks pod-containers, with each OCI runtime, against what runtime.PodManager
+// promises.
 func TestConformance(t *testing.T) {
 	onSystemd(t)
 	for _, name := range ociRuntimes {

@@ -46,7 +46,8 @@ type attemptRecord struct {
 	Traces    bool          `json:"traces,omitempty"` // Launch.Traces
 	// Failed is the observation of an attempt that could not be started.
 	Failed *pod.ContainerState `json:"failed,omitempty"`
-	// Previous is how the attempt before it ended, for the case that this one turns out never to have begun.
+	// Previous is how the attempt before it ended, for the case that this one turns out never to
+	// have begun.
 	Previous *pod.ContainerState `json:"previous,omitempty"`
 }
 
@@ -94,8 +95,8 @@ func (s *sandbox) made(name string, number int) bool {
 	return c != nil && c.record != nil && c.record.Attempt == number && !c.starting
 }
 
-// awaitMade returns how an attempt that an earlier call has made was started. begun is false when it never was, as its daemon died too early: then it
-// is still to be made.
+// awaitMade returns how an attempt that an earlier call has made was started. begun is false when
+// it never was, as its daemon died too early: then it is still to be made.
 func (m *Manager) awaitMade(ctx context.Context, s *sandbox, name string, number int) (begun bool, err error) {
 	for {
 		changed := s.watch()
@@ -157,7 +158,8 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 		return pod.WithKind(pod.Internal, err)
 	}
 	err = m.startUnseen(ctx, s, a, stdout, stderr)
-	// They stay open until the pause process has them open too, or, when the attempt has failed, for a while.
+	// They stay open until the pause process has them open too, or, when the attempt has failed,
+	// for a while.
 	failed := err != nil
 	releaseLogs := func() {
 		release := m.ctx
@@ -174,7 +176,8 @@ func (m *Manager) start(ctx context.Context, s *sandbox, a *attempt) error {
 	return err
 }
 
-// failedLogTime is how long the log pipes of a container that could not be started wait for the pause process.
+// failedLogTime is how long the log pipes of a container that could not be started wait for the
+// pause process.
 const failedLogTime = 5 * time.Second
 
 // startUnseen is startUnit, while nobody can seize what the OCI runtime does in the pod's PID namespace.
@@ -263,7 +266,8 @@ func (m *Manager) startedOrEnded(ctx context.Context, unit string) bool {
 	return err != nil || state.StatusText == shim.StatusStarted || over(state)
 }
 
-// launching says whether the command of a unit with this configuration runs in a cgroup, or in a child of it, or may.
+// launching says whether the command of a unit with this configuration runs in a cgroup, or in a
+// child of it, or may.
 func launching(cgroup, config string) bool {
 	lists, _ := filepath.Glob(cgroup + "/*/cgroup.procs") // the pattern is fine
 	for _, list := range append(lists, cgroup+"/cgroup.procs") {
@@ -284,13 +288,15 @@ func launching(cgroup, config string) bool {
 	return false
 }
 
-// unseen says whether an error of reading a process's or a cgroup's file is another one than that it is gone.
+// unseen says whether an error of reading a process's or a cgroup's file is another one than that
+// it is gone.
 func unseen(err error) bool { return err != nil && !cgroup.Gone(err) }
 
 // errNeverStarted is a start that failed because the namespaces' holder was gone.
 var errNeverStarted = errors.New("the pod's namespaces are gone")
 
-// startFailed undoes a failed start. What is left is the observation of a StartError, or, when the OCI runtime was never asked, nothing.
+// startFailed undoes a failed start. What is left is the observation of a StartError, or, when the
+// OCI runtime was never asked, nothing.
 func (m *Manager) startFailed(ctx context.Context, s *sandbox, a *attempt, err error) error {
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()

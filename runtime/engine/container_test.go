@@ -45,7 +45,8 @@ func TestStartError(t *testing.T) {
 	})
 }
 
-// TestInvalidContainer checks that what is wrong with the manifest is found before anything is done, and is no attempt.
+// TestInvalidContainer checks that what is wrong with the manifest is found before anything is
+// done, and is no attempt.
 func TestInvalidContainer(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
@@ -63,7 +64,8 @@ func TestInvalidContainer(t *testing.T) {
 	}
 }
 
-// TestRestart checks that each attempt has a fresh writable layer and a log of its own, and that the observation never goes back.
+// TestRestart checks that each attempt has a fresh writable layer and a log of its own, and that
+// the observation never goes back.
 func TestRestart(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("restart", `ls /made 2>/dev/null; touch /made; echo "line $$$$"; exit 1`)
@@ -108,7 +110,8 @@ func TestLogs(t *testing.T) {
 	})
 }
 
-// TestLogsOfShortPod: a pod may be over before its pause process can do anything, and its lines are in the journal all the same.
+// TestLogsOfShortPod: a pod may be over before its pause process can do anything, and its lines are
+// in the journal all the same.
 func TestLogsOfShortPod(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
@@ -152,7 +155,8 @@ func TestLogFiles(t *testing.T) {
 	}
 }
 
-// TestContainerView looks from inside: user, groups, read-only root, environment, host name, shared memory, processes, capabilities.
+// TestContainerView looks from inside: user, groups, read-only root, environment, host name, shared
+// memory, processes, capabilities.
 func TestContainerView(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		id, group, extra, readOnly, share := int64(1000), int64(1001), int64(2500), true, true
@@ -218,7 +222,8 @@ func TestHostNamespaces(t *testing.T) {
 	})
 }
 
-// TestLeftProcesses checks that processes which a container leaves behind in a PID namespace that is not its own end with it.
+// TestLeftProcesses checks that processes which a container leaves behind in a PID namespace that
+// is not its own end with it.
 func TestLeftProcesses(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("left", "setsid sleep 98765 & exit 0", "sleep 1000")

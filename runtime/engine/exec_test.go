@@ -168,7 +168,8 @@ func TestExecErrors(t *testing.T) {
 	})
 }
 
-// TestExecNoFiles checks that a process without files has nothing of the host's, which it could change, and that its output does not stop it.
+// TestExecNoFiles checks that a process without files has nothing of the host's, which it could
+// change, and that its output does not stop it.
 func TestExecNoFiles(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("execnofiles", "sleep 1000")
@@ -274,7 +275,8 @@ func TestExecEnd(t *testing.T) {
 	})
 }
 
-// TestExecTerminal checks that the process has a terminal of its own, with job control, whose size can be changed.
+// TestExecTerminal checks that the process has a terminal of its own, with job control, whose size
+// can be changed.
 func TestExecTerminal(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("exectty", "sleep 1000")
@@ -338,7 +340,8 @@ func TestExecTerminal(t *testing.T) {
 	})
 }
 
-// TestExecTerminalEnds checks that nothing hangs: a reader that does not read, input that does not end, and a cancelled context.
+// TestExecTerminalEnds checks that nothing hangs: a reader that does not read, input that does not
+// end, and a cancelled context.
 func TestExecTerminalEnds(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("exectty2", "sleep 1000")

@@ -19,8 +19,10 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and only then takes from it what a container may not have: all capabilities, and, of a
-// new container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take them all in the meantime. So its processes are frozen then.
+// An OCI runtime makes a container's process, and that of an exec, inside of the PID namespace, and
+// only then takes from it what a container may not have: all capabilities, and, of a new
+// container's, the host's file system. A container of that namespace with CAP_SYS_PTRACE could take
+// them all in the meantime. So its processes are frozen then.
 
 // freezeLimit bounds how long a start or an exec may keep others frozen.
 const freezeLimit = 30 * time.Second
@@ -35,8 +37,10 @@ func tracesAny(p *corev1.Pod) bool {
 	return false
 }
 
-// freezeOnlookers freezes the processes that could seize one on its way into the PID namespace of a container that runs, or, for "", of the pod, but for those in the cgroup own. They
-// run on after thaw, and when this daemon dies. Nobody else enters meanwhile. A nil thaw: there is nobody to freeze. Unavailable: ctx is over, or they do not freeze.
+// freezeOnlookers freezes the processes that could seize one on its way into the PID namespace of a
+// container that runs, or, for "", of the pod, but for those in the cgroup own. They run on after
+// thaw, and when this daemon dies. Nobody else enters meanwhile. A nil thaw: there is nobody to
+// freeze. Unavailable: ctx is over, or they do not freeze.
 func (m *Manager) freezeOnlookers(ctx context.Context, s *sandbox, container, own string) (thaw func(), err error) {
 	s.mu.Lock()
 	c := s.containers[container]
@@ -69,8 +73,9 @@ func (m *Manager) freezeOnlookers(ctx context.Context, s *sandbox, container, ow
 	return sync.OnceFunc(func() { thawCgroups(); release(); slot.Release() }), nil
 }
 
-// onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They are children of the units' own ones, which systemctl freezes. With an
-// error it is not known who looks on.
+// onlookers are the cgroups of the containers with CAP_SYS_PTRACE in the same PID namespace. They
+// are children of the units' own ones, which systemctl freezes. With an error it is not known who
+// looks on.
 func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string, err error) {
 	s.mu.Lock()
 	var traced []string
@@ -100,7 +105,8 @@ func (m *Manager) onlookers(s *sandbox, container, own string) (cgroups []string
 	return cgroups, nil
 }
 
-// thawLeft thaws what an earlier daemon has frozen, or has left frozen because its magikshim was killed with it.
+// thawLeft thaws what an earlier daemon has frozen, or has left frozen because its magikshim was
+// killed with it.
 func (m *Manager) thawLeft(s *sandbox) {
 	for _, name := range s.containerNames() {
 		if thaw, err := m.freezeOnlookers(m.ctx, s, name, ""); err != nil && m.ctx.Err() == nil {

@@ -63,7 +63,8 @@ func starve(t *testing.T, do func()) {
 	do()
 }
 
-// TestFreezeOnlookers: containers with SYS_PTRACE are frozen while a process enters their PID namespace, and only they; one enters at a time; and no killed process leaves them so.
+// TestFreezeOnlookers: containers with SYS_PTRACE are frozen while a process enters their PID
+// namespace, and only they; one enters at a time; and no killed process leaves them so.
 func TestFreezeOnlookers(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("frozen", "sleep 1000", "sleep 1000", "sleep 1000")
@@ -120,7 +121,8 @@ func TestFreezeOnlookers(t *testing.T) {
 	})
 }
 
-// TestFreezeAndStop: to stop, or to delete, does not thaw who is frozen, and SIGKILL ends him all the same.
+// TestFreezeAndStop: to stop, or to delete, does not thaw who is frozen, and SIGKILL ends him all
+// the same.
 func TestFreezeAndStop(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)
@@ -250,7 +252,8 @@ func TestThawLeft(t *testing.T) {
 	t.Error("a is frozen for ever")
 }
 
-// TestFreezeNobody: pods that have no container with SYS_PTRACE, or none that sees the process, do not wait for anybody.
+// TestFreezeNobody: pods that have no container with SYS_PTRACE, or none that sees the process, do
+// not wait for anybody.
 func TestFreezeNobody(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)

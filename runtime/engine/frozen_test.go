@@ -40,7 +40,8 @@ func freeze(t *testing.T, unit string) {
 	}
 }
 
-// TestFrozen: what is frozen ends as if it were not, by stop and delete, within its own grace period or another one, and also when another daemon does it.
+// TestFrozen: what is frozen ends as if it were not, by stop and delete, within its own grace
+// period or another one, and also when another daemon does it.
 func TestFrozen(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)
@@ -122,7 +123,8 @@ func TestFrozen(t *testing.T) {
 	}
 }
 
-// TestProcessThatStays: while a process of a pod is left, the pod is not forgotten, and the error names it.
+// TestProcessThatStays: while a process of a pod is left, the pod is not forgotten, and the error
+// names it.
 func TestProcessThatStays(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "", nil)

@@ -26,7 +26,8 @@ func (s *sandbox) job(h *holder) *units.Job {
 	return h.job
 }
 
-// view is what the Runtime sees of a sandbox. pid is the pod's PID namespace, if it is known and has one.
+// view is what the Runtime sees of a sandbox. pid is the pod's PID namespace, if it is known and
+// has one.
 func (m *Manager) view(s *sandbox) runtime.Sandbox {
 	v := runtime.Sandbox{
 		Ref: s.ref, RunDir: s.dir, StateDir: filepath.Dir(m.layersDir(s.ref.UID)),
@@ -98,7 +99,8 @@ func (m *Manager) startHolder(ctx context.Context, s *sandbox, h *holder, props 
 	return m.fault("after " + string(h.kind) + " unit")
 }
 
-// releaseHolders makes systemd forget the holders of a sandbox that was stopped, and removes what they have left.
+// releaseHolders makes systemd forget the holders of a sandbox that was stopped, and removes what
+// they have left.
 func (m *Manager) releaseHolders(ctx context.Context, s *sandbox) error {
 	var errs []error
 	for _, h := range s.holders[1:] {
@@ -107,7 +109,8 @@ func (m *Manager) releaseHolders(ctx context.Context, s *sandbox) error {
 	return errors.Join(append(errs, m.runtime.RemoveSandbox(m.view(s)), m.units.Release(ctx, s.names.Pause))...)
 }
 
-// adoptHolders finds the units beside pause that an earlier daemon has started. Without one of them the sandbox is dead.
+// adoptHolders finds the units beside pause that an earlier daemon has started. Without one of them
+// the sandbox is dead.
 func (m *Manager) adoptHolders(ctx context.Context, s *sandbox) error {
 	for _, h := range s.holders[1:] {
 		if _, err := m.units.Track(ctx, h.unit); err != nil && pod.KindOf(err) != pod.NotFound {
@@ -143,8 +146,9 @@ func (m *Manager) awaitReady(ctx context.Context, s *sandbox) error {
 
 var errHolderEnded = pod.Errorf(pod.Unavailable, "the pod's VM has ended")
 
-// whileHeld returns a context that ends with the sandbox's holders: what waits for an answer from one would wait in vain. done ends it, too. With pause alone nobody
-// waits for anything but units, which systemd ends with it.
+// whileHeld returns a context that ends with the sandbox's holders: what waits for an answer from
+// one would wait in vain. done ends it, too. With pause alone nobody waits for anything but units,
+// which systemd ends with it.
 func (m *Manager) whileHeld(ctx context.Context, s *sandbox) (_ context.Context, done func()) {
 	if len(s.holders) == 1 {
 		return ctx, func() {}

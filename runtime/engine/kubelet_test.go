@@ -19,8 +19,9 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// The second user of the engine: one that decides nothing, as a CRI server, for which a kubelet decides. It gives each sandbox an ID of its own and a slice below the cgroup
-// parent that it is given, and makes, stops and removes containers one by one.
+// The second user of the engine: one that decides nothing, as a CRI server, for which a kubelet
+// decides. It gives each sandbox an ID of its own and a slice below the cgroup parent that it is
+// given, and makes, stops and removes containers one by one.
 
 // kubeParent is the cgroup parent of all of its pods.
 const kubeParent = "kubetest-burstable.slice"
@@ -118,8 +119,9 @@ func kubePod() *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "kube", Name: "web", UID: "11112222-3333-4444-5555-666677778888"}}
 }
 
-// TestKubelet: containers of a sandbox are made, started, stopped and removed one by one, the first attempt has the number that was asked for, and logs are where they were wanted. A later
-// sandbox of the same pod knows nothing of it.
+// TestKubelet: containers of a sandbox are made, started, stopped and removed one by one, the first
+// attempt has the number that was asked for, and logs are where they were wanted. A later sandbox
+// of the same pod knows nothing of it.
 func TestKubelet(t *testing.T) {
 	k := newKube(t)
 	p := kubePod()
@@ -174,7 +176,9 @@ func (k *kube) remove(sandbox pod.Ref) {
 	}
 }
 
-// TestKubeletTwoSandboxes: two sandboxes of one pod run side by side, as when a kubelet replaces one whose end it does not await. The end of one is not the other's, and a later server finds them.
+// TestKubeletTwoSandboxes: two sandboxes of one pod run side by side, as when a kubelet replaces
+// one whose end it does not await. The end of one is not the other's, and a later server finds
+// them.
 func TestKubeletTwoSandboxes(t *testing.T) {
 	k := newKube(t)
 	p := kubePod()

@@ -44,7 +44,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// world is a manager with directories of its own on a real systemd. When the test ends, nothing may be left of its pods.
+// world is a manager with directories of its own on a real systemd. When the test ends, nothing may
+// be left of its pods.
 type world struct {
 	*Manager
 	t       testing.TB
@@ -346,7 +347,8 @@ func (w *world) await(p *corev1.Pod, name string, stage pod.ContainerStage) pod.
 	return pod.ContainerState{}
 }
 
-// journal waits for the lines that `journalctl -u UNIT` shows of a container, until there are at least as many as wanted.
+// journal waits for the lines that `journalctl -u UNIT` shows of a container, until there are at
+// least as many as wanted.
 func (w *world) journal(p *corev1.Pod, name string, wanted int, fields ...string) []string {
 	w.t.Helper()
 	unit := units.ContainerService(p.Namespace, p.Name, name)

@@ -31,7 +31,8 @@ type Config struct {
 	StateDir string // /var/lib/magikpod: the writable layers; not on an overlay
 	// ShimPath is the path of magikshim.
 	ShimPath string
-	// Fault, when not nil, is called before each step that changes something; its error makes the step fail. For tests.
+	// Fault, when not nil, is called before each step that changes something; its error makes the
+	// step fail. For tests.
 	Fault func(step string) error
 	// Log gets what goes wrong where no caller waits for it. Nil: nobody does.
 	Log *slog.Logger
@@ -86,7 +87,8 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 	return m, nil
 }
 
-// Close ends what goes on in the background and forgets the namespaces. The pods go on; another manager can adopt them.
+// Close ends what goes on in the background and forgets the namespaces. The pods go on; another
+// manager can adopt them.
 func (m *Manager) Close() error {
 	m.unsubscribe()
 	m.cancel()
@@ -107,7 +109,8 @@ func (m *Manager) Close() error {
 // Class implements [runtime.PodManager].
 func (m *Manager) Class() pod.ClassInfo { return m.class }
 
-// Validate implements [runtime.PodManager]: what no pod of the class can have on any host, [pod.Validate] refuses.
+// Validate implements [runtime.PodManager]: what no pod of the class can have on any host,
+// [pod.Validate] refuses.
 func (m *Manager) Validate(p *corev1.Pod) field.ErrorList { return m.runtime.Validate(p) }
 
 // PrepareImage implements [runtime.PodManager].
@@ -150,7 +153,8 @@ func (m *Manager) find(ref pod.Ref) *sandbox {
 	return m.sandboxes[ref.UID]
 }
 
-// lost says whether the connection to systemd has ended: what it said last is no longer true then, and what is asked of it is an error.
+// lost says whether the connection to systemd has ended: what it said last is no longer true then,
+// and what is asked of it is an error.
 func (m *Manager) lost() bool {
 	select {
 	case <-m.units.Lost():
@@ -195,7 +199,8 @@ func (m *Manager) forgetSandbox(s *sandbox) {
 	ns.close()
 }
 
-// unitChanged is called when systemd has said that something about a unit has changed. It does not block.
+// unitChanged is called when systemd has said that something about a unit has changed. It does not
+// block.
 func (m *Manager) unitChanged(unit string) {
 	m.mu.Lock()
 	s := m.byUnit[unit]
@@ -212,8 +217,9 @@ func (m *Manager) unitChanged(unit string) {
 	}
 }
 
-// afterEnd does what the end of a container's first process asks for. Processes that it leaves behind end with it, as in Kubernetes; where the
-// container has a PID namespace of its own, the kernel has done so.
+// afterEnd does what the end of a container's first process asks for. Processes that it leaves
+// behind end with it, as in Kubernetes; where the container has a PID namespace of its own, the
+// kernel has done so.
 func (m *Manager) afterEnd(s *sandbox, record attemptRecord) {
 	if !record.OwnPID {
 		ctx, cancel := context.WithTimeout(m.ctx, cleanupTimeout)

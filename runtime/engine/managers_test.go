@@ -7,7 +7,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// TestTwoManagers: two managers on one connection to systemd hear each of its own pods, and the end of one leaves the other its ears.
+// TestTwoManagers: two managers on one connection to systemd hear each of its own pods, and the end
+// of one leaves the other its ears.
 func TestTwoManagers(t *testing.T) {
 	onSystemd(t)
 	one := newWorld(t, "", nil)

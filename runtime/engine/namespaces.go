@@ -22,7 +22,8 @@ const shmSize = 64 << 20
 // namespaces are the open namespaces of a pod. A nil file: the pod is in the host's.
 type namespaces struct {
 	net, ipc, uts, mnt *os.File
-	// pid is the pod's PID namespace, which the pause process makes; nil while it is not known or when there is none.
+	// pid is the pod's PID namespace, which the pause process makes; nil while it is not known or
+	// when there is none.
 	pid *os.File
 }
 
@@ -35,7 +36,8 @@ type namespacesWanted struct {
 	tmpfs    []runtime.Tmpfs
 }
 
-// makeNamespaces makes the pod's mount namespace with its shared file systems, and its IPC and UTS namespaces. On an error nothing is left.
+// makeNamespaces makes the pod's mount namespace with its shared file systems, and its IPC and UTS
+// namespaces. On an error nothing is left.
 func makeNamespaces(want namespacesWanted) (*namespaces, error) {
 	if want.none {
 		return &namespaces{}, nil
@@ -119,7 +121,8 @@ func mountTmpfs(target string, flags uintptr, t runtime.Tmpfs) error {
 // errNotEntered: a process is not in the pod's namespaces yet.
 var errNotEntered = errors.New("the pause process has not entered the pod's namespaces yet")
 
-// openNamespaces opens the namespaces of a process that is in those of the pod. errNotEntered: it is still in one of the host's.
+// openNamespaces opens the namespaces of a process that is in those of the pod. errNotEntered: it
+// is still in one of the host's.
 func openNamespaces(pid int, record sandboxRecord) (*namespaces, error) {
 	ns := &namespaces{}
 	var errs []error
@@ -163,8 +166,9 @@ func isOurs(f *os.File, name string) bool {
 // enterTimeout is how long a pause process may take to enter the namespaces.
 const enterTimeout = 30 * time.Second
 
-// awaitNamespaces makes sure that the pod's namespaces are open. A manager that has adopted a pod whose pause process was just being started waits here
-// until that has entered them. Conflict: the sandbox is gone; Unavailable: it takes too long.
+// awaitNamespaces makes sure that the pod's namespaces are open. A manager that has adopted a pod
+// whose pause process was just being started waits here until that has entered them. Conflict: the
+// sandbox is gone; Unavailable: it takes too long.
 func (m *Manager) awaitNamespaces(ctx context.Context, s *sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, enterTimeout)
 	defer cancel()
@@ -203,7 +207,8 @@ func (s *sandbox) keep(ns *namespaces) {
 	s.ns = ns
 }
 
-// close forgets the namespaces; they live on for as long as a process is in them. A nil receiver is fine.
+// close forgets the namespaces; they live on for as long as a process is in them. A nil receiver is
+// fine.
 func (ns *namespaces) close() {
 	if ns == nil {
 		return

@@ -8,8 +8,9 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// Observe implements [runtime.PodManager]. It reads what systemd's signals have said already. Errors: the pod was not adopted, and that of Adopt is
-// returned again; or (Unavailable) the connection to systemd is lost.
+// Observe implements [runtime.PodManager]. It reads what systemd's signals have said already.
+// Errors: the pod was not adopted, and that of Adopt is returned again; or (Unavailable) the
+// connection to systemd is lost.
 func (m *Manager) Observe(_ context.Context, ref pod.Ref) (pod.RuntimeState, error) {
 	if m.lost() {
 		return pod.RuntimeState{}, pod.Errorf(pod.Unavailable, "cannot observe pod %s: the connection to systemd is lost", ref)
@@ -111,7 +112,8 @@ func (m *Manager) containerState(s *sandbox, name string) pod.ContainerState {
 	return stateOf(c, unit, known)
 }
 
-// frozenUnit is the unit that a container cannot run without and that is frozen; "" when there is none. Without pause only its log stops.
+// frozenUnit is the unit that a container cannot run without and that is frozen; "" when there is
+// none. Without pause only its log stops.
 func (m *Manager) frozenUnit(s *sandbox, name string) string {
 	if unit := s.unit(name); m.units.Frozen(unit) {
 		return unit
@@ -153,13 +155,14 @@ func stateOf(c *container, unit units.State, known bool) pod.ContainerState {
 	return state
 }
 
-// over says that the unit had a main process, which has ended. While systemd starts a unit it says for a moment that it has a main process and is
-// inactive.
+// over says that the unit had a main process, which has ended. While systemd starts a unit it says
+// for a moment that it has a main process and is inactive.
 func over(unit units.State) bool {
 	return (unit.MainEnded() || unit.Ended()) && unit.ExecMainCode != 0 && unit.MainPID == 0
 }
 
-// neverStarted says that launch found the pod's namespaces gone: the container is not to blame, and the attempt does not count.
+// neverStarted says that launch found the pod's namespaces gone: the container is not to blame, and
+// the attempt does not count.
 func neverStarted(unit units.State) bool {
 	return unit.StatusText == "" && unit.ExecMainStatus == shim.ExitTempFail
 }
@@ -188,7 +191,8 @@ func ended(c *container, state pod.ContainerState, unit units.State) pod.Contain
 	return state
 }
 
-// noteEnd returns the attempt of a unit whose container has just been found to have ended; nil when there is none, or its end was noted before.
+// noteEnd returns the attempt of a unit whose container has just been found to have ended; nil when
+// there is none, or its end was noted before.
 func (s *sandbox) noteEnd(manager *units.Manager, unit string) *attemptRecord {
 	state, ok := manager.State(unit)
 	if !ok || !over(state) {

@@ -36,7 +36,8 @@ func (m *Manager) runDir(uid types.UID) string {
 	return filepath.Join(m.config.RunDir, "pods", string(uid))
 }
 
-// checkRef refuses a UID that is not the name of a directory: its files would lie, and be removed, elsewhere.
+// checkRef refuses a UID that is not the name of a directory: its files would lie, and be removed,
+// elsewhere.
 func checkRef(ref pod.Ref) error {
 	if uid := string(ref.UID); uid == "" || uid == "." || uid == ".." || strings.ContainsAny(uid, "/\x00") {
 		return pod.Errorf(pod.Invalid, "cannot use pod %s: the UID %q is not a name", ref, uid)
@@ -49,7 +50,8 @@ func (m *Manager) layersDir(uid types.UID) string {
 	return filepath.Join(m.config.StateDir, "pods", string(uid), "containers")
 }
 
-// removeAll removes the paths, and goes on after an error. Writable layers hold whatever a container has made: trees of any depth, immutable files.
+// removeAll removes the paths, and goes on after an error. Writable layers hold whatever a
+// container has made: trees of any depth, immutable files.
 func removeAll(paths ...string) error {
 	var errs []error
 	for _, path := range paths {

@@ -74,7 +74,8 @@ func (m *Manager) SignalContainer(ctx context.Context, ref pod.Ref, name string,
 	return nil
 }
 
-// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it has started end with it.
+// Exec implements [runtime.PodManager]. When Timeout or ctx ends the process, all processes that it
+// has started end with it.
 func (m *Manager) Exec(ctx context.Context, ref pod.Ref, name string, p runtime.Process) (runtime.ExitStatus, error) {
 	status, err := m.exec(ctx, ref, name, p)
 	if err != nil {

@@ -68,7 +68,8 @@ type sandboxRecord struct {
 	PodUID types.UID `json:"podUID,omitempty"`
 }
 
-// hostNamespaces are the namespaces that the pod shares with the host. With the network goes the host's name.
+// hostNamespaces are the namespaces that the pod shares with the host. With the network goes the
+// host's name.
 type hostNamespaces struct {
 	Network bool `json:"network,omitempty"`
 	IPC     bool `json:"ipc,omitempty"`
@@ -87,7 +88,8 @@ func (m *Manager) newSandbox(ref pod.Ref) *sandbox {
 	return s
 }
 
-// CreateSandbox implements [runtime.PodManager]. It does not wait for the pause process: the namespaces are made here.
+// CreateSandbox implements [runtime.PodManager]. It does not wait for the pause process: the
+// namespaces are made here.
 func (m *Manager) CreateSandbox(ctx context.Context, config runtime.SandboxConfig) error {
 	ref := config.Ref()
 	if err := checkRef(ref); err != nil {
@@ -217,7 +219,8 @@ func (m *Manager) pauseConfig(s *sandbox, config runtime.SandboxConfig) shim.Pau
 	return c
 }
 
-// findPodPID opens the pod's PID namespace, which pause has made when its unit is up, if there is to be one.
+// findPodPID opens the pod's PID namespace, which pause has made when its unit is up, if there is
+// to be one.
 func (m *Manager) findPodPID(ctx context.Context, s *sandbox) error {
 	s.mu.Lock()
 	ns, job, shared := s.ns, s.holders[0].job, s.record.SharePID

@@ -33,7 +33,8 @@ func (m *Manager) StopContainer(ctx context.Context, ref pod.Ref, name string, g
 	insisting := false
 	if record := s.recordOf(name); record.Grace != grace {
 		insisting = true
-		// A unit's TimeoutStopSec= cannot be changed while it runs: with another grace period the signals are ours.
+		// A unit's TimeoutStopSec= cannot be changed while it runs: with another grace period the
+		// signals are ours.
 		if err := m.endByHand(ctx, s, record, grace); err != nil {
 			return pod.Errorf(pod.KindOf(err), "cannot stop container %q of pod %s: %w", name, ref, err)
 		}
@@ -204,7 +205,8 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 // logsTakenTime bounds the wait for a pause process that is just starting.
 const logsTakenTime = 5 * time.Second
 
-// awaitLogs waits until the pause process reads all logs: a SIGTERM before it can handle one would end it, and with it what short containers have written.
+// awaitLogs waits until the pause process reads all logs: a SIGTERM before it can handle one would
+// end it, and with it what short containers have written.
 func (m *Manager) awaitLogs(ctx context.Context, s *sandbox) {
 	for end := time.Now().Add(logsTakenTime); time.Now().Before(end) && ctx.Err() == nil && !shim.LogsTaken(filepath.Join(s.dir, logName)); {
 		if m.holderState(s, s.holders[0]).Stage == pod.SandboxDead {
@@ -217,8 +219,9 @@ func (m *Manager) awaitLogs(ctx context.Context, s *sandbox) {
 // insistEvery is how often a SIGKILL is repeated.
 const insistEvery = 500 * time.Millisecond
 
-// insist waits for the stop of containers whose grace period is over, and kills what still runs: systemd, which sends its own stop signal first, would
-// give them the grace period of the manifest, and a container that was just being started may have come up after the SIGKILL.
+// insist waits for the stop of containers whose grace period is over, and kills what still runs:
+// systemd, which sends its own stop signal first, would give them the grace period of the manifest,
+// and a container that was just being started may have come up after the SIGKILL.
 func (m *Manager) insist(ctx context.Context, s *sandbox, job *units.Job, names ...string) error {
 	done := make(chan error, 1)
 	go func() { done <- job.Wait(ctx) }() // ends with ctx at the latest
@@ -259,8 +262,8 @@ func (m *Manager) endAllByHand(ctx context.Context, s *sandbox, grace time.Durat
 	ending.Wait()
 }
 
-// dismantle removes a sandbox that was stopped, or that was not made completely: from systemd, from the kernel, and below RunDir. The writable
-// layers stay.
+// dismantle removes a sandbox that was stopped, or that was not made completely: from systemd, from
+// the kernel, and below RunDir. The writable layers stay.
 func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 	if err := m.units.End(ctx, s.names.Slice); err != nil {
 		return err

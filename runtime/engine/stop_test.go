@@ -71,7 +71,8 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// TestDeleteByHand checks that a pod is deleted with another grace period than its own: all at once, but for the sidecar's order.
+// TestDeleteByHand checks that a pod is deleted with another grace period than its own: all at
+// once, but for the sidecar's order.
 func TestDeleteByHand(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		p := w.pod("byhand", ignores, ignores, "trap 'exit 4' TERM; echo up; while :; do sleep 0.05; done")
@@ -122,7 +123,8 @@ func TestSignal(t *testing.T) {
 	})
 }
 
-// TestAdminStop checks that what an administrator does with systemctl is distinguished from what magikpod does.
+// TestAdminStop checks that what an administrator does with systemctl is distinguished from what
+// magikpod does.
 func TestAdminStop(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)

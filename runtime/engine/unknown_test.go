@@ -34,7 +34,8 @@ func (w *world) wantAlive(p *corev1.Pod, name string, pid int) {
 	}
 }
 
-// TestAdoptCut checks an adoption that is cut short: nobody takes the pod for absent, and nothing is done to it.
+// TestAdoptCut checks an adoption that is cut short: nobody takes the pod for absent, and nothing
+// is done to it.
 func TestAdoptCut(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
@@ -65,7 +66,8 @@ func TestAdoptCut(t *testing.T) {
 	}
 }
 
-// TestConnectionLost checks a manager that has lost systemd: it knows nothing any more, says so, and lets a container be that was just being started.
+// TestConnectionLost checks a manager that has lost systemd: it knows nothing any more, says so,
+// and lets a container be that was just being started.
 func TestConnectionLost(t *testing.T) {
 	onSystemd(t)
 	var w *world
@@ -107,7 +109,8 @@ func TestConnectionLost(t *testing.T) {
 	}
 }
 
-// TestDamaged checks pods that run while what was noted of them is damaged or lost: nobody takes them for absent, and they can be deleted.
+// TestDamaged checks pods that run while what was noted of them is damaged or lost: nobody takes
+// them for absent, and they can be deleted.
 func TestDamaged(t *testing.T) {
 	onSystemd(t)
 	for name, damage := range map[string]func(dir string) error{
@@ -164,7 +167,8 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// TestNameTaken checks a pod whose name is that of units which no pod has: they are not touched, and the error says what they are.
+// TestNameTaken checks a pod whose name is that of units which no pod has: they are not touched,
+// and the error says what they are.
 func TestNameTaken(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)
@@ -183,7 +187,8 @@ func TestNameTaken(t *testing.T) {
 	}
 }
 
-// TestStartLost checks a container whose unit runs although systemd's answer to its start was lost: it ends before its files go.
+// TestStartLost checks a container whose unit runs although systemd's answer to its start was lost:
+// it ends before its files go.
 func TestStartLost(t *testing.T) {
 	onSystemd(t)
 	w := newWorld(t, "crun", nil)

@@ -29,8 +29,9 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// testVMs is the Runtime of a small class of the kind of VMs: its VM is a process that does nothing, and a container in it is the command of the
-// container's unit, run on the host. What this package does for such a class is the same as for a real one.
+// testVMs is the Runtime of a small class of the kind of VMs: its VM is a process that does
+// nothing, and a container in it is the command of the container's unit, run on the host. What this
+// package does for such a class is the same as for a real one.
 type testVMs struct {
 	program string
 	limits  units.Limits
@@ -340,7 +341,8 @@ func TestVMDies(t *testing.T) {
 	}
 }
 
-// dieDuringStart kills the VM while the command of a container waits for it: the start ends at once, and the attempt does not count.
+// dieDuringStart kills the VM while the command of a container waits for it: the start ends at
+// once, and the attempt does not count.
 func (w *world) dieDuringStart(p *corev1.Pod) {
 	t := w.t
 	t.Helper()
@@ -372,7 +374,8 @@ func (w *world) dieDuringStart(p *corev1.Pod) {
 	}
 }
 
-// A container whose start is asked for just when its VM has died does not start the VM again: the daemon has to make another one, and report it as what it is.
+// A container whose start is asked for just when its VM has died does not start the VM again: the
+// daemon has to make another one, and report it as what it is.
 func TestVMNotRevived(t *testing.T) {
 	var dies func()
 	w, _ := newVMs(t, func(point string) error {
@@ -422,7 +425,8 @@ func (w *world) life(unit string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A VM outlives its containers: while they stop, it is there. And a stop of the VM by systemctl is somebody's order.
+// A VM outlives its containers: while they stop, it is there. And a stop of the VM by systemctl is
+// somebody's order.
 func TestVMStops(t *testing.T) {
 	w, _ := newVMs(t, nil)
 	script := `trap 'sleep 0.3; kill -0 $(cat $VM_PID) && exit 42; exit 1' TERM; echo trapped; while :; do sleep 0.05; done`
@@ -449,7 +453,8 @@ func TestVMStops(t *testing.T) {
 	}
 }
 
-// Nobody but the daemon starts a VM: whoever starts a container's unit after its VM has died fails, and changes nothing.
+// Nobody but the daemon starts a VM: whoever starts a container's unit after its VM has died fails,
+// and changes nothing.
 func TestVMStaysDead(t *testing.T) {
 	w, _ := newVMs(t, nil)
 	p := w.pod("again", "exec sleep 1000", "exit 7")

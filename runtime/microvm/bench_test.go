@@ -23,8 +23,9 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// BenchmarkPod measures a pod with one container, alternating with bare QEMU that boots the same kernel and initramfs to the agent's first reply (emulated,
-// over vhost-device-vsock): make vm-host-test RUN='^$$' TESTFLAGS='-bench=Pod -benchtime=5x'
+// BenchmarkPod measures a pod with one container, alternating with bare QEMU that boots the same
+// kernel and initramfs to the agent's first reply (emulated, over vhost-device-vsock): make
+// vm-host-test RUN='^$$' TESTFLAGS='-bench=Pod -benchtime=5x'
 //
 //	s-bare     from the start of QEMU to the agent's first reply
 //	s-agent    from CreateSandbox to a VM that has its network
@@ -177,7 +178,8 @@ func bareBoot(b *testing.B, guest guestimage.Image) {
 	}
 }
 
-// beyond is the memory that the processes of a VM unit have without the VM's and without mapped files, in MB.
+// beyond is the memory that the processes of a VM unit have without the VM's and without mapped
+// files, in MB.
 func (w *world) beyond(p *corev1.Pod) float64 {
 	memory := uint64(vmConfig(w.t, w.sandboxOf(p)).VM.MemoryMiB) << 20
 	var total uint64

@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// TestConformance checks the class against what runtime.PodManager promises: each promise with a VM of its own.
+// TestConformance checks the class against what runtime.PodManager promises: each promise with a VM
+// of its own.
 func TestConformance(t *testing.T) {
 	runtimetest.Suite(t, conformanceEnv)
 }
@@ -33,7 +34,8 @@ func conformanceEnv(t *testing.T) runtimetest.Env {
 			return w.manager
 		},
 		Leaks: w.leftovers,
-		// The directory of the host that all containers of the suite have comes by virtiofs, as a hostPath does.
+		// The directory of the host that all containers of the suite have comes by virtiofs, as a
+		// hostPath does.
 		Pod: func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{{Name: "suite", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/suite"}}}}
 			for i := range p.Spec.Containers {

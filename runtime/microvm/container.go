@@ -24,7 +24,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// Prepare implements engine.Runtime. The image is given to the VM, and the container's directories of the host are shown in the share.
+// Prepare implements engine.Runtime. The image is given to the VM, and the container's directories
+// of the host are shown in the share.
 func (r *Runtime) Prepare(ctx context.Context, s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (runtime.Launch, error) {
 	launch := runtime.Launch{
 		Runtime: r.class.Name, OwnPID: true, InVM: true, Argv: []string{r.config.ShimPath, "proxy", "--config", filepath.Join(a.Bundle, proxyFile)},
@@ -82,8 +83,9 @@ func (r *Runtime) prepare(ctx context.Context, s runtime.Sandbox, a runtime.Atte
 	}, nil
 }
 
-// noStopSignal says why a signal does not reach a container when its unit is stopped; empty: it does. SIGKILL and SIGSTOP are the host's: they meet what stands in for the
-// container, and at the end of the grace period at the latest the container is killed with it.
+// noStopSignal says why a signal does not reach a container when its unit is stopped; empty: it
+// does. SIGKILL and SIGSTOP are the host's: they meet what stands in for the container, and at the
+// end of the grace period at the latest the container is killed with it.
 func noStopSignal(sig syscall.Signal) string {
 	if vmshim.Passed(sig) || sig == unix.SIGKILL || sig == unix.SIGSTOP {
 		return ""
@@ -101,8 +103,9 @@ func (r *Runtime) attachImage(ctx context.Context, m *vm, s runtime.Sandbox, ima
 	return m.attachDisk(ctx, s, vmm.Disk{Path: disk.Path, Serial: disk.Serial, ReadOnly: true})
 }
 
-// attachDisk gives the VM an image: as a disk, or as a file in the share when all of its places for disks are taken. It stays until the VM ends, since a container that is
-// restarted needs it again, and where it is outlives the daemon.
+// attachDisk gives the VM an image: as a disk, or as a file in the share when all of its places for
+// disks are taken. It stays until the VM ends, since a container that is restarted needs it again,
+// and where it is outlives the daemon.
 func (m *vm) attachDisk(ctx context.Context, s runtime.Sandbox, d vmm.Disk) (place vmm.Place, err error) {
 	file := filepath.Join(runDir(s), disksFile)
 	if err := m.loadDisks(file); err != nil {
@@ -139,8 +142,9 @@ func (m *vm) loadDisks(file string) error {
 // maxCopy bounds what of the host is copied for a volume.
 const maxCopy = 1 << 30
 
-// attachCopies makes the images of the host's directories and files that the container mounts, and gives them to the VM, each once in its life: it is as the host was when
-// the first container with that volume was started.
+// attachCopies makes the images of the host's directories and files that the container mounts, and
+// gives them to the VM, each once in its life: it is as the host was when the first container with
+// that volume was started.
 func (m *vm) attachCopies(ctx context.Context, s runtime.Sandbox, staged *staged) error {
 	places := map[string]wire.Image{}
 	for _, one := range staged.copied {
@@ -167,7 +171,8 @@ func (m *vm) attachCopies(ctx context.Context, s runtime.Sandbox, staged *staged
 	return nil
 }
 
-// copyHost makes an image of a part of the host. A VM that has an earlier one of that name open, given to it by a daemon that died then, keeps that.
+// copyHost makes an image of a part of the host. A VM that has an earlier one of that name open,
+// given to it by a daemon that died then, keeps that.
 func copyHost(ctx context.Context, path, source string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return pod.WithKind(pod.Internal, err)
@@ -192,7 +197,8 @@ func (m *vm) full() bool {
 	return err == nil && taken >= driver.Can(vm).MaxDisks
 }
 
-// bind shows parts of the host in the share, each once: what is bound stays until the VM ends, also over a restart of the daemon.
+// bind shows parts of the host in the share, each once: what is bound stays until the VM ends, also
+// over a restart of the daemon.
 func (m *vm) bind(s runtime.Sandbox, wanted []shared) error {
 	file := filepath.Join(runDir(s), sharesFile)
 	if m.shares == nil {

@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// execSlack is how much later than a command's timeout a VM may report it: an emulated one, on a busy host, takes seconds.
+// execSlack is how much later than a command's timeout a VM may report it: an emulated one, on a
+// busy host, takes seconds.
 var execSlack = 30 * time.Second // tests are impatient
 
 // Exec implements engine.Runtime.

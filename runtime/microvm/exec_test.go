@@ -42,8 +42,9 @@ func newAgent(t *testing.T) (*Runtime, runtime.Running, net.Listener) {
 	return &Runtime{vms: map[string]*vm{}}, runtime.Running{Sandbox: s, Container: "a"}, guesttest.HybridListener{Listener: listener}
 }
 
-// TestExecSize: the process has the size of its terminal that is known before it starts, and later ones as they come. That the VM is being given something, which may take
-// minutes, does not matter to it.
+// TestExecSize: the process has the size of its terminal that is known before it starts, and later
+// ones as they come. That the VM is being given something, which may take minutes, does not matter
+// to it.
 func TestExecSize(t *testing.T) {
 	l, c, listener := newAgent(t)
 	m, err := l.vm(c.Sandbox)
@@ -87,7 +88,8 @@ func TestNoVM(t *testing.T) {
 	}
 }
 
-// serveExec is an agent that serves one exec. It notes the sizes of its terminal, calls more after the first one, and ends with the second.
+// serveExec is an agent that serves one exec. It notes the sizes of its terminal, calls more after
+// the first one, and ends with the second.
 func serveExec(listener net.Listener, sizes *[]wire.Size, more func()) error {
 	conn, err := listener.Accept()
 	if err != nil {

@@ -35,7 +35,8 @@ const libexec = "/usr/libexec/magikpod"
 // patience is how long what a VM does may take: in emulation, on a busy host.
 var patience = host.Patience(2 * time.Minute)
 
-// world is the class on a real systemd, with real VMs. When the test ends, nothing may be left of its pods.
+// world is the class on a real systemd, with real VMs. When the test ends, nothing may be left of
+// its pods.
 type world struct {
 	t          testing.TB
 	manager    *engine.Manager

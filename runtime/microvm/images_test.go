@@ -15,7 +15,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestManyImages: a pod with more images than a VM has places for disks has the rest of them as files in the share, also when the daemon is another one.
+// TestManyImages: a pod with more images than a VM has places for disks has the rest of them as
+// files in the share, also when the daemon is another one.
 func TestManyImages(t *testing.T) {
 	w := newWorld(t)
 	most := vmm.QEMU{}.Can(&vmm.Config{Machine: w.vms.Machine}).MaxDisks - 1 // one is the scratch disk's

@@ -52,7 +52,8 @@ func TestLife(t *testing.T) {
 	t.Logf("the pod was down after %s", time.Since(began).Round(time.Millisecond))
 }
 
-// TestStopSignals: a container is stopped by the signal that its image or its manifest names; those of systemd as a container are real-time signals.
+// TestStopSignals: a container is stopped by the signal that its image or its manifest names; those
+// of systemd as a container are real-time signals.
 func TestStopSignals(t *testing.T) {
 	w := newWorld(t)
 	w.image.Config.StopSignal = "SIGRTMIN+3"
@@ -72,7 +73,8 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
-// A VM that dies takes its containers along, and that is seen at once; so is the death of a container's stand-in.
+// A VM that dies takes its containers along, and that is seen at once; so is the death of a
+// container's stand-in.
 func TestDeath(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("sleep 1000", "sleep 1000")

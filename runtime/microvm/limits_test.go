@@ -22,7 +22,8 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// needsLimits skips a test where no limit of a unit acts, or where the VMs are emulated, whose limits are others.
+// needsLimits skips a test where no limit of a unit acts, or where the VMs are emulated, whose
+// limits are others.
 func needsLimits(t *testing.T) {
 	t.Helper()
 	have, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers") // not there on a hybrid host
@@ -110,7 +111,8 @@ func limited(c *corev1.Container, cpu, memory string) {
 	c.Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: quantity(cpu), corev1.ResourceMemory: quantity(memory)}
 }
 
-// TestHostLimits: the limits of a pod act in its VM, and those of its slice on what the VM takes of the host.
+// TestHostLimits: the limits of a pod act in its VM, and those of its slice on what the VM takes of
+// the host.
 func TestHostLimits(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
@@ -120,7 +122,8 @@ func TestHostLimits(t *testing.T) {
 	limited(&p.Spec.Containers[0], "200m", "64Mi")
 	limited(&p.Spec.Containers[1], "200m", "64Mi")
 	w.create(p)
-	// 200m and 200m, and a quarter of a CPU for the VMM. It would make the VM's start last, in a CPU that is emulated.
+	// 200m and 200m, and a quarter of a CPU for the VMM. It would make the VM's start last, in a
+	// CPU that is emulated.
 	const quota = 650 * time.Millisecond
 	if text := w.property(p, "CPUQuotaPerSecUSec"); text != quota.String() {
 		t.Errorf("the CPU quota of the slice is %s, want %s", text, quota)
@@ -134,7 +137,8 @@ func TestHostLimits(t *testing.T) {
 	w.set(p, "CPUQuota=65%")
 	slice, life := w.slice(p), w.invocation(p)
 
-	// The busy container takes what it may have, in the VM; on the host that is about as much, and what it takes to run the VM.
+	// The busy container takes what it may have, in the VM; on the host that is about as much, and
+	// what it takes to run the VM.
 	text, _ := w.exec(p, "a", "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.stat")
 	if !strings.HasPrefix(text, "20000 100000\n") || number(t, text, "nr_throttled") == 0 {
 		t.Errorf("the CPU limit in the VM: %s", text)
@@ -229,7 +233,8 @@ func show(t testing.TB, unit, property string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// TestOverhead: what a VM takes beside its containers is within what is reckoned for it, in the VM and on the host.
+// TestOverhead: what a VM takes beside its containers is within what is reckoned for it, in the VM
+// and on the host.
 func TestOverhead(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
@@ -278,7 +283,8 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
-// TestOverheadShare: a large VM has as much for its containers as it should, although its kernel takes more.
+// TestOverheadShare: a large VM has as much for its containers as it should, although its kernel
+// takes more.
 func TestOverheadShare(t *testing.T) {
 	needsLimits(t)
 	w := newWorld(t)
@@ -293,7 +299,8 @@ func TestOverheadShare(t *testing.T) {
 	}
 }
 
-// boot makes the VM of the newest pod and waits for its agent. The pod's network is there until end is called.
+// boot makes the VM of the newest pod and waits for its agent. The pod's network is there until end
+// is called.
 func (w *world) boot(t *testing.T, p *corev1.Pod) (m runtime.Sandbox, agent *client.Client, end func()) {
 	t.Helper()
 	ns := w.begin(t, p.Name)
@@ -328,7 +335,8 @@ func vmStats(t *testing.T, agent *client.Client) wire.VMStats {
 	return reply.VM
 }
 
-// logHost logs what a pod takes of the host's memory: by the kernel's count, and of each process what is not the VM's memory.
+// logHost logs what a pod takes of the host's memory: by the kernel's count, and of each process
+// what is not the VM's memory.
 func (w *world) logHost(t *testing.T, p *corev1.Pod, memory uint64, when string) {
 	t.Helper()
 	slice, vm := w.slice(p), w.vm(p)
@@ -357,7 +365,8 @@ func (w *world) logHost(t *testing.T, p *corev1.Pod, memory uint64, when string)
 	t.Logf("%s, own memory%s", when, text.String())
 }
 
-// ownMemory is what a process has beside the memory of a VM, the files that it maps left out: they are in the page cache, for all (proc_pid_smaps(5)).
+// ownMemory is what a process has beside the memory of a VM, the files that it maps left out: they
+// are in the page cache, for all (proc_pid_smaps(5)).
 func ownMemory(pid string, memory uint64) (own uint64) {
 	f, err := os.Open("/proc/" + pid + "/smaps")
 	if err != nil {

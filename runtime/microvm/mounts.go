@@ -22,7 +22,8 @@ import (
 // etcPrefix begins the names of what is of no volume, as files of /etc: no volume has a dot in its name.
 const etcPrefix = "etc."
 
-// readOnlySuffix ends the place of a volume in the share that is not to be written to there; no name of a volume has a dot.
+// readOnlySuffix ends the place of a volume in the share that is not to be written to there; no
+// name of a volume has a dot.
 const readOnlySuffix = ".ro"
 
 // staged is how a container's mounts get into the VM.
@@ -46,7 +47,8 @@ type shared struct {
 	readOnly bool
 }
 
-// stage sorts the mounts of a container by the way they take. tmpfs are the pod's file systems in memory, by name; hasShare says whether the VM has a share.
+// stage sorts the mounts of a container by the way they take. tmpfs are the pod's file systems in
+// memory, by name; hasShare says whether the VM has a share.
 func stage(config runtime.ContainerConfig, tmpfs map[string]runtime.Tmpfs, hasShare bool) (*staged, error) {
 	s := &staged{noShare: !hasShare, images: map[int]string{}}
 	for i := range config.Mounts {
@@ -146,7 +148,8 @@ func (s *staged) share(name string, m runtime.Mount) (wire.Mount, error) {
 	return wire.Mount{Kind: wire.MountShare, Name: shareTag, SubPath: path.Join(name, m.SubPath)}, nil
 }
 
-// image has a directory or a file of the host's shown as an image of a copy, in which a file lies by its own name.
+// image has a directory or a file of the host's shown as an image of a copy, in which a file lies
+// by its own name.
 func (s *staged) image(name string, m runtime.Mount, dir bool) (wire.Mount, error) {
 	if !m.ReadOnly {
 		return wire.Mount{}, pod.Errorf(pod.Unsupported, "the VM has a copy of %s, which can only be mounted read-only", m.Source)
@@ -163,7 +166,8 @@ func (s *staged) image(name string, m runtime.Mount, dir bool) (wire.Mount, erro
 	return wire.Mount{Kind: wire.MountImage, SubPath: subPath}, nil
 }
 
-// volumeAt is the volume that a container mounts at a place; nil: none, it is one of the pod's own files.
+// volumeAt is the volume that a container mounts at a place; nil: none, it is one of the pod's own
+// files.
 func volumeAt(p *corev1.Pod, c *corev1.Container, destination string) *corev1.Volume {
 	for i := range c.VolumeMounts {
 		if path.Clean("/"+c.VolumeMounts[i].MountPath) != destination {

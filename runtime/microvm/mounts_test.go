@@ -96,7 +96,8 @@ func TestStageRefuses(t *testing.T) {
 	}
 }
 
-// TestStageCopies: without a share the VM gets images of copies, each once, and nobody may write to them.
+// TestStageCopies: without a share the VM gets images of copies, each once, and nobody may write to
+// them.
 func TestStageCopies(t *testing.T) {
 	host := t.TempDir()
 	file := filepath.Join(host, "file")

@@ -34,20 +34,24 @@ type Config struct {
 	// ShimPath is magikshim, SupervisorPath magikvmm, and AgentPath magikagent, the agent in the VMs.
 	ShimPath, SupervisorPath, AgentPath string
 
-	// Driver is the VMM: qemu or cloud-hypervisor. Empty: the first of them that can be used. Program is its path.
+	// Driver is the VMM: qemu or cloud-hypervisor. Empty: the first of them that can be used.
+	// Program is its path.
 	Driver, Program string
 	// Machine is QEMU's: pc, q35 or microvm.
 	Machine string
 	// Accel is kvm (when empty) or tcg.
 	Accel string
-	// Kernel is a pattern of file names; empty: /boot/vmlinuz-*. A directory lib/modules/VERSION must stand beside that of the kernel.
+	// Kernel is a pattern of file names; empty: /boot/vmlinuz-*. A directory lib/modules/VERSION
+	// must stand beside that of the kernel.
 	Kernel string
 	// Runtime is the OCI runtime that is put into the VMs; empty: crun.
 	Runtime string
-	// MemoryBytes is what the containers of a pod have together when they have no limit, CPUs how many CPUs a VM without a limit has.
+	// MemoryBytes is what the containers of a pod have together when they have no limit, CPUs how
+	// many CPUs a VM without a limit has.
 	MemoryBytes int64
 	CPUs        int
-	// ScratchBytes is the size of the disk with the writable layers and emptyDirs of a pod. It takes no more room than is written.
+	// ScratchBytes is the size of the disk with the writable layers and emptyDirs of a pod. It
+	// takes no more room than is written.
 	ScratchBytes int64
 	// PIDsLimit is how many processes and threads a container may have; 0: no limit.
 	PIDsLimit int64
@@ -170,7 +174,8 @@ func (r *Runtime) findPrograms() error {
 	return r.checkNeeds()
 }
 
-// checkNeeds looks for what every VM needs. Unsupported: something is missing, and the error says what, and how it is had.
+// checkNeeds looks for what every VM needs. Unsupported: something is missing, and the error says
+// what, and how it is had.
 func (r *Runtime) checkNeeds() error {
 	var missing []string
 	for _, n := range r.needs() {
@@ -227,7 +232,8 @@ func (r *Runtime) maxImages() int {
 	return r.driver.Can(&r.base).MaxDisks - 1
 }
 
-// manyImages says whether a pod may have more images than there can be disks: as many as its containers name, and those of copies.
+// manyImages says whether a pod may have more images than there can be disks: as many as its
+// containers name, and those of copies.
 func (r *Runtime) manyImages(p *corev1.Pod) bool {
 	return r.maxImages() > 0 && r.countImages(p) > r.maxImages()
 }
@@ -260,8 +266,8 @@ func (r *Runtime) PrepareGuest(ctx context.Context) (guestimage.Image, error) {
 // PrepareImage does nothing: the disk of an image is made when its first container starts.
 func (r *Runtime) PrepareImage(context.Context, runtime.Image) error { return nil }
 
-// ForgetImages implements engine.Runtime: the disks of images whose layers are gone are removed, and what VMs booted from before the kernel, the agent
-// or the OCI runtime were replaced.
+// ForgetImages implements engine.Runtime: the disks of images whose layers are gone are removed,
+// and what VMs booted from before the kernel, the agent or the OCI runtime were replaced.
 func (r *Runtime) ForgetImages(context.Context) error {
 	err := r.images.Prune()
 	if r.class.Available {

@@ -46,7 +46,8 @@ func TestClassDrivers(t *testing.T) {
 	}
 }
 
-// TestClassNamesWhatIsMissing: a class that could make no VM is not called available, and a start says what has been removed meanwhile.
+// TestClassNamesWhatIsMissing: a class that could make no VM is not called available, and a start
+// says what has been removed meanwhile.
 func TestClassNamesWhatIsMissing(t *testing.T) {
 	config := Config{ShimPath: "/bin/true", SupervisorPath: "/bin/true", AgentPath: "/bin/true", Runtime: "/bin/true"}
 	for _, c := range []struct {

@@ -123,7 +123,8 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// TestMuchOutput: more goes through than any buffer between a container and the host holds, at once and in pieces of any size.
+// TestMuchOutput: more goes through than any buffer between a container and the host holds, at once
+// and in pieces of any size.
 func TestMuchOutput(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("sleep 1000")

@@ -18,7 +18,8 @@ const guestRootfs = "/magikpod/rootfs"
 // cpuPeriod is the period that CPU quotas are counted over, as in Kubernetes.
 const cpuPeriod = 100 * time.Millisecond
 
-// guestSpec is the OCI spec of a container in a VM: as on the host, with limits in it, because no unit has them.
+// guestSpec is the OCI spec of a container in a VM: as on the host, with limits in it, because no
+// unit has them.
 func (r *Runtime) guestSpec(config runtime.ContainerConfig, mounts []runtime.Mount, hostname string, vm size) (*specs.Spec, error) {
 	spec, err := oci.Spec(oci.Input{
 		Pod: config.Pod, Container: config.Container, Image: config.Image, Env: config.Env, Mounts: mounts,
@@ -57,7 +58,8 @@ func (r *Runtime) resources(c *corev1.Container) *specs.LinuxResources {
 	return res
 }
 
-// sharesOf is the CPU request in the OCI runtimes' unit, which they turn into a weight: 1024 for one CPU, at least 2.
+// sharesOf is the CPU request in the OCI runtimes' unit, which they turn into a weight: 1024 for
+// one CPU, at least 2.
 func sharesOf(c *corev1.Container) uint64 {
 	request, ok := c.Resources.Requests[corev1.ResourceCPU]
 	if !ok {

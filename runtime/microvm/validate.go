@@ -9,7 +9,8 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Validate returns what a pod cannot have in a VM of this host. What it cannot have in any, [pod.Validate] refuses.
+// Validate returns what a pod cannot have in a VM of this host. What it cannot have in any,
+// [pod.Validate] refuses.
 func (r *Runtime) Validate(p *corev1.Pod) field.ErrorList {
 	var errs field.ErrorList
 	spec, why := field.NewPath("spec"), r.noShare()

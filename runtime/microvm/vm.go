@@ -29,13 +29,15 @@ import (
 const (
 	// tapName is the VM's end of the network, in the pod's namespace.
 	tapName = "mvm0"
-	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the VM finds what the host shares with it.
+	// scratchSerial names the scratch disk, the only one from the start, and shareTag is how the VM
+	// finds what the host shares with it.
 	scratchSerial = "scratch"
 	shareTag      = "host"
 
 	// dirName is the VM's directory in the sandbox's RunDir and StateDir.
 	dirName = "vm"
-	// The files of a VM in its RunDir and, the scratch disk and the directory with copies of the host's files, in its StateDir.
+	// The files of a VM in its RunDir and, the scratch disk and the directory with copies of the
+	// host's files, in its StateDir.
 	configFile  = "vmm.json"
 	recordFile  = "machine.json"
 	disksFile   = "disks.json"
@@ -47,10 +49,13 @@ const (
 )
 
 const (
-	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time as that of the VM.
+	// linkTimeout is how long the making of the pod's eth0 may take, which goes on at the same time
+	// as that of the VM.
 	linkTimeout = 30 * time.Second
-	// bootTimeout is how long a VM may take from its start to the agent's first answer; emulated ones are slow, and a host may be busy. That one has ended is
-	// seen at once: only one that hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a VM has taken more than a minute.)
+	// bootTimeout is how long a VM may take from its start to the agent's first answer; emulated
+	// ones are slow, and a host may be busy. That one has ended is seen at once: only one that
+	// hangs is waited for. (With KVM, but emulated itself, on a host at a load of 9 a VM has taken
+	// more than a minute.)
 	bootTimeout         = 2 * time.Minute
 	bootEmulatedTimeout = 5 * time.Minute
 	// A guest that does not answer its supervisor for that long hangs.
@@ -64,7 +69,8 @@ const powerOffTimeout = 10 * time.Second
 func runDir(s runtime.Sandbox) string   { return filepath.Join(s.RunDir, dirName) }
 func stateDir(s runtime.Sandbox) string { return filepath.Join(s.StateDir, dirName) }
 
-// SandboxKind implements engine.Runtime: the containers' namespaces are in the VM, and pause holds the network's.
+// SandboxKind implements engine.Runtime: the containers' namespaces are in the VM, and pause holds
+// the network's.
 func (r *Runtime) SandboxKind() runtime.SandboxKind {
 	return runtime.SandboxKind{NetworkOnly: true, Holders: []runtime.HolderKind{runtime.HolderVM}}
 }
@@ -199,14 +205,16 @@ func (r *Runtime) recordOf(s runtime.Sandbox, config runtime.SandboxConfig) *rec
 	return rec
 }
 
-// newCID is a context ID that no other VM of this host has, but for a chance of one in some billions. The three lowest and the highest mean other things.
+// newCID is a context ID that no other VM of this host has, but for a chance of one in some
+// billions. The three lowest and the highest mean other things.
 func newCID() uint32 {
 	var data [4]byte
 	_, _ = rand.Read(data[:]) // never fails (crypto/rand)
 	return 3 + binary.LittleEndian.Uint32(data[:])%(1<<31)
 }
 
-// ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network, waits for the agent, and configures it.
+// ReadySandbox implements engine.Runtime. The first call connects the VM to the pod's network,
+// waits for the agent, and configures it.
 func (r *Runtime) ReadySandbox(ctx context.Context, s runtime.Sandbox) error {
 	m, err := r.vm(s)
 	if err != nil {

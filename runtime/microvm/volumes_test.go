@@ -143,7 +143,8 @@ func TestVolumesOutliveVM(t *testing.T) {
 	}
 }
 
-// TestHostPathCopies: without virtiofsd a VM has the host's directories and files as it found them, to read.
+// TestHostPathCopies: without virtiofsd a VM has the host's directories and files as it found them,
+// to read.
 func TestHostPathCopies(t *testing.T) {
 	needsHost(t)
 	if daemon, err := vmm.FindVirtiofsd(); err == nil {

@@ -12,7 +12,8 @@ import (
 // freezeLimit bounds how long an exec may keep others frozen.
 const freezeLimit = 30 * time.Second
 
-// inRuntime says whether a process is still the OCI runtime, which has files of the host open until it executes the container's command. What has ended is not.
+// inRuntime says whether a process is still the OCI runtime, which has files of the host open until
+// it executes the container's command. What has ended is not.
 func (r *ociRuntime) inRuntime(pid int) bool {
 	exe := "/proc/" + strconv.Itoa(pid) + "/exe"
 	now, err := os.Stat(exe)
@@ -26,10 +27,12 @@ func (r *ociRuntime) inRuntime(pid int) bool {
 	return err == nil && os.SameFile(now, program)
 }
 
-// commandTime bounds how long a process that has nothing left to do as the OCI runtime may take to execute the container's command.
+// commandTime bounds how long a process that has nothing left to do as the OCI runtime may take to
+// execute the container's command.
 const commandTime = 10 * time.Second
 
-// awaitCommand waits until such a process has executed the command, or has ended. False: it does neither.
+// awaitCommand waits until such a process has executed the command, or has ended. False: it does
+// neither.
 func (r *ociRuntime) awaitCommand(pid int) bool {
 	for begin := time.Now(); pid > 0 && r.inRuntime(pid); time.Sleep(200 * time.Microsecond) {
 		if time.Since(begin) > commandTime {
@@ -39,7 +42,8 @@ func (r *ociRuntime) awaitCommand(pid int) bool {
 	return true
 }
 
-// thawWhenEntered waits until the process of an exec is a container's: the OCI runtime has written its PID, and it has executed its command, or has ended.
+// thawWhenEntered waits until the process of an exec is a container's: the OCI runtime has written
+// its PID, and it has executed its command, or has ended.
 func (x *execution) thawWhenEntered(runtimePID int, thaw func()) {
 	if thaw == nil {
 		return
@@ -65,7 +69,8 @@ func (x *execution) thawWhenEntered(runtimePID int, thaw func()) {
 	x.awaitCommands()
 }
 
-// awaitCommands is awaitCommand for all processes of an exec: what was killed with the OCI runtime may take longer than that to go.
+// awaitCommands is awaitCommand for all processes of an exec: what was killed with the OCI runtime
+// may take longer than that to go.
 func (x *execution) awaitCommands() {
 	pids, err := x.processes()
 	for begin := time.Now(); err != nil && !cgroup.Gone(err) && time.Since(begin) < commandTime; time.Sleep(time.Millisecond) {

@@ -67,8 +67,8 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 // removeTime is how long killed processes may take to be gone.
 const removeTime = 4 * time.Second
 
-// removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes that it has left behind on purpose stay in it until
-// the container ends.
+// removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes
+// that it has left behind on purpose stay in it until the container ends.
 func (x *execution) removeCgroup() {
 	if err := cgroup.Remove(x.cgroup); errors.Is(err, unix.EBUSY) {
 		x.c.Unit.Background(func(ctx context.Context) { _ = cgroup.RemoveWithin(x.cgroup, removeTime, ctx.Done()) })
@@ -134,8 +134,9 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	return x.status(ctx, cmd, err)
 }
 
-// handOver gives cmd the process's files. For those that are nil it gets pipes, too: through the host's /dev/null, which os/exec would take, root in a container could
-// change its mode for the whole host.
+// handOver gives cmd the process's files. For those that are nil it gets pipes, too: through the
+// host's /dev/null, which os/exec would take, root in a container could change its mode for the
+// whole host.
 func handOver(cmd *exec.Cmd, p runtime.Process) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(""), io.Discard, io.Discard
 	cmd.WaitDelay = crun.DrainTime // what is left behind may keep those pipes open
@@ -150,8 +151,9 @@ func handOver(cmd *exec.Cmd, p runtime.Process) {
 	}
 }
 
-// withScore makes argv run with the OOM score of the container: the process would have the daemon's (crun exec leaves the score alone), and the
-// daemon wants to be spared. Only the process itself can set it before it is more than one.
+// withScore makes argv run with the OOM score of the container: the process would have the daemon's
+// (crun exec leaves the score alone), and the daemon wants to be spared. Only the process itself
+// can set it before it is more than one.
 func (x *execution) withScore(argv []string) []string {
 	if x.score == crun.OwnOOMScore() {
 		return argv
@@ -165,7 +167,8 @@ func (x *execution) kill() {
 	if err := cgroup.Write(x.cgroup, "cgroup.kill", "1"); err == nil && x.kind.ownGroup {
 		return
 	}
-	// A kernel before 5.14 or an OCI runtime that puts the process elsewhere: one by one, until none is left.
+	// A kernel before 5.14 or an OCI runtime that puts the process elsewhere: one by one, until
+	// none is left.
 	pids := []int{}
 	if data, err := os.ReadFile(x.path(pidName)); err == nil {
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && pid > 1 {
@@ -189,7 +192,8 @@ func (x *execution) kill() {
 // processes are those in the cgroup of this exec.
 func (x *execution) processes() ([]int, error) { return cgroup.Processes(x.cgroup) }
 
-// status translates how the OCI runtime has ended: with the status of the process, or with an error of its own.
+// status translates how the OCI runtime has ended: with the status of the process, or with an error
+// of its own.
 func (x *execution) status(ctx context.Context, cmd *exec.Cmd, err error) (runtime.ExitStatus, error) {
 	if ctx.Err() != nil {
 		killed := runtime.ExitStatus{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)}

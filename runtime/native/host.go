@@ -35,8 +35,8 @@ func hostFacts() oci.HostFacts {
 	return facts
 }
 
-// hostDevices are the device nodes below dir (/dev), without those that every container has of its own. They come and go: read anew for each
-// privileged container.
+// hostDevices are the device nodes below dir (/dev), without those that every container has of its
+// own. They come and go: read anew for each privileged container.
 func hostDevices(dir string) []specs.LinuxDevice {
 	var list []specs.LinuxDevice
 	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {

@@ -10,7 +10,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Modules runs single containers of the class's pods: WebAssembly modules of pods that ask for it by an annotation. It is the Runtime of another class.
+// Modules runs single containers of the class's pods: WebAssembly modules of pods that ask for it
+// by an annotation. It is the Runtime of another class.
 type Modules interface {
 	Class() pod.ClassInfo
 	// Wants says whether it takes a container.

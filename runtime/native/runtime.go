@@ -14,7 +14,8 @@ import (
 	"github.com/magikrun/magikpod/units"
 )
 
-// firstCgroup is the child cgroup for the processes of a container with CAP_SYS_PTRACE that are no exec's: the engine freezes it and theirs.
+// firstCgroup is the child cgroup for the processes of a container with CAP_SYS_PTRACE that are no
+// exec's: the engine freezes it and theirs.
 const firstCgroup = "first"
 
 // Config is what a [Runtime] is made from.
@@ -22,7 +23,8 @@ type Config struct {
 	RunDir string // /run/magikpod: the OCI runtime's state is below it
 	// ShimPath is the path of magikshim.
 	ShimPath string
-	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them that is installed.
+	// Runtime is the OCI runtime: crun, runc, youki, or an absolute path; empty: the first of them
+	// that is installed.
 	Runtime string
 	// PIDsLimit is how many processes and threads a pod may have; 0: [units.DefaultTasksMax].
 	PIDsLimit int64
@@ -92,7 +94,8 @@ func (r *Runtime) Prepare(_ context.Context, s runtime.Sandbox, a runtime.Attemp
 // AwaitCommand waits until the OCI runtime's process has executed the container's command.
 func (r *Runtime) AwaitCommand(pid int) bool { return r.oci.awaitCommand(pid) }
 
-// Exec runs a process by the OCI runtime. Invalid: the OCI runtime cannot start it (no such command, user or directory).
+// Exec runs a process by the OCI runtime. Invalid: the OCI runtime cannot start it (no such
+// command, user or directory).
 func (r *Runtime) Exec(ctx context.Context, c runtime.Running, p runtime.Process) (runtime.ExitStatus, error) {
 	if r.oci.name != c.Runtime {
 		return runtime.ExitStatus{}, pod.Errorf(pod.Unavailable, "it was started by %s, which is not in use any more", c.Runtime)

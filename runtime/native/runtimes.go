@@ -21,21 +21,24 @@ type ociKind struct {
 	name string
 	// cgroups are the global flags that say who makes the container's cgroup.
 	cgroups []string
-	// subCgroup is the child cgroup of the unit that magikshim launch moves itself to, because the OCI runtime wants the unit's own to be
-	// empty. Empty: the OCI runtime leaves cgroups alone, and the container is in the unit's own.
+	// subCgroup is the child cgroup of the unit that magikshim launch moves itself to, because the
+	// OCI runtime wants the unit's own to be empty. Empty: the OCI runtime leaves cgroups alone,
+	// and the container is in the unit's own.
 	subCgroup string
 	// ownGroup says that `exec` leaves the process in the cgroup that was made for it.
 	ownGroup bool
-	// consoleSocket says that `exec` sends the master of the process's terminal over a socket, and waits for the process all the same. Without
-	// it `exec` copies between its own terminal and the process's.
+	// consoleSocket says that `exec` sends the master of the process's terminal over a socket, and
+	// waits for the process all the same. Without it `exec` copies between its own terminal and the
+	// process's.
 	consoleSocket bool
 }
 
-// ociKinds are the OCI runtimes that can be used, the preferred one first. All of them take --root, --log, --log-format=json and the verbs create,
-// start and exec of runc; state below --root is one directory for each container, named by its ID.
+// ociKinds are the OCI runtimes that can be used, the preferred one first. All of them take --root,
+// --log, --log-format=json and the verbs create, start and exec of runc; state below --root is one
+// directory for each container, named by its ID.
 var ociKinds = []ociKind{
-	// crun with the cgroupfs manager tries for seconds to enable controllers in a cgroup that has processes; disabled, limits and device rules
-	// are the unit's alone.
+	// crun with the cgroupfs manager tries for seconds to enable controllers in a cgroup that has
+	// processes; disabled, limits and device rules are the unit's alone.
 	{name: "crun", cgroups: []string{"--cgroup-manager=disabled"}, ownGroup: true, consoleSocket: true},
 	{name: "runc", subCgroup: "launch", ownGroup: true},
 	{name: "youki", subCgroup: "launch", consoleSocket: true},
@@ -52,8 +55,8 @@ type ociRuntime struct {
 	root    string // its state: RunDir/runtime/NAME
 }
 
-// findRuntime finds the OCI runtime by name, by absolute path (whose last element must begin with a known name), or, for "", the first that
-// is installed. Unsupported: there is none.
+// findRuntime finds the OCI runtime by name, by absolute path (whose last element must begin with a
+// known name), or, for "", the first that is installed. Unsupported: there is none.
 func findRuntime(ctx context.Context, wanted, runDir string) (*ociRuntime, error) {
 	for _, kind := range ociKinds {
 		var path string
@@ -126,8 +129,8 @@ func (r *ociRuntime) createArgv(log, bundle, pidFile, id string) []string {
 // startArgv starts a created container.
 func (r *ociRuntime) startArgv(log, id string) []string { return r.argv(log, "start", id) }
 
-// execArgv runs the process of a file (OCI runtime-spec, process) in a running container. With cgroup, an OCI runtime that has cgroups of its own puts
-// it in that child of the container's.
+// execArgv runs the process of a file (OCI runtime-spec, process) in a running container. With
+// cgroup, an OCI runtime that has cgroups of its own puts it in that child of the container's.
 func (r *ociRuntime) execArgv(log, process, pidFile, cgroup string, tty bool, id string) []string {
 	rest := []string{"exec", "--process=" + process, "--pid-file=" + pidFile}
 	if r.name == "runc" {
@@ -139,7 +142,8 @@ func (r *ociRuntime) execArgv(log, process, pidFile, cgroup string, tty bool, id
 	return r.argv(log, append(rest, id)...)
 }
 
-// cgroupsPath is linux.cgroupsPath of a container whose unit has this cgroup (relative, without a leading slash).
+// cgroupsPath is linux.cgroupsPath of a container whose unit has this cgroup (relative, without a
+// leading slash).
 func (r *ociRuntime) cgroupsPath(unitCgroup string) string {
 	if r.subCgroup == "" {
 		return ""

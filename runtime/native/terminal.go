@@ -29,8 +29,9 @@ type terminal struct {
 	release func()
 }
 
-// openTerminal gives the process of cmd a terminal, with job control, that the OCI runtime makes inside of the container. Either that sends us its
-// master over a socket (crun, youki); or (runc) it copies between it and a terminal of ours, passing on the size. The caller closes it after cmd
+// openTerminal gives the process of cmd a terminal, with job control, that the OCI runtime makes
+// inside of the container. Either that sends us its master over a socket (crun, youki); or (runc)
+// it copies between it and a terminal of ours, passing on the size. The caller closes it after cmd
 // has ended or could not be started.
 func (x *execution) openTerminal(cmd *exec.Cmd) (*terminal, error) {
 	t := &terminal{p: x.p, done: make(chan struct{}), drained: make(chan struct{})}
@@ -62,7 +63,8 @@ func (t *terminal) close() {
 	unix.Close(t.wake[0])
 }
 
-// openOwn makes a terminal of ours that cmd has as its own. It is raw from the beginning: everything is for the container's.
+// openOwn makes a terminal of ours that cmd has as its own. It is raw from the beginning:
+// everything is for the container's.
 func (t *terminal) openOwn(cmd *exec.Cmd) error {
 	master, slave, err := openPTY()
 	if err != nil {
@@ -76,7 +78,8 @@ func (t *terminal) openOwn(cmd *exec.Cmd) error {
 	return nil
 }
 
-// openPTY makes a raw pseudo-terminal. The slave is opened by its master, so that /dev/pts of the present mount namespace does not matter.
+// openPTY makes a raw pseudo-terminal. The slave is opened by its master, so that /dev/pts of the
+// present mount namespace does not matter.
 func openPTY() (master int, slave *os.File, err error) {
 	master, err = unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -128,7 +131,8 @@ func (t *terminal) openSocket(cmd *exec.Cmd, dir string) error {
 	return nil
 }
 
-// serve copies between a terminal's master and the process's files and applies the sizes, until it is closed.
+// serve copies between a terminal's master and the process's files and applies the sizes, until it
+// is closed.
 func (t *terminal) serve(master int) {
 	var using sync.WaitGroup
 	select {
@@ -189,8 +193,8 @@ func copyInput(master, in, wake int) {
 	}
 }
 
-// copyOutput copies from the terminal until it has ended or wake does. Without an out (-1), or when nobody reads it any more, the output is dropped:
-// the process goes on.
+// copyOutput copies from the terminal until it has ended or wake does. Without an out (-1), or when
+// nobody reads it any more, the output is dropped: the process goes on.
 func copyOutput(out, master, wake int) {
 	buffer := make([]byte, copySize)
 	for {

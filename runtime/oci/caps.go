@@ -26,10 +26,12 @@ var defaultCapabilities = []string{
 	"CAP_NET_RAW", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_AUDIT_WRITE", "CAP_SETFCAP",
 }
 
-// capabilities is the container's capability set, in the kernel's order: all for privileged containers, else the default set with add and drop applied; ALL
-// counts before single names, so that `drop: [ALL], add: [CHOWN]` leaves CHOWN, and a name in both lists is dropped.
+// capabilities is the container's capability set, in the kernel's order: all for privileged
+// containers, else the default set with add and drop applied; ALL counts before single names, so
+// that `drop: [ALL], add: [CHOWN]` leaves CHOWN, and a name in both lists is dropped.
 //
-// Unsupported: a capability is asked for by name that the host cannot give. ALL and privileged mean all that it can give.
+// Unsupported: a capability is asked for by name that the host cannot give. ALL and privileged mean
+// all that it can give.
 func capabilities(in Input) ([]string, error) {
 	available := in.Host.Capabilities
 	if available == nil {

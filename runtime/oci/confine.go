@@ -17,7 +17,8 @@ var (
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-// confine adds what keeps the container's processes from the host: paths, seccomp; or, for a privileged container, the host's devices.
+// confine adds what keeps the container's processes from the host: paths, seccomp; or, for a
+// privileged container, the host's devices.
 func confine(spec *specs.Spec, in Input) error {
 	sc := security(in.Container)
 	if privileged(in) {
@@ -33,7 +34,8 @@ func confine(spec *specs.Spec, in Input) error {
 	return addSeccomp(spec, in)
 }
 
-// addSeccomp applies the default profile for RuntimeDefault and when nothing is said. Privileged containers run without, as everywhere.
+// addSeccomp applies the default profile for RuntimeDefault and when nothing is said. Privileged
+// containers run without, as everywhere.
 func addSeccomp(spec *specs.Spec, in Input) error {
 	if privileged(in) {
 		return nil

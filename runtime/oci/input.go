@@ -12,10 +12,12 @@ type Input struct {
 	Pod       *corev1.Pod       // defaults filled in
 	Container *corev1.Container // of Pod
 	Image     runtime.Image
-	// Env is the container's environment from the manifest, references resolved, in order; the last of a name wins.
+	// Env is the container's environment from the manifest, references resolved, in order; the last
+	// of a name wins.
 	Env []runtime.EnvVar
-	// Mounts are the volumes and the files of /etc. Source is the path that the OCI runtime binds: SubPath and SharedTmpfs are resolved by
-	// the caller and must be empty. A mount without a Source is a tmpfs.
+	// Mounts are the volumes and the files of /etc. Source is the path that the OCI runtime binds:
+	// SubPath and SharedTmpfs are resolved by the caller and must be empty. A mount without a
+	// Source is a tmpfs.
 	Mounts []runtime.Mount
 
 	// Rootfs is the absolute path at which the container's root file system is mounted.
@@ -45,12 +47,15 @@ type Namespaces struct {
 type HostFacts struct {
 	// MemoryBytes is the memory of the host, for the OOM score of burstable pods; 0: not known.
 	MemoryBytes int64
-	// LowerOOMScore says that oom_score_adj may be lowered (CAP_SYS_RESOURCE); without it a negative score is left out.
+	// LowerOOMScore says that oom_score_adj may be lowered (CAP_SYS_RESOURCE); without it a
+	// negative score is left out.
 	LowerOOMScore bool
-	// Capabilities are those that the container's creator has and can give (CAP_CHOWN, ...); nil: all that this version knows.
+	// Capabilities are those that the container's creator has and can give (CAP_CHOWN, ...); nil:
+	// all that this version knows.
 	Capabilities []string
 	// Devices are the host's device nodes, given to privileged containers.
 	Devices []specs.LinuxDevice
-	// AppArmor says that the kernel has AppArmor switched on. No profile is loaded for RuntimeDefault: it is none.
+	// AppArmor says that the kernel has AppArmor switched on. No profile is loaded for
+	// RuntimeDefault: it is none.
 	AppArmor bool
 }

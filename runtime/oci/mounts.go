@@ -12,7 +12,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// addMounts fills in spec.Mounts: the kernel's file systems, then the volumes. A volume on the path of a kernel file system replaces it.
+// addMounts fills in spec.Mounts: the kernel's file systems, then the volumes. A volume on the path
+// of a kernel file system replaces it.
 func addMounts(spec *specs.Spec, in Input) error {
 	volumes, err := Volumes(in)
 	if err != nil {
@@ -55,7 +56,8 @@ func Volumes(in Input) ([]specs.Mount, error) {
 
 func depth(p string) int { return strings.Count(p, "/") }
 
-// systemMounts are the file systems that every Linux container expects (OCI runtime-spec, config-linux.md).
+// systemMounts are the file systems that every Linux container expects (OCI runtime-spec,
+// config-linux.md).
 func systemMounts(in Input) []specs.Mount {
 	access := "ro"
 	if privileged(in) {

@@ -12,7 +12,8 @@ const (
 	bestEffortOOMScore = 1000
 )
 
-// oomScoreAdj is what the kubelet gives a container of the pod's QoS class; nil where the host does not let us set it.
+// oomScoreAdj is what the kubelet gives a container of the pod's QoS class; nil where the host does
+// not let us set it.
 func oomScoreAdj(in Input) *int {
 	score := oomScore(in)
 	if score < 0 && !in.Host.LowerOOMScore {

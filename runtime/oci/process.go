@@ -11,8 +11,9 @@ import (
 // defaultPath is $PATH when neither image nor manifest has one, as in all CRI runtimes.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Command is the command line: command replaces the image's entrypoint and its cmd, args replace only cmd, $(VAR) is replaced by the manifest's variables
-// (Kubernetes, "Define a Command and Arguments for a Container").
+// Command is the command line: command replaces the image's entrypoint and its cmd, args replace
+// only cmd, $(VAR) is replaced by the manifest's variables (Kubernetes, "Define a Command and
+// Arguments for a Container").
 func Command(in Input) ([]string, error) {
 	vars := make(map[string]string, len(in.Env))
 	for _, e := range in.Env {
@@ -58,8 +59,8 @@ func Command(in Input) ([]string, error) {
 	return argv, nil
 }
 
-// env is the environment: the image's, HOSTNAME, the manifest's, then PATH and HOME if they are still missing. Later values replace earlier ones in
-// place, so that every name occurs once.
+// env is the environment: the image's, HOSTNAME, the manifest's, then PATH and HOME if they are
+// still missing. Later values replace earlier ones in place, so that every name occurs once.
 func env(in Input, home string) ([]string, error) {
 	var list crun.Env
 	for _, entry := range in.Image.Config.Env {

@@ -9,14 +9,18 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// specVersion is the newest version of the OCI runtime specification that all supported OCI runtimes accept (crun 1.8 refuses newer ones).
+// specVersion is the newest version of the OCI runtime specification that all supported OCI
+// runtimes accept (crun 1.8 refuses newer ones).
 const specVersion = "1.0.2"
 
-// Spec builds the OCI runtime spec of a container, what CRI runtimes make of the same pod except in these points: without a seccompProfile the
-// default profile is applied (Kubernetes runs unconfined then), and resource limits are left out, because the container's unit has them. The pod's annotations
-// never get in: OCI runtimes take orders from annotations (run.oci.*, org.systemd.property.*).
+// Spec builds the OCI runtime spec of a container, what CRI runtimes make of the same pod except in
+// these points: without a seccompProfile the default profile is applied (Kubernetes runs unconfined
+// then), and resource limits are left out, because the container's unit has them. The pod's
+// annotations never get in: OCI runtimes take orders from annotations (run.oci.*,
+// org.systemd.property.*).
 //
-// Errors are of the kinds Invalid (the manifest or the image is wrong) and Unsupported (this host cannot).
+// Errors are of the kinds Invalid (the manifest or the image is wrong) and Unsupported (this host
+// cannot).
 func Spec(in Input) (*specs.Spec, error) {
 	if !path.IsAbs(in.Rootfs) {
 		return nil, pod.Errorf(pod.Internal, "cannot build the spec of container %q: root file system %q is not an absolute path", in.Container.Name, in.Rootfs)
@@ -79,7 +83,8 @@ func Process(in Input) (*specs.Process, error) {
 		Args: args,
 		Env:  env,
 		Cwd:  dir,
-		// Inheritable and Ambient stay empty: a process of another user than root gains nothing by execve (CVE-2022-24769).
+		// Inheritable and Ambient stay empty: a process of another user than root gains nothing by
+		// execve (CVE-2022-24769).
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		Rlimits:         in.Rlimits,
 		NoNewPrivileges: sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation,
@@ -106,8 +111,8 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	return list
 }
 
-// Sysctls are the pod's, and with a network of its own two that every CRI runtime sets today: ports below 1024 and ping are open to
-// users other than root. The pod's own values win.
+// Sysctls are the pod's, and with a network of its own two that every CRI runtime sets today: ports
+// below 1024 and ping are open to users other than root. The pod's own values win.
 func Sysctls(p *corev1.Pod, ownNetwork bool) map[string]string {
 	set := map[string]string{}
 	if ownNetwork {

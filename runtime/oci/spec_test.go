@@ -183,7 +183,8 @@ func TestUser(t *testing.T) {
 	}
 }
 
-// TestSeccomp checks that the default profile is there unless it was declined, and that it follows the capabilities.
+// TestSeccomp checks that the default profile is there unless it was declined, and that it follows
+// the capabilities.
 func TestSeccomp(t *testing.T) {
 	allows := func(in Input, call string) bool {
 		spec, err := Spec(in)

@@ -14,14 +14,16 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// maxID is the largest user or group ID that Kubernetes and the user database code accept: the IDs above it turn negative in 32-bit programs, and
-// wrap to 0 in the worst case.
+// maxID is the largest user or group ID that Kubernetes and the user database code accept: the IDs
+// above it turn negative in 32-bit programs, and wrap to 0 in the worst case.
 const maxID = math.MaxInt32
 
-// execUser is the user of the first process, and the home directory of the image's passwd ("/" when it names none).
+// execUser is the user of the first process, and the home directory of the image's passwd ("/" when
+// it names none).
 //
-// The user is runAsUser, else the image's; the group is runAsGroup, else the image's (USER user:group, or the user's in passwd), else 0. The
-// supplementary groups are those of the image's group file (unless the policy is Strict), supplementalGroups and fsGroup.
+// The user is runAsUser, else the image's; the group is runAsGroup, else the image's (USER
+// user:group, or the user's in passwd), else 0. The supplementary groups are those of the image's
+// group file (unless the policy is Strict), supplementalGroups and fsGroup.
 func execUser(in Input) (specs.User, string, error) {
 	sc, psc := security(in.Container), podSecurity(in.Pod)
 	runAsUser, runAsGroup, nonRoot := first(sc.RunAsUser, psc.RunAsUser), first(sc.RunAsGroup, psc.RunAsGroup), first(sc.RunAsNonRoot, psc.RunAsNonRoot)
@@ -77,8 +79,8 @@ func lookup(in Input, spec string) (*user.ExecUser, error) {
 	return resolved, nil
 }
 
-// supplementary lists the supplementary groups, without repetition; the primary group is the first of them, so that a file that denies the
-// group cannot be got round by leaving it (CVE-2022-36109).
+// supplementary lists the supplementary groups, without repetition; the primary group is the first
+// of them, so that a file that denies the group cannot be got round by leaving it (CVE-2022-36109).
 func supplementary(in Input, name string, gid int) ([]uint32, error) {
 	psc := podSecurity(in.Pod)
 	groups := []uint32{uint32(gid)}
@@ -116,7 +118,8 @@ func supplementary(in Input, name string, gid int) ([]uint32, error) {
 	return groups, nil
 }
 
-// verifyNonRoot enforces runAsNonRoot with the kubelet's rules: an image's user must be a number, because a name means what the image wants.
+// verifyNonRoot enforces runAsNonRoot with the kubelet's rules: an image's user must be a number,
+// because a name means what the image wants.
 func verifyNonRoot(in Input, runAsUser *int64, imageUser string, uid int) error {
 	where := "(pod: \"" + in.Pod.Name + "_" + in.Pod.Namespace + "(" + string(in.Pod.UID) + ")\", container: " + in.Container.Name + ")"
 	if runAsUser != nil {

@@ -55,7 +55,8 @@ func (Base) Probe(ctx context.Context, _ runtime.Running, p probe.Probe, exec fu
 	return runtime.MakeProbe(ctx, p, exec)
 }
 
-// Stats reads the cgroups of containers, given by their names, relative to the root of cgroups. One that does not exist is left out.
+// Stats reads the cgroups of containers, given by their names, relative to the root of cgroups. One
+// that does not exist is left out.
 func (Base) Stats(_ context.Context, _ runtime.Sandbox, cgroups map[string]string) (map[string]pod.ResourceUse, error) {
 	all := make(map[string]pod.ResourceUse, len(cgroups))
 	for name, group := range cgroups {

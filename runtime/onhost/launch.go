@@ -17,7 +17,8 @@ const (
 	mountsName = "mnt"
 )
 
-// Launch is what magikshim launch is to read, but for the command, and the volumes as whoever runs the container sees them.
+// Launch is what magikshim launch is to read, but for the command, and the volumes as whoever runs
+// the container sees them.
 func Launch(s runtime.Sandbox, a runtime.Attempt, config runtime.ContainerConfig) (shim.LaunchConfig, []runtime.Mount) {
 	mounts, binds := stageMounts(s.TmpfsDir, a.Bundle, config.Mounts)
 	c := shim.LaunchConfig{
@@ -38,8 +39,9 @@ func Argv(program string, a runtime.Attempt) []string {
 	return []string{program, "launch", "--config", filepath.Join(a.Bundle, LaunchFile)}
 }
 
-// stageMounts gives each volume a place below the bundle that launch binds it to: the OCI runtime sees nothing but such places, so nothing in a
-// volume leads it astray. A tmpfs of the container's own stays as it is.
+// stageMounts gives each volume a place below the bundle that launch binds it to: the OCI runtime
+// sees nothing but such places, so nothing in a volume leads it astray. A tmpfs of the container's
+// own stays as it is.
 func stageMounts(tmpfsDir, bundle string, mounts []runtime.Mount) ([]runtime.Mount, []shim.Bind) {
 	staged := make([]runtime.Mount, 0, len(mounts))
 	var binds []shim.Bind

@@ -10,10 +10,12 @@ import (
 	"github.com/magikrun/magikpod/pod"
 )
 
-// Usage reads what a cgroup uses. root is where cgroups are mounted (/sys/fs/cgroup), group is relative to it. Of a controller that is not enabled nothing is known. False: the cgroup
-// does not exist.
+// Usage reads what a cgroup uses. root is where cgroups are mounted (/sys/fs/cgroup), group is
+// relative to it. Of a controller that is not enabled nothing is known. False: the cgroup does not
+// exist.
 //
-// Memory is the working set, as kubectl top shows it: what is in use without the page cache that was not used lately.
+// Memory is the working set, as kubectl top shows it: what is in use without the page cache that
+// was not used lately.
 func Usage(root, group string) (pod.ResourceUse, bool, error) {
 	group = filepath.Clean("/" + group)
 	if group == "/" { // of a unit that has ended: that of the whole host is not meant

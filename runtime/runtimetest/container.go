@@ -13,8 +13,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Behavior says what an attempt at a container does. The zero value starts at once, runs until it is asked to stop, and then ends at once with exit
-// code 0.
+// Behavior says what an attempt at a container does. The zero value starts at once, runs until it
+// is asked to stop, and then ends at once with exit code 0.
 type Behavior struct {
 	StartDelay time.Duration // RunContainer takes that long
 	StartError string        // when not empty RunContainer fails, and this is why
@@ -27,8 +27,8 @@ type Behavior struct {
 	StopDelay  time.Duration // how long it takes to obey the stop signal
 	StopCode   int           // the exit code when it has obeyed; 128+N: it was killed by signal N
 
-	// Exec is what a process in it does; ctx ends with the container and with the process' time-out. Nil: true, false, echo, cat, sleep SECONDS
-	// and exit CODE are known.
+	// Exec is what a process in it does; ctx ends with the container and with the process'
+	// time-out. Nil: true, false, echo, cat, sleep SECONDS and exit CODE are known.
 	Exec func(ctx context.Context, p runtime.Process) (runtime.ExitStatus, error)
 }
 
@@ -44,7 +44,8 @@ type fakeContainer struct {
 	over      chan struct{}
 }
 
-// behaviorOf returns what this attempt does: the last behavior that was given is that of all later attempts.
+// behaviorOf returns what this attempt does: the last behavior that was given is that of all later
+// attempts.
 func (w *world) behaviorOf(name string, attempt int) Behavior {
 	list := w.behaviors[name]
 	if len(list) == 0 {
@@ -150,7 +151,8 @@ func (w *world) deliver(p *fakePod, c *fakeContainer, sig syscall.Signal) {
 	}
 }
 
-// terminate begins to stop the container: its stop signal, grace, SIGKILL. A second call can only make it end sooner.
+// terminate begins to stop the container: its stop signal, grace, SIGKILL. A second call can only
+// make it end sooner.
 func (w *world) terminate(p *fakePod, c *fakeContainer, grace time.Duration) {
 	stage := c.state.Stage
 	if !stage.Live() {

@@ -11,7 +11,8 @@ import (
 
 // What happens to pods without the daemon's doing, and what can be asked about them.
 
-// Behave says what the containers of that name do, in all pods: the first attempt as attempts[0] says and so on, the later ones as the last of them.
+// Behave says what the containers of that name do, in all pods: the first attempt as attempts[0]
+// says and so on, the later ones as the last of them.
 func (f *Fake) Behave(container string, attempts ...Behavior) {
 	f.world.with(func() { f.world.behaviors[container] = slices.Clone(attempts) })
 }
@@ -21,8 +22,8 @@ func (f *Fake) DelaySandboxes(d time.Duration) {
 	f.world.with(func() { f.world.sandboxDelay = d })
 }
 
-// Exit ends a running container with that code, as if its process had decided to; 128+N: as if signal N had killed it. It returns false when the
-// container does not run.
+// Exit ends a running container with that code, as if its process had decided to; 128+N: as if
+// signal N had killed it. It returns false when the container does not run.
 func (f *Fake) Exit(ref pod.Ref, container string, code int) bool {
 	return f.world.event(ref, container, func(p *fakePod, c *fakeContainer) { f.world.exit(p, c, code, "") })
 }
@@ -53,7 +54,8 @@ func (w *world) event(ref pod.Ref, name string, do func(*fakePod, *fakeContainer
 	return ok
 }
 
-// KillSandbox ends the pause process. Containers that share its PID namespace die with it, others run on. It returns false when there is no sandbox.
+// KillSandbox ends the pause process. Containers that share its PID namespace die with it, others
+// run on. It returns false when there is no sandbox.
 func (f *Fake) KillSandbox(ref pod.Ref) (ok bool) {
 	w := f.world
 	w.with(func() {
@@ -96,7 +98,8 @@ func (f *Fake) AdminStopSandbox(ref pod.Ref, grace time.Duration) (ok bool) {
 	return ok
 }
 
-// Reboot ends everything at once without a trace; files stay. Nobody is notified: the daemon ends with the host ([Fake.Restart]).
+// Reboot ends everything at once without a trace; files stay. Nobody is notified: the daemon ends
+// with the host ([Fake.Restart]).
 func (f *Fake) Reboot() {
 	w := f.world
 	w.with(func() {
@@ -127,7 +130,8 @@ func (f *Fake) Signals(ref pod.Ref, container string) (signals []syscall.Signal)
 	return signals
 }
 
-// Leaks lists what exists of pods, one line each, in a fixed order. It is empty when every pod was deleted and forgotten.
+// Leaks lists what exists of pods, one line each, in a fixed order. It is empty when every pod was
+// deleted and forgotten.
 func (f *Fake) Leaks() (leaks []string) {
 	w := f.world
 	w.with(func() {

@@ -17,17 +17,20 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Fake is a PodManager in memory. Its containers run, end, obey signals and can be looked at as real ones can; only the processes are missing.
+// Fake is a PodManager in memory. Its containers run, end, obey signals and can be looked at as
+// real ones can; only the processes are missing.
 //
-// It uses no clock but package time's and no goroutine that waits for anything but a timer, so it works in a testing/synctest bubble. What runs
-// outlives the Fake: [Fake.Restart] returns a second one that sees the same pods, as after a restart of the daemon.
+// It uses no clock but package time's and no goroutine that waits for anything but a timer, so it
+// works in a testing/synctest bubble. What runs outlives the Fake: [Fake.Restart] returns a second
+// one that sees the same pods, as after a restart of the daemon.
 type Fake struct {
 	// Info, Invalid and Fault are set before the first call.
 	Info pod.ClassInfo
 	// Invalid is what Validate returns; nil: nothing.
 	Invalid func(p *corev1.Pod) field.ErrorList
-	// Fault is asked before each call (Done false) and after each that succeeded (Done true); its error becomes the call's. With Done false nothing
-	// has happened yet, with Done true all has, and only the answer is lost, as when the daemon is killed at this point.
+	// Fault is asked before each call (Done false) and after each that succeeded (Done true); its
+	// error becomes the call's. With Done false nothing has happened yet, with Done true all has,
+	// and only the answer is lost, as when the daemon is killed at this point.
 	Fault func(c Call) error
 
 	world *world
@@ -78,8 +81,8 @@ func newFake(w *world) *Fake {
 	return f
 }
 
-// Restart returns the manager of the next daemon: it sees what f has left, and knows of nothing before Adopt. f calls nobody any more, and refuses
-// new calls; those that run go on.
+// Restart returns the manager of the next daemon: it sees what f has left, and knows of nothing
+// before Adopt. f calls nobody any more, and refuses new calls; those that run go on.
 func (f *Fake) Restart() *Fake {
 	f.mu.Lock()
 	f.gone = true
@@ -96,7 +99,8 @@ func (f *Fake) Calls() []Call {
 	return slices.Clone(f.calls)
 }
 
-// Problems returns the ways in which the caller broke the rules of the interface: mutating calls of one pod at the same time, calls before Adopt.
+// Problems returns the ways in which the caller broke the rules of the interface: mutating calls of
+// one pod at the same time, calls before Adopt.
 func (f *Fake) Problems() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -142,7 +146,8 @@ func (f *Fake) call(c Call, do func() error) error {
 	return nil
 }
 
-// lane names what a mutating call has for itself; "" when the call mutates nothing. The second result says whether it is the whole pod.
+// lane names what a mutating call has for itself; "" when the call mutates nothing. The second
+// result says whether it is the whole pod.
 func (c Call) lane() (lane string, whole bool) {
 	switch c.Method {
 	case "CreateSandbox", "DeleteSandbox", "Forget", "Adopt":

@@ -9,8 +9,9 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Env is a host with one PodManager on it, made for one check of the suite. What it needs to be cleaned up, the function that makes it registers with t;
-// the pods that the check has made are deleted and forgotten by then.
+// Env is a host with one PodManager on it, made for one check of the suite. What it needs to be
+// cleaned up, the function that makes it registers with t; the pods that the check has made are
+// deleted and forgotten by then.
 type Env struct {
 	// Manager is the one to look at. Nothing but Class has been called yet.
 	Manager runtime.PodManager
@@ -18,18 +19,22 @@ type Env struct {
 	Image runtime.Image
 	// Network makes the network of one pod; nil: the pods use the host's.
 	Network func(t *testing.T) runtime.Network
-	// Restart makes a second manager that sees what the first one has left, as after a restart of the daemon. The first one is not used any
-	// more; Restart may end it. Nil: what needs it is skipped.
+	// Restart makes a second manager that sees what the first one has left, as after a restart of
+	// the daemon. The first one is not used any more; Restart may end it. Nil: what needs it is
+	// skipped.
 	Restart func(t *testing.T) runtime.PodManager
-	// Behave is set for a class that runs no processes: it is given what the commands of the containers would do. What only processes can show
-	// is skipped then.
+	// Behave is set for a class that runs no processes: it is given what the commands of the
+	// containers would do. What only processes can show is skipped then.
 	Behave func(container string, attempts ...Behavior)
-	// Modules is set for a class whose containers are WebAssembly modules: they know no signals, so every stop ends them at once, by its signal, and no
-	// other process can be run in them. What they cannot show is skipped.
+	// Modules is set for a class whose containers are WebAssembly modules: they know no signals, so
+	// every stop ends them at once, by its signal, and no other process can be run in them. What
+	// they cannot show is skipped.
 	Modules bool
-	// Leaks lists what is left of pods on the host; nil: it is not looked at. It is called when all pods are deleted and forgotten.
+	// Leaks lists what is left of pods on the host; nil: it is not looked at. It is called when all
+	// pods are deleted and forgotten.
 	Leaks func() []string
-	// Pod changes a pod of the suite before it is used: runtimeClassName, for example. Nil: nothing to change.
+	// Pod changes a pod of the suite before it is used: runtimeClassName, for example. Nil: nothing
+	// to change.
 	Pod func(p *corev1.Pod)
 
 	patience time.Duration // 0: patience
@@ -86,7 +91,8 @@ var checks = []check{
 	{"ExecTerminal", checkExecTerminal, true, true},
 }
 
-// Suite checks the manager that env makes against what the comments of [runtime.PodManager] promise, each promise in a subtest with an Env of its own.
+// Suite checks the manager that env makes against what the comments of [runtime.PodManager]
+// promise, each promise in a subtest with an Env of its own.
 func Suite(t *testing.T, env func(t *testing.T) Env) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {

@@ -20,7 +20,8 @@ func checkFreshLayer(h *suite) {
 	}
 }
 
-// checkSharedNamespaces: the containers of a pod are in one network, IPC and UTS namespace, each with its own PIDs and mounts.
+// checkSharedNamespaces: the containers of a pod are in one network, IPC and UTS namespace, each
+// with its own PIDs and mounts.
 func checkSharedNamespaces(h *suite) {
 	script := waits("for n in net ipc uts pid mnt; do readlink /proc/self/ns/$n; done > " + sharedDir + "/$NAME.ns; echo $NAME > /dev/shm/$NAME")
 	p := h.newPod(map[string]program{"one": script, "two": script})
@@ -46,7 +47,8 @@ func checkSharedNamespaces(h *suite) {
 	}
 }
 
-// checkSharedTmpfs: an in-memory volume is one for all containers, has its size, mode and group, and outlives a container.
+// checkSharedTmpfs: an in-memory volume is one for all containers, has its size, mode and group,
+// and outlives a container.
 func checkSharedTmpfs(h *suite) {
 	p := h.newPod(map[string]program{
 		"one": waits("echo hello > /mem/file; stat -c '%a %g' /mem > " + sharedDir + "/mode; df -k /mem > " + sharedDir + "/df"),
@@ -75,7 +77,8 @@ func checkSharedTmpfs(h *suite) {
 	}
 }
 
-// checkMounts: directories, files, parts of a volume that exist or not, and read-only ones; all at paths that the image does not have.
+// checkMounts: directories, files, parts of a volume that exist or not, and read-only ones; all at
+// paths that the image does not have.
 func checkMounts(h *suite) {
 	p := h.newPod(map[string]program{"main": waits(strings.Join([]string{
 		"cat /ro/file /etc/one-file /a/b/c/part/in > " + sharedDir + "/got",
@@ -106,7 +109,8 @@ func checkMounts(h *suite) {
 	}
 }
 
-// checkSubPathStaysInside: a symlink in a volume, which a container can have made, leads nowhere outside. The container may be refused for it.
+// checkSubPathStaysInside: a symlink in a volume, which a container can have made, leads nowhere
+// outside. The container may be refused for it.
 func checkSubPathStaysInside(h *suite) {
 	base := h.TempDir()
 	volume, outside := filepath.Join(base, "volume"), filepath.Join(base, "outside")

@@ -53,7 +53,8 @@ func checkOnChange(h *suite) {
 	}
 }
 
-// checkProbe: a failure has the kubelet's words, and of a container that does not run nothing is learned.
+// checkProbe: a failure has the kubelet's words, and of a container that does not run nothing is
+// learned.
 func checkProbe(h *suite) {
 	p := h.newPod(map[string]program{"runs": obeys, "ended": exits(7)})
 	closed := probe.Probe{TCP: &probe.TCP{Host: "127.0.0.1", Port: 1}, Timeout: time.Minute}
@@ -71,7 +72,8 @@ func checkProbe(h *suite) {
 	}
 }
 
-// checkFigures: those who run are in the figures, nobody is frozen, and the pod's name is known by its UID.
+// checkFigures: those who run are in the figures, nobody is frozen, and the pod's name is known by
+// its UID.
 func checkFigures(h *suite) {
 	p := h.newPod(map[string]program{"runs": obeys, "ended": exits(7)})
 	if _, err := h.manager.Named(p.ref.UID); pod.KindOf(err) != pod.NotFound {
@@ -108,7 +110,8 @@ func (h *suite) restart() {
 	}
 }
 
-// checkAdopt: a second manager sees what the first one has left running, what ended meanwhile, and can do all with it.
+// checkAdopt: a second manager sees what the first one has left running, what ended meanwhile, and
+// can do all with it.
 func checkAdopt(h *suite) {
 	p := h.newPod(map[string]program{"runs": obeys, "stubborn": stubborn, "ended": exits(7)})
 	p.create()

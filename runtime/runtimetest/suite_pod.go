@@ -22,9 +22,11 @@ import (
 )
 
 const (
-	// patience is how long something may take that a manager does not have to wait for: a loaded host is slow.
+	// patience is how long something may take that a manager does not have to wait for: a loaded
+	// host is slow.
 	patience = 60 * time.Second
-	// longGrace is a grace period that nobody who obeys needs; more than patience, so that obeying and being killed cannot be mixed up.
+	// longGrace is a grace period that nobody who obeys needs; more than patience, so that obeying
+	// and being killed cannot be mixed up.
 	longGrace = 120 * time.Second
 	// shortGrace is one that a stubborn container uses up.
 	shortGrace = time.Second
@@ -89,7 +91,8 @@ func (h *suite) clean() {
 	}
 }
 
-// program is what a container does, said twice: as a script for classes that run it, as a Behavior for those that do not.
+// program is what a container does, said twice: as a script for classes that run it, as a Behavior
+// for those that do not.
 type program struct {
 	script   string
 	behavior Behavior
@@ -108,7 +111,8 @@ func (h *suite) commandFor(p program) []string {
 	return []string{"/bin/sh", "-c", p.script}
 }
 
-// obeyed is the exit code of a program that has obeyed, insisted that of one that was killed after its grace period.
+// obeyed is the exit code of a program that has obeyed, insisted that of one that was killed after
+// its grace period.
 func (h *suite) obeyed() int {
 	if h.env.Modules {
 		return 128 + int(syscall.SIGTERM)
@@ -174,7 +178,8 @@ type testPod struct {
 	mounts  map[string][]runtime.Mount // more mounts, by container
 }
 
-// newPod makes a pod whose containers run the programs: by name, in the order of the names. No call is made.
+// newPod makes a pod whose containers run the programs: by name, in the order of the names. No call
+// is made.
 func (h *suite) newPod(programs map[string]program) *testPod {
 	h.Helper()
 	name := fmt.Sprintf("suite-%d", len(h.pods)+1)

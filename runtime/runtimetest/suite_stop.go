@@ -29,7 +29,8 @@ func checkSignal(h *suite) {
 	h.kind("SignalContainer to one that was never started", h.manager.SignalContainer(h.ctx, p.ref, "never", syscall.SIGTERM), pod.NotFound)
 }
 
-// timed runs a stop, and complains when it took less than least or so long that nothing but the end of longGrace can have ended it.
+// timed runs a stop, and complains when it took less than least or so long that nothing but the end
+// of longGrace can have ended it.
 func (p *testPod) timed(what string, least time.Duration, stop func() error) {
 	p.Helper()
 	start := time.Now()

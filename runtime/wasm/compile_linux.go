@@ -21,14 +21,17 @@ import (
 	"github.com/magikrun/magikpod/runtime/wasm/jail"
 )
 
-// maxCompilers bounds the quick compilers at the same time, and as many slow ones. A hostile module makes a compiler slow (wazero's time grows with the square of a function's
-// blocks, nested or not: MEASURED 0.7 s for 16,000 of them, 48 kB), and nobody knows before. So each begins as a quick one, and those that turn out to be slow wait for each other only.
+// maxCompilers bounds the quick compilers at the same time, and as many slow ones. A hostile module
+// makes a compiler slow (wazero's time grows with the square of a function's blocks, nested or not:
+// MEASURED 0.7 s for 16,000 of them, 48 kB), and nobody knows before. So each begins as a quick
+// one, and those that turn out to be slow wait for each other only.
 const maxCompilers = 2
 
 // quickTime is how long a compiler is a quick one: some 20 MB of machine code.
 const quickTime = 5 * time.Second
 
-// compileTimeout bounds the compilation of one module, without the time that it waits for others. The CPU time that jail.Compile allows is over sooner, on a host that has some.
+// compileTimeout bounds the compilation of one module, without the time that it waits for others.
+// The CPU time that jail.Compile allows is over sooner, on a host that has some.
 const compileTimeout = 10 * time.Minute
 
 // Why a compiler is ended.
@@ -40,7 +43,8 @@ var (
 	errSlow    = errors.New("it is slow")
 )
 
-// compilation is one that several containers may wait for. It ends with the last of them, and with the module's image.
+// compilation is one that several containers may wait for. It ends with the last of them, and with
+// the module's image.
 type compilation struct {
 	done    chan struct{}
 	cancel  context.CancelCauseFunc
@@ -126,7 +130,8 @@ func (r *Runtime) await(ctx context.Context, file string, c *compilation) error 
 	return pod.WithKind(pod.Unavailable, context.Cause(ctx))
 }
 
-// isFinal says whether a compilation would end with the same error again: what a module is, or takes. Whoever starts a container again and again need not wait for that each time.
+// isFinal says whether a compilation would end with the same error again: what a module is, or
+// takes. Whoever starts a container again and again need not wait for that each time.
 func isFinal(err error) bool {
 	switch pod.KindOf(err) {
 	case pod.Invalid, pod.Unsupported, pod.Exhausted:
@@ -189,7 +194,8 @@ func (r *Runtime) runCompiler(ctx context.Context, file string) error {
 func (r *Runtime) runProcess(ctx context.Context, file string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, compileTimeout, errTimeout)
 	defer cancel()
-	// The compiler ends with the daemon. The kernel means the thread that has started it, which must not end before.
+	// The compiler ends with the daemon. The kernel means the thread that has started it, which
+	// must not end before.
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, r.config.Program, "compile", "--cache", r.config.Cache, file)

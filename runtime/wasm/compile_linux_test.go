@@ -155,7 +155,8 @@ func (i *images) result(done <-chan error) error {
 // slowModule takes a minute and more to compile, each time another one.
 func slowModule(name string) []byte { return testwasm.Extra(testwasm.Blocks(200_000), name) }
 
-// TestCompileEndsUnasked: a compilation goes on while somebody waits for it, and ends with the last of them. Who comes after that is not notified of it.
+// TestCompileEndsUnasked: a compilation goes on while somebody waits for it, and ends with the last
+// of them. Who comes after that is not notified of it.
 func TestCompileEndsUnasked(t *testing.T) {
 	i := newImages(t)
 	first, leave := context.WithCancel(t.Context())
@@ -191,7 +192,8 @@ func TestCompileEndsUnasked(t *testing.T) {
 	i.await()
 }
 
-// TestCompileEndsWithImage: when its image goes the compiler ends, also one that still waits for others, and who waits for it gets the reason.
+// TestCompileEndsWithImage: when its image goes the compiler ends, also one that still waits for
+// others, and who waits for it gets the reason.
 func TestCompileEndsWithImage(t *testing.T) {
 	i := newImages(t)
 	waits := map[string]<-chan error{}
@@ -221,7 +223,8 @@ func TestCompileEndsWithImage(t *testing.T) {
 	i.await()
 }
 
-// TestSlowCompilersDelayNobody: behind slow modules others are compiled, and one that has waited for its turn has all of its own time.
+// TestSlowCompilersDelayNobody: behind slow modules others are compiled, and one that has waited
+// for its turn has all of its own time.
 func TestSlowCompilersDelayNobody(t *testing.T) {
 	i := newImages(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -293,7 +296,8 @@ func TestCompileTakesNoSlot(t *testing.T) {
 	i.await()
 }
 
-// TestCompilerCrashes: of a compiler that has crashed one line is reported; the daemon's log has more at the level debug.
+// TestCompilerCrashes: of a compiler that has crashed one line is reported; the daemon's log has
+// more at the level debug.
 func TestCompilerCrashes(t *testing.T) {
 	i := newImages(t)
 	for key, want := range map[string]struct {

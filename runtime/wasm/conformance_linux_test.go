@@ -11,8 +11,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/runtimetest"
 )
 
-// TestConformance checks the class against what runtime.PodManager promises. What it cannot show, WebAssembly has not: signals that are handled, second
-// processes, /proc.
+// TestConformance checks the class against what runtime.PodManager promises. What it cannot show,
+// WebAssembly has not: signals that are handled, second processes, /proc.
 func TestConformance(t *testing.T) {
 	t.Run("wazero", func(t *testing.T) {
 		runtimetest.Suite(t, func(t *testing.T) runtimetest.Env {

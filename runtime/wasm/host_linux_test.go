@@ -335,7 +335,8 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
-// TestNoDevices: what is a device in the image is none to a module, whatever the unit's device rules are.
+// TestNoDevices: what is a device in the image is none to a module, whatever the unit's device
+// rules are.
 func TestNoDevices(t *testing.T) {
 	w := newWorld(t)
 	device := filepath.Join(w.state, "layers", "wasm", "null")
@@ -443,7 +444,8 @@ func TestJail(t *testing.T) {
 	}
 }
 
-// TestNotDumpable: root of a container with hostPID, which has more capabilities than a guest of root, does not get what the guest has.
+// TestNotDumpable: root of a container with hostPID, which has more capabilities than a guest of
+// root, does not get what the guest has.
 func TestNotDumpable(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("sleep 3600000")
@@ -487,7 +489,8 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestSignals: a signal that ends a process ends the guest, whatever Go's runtime would make of it, and though the guest computes all the time.
+// TestSignals: a signal that ends a process ends the guest, whatever Go's runtime would make of it,
+// and though the guest computes all the time.
 func TestSignals(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("spin")

@@ -34,12 +34,14 @@ import (
 // listenVariable names a guest's sockets.
 const listenVariable = "MAGIKPOD_LISTEN_FDS"
 
-// firstListener is the descriptor of the first socket: 0 to 2 are the standard ones and 3 is the root directory.
+// firstListener is the descriptor of the first socket: 0 to 2 are the standard ones and 3 is the
+// root directory.
 const firstListener = 4
 
 // Config is what a [Runtime] is made from.
 type Config struct {
-	// Program is the path of magikwasm, ShimPath that of magikshim, and Cache the directory for machine code.
+	// Program is the path of magikwasm, ShimPath that of magikshim, and Cache the directory for
+	// machine code.
 	Program, ShimPath, Cache string
 	// Wasmtime is the command that runs components, a name or a path; empty: they are refused.
 	Wasmtime string
@@ -195,7 +197,8 @@ func environment(c *corev1.Container, process *specs.Process) []string {
 	return env
 }
 
-// listeners are the container's ports, in the manifest's order; one that is published more than once is one.
+// listeners are the container's ports, in the manifest's order; one that is published more than
+// once is one.
 func listeners(c *corev1.Container) []jail.Listener {
 	var list []jail.Listener
 	for _, port := range c.Ports {
@@ -237,7 +240,8 @@ func jailMounts(volumes []specs.Mount) []jail.Mount {
 	return mounts
 }
 
-// findCommand finds the module that a command names, as a shell would: a name without a slash in the directories of $PATH.
+// findCommand finds the module that a command names, as a shell would: a name without a slash in
+// the directories of $PATH.
 func (r *Runtime) findCommand(rootfs runtime.Rootfs, name, cwd string, env []string) (file string, component bool, err error) {
 	if strings.Contains(name, "/") {
 		if !path.IsAbs(name) {
@@ -280,7 +284,8 @@ func (r *Runtime) PrepareImage(ctx context.Context, image runtime.Image) error {
 	return nil
 }
 
-// Wants says whether single containers of a pod of another class are for this one: of a pod that asks for it smartly those whose command ends in .wasm.
+// Wants says whether single containers of a pod of another class are for this one: of a pod that
+// asks for it smartly those whose command ends in .wasm.
 func (r *Runtime) Wants(config runtime.ContainerConfig) bool {
 	all, some := pod.AskedWasm(config.Pod)
 	if !all && !some {
@@ -294,7 +299,8 @@ func (r *Runtime) Wants(config runtime.ContainerConfig) bool {
 	return all || strings.HasSuffix(name, ".wasm")
 }
 
-// findModule returns the path on the host of a file of an image, which is a module, or a component that can be run.
+// findModule returns the path on the host of a file of an image, which is a module, or a component
+// that can be run.
 func (r *Runtime) findModule(rootfs runtime.Rootfs, name string) (file string, component bool, err error) {
 	file, err = layertree.Of(rootfs.Dir, rootfs.Layers).Resolve(name)
 	if err != nil {

@@ -17,11 +17,13 @@ import (
 	"github.com/magikrun/magikpod/runtime/wasm/engine"
 )
 
-// sourcesDir is the directory of the cache that records where modules come from: a file by the digest of each, with the paths of those files of images that have this content. Machine code
+// sourcesDir is the directory of the cache that records where modules come from: a file by the
+// digest of each, with the paths of those files of images that have this content. Machine code
 // lives as long as one of them.
 const sourcesDir = ".sources"
 
-// maxSourcesBytes bounds such a file. A path that does not fit is not noted, and the module may be compiled again.
+// maxSourcesBytes bounds such a file. A path that does not fit is not noted, and the module may be
+// compiled again.
 const maxSourcesBytes = 1 << 20
 
 // noteSource notes where a module comes from. Nobody else may write to the notes.
@@ -61,7 +63,8 @@ func sources(name string) (files []string, err error) {
 	return files, err
 }
 
-// ForgetImages removes the machine code of modules that are in no image any more, and ends their compilations. What a container is about to start with is in its image.
+// ForgetImages removes the machine code of modules that are in no image any more, and ends their
+// compilations. What a container is about to start with is in its image.
 func (r *Runtime) ForgetImages(context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

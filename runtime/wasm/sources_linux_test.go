@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
-// TestForgetImages: machine code goes with the last image that has the module, whoever remembers it, and comes again with it.
+// TestForgetImages: machine code goes with the last image that has the module, whoever remembers
+// it, and comes again with it.
 func TestForgetImages(t *testing.T) {
 	program, err := os.Executable()
 	if err != nil {

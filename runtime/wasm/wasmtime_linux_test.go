@@ -21,8 +21,9 @@ import (
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
-// standIn is this test binary in place of wasmtime, which is in no Debian release: it runs no WebAssembly. It prints how it was called and what its jail lets it do, and then
-// does what the guest's arguments say: what it shows is the way there, exit codes and signals, not wasmtime.
+// standIn is this test binary in place of wasmtime, which is in no Debian release: it runs no
+// WebAssembly. It prints how it was called and what its jail lets it do, and then does what the
+// guest's arguments say: what it shows is the way there, exit codes and signals, not wasmtime.
 func standIn(args []string) int {
 	guest := args[slices.Index(args, "--")+1:]
 	fmt.Println("argv|" + strings.Join(args, "|"))
@@ -86,7 +87,8 @@ func component(change func(*corev1.Container)) func(*corev1.Pod) {
 	}
 }
 
-// TestComponentJail: what runs components is jailed like a module, gets what a guest must have, and its exit code is the container's.
+// TestComponentJail: what runs components is jailed like a module, gets what a guest must have, and
+// its exit code is the container's.
 func TestComponentJail(t *testing.T) {
 	w := wasmtimeWorld(t, "")
 	volume := t.TempDir()
@@ -137,7 +139,8 @@ func TestComponentStop(t *testing.T) {
 	}
 }
 
-// TestComponentDynamic: a program with a loader and libraries, as wasmtime's releases are, starts in the jail. It is no wasmtime but echo.
+// TestComponentDynamic: a program with a loader and libraries, as wasmtime's releases are, starts
+// in the jail. It is no wasmtime but echo.
 func TestComponentDynamic(t *testing.T) {
 	w := wasmtimeWorld(t, "echo")
 	state, log := w.result(component(func(c *corev1.Container) { c.Ports = []corev1.ContainerPort{{ContainerPort: 18125}} }), "hello")

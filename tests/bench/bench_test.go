@@ -128,7 +128,8 @@ const slow = 2 * time.Second
 // things are what is measured, in the order of a round.
 var things = []string{"start", "exec", "list", "down"}
 
-// TestAgainstPodman measures, and prints the table. It fails when something does not work; how quick things are is for people to judge.
+// TestAgainstPodman measures, and prints the table. It fails when something does not work; how
+// quick things are is for people to judge.
 func TestAgainstPodman(t *testing.T) {
 	host.IsInside(t, envBench, "make bench")
 	ctx := t.Context()
@@ -178,7 +179,8 @@ func measure(ctx context.Context, c contender, into map[string]times, keep bool)
 		if do == nil {
 			continue
 		}
-		// A container that has just been started needs a moment to handle SIGTERM, and what goes on in the background is nobody else's burden.
+		// A container that has just been started needs a moment to handle SIGTERM, and what goes on
+		// in the background is nobody else's burden.
 		time.Sleep(pause)
 		began := time.Now()
 		if err := do(ctx); err != nil {

@@ -34,9 +34,10 @@ const worse = 1.05
 // round is what one round has taken, by contender and thing.
 type round map[string]map[string]times
 
-// TestCompare measures two installed trees, each on a host of its own, in alternating rounds, and fails when something takes more than 5 % longer than before. What
-// counts is the median of the rounds' ratios, since how busy the computer is changes from round to round. The floor is the same on both: how far its ratio is from 1
-// says what the others are worth.
+// TestCompare measures two installed trees, each on a host of its own, in alternating rounds, and
+// fails when something takes more than 5 % longer than before. What counts is the median of the
+// rounds' ratios, since how busy the computer is changes from round to round. The floor is the same
+// on both: how far its ratio is from 1 says what the others are worth.
 func TestCompare(t *testing.T) {
 	before, now := os.Getenv(envBefore), os.Getenv(host.EnvInstall)
 	if before == "" {

@@ -1,4 +1,5 @@
-// Package bench measures magikpod against podman kube play and against the floor, on one disposable Debian 13 host in one run: `make bench`.
+// Package bench measures magikpod against podman kube play and against the floor, on one disposable
+// Debian 13 host in one run: `make bench`.
 //
 // What is measured, in alternating order, the same pod with its image present:
 //

@@ -17,7 +17,8 @@ var labels = map[string]string{
 	"down":  "stop and delete it",
 }
 
-// target is a promise: the median of slow is at least (or, negative, that of quick is at most) factor times the other's.
+// target is a promise: the median of slow is at least (or, negative, that of quick is at most)
+// factor times the other's.
 type target struct {
 	thing, quick, slow string
 	factor             float64

@@ -31,15 +31,18 @@ import (
 
 var wasmPods = flag.Int("wasm-pods", 100, "how many pods of the class pod-wasm run at once when their memory is looked at")
 
-// guests is where make bench builds the same programs as modules and as native programs, and the command of wazero.
+// guests is where make bench builds the same programs as modules and as native programs, and the
+// command of wazero.
 const guests = "../../.cache/guests"
 
-// programs are what is started: a large one in Go, whose machine code takes long to load, and a small one in C, of which little is left but what we do.
+// programs are what is started: a large one in Go, whose machine code takes long to load, and a
+// small one in C, of which little is left but what we do.
 var programs = []string{"guest", "small"}
 
-// TestWasm compares the start of a module whose machine code is in the cache, as a container of a pod that is there, with the bare command of wazero,
-// with an empty transient unit, and with the same program as a native container; all of them until the program has made a file. Then it looks at the
-// memory of pods.
+// TestWasm compares the start of a module whose machine code is in the cache, as a container of a
+// pod that is there, with the bare command of wazero, with an empty transient unit, and with the
+// same program as a native container; all of them until the program has made a file. Then it looks
+// at the memory of pods.
 func TestWasm(t *testing.T) {
 	host.IsInside(t, envBench, "make bench")
 	ctx := t.Context()
@@ -258,7 +261,8 @@ func (w *wasmBench) emptyUnit(ctx context.Context, _ string) error {
 // memory is what a pod's processes have, in KiB: private and their share (Pss).
 type memory struct{ pods, modulePrivate, modulePss, podPrivate, podPss int }
 
-// podMemory runs pods whose module sleeps and looks at the processes of all of them; the values are per pod.
+// podMemory runs pods whose module sleeps and looks at the processes of all of them; the values are
+// per pod.
 func podMemory(ctx context.Context, n int) (m memory, err error) {
 	defer func() {
 		err = errors.Join(err, command(context.WithoutCancel(ctx), "magikpodctl", "-n", "bench-memory", "delete", "--all", "--force"))

@@ -42,8 +42,9 @@ func configured(root string) (v1.Image, error) {
 	})
 }
 
-// writeArchives writes the configured image to $IMAGES as a docker archive, which names it localhost/docker:1, and as an OCI archive, which
-// names it localhost/oci:1, compressed layer and all.
+// writeArchives writes the configured image to $IMAGES as a docker archive, which names it
+// localhost/docker:1, and as an OCI archive, which names it localhost/oci:1, compressed layer and
+// all.
 func writeArchives(root string) error {
 	img, err := configured(root)
 	if err != nil {
@@ -95,7 +96,8 @@ func tarDir(w io.Writer, dir string) error {
 	return errors.Join(err, t.Close())
 }
 
-// serveRegistry starts a registry that holds library/app:1, and returns its address. It lives as long as the process.
+// serveRegistry starts a registry that holds library/app:1, and returns its address. It lives as
+// long as the process.
 func serveRegistry(root string) (string, error) {
 	img, err := configured(root)
 	if err != nil {

@@ -133,7 +133,8 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	retry(ts, patience, func() string { return lookAt(ts, args[0], args[1], args[2]) })
 }
 
-// said waits for a line of a container's log. "Running" says that the container was started, not that it has come to write something.
+// said waits for a line of a container's log. "Running" says that the container was started, not
+// that it has come to write something.
 func said(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: said POD NAME REGEXP")
@@ -149,7 +150,8 @@ func said(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// lookAt compares a value of a pod with a regular expression for the whole of it; it returns what is wrong.
+// lookAt compares a value of a pod with a regular expression for the whole of it; it returns what
+// is wrong.
 func lookAt(ts *testscript.TestScript, name, path, want string) string {
 	cmd := exec.Command("magikpodctl", "-n", ts.Getenv("NS"), "get", name, "-o", "json")
 	var problem strings.Builder
@@ -180,7 +182,8 @@ func lookAt(ts *testscript.TestScript, name, path, want string) string {
 
 var pathStep = regexp.MustCompile(`^([^.\[]+)|^\[([^\]]*)\]|^\.`)
 
-// walk follows a path such as status.conditions[Ready].status: [X] is the element of a list with the name, type or number X.
+// walk follows a path such as status.conditions[Ready].status: [X] is the element of a list with
+// the name, type or number X.
 func walk(v any, path string) any {
 	for path != "" {
 		m := pathStep.FindStringSubmatch(path)
@@ -268,7 +271,8 @@ func configure(ts *testscript.TestScript, neg bool, args []string) {
 	restartDaemon(ts)
 }
 
-// remount makes the file system of a mount point read-only (ro) or writable (rw), which it is again when the script ends.
+// remount makes the file system of a mount point read-only (ro) or writable (rw), which it is again
+// when the script ends.
 func remount(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: remount ro|rw MOUNTPOINT")

@@ -1,16 +1,20 @@
-// Package e2e tests the whole of magikpod, as users see it, on a real systemd: what `make install` installs, on a disposable host (tests/host).
+// Package e2e tests the whole of magikpod, as users see it, on a real systemd: what `make install`
+// installs, on a disposable host (tests/host).
 //
-// The test binary boots one host and runs itself again inside it; the scripts in testdata run there, next to the daemon. Those directly in
-// testdata run at the same time and keep to their own namespace ($NS, the script's name), which the harness empties in the end; those in
-// testdata/alone change the daemon's configuration, kill it or count what it has, so nothing runs beside them. After each script the harness
-// looks for what it has left in systemd, in the kernel and on disk.
+// The test binary boots one host and runs itself again inside it; the scripts in testdata run
+// there, next to the daemon. Those directly in testdata run at the same time and keep to their own
+// namespace ($NS, the script's name), which the harness empties in the end; those in testdata/alone
+// change the daemon's configuration, kill it or count what it has, so nothing runs beside them.
+// After each script the harness looks for what it has left in systemd, in the kernel and on disk.
 //
-// Scripts with a line "# over: pod-containers pod-wasm pod-microvm-containers" run over these classes, too: their manifests get the class, and for pod-wasm an
+// Scripts with a line "# over: pod-containers pod-wasm pod-microvm-containers" run over these
+// classes, too: their manifests get the class, and for pod-wasm an
 // image whose commands are WebAssembly modules. There is no exec there, and no signal is handled: [!class:pod-wasm] guards such lines, or `[class:pod-wasm]
 // stop` ends the script. In a VM the processes are not the host's: [class:pod-containers] guards lines that look for them there. Those in testdata/wasm
 // and testdata/microvm are for one class alone; [accel:kvm] and [accel:tcg] say how VMs are run.
 //
-// A script finds $MAGIKHOST_SLOWNESS (empty, but in an emulated VM), $NS, $IMAGES (archives), $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
+// A script finds $MAGIKHOST_SLOWNESS (empty, but in an emulated VM), $NS, $IMAGES (archives),
+// $REGISTRY (an address) and $BEGAN (its start, in seconds since 1970, for journalctl --since=@).
 // Beside testscript's own commands there are (commands_test.go):
 //
 //	ctl ARGS...              magikpodctl -n $NS ARGS...
@@ -28,8 +32,9 @@
 //	leaves-nothing           look for leftovers now (alone only)
 //	remount ro|rw DIR        make a file system read-only until the script ends, or writable again (alone only)
 //
-// A script may carry labels in a line "# Labels: NAME...", and $MAGIKPOD_LABEL chooses by them. kernel: what it looks at depends on the kernel more
-// than on the release of Debian, so it is worth its time in an emulated VM in CI, too.
+// A script may carry labels in a line "# Labels: NAME...", and $MAGIKPOD_LABEL chooses by them.
+// kernel: what it looks at depends on the kernel more than on the release of Debian, so it is worth
+// its time in an emulated VM in CI, too.
 //
 // Layer: none. Nothing that is shipped imports this package.
 package e2e

@@ -15,8 +15,9 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// flood opens connections to the bus and makes calls over each of them, ListPods or RunPod with a manifest of so many bytes, without ever reading an answer. It
-// says "sent" and keeps the connections until its standard input ends.
+// flood opens connections to the bus and makes calls over each of them, ListPods or RunPod with a
+// manifest of so many bytes, without ever reading an answer. It says "sent" and keeps the
+// connections until its standard input ends.
 func flood(words []string) error {
 	var n [3]int
 	for i := range n {

@@ -15,8 +15,9 @@ import (
 // envHelper makes this test binary, which is static, a program for a container: what busybox lacks.
 const envHelper = "E2E_HELPER"
 
-// help is the helper: "udp-echo ADDRESS" sends every datagram back, "hunt MARKER" is [hunt], "exec OBJECT FD FD FD" has a pod run true with
-// these descriptors, "flood CONNECTIONS CALLS BYTES" calls the daemon and reads no answer.
+// help is the helper: "udp-echo ADDRESS" sends every datagram back, "hunt MARKER" is [hunt], "exec
+// OBJECT FD FD FD" has a pod run true with these descriptors, "flood CONNECTIONS CALLS BYTES" calls
+// the daemon and reads no answer.
 func help(words []string) error {
 	switch {
 	case len(words) == 2 && words[0] == "udp-echo":

@@ -9,9 +9,12 @@ import (
 	"time"
 )
 
-// hunt looks at all processes that it sees, again and again, for a way out of the pod: a path to the file marker of the host, a program of the host that can be written to, or
-// the memory of a process with more capabilities than its own, or a file of magikpod's or of the system's that a process of either has open. What it finds is a line "found ..." of standard output, the first of its kind. A line "looked N" every second tells
-// that N processes were looked at that it has not started.
+// hunt looks at all processes that it sees, again and again, for a way out of the pod: a path to
+// the file marker of the host, a program of the host that can be written to, or the memory of a
+// process with more capabilities than its own, or a file of magikpod's or of the system's that a
+// process of either has open. What it finds is a line "found ..." of standard output, the first of
+// its kind. A line "looked N" every second tells that N processes were looked at that it has not
+// started.
 func hunt(marker string) error {
 	h := &hunter{marker: marker, found: map[string]bool{}, seen: map[string]bool{}}
 	own, err := capabilities("/proc/self")

@@ -26,7 +26,8 @@ const (
 	wasmbox = "localhost/wasmbox:1"
 )
 
-// baseConfig is the daemon's configuration where a script gives no other: backoff that a test can wait for, and a daemon that stays.
+// baseConfig is the daemon's configuration where a script gives no other: backoff that a test can
+// wait for, and a daemon that stays.
 var baseConfig = `backoffInitial: 500ms
 backoffMax: 4s
 backoffReset: 10m
@@ -75,7 +76,8 @@ func prepare(ctx context.Context) error {
 	return prepareModules(ctx)
 }
 
-// writeModules writes the image of the class pod-wasm, from the guests that make guests has built, and copies them to $IMAGES.
+// writeModules writes the image of the class pod-wasm, from the guests that make guests has built,
+// and copies them to $IMAGES.
 func writeModules(f *os.File) error {
 	guests := map[string][]byte{}
 	for _, name := range []string{"busybox", "guest", "preview1", "small"} {
@@ -120,7 +122,8 @@ func prepareModules(ctx context.Context) error {
 	return nil
 }
 
-// compileModules runs the modules of wasmbox that scripts run, once: in an emulated VM compiling them takes minutes, which no script waits for.
+// compileModules runs the modules of wasmbox that scripts run, once: in an emulated VM compiling
+// them takes minutes, which no script waits for.
 var compileModules = sync.OnceValue(func() error {
 	if os.Getenv("MAGIKPOD_VM") == "" {
 		return nil

@@ -51,7 +51,8 @@ func TestWasmAlone(t *testing.T) {
 	run(t, modules, "testdata/alone/*.txtar", true)
 }
 
-// needModules has the modules compiled, unless only scripts of a label run, which have small modules or none.
+// needModules has the modules compiled, unless only scripts of a label run, which have small
+// modules or none.
 func needModules(t *testing.T) {
 	t.Helper()
 	if os.Getenv("MAGIKPOD_LABEL") != "" {
@@ -130,7 +131,8 @@ func forModules(manifest string) string {
 // forVMs gives each pod of a manifest the class.
 func forVMs(manifest string) string { return ofClass(manifest, pod.ClassMicroVM) }
 
-// patient gives the probes of a manifest time: on a busy host, and in an emulated VM, a command takes a second, which is what they have by default.
+// patient gives the probes of a manifest time: on a busy host, and in an emulated VM, a command
+// takes a second, which is what they have by default.
 func patient(manifest string) string {
 	var b strings.Builder
 	for line := range strings.Lines(manifest) {
@@ -256,7 +258,8 @@ func setup(e *testscript.Env, c class, alone bool) error {
 	return nil
 }
 
-// written is the end of what the pods of a namespace have written since a time, and what the daemon says of them.
+// written is the end of what the pods of a namespace have written since a time, and what the daemon
+// says of them.
 func written(ns, began string) []byte {
 	out, err := exec.Command("journalctl", "--quiet", "--no-pager", "--output=short-precise", "--lines=200", "--since=@"+began, "MAGIKPOD_NAMESPACE="+ns).CombinedOutput()
 	if err != nil {
@@ -265,7 +268,8 @@ func written(ns, began string) []byte {
 	return out
 }
 
-// adaptFiles makes the manifests of a script, which are in dir, patient, and those of the class, unless they name one.
+// adaptFiles makes the manifests of a script, which are in dir, patient, and those of the class,
+// unless they name one.
 func (c class) adaptFiles(dir string) error {
 	for _, pattern := range []string{"*.yaml", "*.json"} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))

@@ -17,10 +17,12 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// settle is how long leftovers may still be going away: systemd forgets units, and the kernel cgroups and links, a while after their end.
+// settle is how long leftovers may still be going away: systemd forgets units, and the kernel
+// cgroups and links, a while after their end.
 var settle = host.Patience(10 * time.Second)
 
-// world lists what pods make in systemd, in the kernel and on disk, one thing a line. The slice of a namespace is no leftover: it may carry limits.
+// world lists what pods make in systemd, in the kernel and on disk, one thing a line. The slice of
+// a namespace is no leftover: it may carry limits.
 func world() ([]string, error) {
 	var lines []string
 	for _, look := range []func() ([]string, error){units, mounts, network, cgroups, processes, files} {
@@ -69,7 +71,8 @@ func mounts() ([]string, error) {
 	return lines, nil
 }
 
-// ofPods leaves out what magikpod's own table has without pods: of that one only the elements of its maps count.
+// ofPods leaves out what magikpod's own table has without pods: of that one only the elements of
+// its maps count.
 func ofPods(rules []string) []string {
 	var kept []string
 	own, elements := false, false
@@ -88,7 +91,8 @@ func ofPods(rules []string) []string {
 	return kept
 }
 
-// network lists links and firewall rules. The bridge and the rules that all pods share go some time after the last pod.
+// network lists links and firewall rules. The bridge and the rules that all pods share go some time
+// after the last pod.
 func network() ([]string, error) {
 	links, err := output("link", "ip", "-o", "link", "show")
 	if err != nil {
@@ -109,7 +113,8 @@ func cgroups() ([]string, error) {
 	}, "cgroup")
 }
 
-// processes lists those of pods, and the namespaces that the daemon holds open: both keep a pod's namespaces alive.
+// processes lists those of pods, and the namespaces that the daemon holds open: both keep a pod's
+// namespaces alive.
 func processes() ([]string, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/comm")
 	var lines []string
@@ -146,7 +151,8 @@ func files() ([]string, error) {
 	var lines []string
 	for _, dir := range []string{"/run/magikpod", "/var/lib/magikpod", "/run/crun", "/run/runc", "/var/log/pods"} {
 		more, err := find(dir, func(path string, _ fs.DirEntry) bool {
-			// One directory for each OCI runtime, in which crun keeps seccomp filters that it has compiled.
+			// One directory for each OCI runtime, in which crun keeps seccomp filters that it has
+			// compiled.
 			return !strings.HasPrefix(path, "/var/lib/magikpod/images/") && !strings.HasPrefix(path, "/var/lib/magikpod/wasm") &&
 				!strings.HasPrefix(path, "/var/lib/magikpod/microvm") && filepath.Dir(path) != "/run/magikpod/runtime" &&
 				!strings.HasPrefix(path, "/run/magikpod/runtime/crun/.cache")
@@ -174,7 +180,8 @@ func find(dir string, keep func(string, fs.DirEntry) bool, word string) ([]strin
 	return lines, err
 }
 
-// leftovers compares the world with what it was, until it is the same or has had its time; "" when nothing is left and nothing is missing.
+// leftovers compares the world with what it was, until it is the same or has had its time; "" when
+// nothing is left and nothing is missing.
 func leftovers(look func() ([]string, error), before []string) (string, error) {
 	var diff string
 	for deadline := time.Now().Add(settle); ; time.Sleep(100 * time.Millisecond) {

@@ -12,7 +12,8 @@ import (
 	"syscall"
 )
 
-// runDir holds a directory for each host: its lock, which the owner holds as long as it lives, its seed, and in the file "cgroup" the path of its cgroup.
+// runDir holds a directory for each host: its lock, which the owner holds as long as it lives, its
+// seed, and in the file "cgroup" the path of its cgroup.
 const runDir = "/run/magikhost"
 
 // claim makes a name and a locked directory for a new host.
@@ -86,8 +87,8 @@ func sweepOne(dir string) error {
 	return os.RemoveAll(dir) // its mounts were in a namespace that is gone
 }
 
-// lockRunDir makes runDir and keeps others from adding to it, sweeping it or removing it until the returned function is called, which removes it
-// when it is empty.
+// lockRunDir makes runDir and keeps others from adding to it, sweeping it or removing it until the
+// returned function is called, which removes it when it is empty.
 func lockRunDir() (unlock func(), err error) {
 	for {
 		if err := os.MkdirAll(runDir, 0o755); err != nil {

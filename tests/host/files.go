@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Push copies a file of the build host into the host, with the given mode; missing directories are made, a file of that name is replaced.
+// Push copies a file of the build host into the host, with the given mode; missing directories are
+// made, a file of that name is replaced.
 func (h *Host) Push(local, remote string, mode os.FileMode) error {
 	src, err := os.Open(local)
 	if err != nil {
@@ -101,7 +102,8 @@ func (h *Host) mkdirAll(dir string) error {
 	return nil
 }
 
-// open opens a path below the host's root. An absolute symlink on the way must be resolved there and not on the build host: hence openat2(2).
+// open opens a path below the host's root. An absolute symlink on the way must be resolved there
+// and not on the build host: hence openat2(2).
 func (h *Host) open(path string, flags int, mode uint64) (*os.File, error) {
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", h.leader), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

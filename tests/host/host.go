@@ -17,11 +17,14 @@ import (
 
 // Options say what to boot. The zero value boots the build host's own root.
 type Options struct {
-	// Root is the directory of the root file system; empty for the build host's own. It is never written to.
+	// Root is the directory of the root file system; empty for the build host's own. It is never
+	// written to.
 	Root string
-	// Install is a directory that `make install DESTDIR=` has filled; it is laid over the root. Empty: none.
+	// Install is a directory that `make install DESTDIR=` has filled; it is laid over the root.
+	// Empty: none.
 	Install string
-	// Binds are directories or files of the build host to mount in the host, writable: SOURCE or SOURCE:DESTINATION, as for systemd-nspawn --bind.
+	// Binds are directories or files of the build host to mount in the host, writable: SOURCE or
+	// SOURCE:DESTINATION, as for systemd-nspawn --bind.
 	Binds []string
 	// BootTimeout is how long the host may take to boot; 0 stands for 90 seconds.
 	BootTimeout time.Duration
@@ -43,8 +46,8 @@ type Host struct {
 	closeErr  error
 }
 
-// Boot starts a host and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it.
-// Leftovers of hosts whose owners have died are removed first.
+// Boot starts a host and returns when it has booted completely (`systemctl is-system-running` says
+// running). The caller must Close it. Leftovers of hosts whose owners have died are removed first.
 func Boot(ctx context.Context, opts Options) (*Host, error) {
 	if err := Check(); err != nil {
 		return nil, err
@@ -97,8 +100,9 @@ func (h *Host) boot(ctx context.Context, opts Options) error {
 	return nil
 }
 
-// start launches systemd-nspawn and what guards it, and sets h.cgroup. The thread that starts the process must live as long as the host does, because
-// PR_SET_PDEATHSIG is tied to the thread: hence a goroutine of its own, locked to its thread.
+// start launches systemd-nspawn and what guards it, and sets h.cgroup. The thread that starts the
+// process must live as long as the host does, because PR_SET_PDEATHSIG is tied to the thread: hence
+// a goroutine of its own, locked to its thread.
 func (h *Host) start(opts Options) error {
 	argv, env, err := commandLine(h, opts)
 	if err != nil {
@@ -125,7 +129,8 @@ func (h *Host) start(opts Options) error {
 	return <-started
 }
 
-// placeAndStart starts cmd in the cgroup of the host. Where systemd is PID 1, cmd is systemd-run, which makes a scope.
+// placeAndStart starts cmd in the cgroup of the host. Where systemd is PID 1, cmd is systemd-run,
+// which makes a scope.
 func (h *Host) placeAndStart(cmd *exec.Cmd) error {
 	if systemdBooted() {
 		if err := cmd.Start(); err != nil {
@@ -151,7 +156,8 @@ func (h *Host) placeAndStart(cmd *exec.Cmd) error {
 	return nil
 }
 
-// Close kills everything in the host and removes all that is left of it. It may be called more than once.
+// Close kills everything in the host and removes all that is left of it. It may be called more than
+// once.
 func (h *Host) Close() error {
 	h.closeOnce.Do(func() {
 		h.closeErr = h.remove()
@@ -187,7 +193,8 @@ func (h *Host) remove() error {
 // Name is the machine name of the host: unique, and its hostname.
 func (h *Host) Name() string { return h.name }
 
-// PID is the process ID of the host's systemd as seen from this process. /proc/PID/root is the host's root.
+// PID is the process ID of the host's systemd as seen from this process. /proc/PID/root is the
+// host's root.
 func (h *Host) PID() int { return h.leader }
 
 // Console returns the last part (at most 64 KiB) of what the host has written to its console.

@@ -17,7 +17,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// helperEnv makes this test binary a program that boots a host, prints its name and PID, and waits to be killed.
+// helperEnv makes this test binary a program that boots a host, prints its name and PID, and waits
+// to be killed.
 const helperEnv = "MAGIKHOST_TEST_HELPER"
 
 func TestMain(m *testing.M) {
@@ -155,7 +156,8 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestFilesFollowSymlinksInTheHost: an absolute symlink leads to the host's file, not to the build host's.
+// TestFilesFollowSymlinksInTheHost: an absolute symlink leads to the host's file, not to the build
+// host's.
 func TestFilesFollowSymlinksInTheHost(t *testing.T) {
 	h := host.ForTest(t)
 	if _, err := h.Output(t.Context(), "ln", "-sfn", "/etc", "/opt/link"); err != nil {
@@ -186,7 +188,8 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// TestInstallAndTwoHosts: an installed tree is there from the start of the boot, and hosts know nothing of one another.
+// TestInstallAndTwoHosts: an installed tree is there from the start of the boot, and hosts know
+// nothing of one another.
 func TestInstallAndTwoHosts(t *testing.T) {
 	first := host.ForTest(t)
 	tree := t.TempDir()

@@ -19,9 +19,11 @@ import (
 // inside is the value that the variable of [Inside] has in the host.
 const inside = "inside"
 
-// Inside is the body of a TestMain for tests that run inside a host, where everything is at hand without going through this package: with the
-// variable env set, the test binary boots one host from what the environment names, runs itself again in it, with the same arguments, and throws
-// the host away. In the host prepare is called before the tests. Without the variable the tests run here, and skip themselves: see [IsInside].
+// Inside is the body of a TestMain for tests that run inside a host, where everything is at hand
+// without going through this package: with the variable env set, the test binary boots one host
+// from what the environment names, runs itself again in it, with the same arguments, and throws the
+// host away. In the host prepare is called before the tests. Without the variable the tests run
+// here, and skip themselves: see [IsInside].
 //
 // The source tree is mounted in the host at its place, writable.
 func Inside(m *testing.M, env string, prepare func(context.Context) error) {
@@ -103,7 +105,8 @@ func runInside(ctx context.Context, env string) (int, error) {
 // codeFile is where the exit status of the tests is in the host.
 const codeFile = "/run/magikhost-code"
 
-// awaitCode returns the exit status of the tests. They are waited for over the host's bus, which a test may kill: then systemd-run is gone, and they still run.
+// awaitCode returns the exit status of the tests. They are waited for over the host's bus, which a
+// test may kill: then systemd-run is gone, and they still run.
 func (h *Host) awaitCode(ctx context.Context, unit string) (int, error) {
 	for {
 		state, err := h.enter(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit).CombinedOutput()

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// DialJournal connects to the journal of the host that the test runs on, as a program of root's. It skips the test where there is none.
+// DialJournal connects to the journal of the host that the test runs on, as a program of root's. It
+// skips the test where there is none.
 func DialJournal(tb testing.TB) net.Conn {
 	tb.Helper()
 	if os.Getuid() != 0 {

@@ -12,12 +12,15 @@ import (
 	"time"
 )
 
-// wrapper runs as PID 1 of the outer PID namespace, in a private mount namespace, with the host's directory, the root and the installed tree ("" for
-// none) as $1, $2 and $3 and the rest of nspawn's command line after them. It puts the root together: an overlay of the given root and of a layer in
-// memory, which takes what the host writes and begins with the installed tree and with the seed (seed.go). They are copied because layers of an
-// overlay must not lie inside one another, and both may lie inside the root.
+// wrapper runs as PID 1 of the outer PID namespace, in a private mount namespace, with the host's
+// directory, the root and the installed tree ("" for none) as $1, $2 and $3 and the rest of
+// nspawn's command line after them. It puts the root together: an overlay of the given root and of
+// a layer in memory, which takes what the host writes and begins with the installed tree and with
+// the seed (seed.go). They are copied because layers of an overlay must not lie inside one another,
+// and both may lie inside the root.
 //
-// It must not exec nspawn, which is not made to be PID 1. nspawn keeps notes in /run/systemd/nspawn which it would leave behind when killed: they go to a tmpfs.
+// It must not exec nspawn, which is not made to be PID 1. nspawn keeps notes in /run/systemd/nspawn
+// which it would leave behind when killed: they go to a tmpfs.
 const wrapper = `set -eu
 dir=$1 root=$2 install=$3
 shift 3
@@ -64,7 +67,8 @@ func commandLine(h *Host, opts Options) (argv, env []string, err error) {
 		"--quiet", "--boot", "--register=no", "--keep-unit", "--private-network", "--capability=all", "--console=pipe",
 		"--machine="+h.name, "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--notify-ready=yes",
 		"--tmpfs=/var/lib/magikpod:mode=0755", "--tmpfs=/var/lib/containers:mode=0755")
-	// Overlays of an image store or of containers cannot have their upper directories on an overlay: hence the two tmpfs.
+	// Overlays of an image store or of containers cannot have their upper directories on an
+	// overlay: hence the two tmpfs.
 	for _, device := range []string{"/dev/net/tun", "/dev/fuse", "/dev/kvm"} {
 		if _, err := os.Stat(device); err == nil {
 			argv = append(argv, "--bind="+device)

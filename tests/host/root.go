@@ -16,7 +16,8 @@ import (
 	"syscall"
 )
 
-// trixiePackages are what the Debian 13 root has beyond mmdebstrap's minbase: what magikpod needs, podman for the benchmarks, and tools that tests use.
+// trixiePackages are what the Debian 13 root has beyond mmdebstrap's minbase: what magikpod needs,
+// podman for the benchmarks, and tools that tests use.
 var trixiePackages = []string{
 	"systemd", "systemd-sysv", "dbus", "polkitd", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static", "netcat-openbsd",
 	"podman", "catatonit", "netavark", "aardvark-dns", "passt", "systemd-container",
@@ -29,7 +30,8 @@ var trixiePackages = []string{
 //go:embed trixie-setup.sh
 var trixieSetup string
 
-// FindRoot returns the directory of the named root: "" for the build host's own, the cached one for "trixie", else the name itself, a directory.
+// FindRoot returns the directory of the named root: "" for the build host's own, the cached one for
+// "trixie", else the name itself, a directory.
 func FindRoot(name string) (string, error) {
 	if name != "trixie" {
 		return name, nil
@@ -44,8 +46,9 @@ func FindRoot(name string) (string, error) {
 	return dir, nil
 }
 
-// BuildTrixie makes the Debian 13 root in the cache unless it is there, and returns its directory. What it is made from is part of its name, so
-// that a change builds a new one; older ones are removed. Its text goes to standard error.
+// BuildTrixie makes the Debian 13 root in the cache unless it is there, and returns its directory.
+// What it is made from is part of its name, so that a change builds a new one; older ones are
+// removed. Its text goes to standard error.
 func BuildTrixie(ctx context.Context) (string, error) {
 	dir, err := trixieDir()
 	if err != nil {
@@ -77,8 +80,10 @@ func installVsockDevice(ctx context.Context, root string) error {
 	return nil
 }
 
-// Cached has build make the directory dir, KIND-DIGEST with a digest of 12 hexadecimal digits, under another name that is given to it, unless dir is there.
-// Siblings of its kind are of older versions, or what an interrupted build has left, and are removed; others stay, also those that begin alike.
+// Cached has build make the directory dir, KIND-DIGEST with a digest of 12 hexadecimal digits,
+// under another name that is given to it, unless dir is there. Siblings of its kind are of older
+// versions, or what an interrupted build has left, and are removed; others stay, also those that
+// begin alike.
 func Cached(dir string, build func(building string) error) error {
 	cache := filepath.Dir(dir)
 	if err := os.MkdirAll(cache, 0o755); err != nil {
@@ -119,15 +124,17 @@ func Cached(dir string, build func(building string) error) error {
 // cachedName has the kind, and what a build in progress adds to its name.
 var cachedName = regexp.MustCompile(`^([a-z]+)-[0-9a-f]{12}(\..*)?$`)
 
-// Debootstrap makes a Debian 13 root in dir from minbase and the packages, which come from where the build host has its own; setup is a shell script that
-// finishes it, $1 its directory. Its text goes to standard error.
+// Debootstrap makes a Debian 13 root in dir from minbase and the packages, which come from where
+// the build host has its own; setup is a shell script that finishes it, $1 its directory. Its text
+// goes to standard error.
 func Debootstrap(ctx context.Context, dir string, packages []string, setup string) error {
 	sources, err := debianSources(ctx, "trixie")
 	if err != nil {
 		return err
 	}
-	// mmdebstrap mounts /proc and others in the root it builds: in namespaces of its own they go with it, however it ends, and are never in
-	// the way of RemoveAll here. It hands its root to a hook as $1.
+	// mmdebstrap mounts /proc and others in the root it builds: in namespaces of its own they go
+	// with it, however it ends, and are never in the way of RemoveAll here. It hands its root to a
+	// hook as $1.
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
 		"mmdebstrap", "--mode=root", "--variant=minbase", "--include="+strings.Join(packages, ","),
 		"--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",

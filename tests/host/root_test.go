@@ -51,7 +51,8 @@ func TestCachedKeepsOthers(t *testing.T) {
 	}
 }
 
-// Debian comes from where the build host's own apt has it, in whatever form that is written; other vendors' archives and Debian's other ones are no places for it.
+// Debian comes from where the build host's own apt has it, in whatever form that is written; other
+// vendors' archives and Debian's other ones are no places for it.
 func TestDebianSources(t *testing.T) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		t.Skip("needs apt-get: this is not a Debian system")

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// Result is what a finished command has said. A process killed by signal N has Code 128+N, as in a shell.
+// Result is what a finished command has said. A process killed by signal N has Code 128+N, as in a
+// shell.
 type Result struct {
 	Stdout, Stderr string
 	Code           int
@@ -44,7 +45,8 @@ type Process struct {
 // commands numbers the units of the commands of this process.
 var commands atomic.Uint64
 
-// enter is a command in the host's namespaces but in none of its units: only for what asks PID 1 something.
+// enter is a command in the host's namespaces but in none of its units: only for what asks PID 1
+// something.
 func (h *Host) enter(ctx context.Context, argv ...string) *exec.Cmd {
 	args := append([]string{"--target", strconv.Itoa(h.leader), "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--"}, argv...)
 	cmd := exec.CommandContext(ctx, "nsenter", args...)
@@ -53,7 +55,8 @@ func (h *Host) enter(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// Run runs a command in a transient unit of the host and waits for it. A command that fails is no error: see Result.Code.
+// Run runs a command in a transient unit of the host and waits for it. A command that fails is no
+// error: see Result.Code.
 func (h *Host) Run(ctx context.Context, argv ...string) (Result, error) {
 	var stdout, stderr bytes.Buffer
 	p, err := h.Start(ctx, Command{Argv: argv, Stdout: &stdout, Stderr: &stderr})
@@ -64,7 +67,8 @@ func (h *Host) Run(ctx context.Context, argv ...string) (Result, error) {
 	return Result{Stdout: stdout.String(), Stderr: stderr.String(), Code: code}, err
 }
 
-// Output is Run for commands that must succeed: it returns the standard output, or an error that carries what the command said.
+// Output is Run for commands that must succeed: it returns the standard output, or an error that
+// carries what the command said.
 func (h *Host) Output(ctx context.Context, argv ...string) (string, error) {
 	r, err := h.Run(ctx, argv...)
 	if err != nil {
@@ -76,7 +80,8 @@ func (h *Host) Output(ctx context.Context, argv ...string) (string, error) {
 	return r.Stdout, nil
 }
 
-// Start starts a command in a transient unit of the host. When ctx ends, so does the unit. The caller must Wait.
+// Start starts a command in a transient unit of the host. When ctx ends, so does the unit. The
+// caller must Wait.
 func (h *Host) Start(ctx context.Context, c Command) (*Process, error) {
 	if len(c.Argv) == 0 {
 		return nil, errors.New("cannot start a command in a host: it is empty")
@@ -139,7 +144,8 @@ func (p *Process) Signal(ctx context.Context, sig syscall.Signal) error {
 	return nil
 }
 
-// Journal returns the lines of the host's journal since its boot that match, in the format of `journalctl -o short-precise`; args are further arguments of journalctl.
+// Journal returns the lines of the host's journal since its boot that match, in the format of
+// `journalctl -o short-precise`; args are further arguments of journalctl.
 func (h *Host) Journal(ctx context.Context, args ...string) (string, error) {
 	out, err := h.enter(ctx, append([]string{"journalctl", "--boot", "--no-pager", "--quiet", "--output=short-precise"}, args...)...).Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && len(exit.Stderr) == 0 && len(out) == 0 {

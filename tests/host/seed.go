@@ -10,14 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hidden are directories of the root that the host sees empty: what the build host's administrator or its packages have enabled there is no part of a test.
-// Vendor units in /usr/lib/systemd/system stay, and units that a test enables are added on top.
+// hidden are directories of the root that the host sees empty: what the build host's administrator
+// or its packages have enabled there is no part of a test. Vendor units in /usr/lib/systemd/system
+// stay, and units that a test enables are added on top.
 var hidden = []string{
 	"etc/systemd/system", "etc/magikpod", "etc/cni", "var/lib/systemd/linger",
 	"etc/rc0.d", "etc/rc1.d", "etc/rc2.d", "etc/rc3.d", "etc/rc4.d", "etc/rc5.d", "etc/rc6.d", "etc/rcS.d",
 }
 
-// masked are units that fail in a container, are slow, or would change the computer below: the sysctls and modules of the kernel are shared with it.
+// masked are units that fail in a container, are slow, or would change the computer below: the
+// sysctls and modules of the kernel are shared with it.
 var masked = []string{
 	"console-getty.service", "getty.target", "e2scrub_reap.service", "systemd-sysctl.service", "systemd-modules-load.service",
 	"systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket",
@@ -54,7 +56,8 @@ func writeSeed(dir, name string) error {
 	return writeIdentity(dir, name)
 }
 
-// writeIdentity gives the host a machine ID and a name of its own. (A missing ID would make systemd take this for a first boot.)
+// writeIdentity gives the host a machine ID and a name of its own. (A missing ID would make systemd
+// take this for a first boot.)
 func writeIdentity(dir, name string) error {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails

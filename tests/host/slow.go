@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// EnvSlowness is how many times longer than usual things may take where the tests run, as in an emulated VM (tests/vm); empty stands for 1.
+// EnvSlowness is how many times longer than usual things may take where the tests run, as in an
+// emulated VM (tests/vm); empty stands for 1.
 const EnvSlowness = "MAGIKHOST_SLOWNESS"
 
 // Patience is how long to wait for what takes at most d on a usual computer.

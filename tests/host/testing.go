@@ -10,7 +10,8 @@ import (
 
 // The environment of tests that boot hosts.
 const (
-	// EnvRoot names the root to boot: empty for the build host's own, "trixie" for the one of `make root-trixie`, or a directory.
+	// EnvRoot names the root to boot: empty for the build host's own, "trixie" for the one of `make
+	// root-trixie`, or a directory.
 	EnvRoot = "MAGIKHOST_ROOT"
 	// EnvInstall names a directory that `make install DESTDIR=` has filled.
 	EnvInstall = "MAGIKHOST_INSTALL"
@@ -22,8 +23,9 @@ var shared struct {
 	err  error
 }
 
-// ForTest returns the host that all tests of the package share, booted at the first call from what the environment names. It skips the test,
-// with the reason and the remedy, where hosts cannot be booted. A package that uses it has a TestMain that calls [Main].
+// ForTest returns the host that all tests of the package share, booted at the first call from what
+// the environment names. It skips the test, with the reason and the remedy, where hosts cannot be
+// booted. A package that uses it has a TestMain that calls [Main].
 func ForTest(tb testing.TB) *Host {
 	tb.Helper()
 	if err := Check(); err != nil {

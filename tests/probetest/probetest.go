@@ -65,7 +65,8 @@ func server(release <-chan struct{}) http.Handler {
 	return mux
 }
 
-// Run has ask make every probe of the table, and compares the verdicts. listen listens on a port of 127.0.0.1, as the probes see it.
+// Run has ask make every probe of the table, and compares the verdicts. listen listens on a port of
+// 127.0.0.1, as the probes see it.
 func Run(t *testing.T, listen func(t *testing.T) net.Listener, ask func(t *testing.T, p probe.Probe) (ok bool, message string, err error)) {
 	release := make(chan struct{})
 	serve := func(start func(*httptest.Server)) int {

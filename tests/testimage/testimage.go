@@ -1,4 +1,5 @@
-// Package testimage makes images for tests, as plain root tars for `magikpodctl image load`, with no registry.
+// Package testimage makes images for tests, as plain root tars for `magikpodctl image load`, with
+// no registry.
 //
 // Layer: none. Nothing that is shipped imports this package.
 package testimage
@@ -18,8 +19,9 @@ import (
 // busyboxPath is where Debian's package busybox-static puts the program.
 const busyboxPath = "/bin/busybox"
 
-// Busybox writes a root file system with a static busybox, a link for each of its applets in /bin, users root and "app" (1000, supplementary
-// group 2000 "extra"), and a world-writable /tmp. The same busybox gives the same bytes.
+// Busybox writes a root file system with a static busybox, a link for each of its applets in /bin,
+// users root and "app" (1000, supplementary group 2000 "extra"), and a world-writable /tmp. The
+// same busybox gives the same bytes.
 func Busybox(w io.Writer) error {
 	program, err := os.ReadFile(busyboxPath)
 	if err != nil {

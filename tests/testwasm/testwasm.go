@@ -107,8 +107,9 @@ func Build(dir string) error {
 // Applets are the commands of the busybox module.
 var Applets = strings.Fields("sh true false echo env uptime sleep usleep seq cat wc touch rm mkdir ln ls httpd")
 
-// Image writes a root file system like testimage's, with the busybox module, a link for each of its commands in /bin, a file /etc/passwd and a world-writable /tmp. More files
-// (name, content) go to the root.
+// Image writes a root file system like testimage's, with the busybox module, a link for each of its
+// commands in /bin, a file /etc/passwd and a world-writable /tmp. More files (name, content) go to
+// the root.
 func Image(w io.Writer, busybox []byte, more map[string][]byte) error {
 	t := tar.NewWriter(w)
 	var errs []error
@@ -139,7 +140,8 @@ func Image(w io.Writer, busybox []byte, more map[string][]byte) error {
 // section makes a section of a module.
 func section(id byte, body ...byte) []byte { return append([]byte{id, byte(len(body))}, body...) }
 
-// Blocks returns a module whose function is n nested blocks: a few bytes when it is packed, and as many seconds of compilation as one likes.
+// Blocks returns a module whose function is n nested blocks: a few bytes when it is packed, and as
+// many seconds of compilation as one likes.
 func Blocks(n int) []byte {
 	module := []byte("\x00asm\x01\x00\x00\x00")
 	module = append(module, section(1, 1, 0x60, 0, 0)...)
@@ -158,8 +160,8 @@ func Extra(module []byte, text string) []byte {
 
 func name(text string) []byte { return append([]byte{byte(len(text))}, text...) }
 
-// Function returns a module that exports one function of the given name, without parameters and results, with these instructions, and one page of
-// memory.
+// Function returns a module that exports one function of the given name, without parameters and
+// results, with these instructions, and one page of memory.
 func Function(export string, code ...byte) []byte {
 	module := []byte("\x00asm\x01\x00\x00\x00")
 	module = append(module, section(1, 1, 0x60, 0, 0)...) // type: () -> ()
@@ -178,7 +180,8 @@ func Trap() []byte { return Function("_start", 0x00) }
 // Component returns the smallest component: the header alone.
 func Component() []byte { return []byte("\x00asm\x0d\x00\x01\x00") }
 
-// Command returns a component that is a command of WASI 0.2: it exports wasi:cli/run, which does nothing and says that all went well, or that it did not. (Component-model, Binary.md.)
+// Command returns a component that is a command of WASI 0.2: it exports wasi:cli/run, which does
+// nothing and says that all went well, or that it did not. (Component-model, Binary.md.)
 func Command(ok bool) []byte {
 	result := byte(1) // result<_, _>: 0 is ok
 	if ok {

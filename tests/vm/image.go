@@ -17,7 +17,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// packages are what the root has beyond minbase: what magikpod needs, the kernel, QEMU for here and for VMs in the VM, and tools of tests.
+// packages are what the root has beyond minbase: what magikpod needs, the kernel, QEMU for here and
+// for VMs in the VM, and tools of tests.
 var packages = []string{
 	"systemd", "systemd-sysv", "dbus", "polkitd", "udev", "kmod", "crun", "runc", "nftables", "iproute2", "procps", "curl", "ca-certificates", "busybox-static",
 	"netcat-openbsd", "conntrack", "linux-image-cloud-amd64", "qemu-system-x86", "virtiofsd", "erofs-utils", "e2fsprogs",
@@ -41,8 +42,8 @@ func (i Image) erofs() string   { return filepath.Join(i.dir, "root.erofs") }
 func (i Image) kernel() string  { return filepath.Join(i.dir, "vmlinux") }
 func (i Image) modules() string { return filepath.Join(i.dir, "modules") }
 
-// BuildImage makes the image unless it is in the cache (.cache of the source tree). What it is made from is part of its name, so that a change builds a
-// new one.
+// BuildImage makes the image unless it is in the cache (.cache of the source tree). What it is made
+// from is part of its name, so that a change builds a new one.
 func BuildImage(ctx context.Context) (Image, error) {
 	tree, err := host.SourceTree()
 	if err != nil {
@@ -88,7 +89,8 @@ func (i Image) command(ctx context.Context, program string, args ...string) *exe
 	return cmd
 }
 
-// unpackKernel takes the kernel out of its self-extracting file: emulated, it would unpack itself for seconds, each time.
+// unpackKernel takes the kernel out of its self-extracting file: emulated, it would unpack itself
+// for seconds, each time.
 func (i Image) unpackKernel() error {
 	path, err := one(filepath.Join(i.root(), "boot/vmlinuz-*"))
 	if err != nil {
@@ -168,7 +170,8 @@ func (i Image) MakeDisk(ctx context.Context, path string) error {
 	return nil
 }
 
-// CheckDisk is fsck of an image that no VM uses: an error when its file system is damaged beyond what its journal mends.
+// CheckDisk is fsck of an image that no VM uses: an error when its file system is damaged beyond
+// what its journal mends.
 func (i Image) CheckDisk(ctx context.Context, path string) error {
 	// 1: errors corrected, as those of the journal.
 	out, err := i.command(ctx, "usr/sbin/e2fsck", "-p", "-f", path).CombinedOutput()

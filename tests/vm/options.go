@@ -16,19 +16,22 @@ const (
 	// EnvCPUs and EnvMemory are the number of CPUs (2) and the memory in MiB (4096).
 	EnvCPUs   = "MAGIKVM_CPUS"
 	EnvMemory = "MAGIKVM_MEMORY"
-	// EnvPlain, when it is not empty, makes every VM boot, instead of being restored from a saved state where that is possible.
+	// EnvPlain, when it is not empty, makes every VM boot, instead of being restored from a saved
+	// state where that is possible.
 	EnvPlain = "MAGIKVM_PLAIN"
 )
 
 // Options say what to boot. The zero value boots the bare image.
 type Options struct {
-	// Install is a directory that `make install DESTDIR=` has filled; it is laid over the root. Empty: none.
+	// Install is a directory that `make install DESTDIR=` has filled; it is laid over the root.
+	// Empty: none.
 	Install string
 	// Enable starts the daemon at boot, as `systemctl enable magikpodd.service` does.
 	Enable bool
 	// Files are laid over the root too.
 	Files []File
-	// Disk is a raw image with ext4 (see [Image.MakeDisk]) that holds /var/lib/magikpod and /etc/magikpod. Empty: they are in memory.
+	// Disk is a raw image with ext4 (see [Image.MakeDisk]) that holds /var/lib/magikpod and
+	// /etc/magikpod. Empty: they are in memory.
 	Disk string
 	// BootTimeout is how long the VM may take to boot; 0 stands for a minute, times [Slowness].
 	BootTimeout time.Duration
@@ -41,8 +44,9 @@ type File struct {
 	Local, Guest string
 }
 
-// Slowness is what tests in a VM multiply their patience by. It is less than how much slower a process is there: a test that waits is patient
-// enough for a busy host, and most of what it waits for is not computing.
+// Slowness is what tests in a VM multiply their patience by. It is less than how much slower a
+// process is there: a test that waits is patient enough for a busy host, and most of what it waits
+// for is not computing.
 func Slowness() int {
 	if host.Accel() == "kvm" {
 		return 2
@@ -53,7 +57,8 @@ func Slowness() int {
 // slownessEnv is what every command in a VM gets.
 func slownessEnv() string { return host.EnvSlowness + "=" + strconv.Itoa(Slowness()) }
 
-// arguments are those of QEMU. Its files: 1 is the console, 3 the initrd, 4 the control port, 5 the payload, 6 the monitor.
+// arguments are those of QEMU. Its files: 1 is the console, 3 the initrd, 4 the control port, 5 the
+// payload, 6 the monitor.
 func arguments(i Image, opts Options) []string {
 	cpu := "max"
 	if host.Accel() == "kvm" {

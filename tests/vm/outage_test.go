@@ -151,8 +151,9 @@ func TestReboot(t *testing.T) {
 	check()
 }
 
-// TestPowerCut takes the power away in the middle of things: while the next pod is made when there are three, while the next is deleted when one is gone, while
-// an image is loaded when that has worked once.
+// TestPowerCut takes the power away in the middle of things: while the next pod is made when there
+// are three, while the next is deleted when one is gone, while an image is loaded when that has
+// worked once.
 func TestPowerCut(t *testing.T) {
 	d := newDurable(t)
 	one, _, _ := strings.Cut(pods, "\n")

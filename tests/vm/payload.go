@@ -16,10 +16,12 @@ import (
 	"github.com/magikrun/magikpod/internal/newc"
 )
 
-// payloadBytes is the size of the disk that carries a payload, always the same: a saved state fits no other. What nobody writes costs nothing.
+// payloadBytes is the size of the disk that carries a payload, always the same: a saved state fits
+// no other. What nobody writes costs nothing.
 const payloadBytes = 4 << 30
 
-// payload writes the tar archive that is laid over the root of a VM. All files belong to root. The first error sticks.
+// payload writes the tar archive that is laid over the root of a VM. All files belong to root. The
+// first error sticks.
 type payload struct {
 	file *os.File
 	buf  *bufio.Writer
@@ -95,7 +97,8 @@ func (p *payload) link(name, target string) {
 	p.header(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777})
 }
 
-// header begins an entry. Directories above it need none: they are made when they are missing, and stay as they are when not.
+// header begins an entry. Directories above it need none: they are made when they are missing, and
+// stay as they are when not.
 func (p *payload) header(h tar.Header) {
 	h.Name = path.Clean("/" + h.Name)[1:]
 	if p.err == nil && h.Name != "" {

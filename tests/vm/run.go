@@ -37,7 +37,8 @@ type Process struct {
 	status wire.Status
 }
 
-// Start starts a command. When ctx ends, the command and its children are killed. The caller must Wait. Output is written as it comes.
+// Start starts a command. When ctx ends, the command and its children are killed. The caller must
+// Wait. Output is written as it comes.
 func (m *VM) Start(ctx context.Context, c Command) (*Process, error) {
 	p := &Process{m: m, ctx: ctx, c: c, done: make(chan struct{})}
 	if !m.register(p) {
@@ -92,8 +93,8 @@ func (p *Process) end(status wire.Status) {
 	})
 }
 
-// Wait waits for the command and returns its exit status, 128+N when signal N has killed it; an error when it could not be started or the VM
-// or the context has ended.
+// Wait waits for the command and returns its exit status, 128+N when signal N has killed it; an
+// error when it could not be started or the VM or the context has ended.
 func (p *Process) Wait() (int, error) {
 	select {
 	case <-p.done:
@@ -121,7 +122,8 @@ func (m *VM) Run(ctx context.Context, argv ...string) (host.Result, error) {
 	return host.Result{Stdout: stdout.String(), Stderr: stderr.String(), Code: code}, nil
 }
 
-// Output is Run for commands that must succeed: it returns the standard output, or an error that carries what the command said.
+// Output is Run for commands that must succeed: it returns the standard output, or an error that
+// carries what the command said.
 func (m *VM) Output(ctx context.Context, argv ...string) (string, error) {
 	r, err := m.Run(ctx, argv...)
 	if err == nil && r.Code != 0 {
@@ -144,7 +146,8 @@ func (m *VM) Pull(ctx context.Context, path, dir string) error {
 	return end()
 }
 
-// Follow is Pull that goes on: files come when they appear or change, at most a second later. end brings the last ones.
+// Follow is Pull that goes on: files come when they appear or change, at most a second later. end
+// brings the last ones.
 func (m *VM) Follow(ctx context.Context, path, dir string) (end func() error, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err

@@ -11,8 +11,8 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
-// Shell opens a shell with this process's terminal and returns its exit status. Where standard input or output is none, the shell reads commands from
-// standard input until their end.
+// Shell opens a shell with this process's terminal and returns its exit status. Where standard
+// input or output is none, the shell reads commands from standard input until their end.
 func (m *VM) Shell(ctx context.Context, env []string) (int, error) {
 	in, out := int(os.Stdin.Fd()), int(os.Stdout.Fd())
 	c := Command{Argv: []string{"/bin/bash"}, Env: env, Dir: "/root", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}

@@ -18,10 +18,13 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
-// Booting takes 10 to 16 s in emulation, restoring a booted VM 3 s. A state is QEMU's migration stream of a VM without any payload. It fits the
-// same image, initrd and arguments only, so these are its name. What is laid over the root comes afterwards, from the disk that carries the payload.
+// Booting takes 10 to 16 s in emulation, restoring a booted VM 3 s. A state is QEMU's migration
+// stream of a VM without any payload. It fits the same image, initrd and arguments only, so these
+// are its name. What is laid over the root comes afterwards, from the disk that carries the
+// payload.
 
-// restorable says whether a VM may come from a saved state: it must not have to boot, and its disks must be those that the state has.
+// restorable says whether a VM may come from a saved state: it must not have to boot, and its disks
+// must be those that the state has.
 func (o Options) restorable() bool { return o.Disk == "" && !o.Enable && os.Getenv(EnvPlain) == "" }
 
 // stateFile is the file in the directory of a saved state.
@@ -30,7 +33,8 @@ const stateFile = "state"
 // restoreTime is how long a restored VM may take to answer, times [Slowness].
 const restoreTime = 12 * time.Second
 
-// restore starts a VM from the saved state, which is made when there is none. A state that does not work is removed.
+// restore starts a VM from the saved state, which is made when there is none. A state that does not
+// work is removed.
 func restore(ctx context.Context, image Image, opts Options, initrd *os.File) (*VM, error) {
 	state, err := image.savedState(ctx, initrd)
 	if err != nil {

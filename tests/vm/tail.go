@@ -30,7 +30,8 @@ func (t *tail) String() string {
 	return t.buf.String()
 }
 
-// tarInto unpacks its standard input into a directory, each file as soon as it is there: records of one block are waited for, no longer ones.
+// tarInto unpacks its standard input into a directory, each file as soon as it is there: records of
+// one block are waited for, no longer ones.
 func tarInto(ctx context.Context, dir string) *exec.Cmd {
 	return exec.CommandContext(ctx, "tar", "--no-same-owner", "--blocking-factor=1", "-C", dir, "-xf", "-")
 }

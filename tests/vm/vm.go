@@ -33,8 +33,9 @@ type VM struct {
 	commands map[uint32]*Process
 }
 
-// Boot starts a VM and returns when it has booted completely (`systemctl is-system-running` says running). The caller must Close it. A VM
-// without a disk and without Enable is not booted, but restored from a state that was saved after one boot; where that fails it is booted.
+// Boot starts a VM and returns when it has booted completely (`systemctl is-system-running` says
+// running). The caller must Close it. A VM without a disk and without Enable is not booted, but
+// restored from a state that was saved after one boot; where that fails it is booted.
 func Boot(ctx context.Context, opts Options) (*VM, error) {
 	image, err := BuildImage(ctx)
 	if err != nil {
@@ -84,13 +85,15 @@ func coldBoot(ctx context.Context, image Image, opts Options, initrd *os.File) (
 	}
 }
 
-// An emulated kernel on a busy host can lose the timer of one of its CPUs, and hangs then before it runs any program of ours. That says nothing
-// of what is tested, so it is tried again; a boot that gets further is not.
+// An emulated kernel on a busy host can lose the timer of one of its CPUs, and hangs then before it
+// runs any program of ours. That says nothing of what is tested, so it is tried again; a boot that
+// gets further is not.
 const maxAttempts = 3
 
 var errHangs = errors.New("the kernel hangs")
 
-// start launches QEMU. PR_SET_PDEATHSIG is tied to the thread that starts the process, hence a goroutine of its own, locked to its thread.
+// start launches QEMU. PR_SET_PDEATHSIG is tied to the thread that starts the process, hence a
+// goroutine of its own, locked to its thread.
 func start(args []string, image Image, opts Options, initrd, payload *os.File) (*VM, error) {
 	port, theirPort, err := socketPair("control port")
 	if err != nil {
@@ -150,7 +153,8 @@ func (m *VM) own(cmd *exec.Cmd, started chan<- error) {
 	close(m.exited)
 }
 
-// hangTime is how long it may take to the first program of ours, times [Slowness]: ten times what it takes when nothing else runs.
+// hangTime is how long it may take to the first program of ours, times [Slowness]: ten times what
+// it takes when nothing else runs.
 const hangTime = 18 * time.Second
 
 // booted waits until the VM runs.
@@ -184,7 +188,8 @@ func (m *VM) Close() {
 // PowerOff shuts the VM down in order and waits for its end.
 func (m *VM) PowerOff(ctx context.Context) error { return m.goDown(ctx, "poweroff") }
 
-// Reboot is PowerOff by way of a reboot, which ends QEMU, too: [Boot] boots what the VM has left on its disk.
+// Reboot is PowerOff by way of a reboot, which ends QEMU, too: [Boot] boots what the VM has left on
+// its disk.
 func (m *VM) Reboot(ctx context.Context) error { return m.goDown(ctx, "reboot") }
 
 func (m *VM) goDown(ctx context.Context, verb string) error {

@@ -171,7 +171,8 @@ func testFollow(t *testing.T, m *VM) {
 	}
 }
 
-// TestRestore: the second VM comes from the state that the first one has left, and a state that is damaged does no harm.
+// TestRestore: the second VM comes from the state that the first one has left, and a state that is
+// damaged does no harm.
 func TestRestore(t *testing.T) {
 	boot(t, Options{}).Close() // saves the state, unless it is there
 	began := time.Now()

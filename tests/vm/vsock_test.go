@@ -65,7 +65,8 @@ func innerInitrd(t *testing.T, image Image) string {
 	return f.Name()
 }
 
-// testNested boots a VM in the VM: emulated CPUs can virtualise, and what QEMU does with KVM there it does on a real one.
+// testNested boots a VM in the VM: emulated CPUs can virtualise, and what QEMU does with KVM there
+// it does on a real one.
 func testNested(t *testing.T, m *VM) {
 	if host.Accel() == "kvm" {
 		if r, err := m.Run(t.Context(), "test", "-c", "/dev/kvm"); err != nil || r.Code != 0 {

@@ -1,9 +1,10 @@
 // Package attach gives disks and directories of the host to a VM that runs.
 //
-// A disk goes through the VMM's control, and where the VMM opens files itself also into its jail; a directory, or a disk that
-// finds no slot any more, goes into the directory that virtiofsd serves. Both are mounts in the mount namespace of a
-// process that [github.com/magikrun/magikpod/runtime/microvm/supervise] has started: it is magikvmm that runs a VM, and the
-// daemon that attaches.
+// A disk goes through the VMM's control, and where the VMM opens files itself also into its jail; a
+// directory, or a disk that finds no slot any more, goes into the directory that virtiofsd serves.
+// Both are mounts in the mount namespace of a process that
+// [github.com/magikrun/magikpod/runtime/microvm/supervise] has started: it is magikvmm that runs a
+// VM, and the daemon that attaches.
 //
 // Layer: L2. It knows VMs and their drivers, no pods.
 package attach
@@ -64,10 +65,12 @@ func (v VM) Disk(ctx context.Context, d vmm.Disk) (vmm.Place, error) {
 	return control.AttachDisk(ctx, d, f)
 }
 
-// imageSuffix ends the names of images in the directory that a VM shares; other names there have nothing to do with it.
+// imageSuffix ends the names of images in the directory that a VM shares; other names there have
+// nothing to do with it.
 const imageSuffix = ".erofs"
 
-// ShareDisk is Disk for a VM whose slots for disks are all taken, and that shares a directory: the guest finds the image as a file in it.
+// ShareDisk is Disk for a VM whose slots for disks are all taken, and that shares a directory: the
+// guest finds the image as a file in it.
 func (v VM) ShareDisk(d vmm.Disk) (vmm.Place, error) {
 	name := d.Serial + imageSuffix
 	f, err := os.Open(d.Path)
@@ -84,8 +87,9 @@ func (v VM) ShareDisk(d vmm.Disk) (vmm.Place, error) {
 	return vmm.Place{Share: v.Config.Share.Tag, File: name}, nil
 }
 
-// Share makes a directory or a file of the host appear as name in the directory that the VM shares; with readOnly the host's kernel refuses writes. A
-// name that is there already is mounted over. name has no slashes in it.
+// Share makes a directory or a file of the host appear as name in the directory that the VM shares;
+// with readOnly the host's kernel refuses writes. A name that is there already is mounted over.
+// name has no slashes in it.
 func (v VM) Share(name, source string, readOnly bool) error {
 	share, err := v.share(name)
 	if err == nil {
@@ -109,7 +113,8 @@ func (v VM) share(name string) (nsfile.Owner, error) {
 	return state.Share, err
 }
 
-// bindInto mounts a part of this mount namespace in that of another process. Mounts below the source come along.
+// bindInto mounts a part of this mount namespace in that of another process. Mounts below the
+// source come along.
 func bindInto(process nsfile.Owner, source, target string, readOnly bool) error {
 	attributes := uint64(unix.MOUNT_ATTR_NODEV)
 	if readOnly {

@@ -9,7 +9,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestRefused: what cannot be attached is an error that names it. That disks and directories appear in a guest, the tests of package supervise show, which boot VMs.
+// TestRefused: what cannot be attached is an error that names it. That disks and directories appear
+// in a guest, the tests of package supervise show, which boot VMs.
 func TestRefused(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk")
 	gone := errors.New("it has ended")

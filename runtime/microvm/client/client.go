@@ -16,7 +16,8 @@ import (
 // CallTimeout bounds a call whose context has no deadline.
 const CallTimeout = 30 * time.Second
 
-// ErrGone says that the agent could not be reached or that the connection broke: the VM, its VMM or the agent is not there (yet), or it refused.
+// ErrGone says that the agent could not be reached or that the connection broke: the VM, its VMM or
+// the agent is not there (yet), or it refused.
 var ErrGone = errors.New("the VM's agent cannot be reached")
 
 // Client speaks to the agent of one VM. Make one with [New].
@@ -127,14 +128,16 @@ func (c *Client) Ping(ctx context.Context) (wire.Pong, error) {
 	return pong, err
 }
 
-// pause is the time between the pings of [Client.WaitReady], and so the longest that a VM is ready unnoticed; attemptLimit is how long one ping may take.
-// docs/RATIONALE.md says why nobody waits for the VM to call.
+// pause is the time between the pings of [Client.WaitReady], and so the longest that a VM is ready
+// unnoticed; attemptLimit is how long one ping may take. docs/RATIONALE.md says why nobody waits
+// for the VM to call.
 const (
 	pause        = 10 * time.Millisecond
 	attemptLimit = 2 * time.Second
 )
 
-// WaitReady pings until the agent answers. It ends with ctx: the error then says what the last attempt said that was not cut off.
+// WaitReady pings until the agent answers. It ends with ctx: the error then says what the last
+// attempt said that was not cut off.
 func (c *Client) WaitReady(ctx context.Context) (wire.Pong, error) {
 	var last error
 	for {
@@ -160,12 +163,14 @@ func (c *Client) Configure(ctx context.Context, request wire.Configure) error {
 	return c.call(ctx, 2*CallTimeout, &request, nil)
 }
 
-// Start starts a container that [Client.Create] has made. [wire.CodeExecFailed]: its process cannot be run.
+// Start starts a container that [Client.Create] has made. [wire.CodeExecFailed]: its process cannot
+// be run.
 func (c *Client) Start(ctx context.Context, container, id string) error {
 	return c.call(ctx, CallTimeout, &wire.Start{Container: container, ID: id}, nil)
 }
 
-// Signal sends a signal to a container's first process; id is that of the attempt, or empty for whichever.
+// Signal sends a signal to a container's first process; id is that of the attempt, or empty for
+// whichever.
 func (c *Client) Signal(ctx context.Context, container, id string, signal syscall.Signal) error {
 	return c.call(ctx, CallTimeout, &wire.Signal{Container: container, ID: id, Signal: int(signal)}, nil)
 }
@@ -185,7 +190,8 @@ func (c *Client) Stats(ctx context.Context) (wire.StatsReply, error) {
 	return reply, err
 }
 
-// Update changes the limits of a container; resources is linux.resources of the OCI runtime spec as JSON.
+// Update changes the limits of a container; resources is linux.resources of the OCI runtime spec as
+// JSON.
 func (c *Client) Update(ctx context.Context, container string, resources []byte) error {
 	return c.call(ctx, CallTimeout, &wire.Update{Container: container, Resources: resources}, nil)
 }

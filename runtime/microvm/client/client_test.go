@@ -197,7 +197,8 @@ func (c *counter) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// TestTenGigabytes: so much output takes time and no memory. It is written by a guest that is as quick as it can be.
+// TestTenGigabytes: so much output takes time and no memory. It is written by a guest that is as
+// quick as it can be.
 func TestTenGigabytes(t *testing.T) {
 	total := int64(10 << 30)
 	if raceDetector {

@@ -15,8 +15,10 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// Copy makes a volume of the VM equal to source, a directory or a single file of this host (the volume then has one entry with the file's name). No symlink is
-// followed; anything but directories, regular files and symlinks is an error. At most [wire.MaxCopy] bytes and [wire.MaxEntries] entries.
+// Copy makes a volume of the VM equal to source, a directory or a single file of this host (the
+// volume then has one entry with the file's name). No symlink is followed; anything but
+// directories, regular files and symlinks is an error. At most [wire.MaxCopy] bytes and
+// [wire.MaxEntries] entries.
 func (c *Client) Copy(ctx context.Context, volume, source string) error {
 	request := &wire.Copy{Volume: volume}
 	ctx, cancel := bounded(ctx, 2*CallTimeout)
@@ -124,7 +126,8 @@ func (t *tree) add(name string, info fs.FileInfo) error {
 	if err != nil {
 		return err
 	}
-	// The names of this host's users say nothing in the VM, and times of more than seconds cost a record of their own.
+	// The names of this host's users say nothing in the VM, and times of more than seconds cost a
+	// record of their own.
 	header.Name, header.Uname, header.Gname = name, "", ""
 	header.AccessTime, header.ChangeTime, header.ModTime = time.Time{}, time.Time{}, header.ModTime.Truncate(time.Second)
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -148,7 +151,8 @@ func (t *tree) addFile(header *tar.Header) error {
 	if err := t.tar.WriteHeader(header); err != nil {
 		return err
 	}
-	// A file that grows or shrinks meanwhile is sent with the size that it had; one that got too short is an error.
+	// A file that grows or shrinks meanwhile is sent with the size that it had; one that got too
+	// short is an error.
 	if _, err := io.CopyN(t.tar, f, header.Size); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("cannot copy %s: it has just become shorter", header.Name)

@@ -63,9 +63,11 @@ func Unix(path string) Dialer {
 	}
 }
 
-// Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N". A connection that nobody waits for any more is closed only when it was answered,
-// or the VM has ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds nobody, and with it the VM. A VM that does not answer
-// gets no more connections when there are maxAbandoned of these.
+// Hybrid dials a VMM's unix socket and asks it for a port: "CONNECT PORT", answered by "OK N". A
+// connection that nobody waits for any more is closed only when it was answered, or the VM has
+// ended: vhost-device-vsock 0.3 loses the thread that does all its work when its answer finds
+// nobody, and with it the VM. A VM that does not answer gets no more connections when there are
+// maxAbandoned of these.
 func Hybrid(path string, port uint32) Dialer {
 	dial := Unix(path)
 	return func(ctx context.Context) (net.Conn, error) {
@@ -99,7 +101,8 @@ func Hybrid(path string, port uint32) Dialer {
 	}
 }
 
-// maxAbandoned is how many connections to one socket may wait for an answer that nobody waits for. Each takes a descriptor, and a guest could have any number.
+// maxAbandoned is how many connections to one socket may wait for an answer that nobody waits for.
+// Each takes a descriptor, and a guest could have any number.
 const maxAbandoned = 64
 
 // abandoned counts those of this process by the socket's path: all dialers of a VM have them in common.

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// TestHybridGivenUp: a connection that nobody waits for any more stays until it was answered. Closing it earlier ends vhost-device-vsock's work for good.
+// TestHybridGivenUp: a connection that nobody waits for any more stays until it was answered.
+// Closing it earlier ends vhost-device-vsock's work for good.
 func TestHybridGivenUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vsock")
 	listener, err := net.Listen("unix", path)
@@ -57,7 +58,8 @@ func TestHybridGivenUp(t *testing.T) {
 	}
 }
 
-// TestHybridSilent: a VM that never answers costs a bounded number of connections, and can be dialed again when it has answered.
+// TestHybridSilent: a VM that never answers costs a bounded number of connections, and can be
+// dialed again when it has answered.
 func TestHybridSilent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vsock")
 	listener, err := net.Listen("unix", path)

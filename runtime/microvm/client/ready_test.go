@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// TestWaitReady: it asks a hundred times a second at most, notices a VM that is ready within a hundredth, and ends with its context.
+// TestWaitReady: it asks a hundred times a second at most, notices a VM that is ready within a
+// hundredth, and ends with its context.
 func TestWaitReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin, attempts := time.Now(), 0

@@ -13,12 +13,14 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// IO is what a process in the VM is connected to on the host. All of it may be nil: nothing to read, and output that is dropped.
+// IO is what a process in the VM is connected to on the host. All of it may be nil: nothing to
+// read, and output that is dropped.
 type IO struct {
 	// Stdin is read only if the request had Stdin. It stays open, and is not read any more after Run.
 	Stdin *os.File
-	// Stdout and Stderr get the output; when writing fails, the rest is dropped. An [*os.File] is waited for only as long as the context allows; any
-	// other writer must not block for long. With a terminal all output is Stdout.
+	// Stdout and Stderr get the output; when writing fails, the rest is dropped. An [*os.File] is
+	// waited for only as long as the context allows; any other writer must not block for long. With
+	// a terminal all output is Stdout.
 	Stdout, Stderr io.Writer
 	// Resize are the sizes of the terminal.
 	Resize <-chan wire.Size
@@ -45,13 +47,15 @@ func (c *Client) session(ctx context.Context, request wire.Request) (*Session, e
 	return &Session{l: l, request: request}, nil
 }
 
-// Create makes a container, which [Client.Start] starts. It lives as long as the session: closing it kills and removes the container.
+// Create makes a container, which [Client.Start] starts. It lives as long as the session: closing
+// it kills and removes the container.
 func (c *Client) Create(ctx context.Context, request wire.Create) (*Session, error) {
 	return c.session(ctx, &request)
 }
 
-// Exec runs a process in a container. Closing the session kills it, with all that it has started. [wire.CodeExecFailed]: it cannot be run, and Exit of the
-// error is 126 or 127; that may also be found out only after it was to be executed: then the session's exit code says so.
+// Exec runs a process in a container. Closing the session kills it, with all that it has started.
+// [wire.CodeExecFailed]: it cannot be run, and Exit of the error is 126 or 127; that may also be
+// found out only after it was to be executed: then the session's exit code says so.
 func (c *Client) Exec(ctx context.Context, request wire.Exec) (*Session, error) {
 	return c.session(ctx, &request)
 }
@@ -62,8 +66,8 @@ func (s *Session) Close() error {
 	return nil
 }
 
-// Run copies until the process has ended, which is how it returns; or until ctx ends or the connection breaks, which is an error. It may be called once, and closes
-// the session.
+// Run copies until the process has ended, which is how it returns; or until ctx ends or the
+// connection breaks, which is an error. It may be called once, and closes the session.
 func (s *Session) Run(ctx context.Context, files IO) (wire.Exit, error) {
 	var wake [2]int // closing wake[1] ends the waiting for files
 	if err := unix.Pipe2(wake[:], unix.O_CLOEXEC); err != nil {

@@ -17,7 +17,8 @@ import (
 	"github.com/magikrun/magikpod/runtime"
 )
 
-// Cache keeps erofs images of container images in a directory, one for each list of layers. One process uses it; its methods may be called from several goroutines.
+// Cache keeps erofs images of container images in a directory, one for each list of layers. One
+// process uses it; its methods may be called from several goroutines.
 type Cache struct {
 	dir  string
 	mkfs string // mkfs.erofs; empty: images are written by a library, and are not compressed
@@ -54,8 +55,9 @@ func keyOf(rootfs runtime.Rootfs) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// Image returns the image of a root file system; it is made unless it is there. The names of layers are names of what is in them, so that they stand for it. Whoever opens
-// the image later must [Cache.Keep] it until then.
+// Image returns the image of a root file system; it is made unless it is there. The names of layers
+// are names of what is in them, so that they stand for it. Whoever opens the image later must
+// [Cache.Keep] it until then.
 func (c *Cache) Image(ctx context.Context, rootfs runtime.Rootfs) (Image, error) {
 	key := keyOf(rootfs)
 	image := Image{Path: filepath.Join(c.dir, key+suffix), Serial: "img-" + key[:16]}
@@ -93,7 +95,8 @@ func (c *Cache) Image(ctx context.Context, rootfs runtime.Rootfs) (Image, error)
 	return image, nil
 }
 
-// build makes an image in a file of another name, and renames it when it is on the disk: a file of the right name is complete, also after a power cut.
+// build makes an image in a file of another name, and renames it when it is on the disk: a file of
+// the right name is complete, also after a power cut.
 func (c *Cache) build(ctx context.Context, rootfs runtime.Rootfs, path string) error {
 	if len(rootfs.Layers) == 0 {
 		return errors.New("it has no layers")

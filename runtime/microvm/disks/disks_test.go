@@ -23,7 +23,8 @@ import (
 
 func TestMain(m *testing.M) { testns.Main(m) }
 
-// layers makes a root file system of two layers with all that layers have: owners, modes, links, devices, attributes, whiteouts and an opaque directory.
+// layers makes a root file system of two layers with all that layers have: owners, modes, links,
+// devices, attributes, whiteouts and an opaque directory.
 func layers(t *testing.T) runtime.Rootfs {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -65,7 +66,8 @@ func layers(t *testing.T) runtime.Rootfs {
 
 var must = testutil.Must
 
-// contents reads an image with the library, which knows no set-user-ID and sticky bits; runtime/microvm/supervise has a kernel read all of an image.
+// contents reads an image with the library, which knows no set-user-ID and sticky bits;
+// runtime/microvm/supervise has a kernel read all of an image.
 func contents(t *testing.T, path string) map[string]string {
 	t.Helper()
 	f, err := os.Open(path)
@@ -278,7 +280,8 @@ func TestPrune(t *testing.T) {
 			t.Errorf("%s: %q are left, want %q", what, got, want)
 		}
 	}
-	// What a crash leaves: half an image, the place of its layers, a note alone, half a note, and an image of an older version, without a note.
+	// What a crash leaves: half an image, the place of its layers, a note alone, half a note, and
+	// an image of an older version, without a note.
 	for _, name := range []string{"0123.erofs.building", "4567.json", ".89ab.json-12", "cdef.erofs"} {
 		must(t, os.WriteFile(filepath.Join(c.dir, name), nil, 0o600))
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/crun"
 )
 
-// withOverlay runs fn on a thread whose mount namespace has the layers of a root file system, merged and read-only, at target. Programs that fn starts are in it too.
+// withOverlay runs fn on a thread whose mount namespace has the layers of a root file system,
+// merged and read-only, at target. Programs that fn starts are in it too.
 func withOverlay(rootfs runtime.Rootfs, target string, fn func() error) error {
 	return ownthread.Run(func() error {
 		if err := mountOverlay(rootfs, target); err != nil {
@@ -20,7 +21,8 @@ func withOverlay(rootfs runtime.Rootfs, target string, fn func() error) error {
 	})
 }
 
-// mountOverlay gives the thread a mount namespace of its own and mounts the layers there. The kernel does the merging: whiteouts and opaque directories are its own.
+// mountOverlay gives the thread a mount namespace of its own and mounts the layers there. The
+// kernel does the merging: whiteouts and opaque directories are its own.
 func mountOverlay(rootfs runtime.Rootfs, target string) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("cannot make a mount namespace: %w", err)

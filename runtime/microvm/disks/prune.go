@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// noteSuffix is that of the file beside an image that says which layers it is made of: its name is but their sum.
+	// noteSuffix is that of the file beside an image that says which layers it is made of: its name
+	// is but their sum.
 	noteSuffix   = ".json"
 	mergedPrefix = ".merged-"
 	maxNoteBytes = 1 << 20
@@ -29,7 +30,8 @@ func note(path string, rootfs runtime.Rootfs) error {
 	return atomicfile.Write(path, data, 0o600)
 }
 
-// Keep keeps Prune from removing the image of a root file system, whether it is there yet or not, until release is called.
+// Keep keeps Prune from removing the image of a root file system, whether it is there yet or not,
+// until release is called.
 func (c *Cache) Keep(rootfs runtime.Rootfs) (release func()) {
 	key := keyOf(rootfs)
 	c.mu.Lock()
@@ -44,8 +46,8 @@ func (c *Cache) Keep(rootfs runtime.Rootfs) (release func()) {
 	}
 }
 
-// Prune removes the images of which a layer is gone, and what interrupted builds have left, but nothing that is being made or kept. VMs that run have their
-// images open.
+// Prune removes the images of which a layer is gone, and what interrupted builds have left, but
+// nothing that is being made or kept. VMs that run have their images open.
 func (c *Cache) Prune() error {
 	entries, err := os.ReadDir(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -71,7 +73,8 @@ func (c *Cache) Prune() error {
 	return nil
 }
 
-// needs says whether a file of the cache is to stay. A note is written before its image, and removed after it: one without the other is what a crash has left.
+// needs says whether a file of the cache is to stay. A note is written before its image, and
+// removed after it: one without the other is what a crash has left.
 func (c *Cache) needs(name string) bool {
 	if strings.HasPrefix(name, mergedPrefix) {
 		return len(c.building) > 0
@@ -83,7 +86,8 @@ func (c *Cache) needs(name string) bool {
 	return ("."+rest == suffix || "."+rest == noteSuffix) && c.whole(key)
 }
 
-// whole says whether an image and all of its layers are there. Without its note nobody knows; with one that cannot be read now, they are.
+// whole says whether an image and all of its layers are there. Without its note nobody knows; with
+// one that cannot be read now, they are.
 func (c *Cache) whole(key string) bool {
 	var rootfs runtime.Rootfs
 	err := atomicfile.LoadJSON(filepath.Join(c.dir, key+noteSuffix), maxNoteBytes, &rootfs)

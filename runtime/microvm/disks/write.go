@@ -16,8 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WriteDirectory writes a read-only image of a directory, or of a regular file, which is then alone in the root by its own name. Mount points below it are
-// followed, symbolic links are not; nothing that somebody does to the directory meanwhile leads out of it. Hard links become files of their own. An image of more than limit bytes of content is refused.
+// WriteDirectory writes a read-only image of a directory, or of a regular file, which is then alone
+// in the root by its own name. Mount points below it are followed, symbolic links are not; nothing
+// that somebody does to the directory meanwhile leads out of it. Hard links become files of their
+// own. An image of more than limit bytes of content is refused.
 func WriteDirectory(ctx context.Context, out, source string, limit int64) error {
 	fd, err := unix.Open(source, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -62,7 +64,8 @@ func writeImage(ctx context.Context, out string, source *os.File, limit int64) e
 	return errors.Join(err, w.Close(), image.Close())
 }
 
-// tree copies a directory into an image. Everything is opened relative to its directory, without following links.
+// tree copies a directory into an image. Everything is opened relative to its directory, without
+// following links.
 type tree struct {
 	ctx  context.Context
 	w    *erofs.Writer
@@ -159,7 +162,8 @@ func (t *tree) content(name string, f *os.File, st *unix.Stat_t) error {
 
 func pastLimit(name string) error { return fmt.Errorf("its content is too big, at %s", name) }
 
-// attributes copies owner, mode, time and extended attributes of the file at the path `at`, which is a link to the file itself if follow says so.
+// attributes copies owner, mode, time and extended attributes of the file at the path `at`, which
+// is a link to the file itself if follow says so.
 func (t *tree) attributes(name, at string, st *unix.Stat_t, follow bool) error {
 	mode := fs.FileMode(st.Mode & 0o777)
 	for _, bit := range []struct {

@@ -55,7 +55,8 @@ func (s *Server) newCgroup(name string, limits *specs.LinuxResources) (*group, e
 	c := &group{path: path}
 	err := writeUnified(path, limits.Unified)
 	if err == nil {
-		// All of a container goes when its memory is used up, as with the kubelet and with systemd's OOMPolicy=kill.
+		// All of a container goes when its memory is used up, as with the kubelet and with
+		// systemd's OOMPolicy=kill.
 		if err = cgroup.Write(path, "memory.oom.group", "1"); errors.Is(err, os.ErrNotExist) {
 			err = nil
 		}
@@ -69,7 +70,8 @@ func (s *Server) newCgroup(name string, limits *specs.LinuxResources) (*group, e
 	return c, nil
 }
 
-// enableControllers gives the containers' cgroups all controllers that there are, so that usage is counted without limits too.
+// enableControllers gives the containers' cgroups all controllers that there are, so that usage is
+// counted without limits too.
 func (s *Server) enableControllers() {
 	names := s.controllers()
 	for i := range names {
@@ -77,13 +79,15 @@ func (s *Server) enableControllers() {
 	}
 	for _, dir := range []string{s.config.CgroupRoot, filepath.Join(s.config.CgroupRoot, s.config.CgroupParent)} {
 		for _, name := range names {
-			// One by one: some cannot be given on (a realtime process, a hybrid host). A limit that needs it says so.
+			// One by one: some cannot be given on (a realtime process, a hybrid host). A limit that
+			// needs it says so.
 			_ = cgroup.Write(dir, "cgroup.subtree_control", name)
 		}
 	}
 }
 
-// resourcesOf translates limits. The device rules are completed: the library takes all of their parts for given.
+// resourcesOf translates limits. The device rules are completed: the library takes all of their
+// parts for given.
 func resourcesOf(limits *specs.LinuxResources) *cgroup2.Resources {
 	resources := cgroup2.ToResources(limits)
 	for _, rule := range limits.Devices {
@@ -173,7 +177,8 @@ func (c *group) close() {
 // removeTime is how long killed processes may take to be gone.
 const removeTime = 5 * time.Second
 
-// remove removes it and what is below. Its processes must have been killed: they are waited for. One that is gone is no error.
+// remove removes it and what is below. Its processes must have been killed: they are waited for.
+// One that is gone is no error.
 func (c *group) remove() error {
 	c.close()
 	return cgroup.RemoveWithin(c.path, removeTime, nil)

@@ -90,7 +90,8 @@ func (s *Server) mountScratch(r *wire.Configure) error {
 	return nil
 }
 
-// dropLayers removes the writable layers of an earlier VM with this scratch disk, which has ended without removing them. There are no containers yet.
+// dropLayers removes the writable layers of an earlier VM with this scratch disk, which has ended
+// without removing them. There are no containers yet.
 func dropLayers(scratch string) error {
 	root, err := os.OpenRoot(scratch)
 	if err == nil {
@@ -159,8 +160,9 @@ func (s *Server) sharePID(r *wire.Configure) error {
 	return err
 }
 
-// sharedInit is the first process of the pod's PID namespace; 0 when each container has its own. When it ends, so do all processes of the namespace, and there is another
-// one for those that come later.
+// sharedInit is the first process of the pod's PID namespace; 0 when each container has its own.
+// When it ends, so do all processes of the namespace, and there is another one for those that come
+// later.
 func (s *Server) sharedInit() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

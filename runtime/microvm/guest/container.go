@@ -134,14 +134,16 @@ func (s *Server) signal(r *wire.Signal) error {
 	return nil
 }
 
-// alive says whether the first process has not ended, or not been collected yet: its PID is nobody else's.
+// alive says whether the first process has not ended, or not been collected yet: its PID is nobody
+// else's.
 func (c *container) alive() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pid != 0 && unix.PidfdSendSignal(c.pidfd, 0, nil, 0) == nil
 }
 
-// collected notes the end of the first process. What it has left behind ends with it, as it does in a unit.
+// collected notes the end of the first process. What it has left behind ends with it, as it does in
+// a unit.
 func (c *container) collected(status unix.WaitStatus) {
 	exit := &wire.Exit{Type: "exit"}
 	if status.Signaled() {
@@ -170,7 +172,8 @@ func (c *container) kill() {
 	}
 }
 
-// leave removes the cgroup of a process that has ended. If it has left others behind, the cgroup stays until they have ended, too.
+// leave removes the cgroup of a process that has ended. If it has left others behind, the cgroup
+// stays until they have ended, too.
 func (c *container) leave(group *group) {
 	group.close()
 	if cgroup.Remove(group.path) == nil {
@@ -181,14 +184,16 @@ func (c *container) leave(group *group) {
 	c.left = append(c.left, group)
 }
 
-// sweep removes the cgroups that nobody is left in. It is called before there is one more, so that they do not add up.
+// sweep removes the cgroups that nobody is left in. It is called before there is one more, so that
+// they do not add up.
 func (c *container) sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.left = slices.DeleteFunc(c.left, func(group *group) bool { return cgroup.Remove(group.path) == nil })
 }
 
-// remove kills and removes the container and returns when nothing of it is left. It may be called several times at once.
+// remove kills and removes the container and returns when nothing of it is left. It may be called
+// several times at once.
 func (c *container) remove() {
 	c.mu.Lock()
 	first := !c.removing

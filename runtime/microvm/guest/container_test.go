@@ -172,7 +172,8 @@ func TestOwnerGone(t *testing.T) {
 	}
 }
 
-// TestForeignOutput: a container ends, and is removed, although another one of the pod keeps its output open, or fills it. What it has written itself comes all the same.
+// TestForeignOutput: a container ends, and is removed, although another one of the pod keeps its
+// output open, or fills it. What it has written itself comes all the same.
 func TestForeignOutput(t *testing.T) {
 	for name, then := range map[string]string{"keeps": "exec sleep 1000", "fills": "exec yes >&3"} {
 		t.Run(name, func(t *testing.T) {
@@ -209,7 +210,8 @@ func TestForeignOutput(t *testing.T) {
 	}
 }
 
-// beginning keeps the first line that is written, of a few bytes. It takes its time, so that who writes without end is always ahead.
+// beginning keeps the first line that is written, of a few bytes. It takes its time, so that who
+// writes without end is always ahead.
 type beginning struct{ data []byte }
 
 func (b *beginning) Write(data []byte) (int, error) {
@@ -218,7 +220,8 @@ func (b *beginning) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// TestStartFails: what cannot be run is reported with the reason and the shell's exit code, and nothing is left.
+// TestStartFails: what cannot be run is reported with the reason and the shell's exit code, and
+// nothing is left.
 func TestStartFails(t *testing.T) {
 	m := guesttest.Start(t)
 	for _, tc := range []struct {

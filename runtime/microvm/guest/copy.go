@@ -68,8 +68,9 @@ type volume struct {
 	entries int
 }
 
-// unpack makes dir equal to a tar stream, entry by entry in its order: files and symlinks are replaced by renaming, so that a reader sees the old or the new one.
-// What the stream has not is removed at the end. No entry leads out of dir.
+// unpack makes dir equal to a tar stream, entry by entry in its order: files and symlinks are
+// replaced by renaming, so that a reader sees the old or the new one. What the stream has not is
+// removed at the end. No entry leads out of dir.
 func unpack(dir string, r io.Reader) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -139,7 +140,8 @@ func (v *volume) addDir(name string, header *tar.Header, mode fs.FileMode) error
 	return errors.Join(v.root.Chown(name, header.Uid, header.Gid), v.root.Chmod(name, mode))
 }
 
-// temporary is the name of an entry before it gets its own. A volume cannot have it: names of volumes' files come from keys that do not begin with a dot twice.
+// temporary is the name of an entry before it gets its own. A volume cannot have it: names of
+// volumes' files come from keys that do not begin with a dot twice.
 const temporary = "..magikpod-new"
 
 // replace makes an entry under another name and then gives it its own.
@@ -165,8 +167,9 @@ func (v *volume) replace(name string, create func(temporary string) error) error
 	return v.root.Rename(temporary, name)
 }
 
-// same says whether two entries are files with the same content, owner and mode. Such a file stays what it is: a container that is just being created may be about to
-// mount it, and the kernel mounts no file that has lost its name.
+// same says whether two entries are files with the same content, owner and mode. Such a file stays
+// what it is: a container that is just being created may be about to mount it, and the kernel
+// mounts no file that has lost its name.
 func (v *volume) same(one, other string) (bool, error) {
 	a, err := v.root.Lstat(one)
 	if err != nil {

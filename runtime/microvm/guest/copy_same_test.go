@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// A copy that changes nothing leaves files what they are: a container may be about to mount one of them. One that differs in anything is replaced.
+// A copy that changes nothing leaves files what they are: a container may be about to mount one of
+// them. One that differs in anything is replaced.
 func TestUnpackSame(t *testing.T) {
 	dir := t.TempDir()
 	unpackFile := func(content string, mode int64) os.FileInfo {

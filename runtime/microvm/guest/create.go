@@ -18,14 +18,16 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// replaceTime is how long a create waits for an earlier attempt that is being removed; letGoTime, for the owner of one to let go, whose end of connection may come
-// after the next attempt's request.
+// replaceTime is how long a create waits for an earlier attempt that is being removed; letGoTime,
+// for the owner of one to let go, whose end of connection may come after the next attempt's
+// request.
 const (
 	replaceTime = 10 * time.Second
 	letGoTime   = 2 * time.Second
 )
 
-// create makes a container and serves its owner until the host closes the connection. The exit frame is the last one.
+// create makes a container and serves its owner until the host closes the connection. The exit
+// frame is the last one.
 func (s *Server) create(p *peer, r *wire.Create) error {
 	var spec specs.Spec
 	if err := json.Unmarshal(r.Spec, &spec); err != nil {
@@ -207,8 +209,9 @@ func (c *container) runCreate() (<-chan unix.WaitStatus, error) {
 	return c.s.config.Reaper.Adopt(pid), nil
 }
 
-// runCrun runs crun and waits for it. prepare changes the command before it starts; nil: no files. An error is crun's own, from log; of the code exec_failed when the
-// container's command is to blame.
+// runCrun runs crun and waits for it. prepare changes the command before it starts; nil: no files.
+// An error is crun's own, from log; of the code exec_failed when the container's command is to
+// blame.
 func (s *Server) runCrun(log string, prepare func(*exec.Cmd), args ...string) error {
 	cmd := s.crun(log, args...)
 	if prepare != nil {

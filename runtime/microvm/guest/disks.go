@@ -31,7 +31,8 @@ func findDisk(ctx context.Context, serial string) (string, error) {
 	}
 }
 
-// lookDisk returns the device of the disk with a serial, empty when there is none, and the serials that there are. virtio-blk shows up to 20 bytes of a serial.
+// lookDisk returns the device of the disk with a serial, empty when there is none, and the serials
+// that there are. virtio-blk shows up to 20 bytes of a serial.
 func lookDisk(dir, serial string) (device string, seen []string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

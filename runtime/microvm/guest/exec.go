@@ -17,7 +17,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// ScoreCommand is the argument with which magikagent sets its OOM score and becomes another program: `score NUMBER PROGRAM ARGUMENT...`.
+// ScoreCommand is the argument with which magikagent sets its OOM score and becomes another
+// program: `score NUMBER PROGRAM ARGUMENT...`.
 const ScoreCommand = "score"
 
 // execution is one process that is run in a container.
@@ -123,7 +124,8 @@ func (x *execution) start(process *specs.Process) error {
 	return nil
 }
 
-// withScore makes cmd run with an OOM score other than this process's. crun exec leaves it alone, and only the process itself can set it before it is more than one.
+// withScore makes cmd run with an OOM score other than this process's. crun exec leaves it alone,
+// and only the process itself can set it before it is more than one.
 func withScore(cmd *exec.Cmd, score int) {
 	if score == crun.OwnOOMScore() {
 		return
@@ -189,7 +191,8 @@ func (x *execution) close() {
 	}
 }
 
-// wait waits for the end of a process that nobody is connected to. It is killed after its timeout, and when gone is closed.
+// wait waits for the end of a process that nobody is connected to. It is killed after its timeout,
+// and when gone is closed.
 func (x *execution) wait(gone <-chan struct{}) wire.Exit {
 	defer x.close()
 	timer := time.NewTimer(x.timeout)

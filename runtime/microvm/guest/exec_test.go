@@ -18,7 +18,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// TestExec: the process has the container's namespaces, cgroup and confinement, and the environment, directory and user that were asked for.
+// TestExec: the process has the container's namespaces, cgroup and confinement, and the
+// environment, directory and user that were asked for.
 func TestExec(t *testing.T) {
 	m := guesttest.Start(t)
 	m.Run(t, guesttest.Container(t, "a", nil, "/bin/sh", "-c", "cd /tmp; hostname > x; sleep 1000"))
@@ -96,7 +97,8 @@ func fileOf(t *testing.T, text string) *os.File {
 	return r
 }
 
-// TestExecTerminal: a terminal of the size that was asked for, resized, with job control, whose input ends with the host's.
+// TestExecTerminal: a terminal of the size that was asked for, resized, with job control, whose
+// input ends with the host's.
 func TestExecTerminal(t *testing.T) {
 	m := guesttest.Start(t)
 	m.Run(t, guesttest.Container(t, "a", nil, "/bin/sleep", "1000"))
@@ -164,7 +166,8 @@ func TestExecTerminal(t *testing.T) {
 	}
 }
 
-// TestExecEnds: the time is over, or the host hangs up: all that the process has started is killed, and nothing else.
+// TestExecEnds: the time is over, or the host hangs up: all that the process has started is killed,
+// and nothing else.
 func TestExecEnds(t *testing.T) {
 	m := guesttest.Start(t)
 	m.Run(t, guesttest.Container(t, "a", nil, "/bin/sleep", "1000"))
@@ -199,7 +202,8 @@ func TestExecEnds(t *testing.T) {
 		because := errors.New("the caller does not want it any more")
 		files := client.IO{}
 		if stdin {
-			// More than the process takes: the agent must see the end of the connection although it waits for the process.
+			// More than the process takes: the agent must see the end of the connection although it
+			// waits for the process.
 			files.Stdin = fileOf(t, strings.Repeat("x", 1<<20))
 		}
 		go func() {
@@ -235,7 +239,8 @@ func TestExecAbandoned(t *testing.T) {
 		}
 		conn.Close()
 	}
-	// The name of a process's cgroup is its number: all have been started when it is greater than theirs.
+	// The name of a process's cgroup is its number: all have been started when it is greater than
+	// theirs.
 	eventually(t, "all started and killed", func() bool {
 		session, err := m.Exec(t.Context(), wire.Exec{Container: "a", Args: []string{"sh", "-c", "grep -o 'exec-[0-9]*$' /proc/self/cgroup | cut -c6-; ps | grep -c '[s]leep 3$'"}})
 		if err != nil {

@@ -55,7 +55,8 @@ func memory(t *testing.T, m *guesttest.Guest) int {
 	return n
 }
 
-// TestHostileHost: whatever comes in, the agent answers with an error or closes, goes on, and keeps its memory.
+// TestHostileHost: whatever comes in, the agent answers with an error or closes, goes on, and keeps
+// its memory.
 func TestHostileHost(t *testing.T) {
 	m := guesttest.Start(t)
 	frame := func(kind byte, size uint32, data string) string {
@@ -96,7 +97,8 @@ func TestHostileHost(t *testing.T) {
 	}
 }
 
-// TestConnections: more connections than there may be are closed at once, and those that say nothing do not stop the others for good.
+// TestConnections: more connections than there may be are closed at once, and those that say
+// nothing do not stop the others for good.
 func TestConnections(t *testing.T) {
 	m := guesttest.Start(t)
 	var idle []net.Conn

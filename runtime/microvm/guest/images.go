@@ -15,7 +15,8 @@ import (
 // mountTable counts who uses a mounted image, by where it is mounted.
 type mountTable struct{ images map[string]int }
 
-// useImage mounts an image, unless it is mounted, and returns where. The caller calls release when it does not use it any more.
+// useImage mounts an image, unless it is mounted, and returns where. The caller calls release when
+// it does not use it any more.
 func (s *Server) useImage(i wire.Image) (path string, release func() error, err error) {
 	path = s.path(disksName, i.Disk)
 	if i.Disk == "" {
@@ -70,7 +71,8 @@ func mountErofs(source, target string) error {
 	return nil
 }
 
-// mountFile mounts the erofs in a file: by itself, if the kernel can (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE), else by a loop device.
+// mountFile mounts the erofs in a file: by itself, if the kernel can (Linux 6.12,
+// CONFIG_EROFS_FS_BACKED_BY_FILE), else by a loop device.
 func mountFile(path, target string) error {
 	err := mountErofs(path, target)
 	if errors.Is(err, unix.ENOTBLK) {

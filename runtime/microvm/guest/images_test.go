@@ -35,7 +35,8 @@ func backing(device string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// TestMountLoop: an image in a file is mounted by a loop device where the kernel cannot do without, and the device goes with the mount.
+// TestMountLoop: an image in a file is mounted by a loop device where the kernel cannot do without,
+// and the device goes with the mount.
 func TestMountLoop(t *testing.T) {
 	image, target := testImage(t), t.TempDir()
 	if err := mountLoop(image, target); err != nil {

@@ -17,7 +17,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// Init is PID 1 of a VM: it sets up the kernel, serves the host over vsock and never returns. When it cannot go on it says so on the console and powers off.
+// Init is PID 1 of a VM: it sets up the kernel, serves the host over vsock and never returns. When
+// it cannot go on it says so on the console and powers off.
 func Init(version string) {
 	err := runInit(version)
 	console := openLog()
@@ -61,8 +62,9 @@ func runInit(version string) error {
 	return server.Serve(listener)
 }
 
-// keepLessFree has the kernel keep no more memory free than it does without huge pages, four times the square root of all of it in KiB. For their sake it keeps,
-// in a VM of 512 MiB or more, a twentieth free, up to some 66 MiB, and calls memory scarce when half of that again is gone.
+// keepLessFree has the kernel keep no more memory free than it does without huge pages, four times
+// the square root of all of it in KiB. For their sake it keeps, in a VM of 512 MiB or more, a
+// twentieth free, up to some 66 MiB, and calls memory scarce when half of that again is gone.
 func keepLessFree() error {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -85,15 +87,16 @@ func listen() (net.Listener, error) {
 // readyPort is vmm.ReadyPort.
 const readyPort = 1025
 
-// sayReady shows the host that the guest listens, by a connection; a host that does not want to know refuses it.
+// sayReady shows the host that the guest listens, by a connection; a host that does not want to
+// know refuses it.
 func sayReady() {
 	if conn, err := vsock.Dial(vsock.Host, readyPort, nil); err == nil {
 		_ = conn.Close()
 	}
 }
 
-// moveRoot puts a bind mount of the root over the root. The kernel's first root, where an initramfs is unpacked, has no parent, so that pivot_root(2), which crun
-// makes for a container, refuses it.
+// moveRoot puts a bind mount of the root over the root. The kernel's first root, where an initramfs
+// is unpacked, has no parent, so that pivot_root(2), which crun makes for a container, refuses it.
 func moveRoot() error {
 	const over = "/.root"
 	err := os.MkdirAll(over, 0o700)
@@ -141,7 +144,8 @@ func mountKernel() error {
 			return fmt.Errorf("cannot mount %s: %w", m.target, err)
 		}
 		err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.options)
-		// The kernel may have mounted devtmpfs itself; one without POSIX message queues has no pod that uses them.
+		// The kernel may have mounted devtmpfs itself; one without POSIX message queues has no pod
+		// that uses them.
 		if err != nil && !errors.Is(err, unix.EBUSY) && m.kind != "mqueue" {
 			return fmt.Errorf("cannot mount %s: %w", m.target, err)
 		}

@@ -11,7 +11,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/client"
 )
 
-// TestMemory: what the agent takes of a VM's memory beside its program is bounded, also after much has gone through it.
+// TestMemory: what the agent takes of a VM's memory beside its program is bounded, also after much
+// has gone through it.
 func TestMemory(t *testing.T) {
 	m := guesttest.Start(t)
 	first := privateMiB(t, m.PID)
@@ -27,7 +28,8 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// privateMiB is the memory that is a process' own and has been written to (proc_pid_smaps(5)): its heap, its stacks and its variables.
+// privateMiB is the memory that is a process' own and has been written to (proc_pid_smaps(5)): its
+// heap, its stacks and its variables.
 func privateMiB(t *testing.T, pid int) float64 {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))

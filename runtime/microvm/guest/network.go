@@ -31,7 +31,8 @@ func setLoopback() error {
 	return nil
 }
 
-// setNetwork sets up the VM's interface: name, MTU, addresses and routes. What it has already and is asked for stays; an address or a route that is not goes.
+// setNetwork sets up the VM's interface: name, MTU, addresses and routes. What it has already and
+// is asked for stays; an address or a route that is not goes.
 func setNetwork(n *wire.Network) error {
 	mac, err := net.ParseMAC(n.MAC)
 	if err != nil {
@@ -47,7 +48,8 @@ func setNetwork(n *wire.Network) error {
 			return err
 		}
 	}
-	// The host says all there is to know: no router may add to it, and no neighbour has to be asked whether an address is free.
+	// The host says all there is to know: no router may add to it, and no neighbour has to be asked
+	// whether an address is free.
 	for _, setting := range []struct{ name, value string }{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}} {
 		err := crun.SetSysctl("net/ipv6/conf/"+name+"/"+setting.name, setting.value)
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
@@ -129,7 +131,8 @@ func setAddresses(link netlink.Link, wanted []string) error {
 	return nil
 }
 
-// setRoutes makes the default routes of the interface those that are asked for. What is left over goes last, so that there is a way at all times.
+// setRoutes makes the default routes of the interface those that are asked for. What is left over
+// goes last, so that there is a way at all times.
 func setRoutes(link netlink.Link, routes []wire.Route) error {
 	keep := map[routeKey]bool{}
 	for _, r := range routes {
@@ -168,7 +171,8 @@ func keyOf(r *netlink.Route) routeKey {
 	return key
 }
 
-// pruneRoutes removes the routes of the interface but those to keep and the kernel's own, which come and go with the addresses.
+// pruneRoutes removes the routes of the interface but those to keep and the kernel's own, which
+// come and go with the addresses.
 func pruneRoutes(link netlink.Link, keep map[routeKey]bool) error {
 	filter := &netlink.Route{LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_MAIN}
 	list, err := netlist.Whole(func() ([]netlink.Route, error) {

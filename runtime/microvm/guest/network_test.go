@@ -68,7 +68,8 @@ func attachLink(t *testing.T, h *netlink.Handle, mac string) {
 	}
 }
 
-// network lists the addresses and routes of an interface, one a line, but for the link-local ones that the kernel makes.
+// network lists the addresses and routes of an interface, one a line, but for the link-local ones
+// that the kernel makes.
 func network(t *testing.T, h *netlink.Handle, name string) []string {
 	t.Helper()
 	link, err := h.LinkByName(name)
@@ -106,7 +107,8 @@ func network(t *testing.T, h *netlink.Handle, name string) []string {
 	return lines
 }
 
-// TestNetworkConverges: however often the VM is configured, its interface has the addresses and routes that were asked for last, and no others.
+// TestNetworkConverges: however often the VM is configured, its interface has the addresses and
+// routes that were asked for last, and no others.
 func TestNetworkConverges(t *testing.T) {
 	m := guesttest.Start(t)
 	h := networkOf(t, m)

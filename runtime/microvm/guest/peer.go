@@ -13,7 +13,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// CheckHost refuses every connection that does not come from the host over AF_VSOCK: one from a process in this VM has another CID.
+// CheckHost refuses every connection that does not come from the host over AF_VSOCK: one from a
+// process in this VM has another CID.
 func CheckHost(conn net.Conn) error { return checkAddr(conn.RemoteAddr()) }
 
 func checkAddr(addr net.Addr) error {

@@ -9,16 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reaper collects all children of this process, its own and orphans; nobody else in the process may wait for one.
+// Reaper collects all children of this process, its own and orphans; nobody else in the process may
+// wait for one.
 type Reaper struct {
 	mu      sync.Mutex
 	waiting map[int]chan unix.WaitStatus
-	// early are ends that came while somebody was about to ask for a child; kept as long as expecting is not 0.
+	// early are ends that came while somebody was about to ask for a child; kept as long as
+	// expecting is not 0.
 	early     map[int]unix.WaitStatus
 	expecting int
 }
 
-// NewReaper starts collecting, for as long as the process lives. A process that is not PID 1 must be a subreaper (prctl(2)) to get the containers' processes.
+// NewReaper starts collecting, for as long as the process lives. A process that is not PID 1 must
+// be a subreaper (prctl(2)) to get the containers' processes.
 func NewReaper() *Reaper {
 	r := &Reaper{waiting: map[int]chan unix.WaitStatus{}, early: map[int]unix.WaitStatus{}}
 	ended := make(chan os.Signal, 1)
@@ -54,7 +57,8 @@ func (r *Reaper) collect() {
 	}
 }
 
-// Start starts cmd, whose files must be [os.File]s, and returns its PID and where its end will be sent. Nobody may call cmd.Wait.
+// Start starts cmd, whose files must be [os.File]s, and returns its PID and where its end will be
+// sent. Nobody may call cmd.Wait.
 func (r *Reaper) Start(cmd *exec.Cmd) (pid int, ended <-chan unix.WaitStatus, err error) {
 	r.mu.Lock() // so that the child is not collected before it is known
 	defer r.mu.Unlock()
@@ -68,7 +72,8 @@ func (r *Reaper) Start(cmd *exec.Cmd) (pid int, ended <-chan unix.WaitStatus, er
 	return pid, c, nil
 }
 
-// Expect makes the reaper remember all ends until the returned function is called: the caller is going to learn a PID and to ask for it.
+// Expect makes the reaper remember all ends until the returned function is called: the caller is
+// going to learn a PID and to ask for it.
 func (r *Reaper) Expect() (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +87,8 @@ func (r *Reaper) Expect() (done func()) {
 	})
 }
 
-// Adopt returns where the end of pid will be sent: an orphan that is or will be a child of this process. Between Expect and its done.
+// Adopt returns where the end of pid will be sent: an orphan that is or will be a child of this
+// process. Between Expect and its done.
 func (r *Reaper) Adopt(pid int) <-chan unix.WaitStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestDropLayers: what an earlier VM has left of containers goes, emptyDirs stay, and no symlink leads out of the scratch disk.
+// TestDropLayers: what an earlier VM has left of containers goes, emptyDirs stay, and no symlink
+// leads out of the scratch disk.
 func TestDropLayers(t *testing.T) {
 	outside := t.TempDir()
 	if err := os.WriteFile(outside+"/kept", nil, 0o600); err != nil {

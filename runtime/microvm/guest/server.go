@@ -17,11 +17,13 @@ import (
 
 // Config is what a [Server] is made from. All fields but Check, Log, PowerOff and SetClock are required.
 type Config struct {
-	// Dir holds all that the server makes; it must be on a file system that overlayfs takes as a mount point, such as tmpfs.
+	// Dir holds all that the server makes; it must be on a file system that overlayfs takes as a
+	// mount point, such as tmpfs.
 	Dir string
 	// Crun is the path of crun.
 	Crun string
-	// CgroupRoot is where cgroups of version 2 are mounted, and CgroupParent the cgroup below it that those of the containers are made in.
+	// CgroupRoot is where cgroups of version 2 are mounted, and CgroupParent the cgroup below it
+	// that those of the containers are made in.
 	CgroupRoot, CgroupParent string
 	// Version is that of the program.
 	Version string
@@ -29,7 +31,8 @@ type Config struct {
 	Reaper *Reaper
 	// Check refuses connections; nil: all are served.
 	Check func(net.Conn) error
-	// PowerOff ends the VM; nil: PowerOff requests are refused. It is called after the containers were killed.
+	// PowerOff ends the VM; nil: PowerOff requests are refused. It is called after the containers
+	// were killed.
 	PowerOff func()
 	// SetClock sets the VM's clock; nil: it is not the VM's own, and is left alone.
 	SetClock func(time.Time) error
@@ -54,7 +57,8 @@ type Server struct {
 	stopping   bool // the VM is being powered off
 }
 
-// New makes a server, and its directories. One process has one: it takes all children, and sets the process's umask.
+// New makes a server, and its directories. One process has one: it takes all children, and sets the
+// process's umask.
 func New(config Config) (*Server, error) {
 	s := &Server{config: config, containers: map[string]*container{}, slots: make(chan struct{}, wire.MaxConnections)}
 	if s.config.Log == nil {
@@ -97,7 +101,8 @@ func (s *Server) path(parts ...string) string {
 // refusedPause is how often a refused connection is logged.
 const refusedPause = 10 * time.Second
 
-// Serve serves connections until the listener is closed, which is no error. Connections that are open go on.
+// Serve serves connections until the listener is closed, which is no error. Connections that are
+// open go on.
 func (s *Server) Serve(listener net.Listener) error {
 	var refused time.Time
 	for {
@@ -106,7 +111,8 @@ func (s *Server) Serve(listener net.Listener) error {
 			return nil
 		}
 		if err != nil {
-			// No descriptor or no memory left, or a client that left at once: the VM is of no use without its agent.
+			// No descriptor or no memory left, or a client that left at once: the VM is of no use
+			// without its agent.
 			s.config.Log(fmt.Errorf("cannot accept a connection: %w", err))
 			time.Sleep(10 * time.Millisecond)
 			continue
@@ -166,7 +172,8 @@ func (s *Server) dispatch(p *peer, request wire.Request) error {
 	case *wire.PowerOff:
 		return s.powerOff(p)
 	}
-	// The others reply once. When the host does not wait for it any more, neither need the answer be found.
+	// The others reply once. When the host does not wait for it any more, neither need the answer
+	// be found.
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go p.watch(cancel)

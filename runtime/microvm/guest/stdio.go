@@ -24,8 +24,8 @@ type stdio struct {
 	end      sync.Once
 }
 
-// newStdio makes pipes; a terminal comes later. output, when not nil, takes the place of the pipes for stdout and stderr, and is closed as
-// the process's ends of them are.
+// newStdio makes pipes; a terminal comes later. output, when not nil, takes the place of the pipes
+// for stdout and stderr, and is closed as the process's ends of them are.
 func newStdio(stdin, terminal bool, output *os.File) (*stdio, error) {
 	s := &stdio{terminal: terminal}
 	if terminal {
@@ -52,7 +52,8 @@ func newStdio(stdin, terminal bool, output *os.File) (*stdio, error) {
 	return s, nil
 }
 
-// pipe makes a pipe of which our end, 0 to read or 1 to write, does not block this process's threads. That of the process must be as programs expect it.
+// pipe makes a pipe of which our end, 0 to read or 1 to write, does not block this process's
+// threads. That of the process must be as programs expect it.
 func pipe(end int) (theirs, ours *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -138,8 +139,9 @@ func (s *stdio) input() (in input, finish func()) {
 	})
 }
 
-// serve passes on input and output until the process has ended, and then writes how. kill kills it: when the host has hung up, or it is late. An owner keeps what has ended
-// until it hangs up; else the connection is closed.
+// serve passes on input and output until the process has ended, and then writes how. kill kills it:
+// when the host has hung up, or it is late. An owner keeps what has ended until it hangs up; else
+// the connection is closed.
 func (s *stdio) serve(p *peer, ended <-chan struct{}, late <-chan time.Time, kill func(late bool), exit func() wire.Exit, owner bool) {
 	in, finish := s.input()
 	hostGone := make(chan struct{})
@@ -154,7 +156,8 @@ func (s *stdio) serve(p *peer, ended <-chan struct{}, late <-chan time.Time, kil
 		kill(true)
 	}
 	<-ended
-	// What it has left in the background, or a process of another container, may keep its output open for ever; that is not waited for.
+	// What it has left in the background, or a process of another container, may keep its output
+	// open for ever; that is not waited for.
 	select {
 	case <-copied:
 	case <-hostGone:
@@ -175,7 +178,8 @@ func (s *stdio) serve(p *peer, ended <-chan struct{}, late <-chan time.Time, kil
 	finish()
 }
 
-// copyOutput copies the output into frames until all who could write have ended. When the host does not take it, it is dropped.
+// copyOutput copies the output into frames until all who could write have ended. When the host does
+// not take it, it is dropped.
 func (s *stdio) copyOutput(to *wire.Conn) {
 	var copying sync.WaitGroup
 	for i, t := range []wire.FrameType{wire.FrameStdout, wire.FrameStderr} {
@@ -191,7 +195,8 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	for {
 		n, err := from.Read(buffer)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			// The process has ended, and who else has its output open is not waited for. What was written is still there; but not what is written from now on, which may have no end.
+			// The process has ended, and who else has its output open is not waited for. What was
+			// written is still there; but not what is written from now on, which may have no end.
 			if left < 0 {
 				left = pending(from)
 			}
@@ -207,7 +212,8 @@ func copyFrames(to *wire.Conn, t wire.FrameType, from *os.File) {
 	}
 }
 
-// pending is at least as much as there is to read. A pipe says how much; a terminal only a part, and it has less than minPending.
+// pending is at least as much as there is to read. A pipe says how much; a terminal only a part,
+// and it has less than minPending.
 func pending(f *os.File) (n int) {
 	_ = rawfd.Use(f, func(fd int) (err error) {
 		n, err = unix.IoctlGetInt(fd, unix.TIOCINQ)

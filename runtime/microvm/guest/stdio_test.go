@@ -28,7 +28,8 @@ func (r *refilled) Write(data []byte) (int, error) {
 	return len(data), err
 }
 
-// TestStopOutput: of a process that has ended all output is read that its pipe has, but not what others write there without end.
+// TestStopOutput: of a process that has ended all output is read that its pipe has, but not what
+// others write there without end.
 func TestStopOutput(t *testing.T) {
 	for _, size := range []int{1 << 16, 1 << 20} {
 		writer, reader, err := pipe(0)

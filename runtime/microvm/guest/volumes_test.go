@@ -45,7 +45,8 @@ func change(t *testing.T, request *wire.Create, how func(*specs.Spec)) {
 	request.Spec = data
 }
 
-// TestVolumes: each kind of mount shows what it should, read-only is respected, and what is the pod's outlives the container.
+// TestVolumes: each kind of mount shows what it should, read-only is respected, and what is the
+// pod's outlives the container.
 func TestVolumes(t *testing.T) {
 	m := guesttest.Start(t)
 	source := t.TempDir()
@@ -100,7 +101,8 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// TestCopyAgain: a container that has a volume mounted sees the next copy, as a whole if the volume is a directory behind a symlink, as ConfigMaps are.
+// TestCopyAgain: a container that has a volume mounted sees the next copy, as a whole if the volume
+// is a directory behind a symlink, as ConfigMaps are.
 func TestCopyAgain(t *testing.T) {
 	m := guesttest.Start(t)
 	source := t.TempDir()
@@ -185,7 +187,8 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// TestSharedPID: with shareProcessNamespace the containers see each other, and one that ends leaves nothing behind.
+// TestSharedPID: with shareProcessNamespace the containers see each other, and one that ends leaves
+// nothing behind.
 func TestSharedPID(t *testing.T) {
 	m := guesttest.Start(t)
 	if err := m.Configure(t.Context(), wire.Configure{SharePID: true}); err != nil {
@@ -203,7 +206,8 @@ func TestSharedPID(t *testing.T) {
 	if _, stdout, _ := outcome(t, session); stdout != "0\n1\n" {
 		t.Errorf("%q", stdout)
 	}
-	// The first process of the namespace takes all others with it; there is another one for those that come later.
+	// The first process of the namespace takes all others with it; there is another one for those
+	// that come later.
 	first := sharedInit(t, m)
 	if err := unix.Kill(first, unix.SIGKILL); err != nil {
 		t.Fatal(err)

@@ -15,7 +15,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// TestLimits: limits act, their use is counted, and a container whose memory is used up is killed for it.
+// TestLimits: limits act, their use is counted, and a container whose memory is used up is killed
+// for it.
 func TestLimits(t *testing.T) {
 	m := guesttest.Start(t)
 	controllers, err := os.ReadFile(filepath.Join(filepath.Dir(m.Cgroup), "cgroup.controllers"))

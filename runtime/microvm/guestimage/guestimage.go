@@ -25,7 +25,8 @@ type Parts struct {
 	Kernel, Modules string
 	// Init is the static program that becomes /init, the guest's first process.
 	Init string
-	// Runtime is the OCI runtime, which gets the path /bin/crun, with the libraries that it is linked with. Empty: none.
+	// Runtime is the OCI runtime, which gets the path /bin/crun, with the libraries that it is
+	// linked with. Empty: none.
 	Runtime string
 }
 
@@ -51,8 +52,9 @@ const (
 	buildingSuffix = ".building"
 )
 
-// FindKernel returns the kernel to use and the directory of its modules. pattern is a pattern of file names or empty: /boot/vmlinuz-*. Those without modules are
-// left out; one for the cloud, which has the same drivers and less of others, is preferred, then the newest.
+// FindKernel returns the kernel to use and the directory of its modules. pattern is a pattern of
+// file names or empty: /boot/vmlinuz-*. Those without modules are left out; one for the cloud,
+// which has the same drivers and less of others, is preferred, then the newest.
 func FindKernel(pattern string) (kernel, modules string, err error) {
 	if pattern == "" {
 		pattern = "/boot/vmlinuz-*"
@@ -77,7 +79,8 @@ func FindKernel(pattern string) (kernel, modules string, err error) {
 	return best, modulesOf(best), nil
 }
 
-// modulesOf returns the directory of a kernel's modules, in the same root file system: /boot/vmlinuz-V, /lib/modules/V.
+// modulesOf returns the directory of a kernel's modules, in the same root file system:
+// /boot/vmlinuz-V, /lib/modules/V.
 func modulesOf(kernel string) string {
 	release := strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")
 	dir := filepath.Join(filepath.Dir(filepath.Dir(kernel)), "lib/modules", release)
@@ -134,7 +137,8 @@ func (c Cache) build(ctx context.Context, p Parts) (Image, error) {
 	return image, nil
 }
 
-// key names the image. The files stand for what is in them: nobody changes a kernel or a program in place.
+// key names the image. The files stand for what is in them: nobody changes a kernel or a program in
+// place.
 func (p Parts) key() (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, "format", format, modules, optionalModules, laterModules)
@@ -168,8 +172,9 @@ func (c Cache) find(p Parts, key string) (Image, bool) {
 	return Image{Kernel: filepath.Join(dir, kernelFile), Initrd: filepath.Join(dir, initrdFile), Release: filepath.Base(p.Modules), Key: key}, true
 }
 
-// inUse is how long an image is kept for who has asked for it: the VMM of a VM reads it when it starts, and has it open by the time it answers. The
-// VM's unit must have come that far within two minutes of its start (TimeoutStartSec=), whatever becomes of the daemon that has asked.
+// inUse is how long an image is kept for who has asked for it: the VMM of a VM reads it when it
+// starts, and has it open by the time it answers. The VM's unit must have come that far within two
+// minutes of its start (TimeoutStartSec=), whatever becomes of the daemon that has asked.
 const inUse = 10 * time.Minute
 
 // markUse notes that an image has been asked for.
@@ -178,7 +183,8 @@ func markUse(dir string) error {
 	return os.Chtimes(dir, now, now)
 }
 
-// Prune removes what is neither the image of the parts nor one that a VM may be about to start with. VMs that run have their images open.
+// Prune removes what is neither the image of the parts nor one that a VM may be about to start
+// with. VMs that run have their images open.
 func (c Cache) Prune(p Parts) error {
 	if err := c.prune(p); err != nil {
 		return fmt.Errorf("cannot prune guest images: %w", err)

@@ -203,7 +203,8 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestPrune: the image of other parts goes, but not while a VM may be about to read it, and what a VM has open it can read to its end.
+// TestPrune: the image of other parts goes, but not while a VM may be about to read it, and what a
+// VM has open it can read to its end.
 func TestPrune(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {

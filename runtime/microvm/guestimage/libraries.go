@@ -14,7 +14,8 @@ var libraryDirs = []string{
 	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib",
 }
 
-// Libraries returns the shared libraries and the loader that a program needs: where the loader looks for each, and the file on this host. A static program needs none.
+// Libraries returns the shared libraries and the loader that a program needs: where the loader
+// looks for each, and the file on this host. A static program needs none.
 func Libraries(program string) (map[string]string, error) {
 	libraries := map[string]string{}
 	// A program in a root file system that is not this host's takes its libraries from there.

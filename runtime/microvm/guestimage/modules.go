@@ -17,20 +17,23 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// modules are what every guest needs, unless it is built into the kernel, in the order of loading: what the first answer of the agent waits for comes first.
+// modules are what every guest needs, unless it is built into the kernel, in the order of loading:
+// what the first answer of the agent waits for comes first.
 var modules = []string{"virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk", "virtio_net", "erofs", "overlay", "ext4"}
 
 // optionalModules are left out where they are not.
 var optionalModules = []string{"virtio_mmio", "virtiofs", "virtio_rng"}
 
-// laterModules are those that the agent loads when it needs them, also left out where they are not: a kernel that mounts an image in a file without it has no use for a loop
-// device, and making it would take time at the boot.
+// laterModules are those that the agent loads when it needs them, also left out where they are not:
+// a kernel that mounts an image in a file without it has no use for a loop device, and making it
+// would take time at the boot.
 var laterModules = []string{"loop"}
 
 // maxModule bounds an unpacked module.
 const maxModule = 64 << 20
 
-// findModules returns the files of all modules to load at the boot, each after those that it needs, and of those for later. dir is /lib/modules/VERSION.
+// findModules returns the files of all modules to load at the boot, each after those that it needs,
+// and of those for later. dir is /lib/modules/VERSION.
 func findModules(dir string) (boot, later []string, err error) {
 	needs, err := readDep(filepath.Join(dir, "modules.dep"))
 	if err != nil {

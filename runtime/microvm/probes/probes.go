@@ -1,6 +1,8 @@
-// Package probes is a probe on its way to the agent in a VM and back: package probe's values in those of the protocol, both directions side by side.
+// Package probes is a probe on its way to the agent in a VM and back: package probe's values in
+// those of the protocol, both directions side by side.
 //
-// It is not in runtime/microvm/client, which magikshim links in every pod: package probe brings net/http, half a megabyte of memory.
+// It is not in runtime/microvm/client, which magikshim links in every pod: package probe brings
+// net/http, half a megabyte of memory.
 //
 // What does not belong here: how a probe is made (probe), or sent (runtime/microvm/client).
 //

@@ -21,7 +21,8 @@ import (
 type Config struct {
 	// Agent is where the VM's agent is.
 	Agent client.Address `json:"agent"`
-	// Timeout in milliseconds bounds all up to the container's start, the boot of the VM included; 0: one minute.
+	// Timeout in milliseconds bounds all up to the container's start, the boot of the VM included;
+	// 0: one minute.
 	Timeout int64 `json:"timeoutMS,omitempty"`
 	// Copies are sent, in this order, before the container is created.
 	Copies []Copy `json:"copies,omitempty"`
@@ -42,13 +43,15 @@ type Copy struct {
 // defaultTimeout is how long a start may take when the configuration does not say.
 const defaultTimeout = time.Minute
 
-// Run is magikshim proxy. It returns the exit status of the container, or one of the Exit constants of [shim] when it could not be started
-// ([shim.ExitTempFail]: the VM is gone or did not answer, and the container is not to blame); when a signal has killed the container, it does not return.
+// Run is magikshim proxy. It returns the exit status of the container, or one of the Exit constants
+// of [shim] when it could not be started ([shim.ExitTempFail]: the VM is gone or did not answer,
+// and the container is not to blame); when a signal has killed the container, it does not return.
 func Run(configPath string) int {
 	// Next to no garbage is made, and nothing in parallel.
 	debug.SetGCPercent(20)
 	debug.SetMemoryLimit(16 << 20)
-	// It has fewer capabilities than root has in a container: one of another pod with hostPID could look into it otherwise, and has the host by its root (ptrace(2)).
+	// It has fewer capabilities than root has in a container: one of another pod with hostPID could
+	// look into it otherwise, and has the host by its root (ptrace(2)).
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		shim.Complain("magikshim proxy", "", err)
 		return shim.ExitFailure
@@ -144,7 +147,8 @@ func (p *proxy) follow(session *client.Session) int {
 		defer close(forwarding)
 		p.signals.forward(ctx, p.client, p.config.Create.Container, p.config.Create.ID)
 	}()
-	// The files are hidden in a plain writer: writes block, which is the back-pressure that the container is to feel.
+	// The files are hidden in a plain writer: writes block, which is the back-pressure that the
+	// container is to feel.
 	exit, err := session.Run(ctx, client.IO{Stdout: struct{ io.Writer }{os.Stdout}, Stderr: struct{ io.Writer }{os.Stderr}})
 	cancel()
 	<-forwarding

@@ -157,7 +157,8 @@ func TestEnds(t *testing.T) {
 		{"first real-time signal", "trap 'exit 7' 34; echo ready; while true; do sleep 0.05; done", 34, 7, 0},
 		{"last real-time signal", "trap 'exit 8' 64; echo ready; while true; do sleep 0.05; done", 64, 8, 0},
 		{"signal of ended children", "trap 'exit 9' CHLD; echo ready; while true; do :; done", syscall.SIGCHLD, 9, 0},
-		// The signal is the first process's default; it is not PID 1 of its namespace but a child that it waits for, whose end the shell reports.
+		// The signal is the first process's default; it is not PID 1 of its namespace but a child
+		// that it waits for, whose end the shell reports.
 		{"signal that Go would panic on", "trap 'exit 6' SEGV; echo ready; while true; do sleep 0.05; done", syscall.SIGSEGV, 6, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -208,7 +209,8 @@ func TestKilled(t *testing.T) {
 	eventually(t, "removed", func() bool { return m.Containers(t) == "" })
 }
 
-// TestNotDumpable: root of a container with hostPID, which has more capabilities than the proxy, does not get the host's file system by it.
+// TestNotDumpable: root of a container with hostPID, which has more capabilities than the proxy,
+// does not get the host's file system by it.
 func TestNotDumpable(t *testing.T) {
 	m := guesttest.Start(t)
 	config := Config{Agent: client.Address{Path: m.Hybrid}, Create: guesttest.Container(t, "a", nil, "/bin/sleep", "1000")}
@@ -244,7 +246,8 @@ func TestDie(t *testing.T) {
 	}
 }
 
-// TestNotStarted: the reason is reported where native looks for it, and the exit status says who is to blame.
+// TestNotStarted: the reason is reported where native looks for it, and the exit status says who is
+// to blame.
 func TestNotStarted(t *testing.T) {
 	m := guesttest.Start(t)
 	ok := guesttest.Container(t, "a", nil, "/bin/true")

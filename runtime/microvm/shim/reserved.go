@@ -9,16 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reserved are the signals that os/signal never delivers: Go's runtime leaves them to C libraries, which a static program has none of. The last one is SIGRTMIN.
+// reserved are the signals that os/signal never delivers: Go's runtime leaves them to C libraries,
+// which a static program has none of. The last one is SIGRTMIN.
 var reserved = []unix.Signal{32, 33, 34}
 
 // sink is where onSignal writes the number of each reserved signal, one byte.
 var sink int32
 
-// handlers returns the addresses of onSignal and, where the kernel needs one, of what ends a handler (0 elsewhere).
+// handlers returns the addresses of onSignal and, where the kernel needs one, of what ends a
+// handler (0 elsewhere).
 func handlers() (handler, restorer uintptr)
 
-// The flags of sigaction(2) that are needed, the same on all of Linux. Go runs on stacks that are too small for a signal.
+// The flags of sigaction(2) that are needed, the same on all of Linux. Go runs on stacks that are
+// too small for a signal.
 const (
 	flagRestorer = 0x04000000 // SA_RESTORER
 	flagOnStack  = 0x08000000 // SA_ONSTACK
@@ -42,10 +45,12 @@ func setAction(sig unix.Signal, action *sigaction) error {
 	return nil
 }
 
-// catchReserved makes the kernel write the reserved signals to the returned pipe, one byte each. It is never closed: a process has one.
+// catchReserved makes the kernel write the reserved signals to the returned pipe, one byte each. It
+// is never closed: a process has one.
 func catchReserved() (*os.File, error) {
 	var fds [2]int
-	// Nobody waits in a handler: signals beyond what a pipe has room for are lost, as those are that the kernel has no room for.
+	// Nobody waits in a handler: signals beyond what a pipe has room for are lost, as those are
+	// that the kernel has no room for.
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("cannot catch signals: %w", err)
 	}

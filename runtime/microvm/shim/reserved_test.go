@@ -14,7 +14,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// TestReserved: each reserved signal is reported as often as it is sent, on whichever thread and in whatever work it comes.
+// TestReserved: each reserved signal is reported as often as it is sent, on whichever thread and in
+// whatever work it comes.
 func TestReserved(t *testing.T) {
 	from, err := catchReserved()
 	if err != nil {

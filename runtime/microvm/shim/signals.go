@@ -19,8 +19,9 @@ type signals struct{ caught chan os.Signal }
 // maxSignal is the greatest signal of Linux.
 const maxSignal = 64
 
-// catchSignals catches all that are passed on. These are not: SIGKILL and SIGSTOP, which cannot be caught; SIGURG and SIGPIPE, which Go's runtime and this process' own
-// doings cause, and which cannot be distinguished from those that somebody sends.
+// catchSignals catches all that are passed on. These are not: SIGKILL and SIGSTOP, which cannot be
+// caught; SIGURG and SIGPIPE, which Go's runtime and this process' own doings cause, and which
+// cannot be distinguished from those that somebody sends.
 func catchSignals() (*signals, error) {
 	s := &signals{caught: make(chan os.Signal, maxSignal)}
 	signal.Ignore(unix.SIGPIPE)
@@ -65,7 +66,8 @@ func (s *signals) pass(from *os.File) {
 // signalTimeout is how long the VM may take to accept one signal.
 const signalTimeout = 10 * time.Second
 
-// forward sends each caught signal to the container, in their order, until ctx ends. A later attempt at it gets none of them.
+// forward sends each caught signal to the container, in their order, until ctx ends. A later
+// attempt at it gets none of them.
 func (s *signals) forward(ctx context.Context, c *client.Client, container, id string) {
 	for {
 		select {
@@ -84,7 +86,8 @@ func (s *signals) forward(ctx context.Context, c *client.Client, container, id s
 func die(sig unix.Signal) {
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // a core_pattern with a pipe does not look at the limit
-	// os/signal gives back neither the signals that Go's runtime turns into panics nor the reserved ones.
+	// os/signal gives back neither the signals that Go's runtime turns into panics nor the reserved
+	// ones.
 	_ = setAction(sig, &sigaction{})
 	_ = unix.Kill(unix.Getpid(), sig)
 	time.Sleep(time.Second)

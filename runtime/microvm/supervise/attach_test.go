@@ -18,7 +18,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// rootfs is a container image with all that images have, in two layers; merged is what a container would see, as the guest describes it.
+// rootfs is a container image with all that images have, in two layers; merged is what a container
+// would see, as the guest describes it.
 func rootfs(t *testing.T) (r runtime.Rootfs, merged []string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -40,7 +41,8 @@ func rootfs(t *testing.T) (r runtime.Rootfs, merged []string) {
 			t.Fatal(err)
 		}
 	}
-	// Two mount namespaces would be one too many for a test: what is merged is put together by hand, from the same files.
+	// Two mount namespaces would be one too many for a test: what is merged is put together by
+	// hand, from the same files.
 	for _, side := range []string{low, high} {
 		lines, err := listTree(side)
 		if err != nil {
@@ -58,7 +60,8 @@ func rootfs(t *testing.T) (r runtime.Rootfs, merged []string) {
 	return runtime.Rootfs{Dir: dir, Layers: []string{"low", "high"}}, merged
 }
 
-// TestDisks attaches the disk of an image, and a scratch disk that is there from the start, and has the guest's kernel read and write them.
+// TestDisks attaches the disk of an image, and a scratch disk that is there from the start, and has
+// the guest's kernel read and write them.
 func TestDisks(t *testing.T) {
 	for _, machine := range []string{"pc", "q35"} {
 		t.Run(machine, func(t *testing.T) {
@@ -192,7 +195,8 @@ func TestNIC(t *testing.T) {
 	}
 }
 
-// TestShare: directories of the host appear in the guest while it runs, with what is written to them, and no further than they may be.
+// TestShare: directories of the host appear in the guest while it runs, with what is written to
+// them, and no further than they may be.
 func TestShare(t *testing.T) {
 	daemon, err := vmm.FindVirtiofsd()
 	if err != nil {

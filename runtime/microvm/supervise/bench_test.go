@@ -16,8 +16,9 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// BenchmarkBoot measures the time to the guest's first answer, of bare QEMU and of the supervisor in turns, and what the processes of a VM have beyond the guest's
-// memory: MAGIKHOST_ROOT=trixie make host-test PKG=./runtime/microvm/supervise TESTFLAGS='-run=^$ -bench=Boot -benchtime=10x'
+// BenchmarkBoot measures the time to the guest's first answer, of bare QEMU and of the supervisor
+// in turns, and what the processes of a VM have beyond the guest's memory: MAGIKHOST_ROOT=trixie
+// make host-test PKG=./runtime/microvm/supervise TESTFLAGS='-run=^$ -bench=Boot -benchtime=10x'
 func BenchmarkBoot(b *testing.B) {
 	quiet := func(c *Config) { c.VM.Console = false }
 	var bare, supervised []float64
@@ -101,7 +102,8 @@ func bootBare(b *testing.B, c *Config) time.Duration {
 	return took
 }
 
-// ownMemory is what a process has for itself, without the guest's memory and without what it only reads (proc_pid_smaps(5), Pss_Dirty).
+// ownMemory is what a process has for itself, without the guest's memory and without what it only
+// reads (proc_pid_smaps(5), Pss_Dirty).
 func ownMemory(b *testing.B, pid int) int64 {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {

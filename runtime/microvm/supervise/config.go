@@ -14,20 +14,24 @@ import (
 
 // Config is what the supervisor reads. All paths are absolute.
 type Config struct {
-	// Owner is checked before NetNS is opened when that lies below /proc/Owner.PID; the zero value is not checked.
+	// Owner is checked before NetNS is opened when that lies below /proc/Owner.PID; the zero value
+	// is not checked.
 	Owner nsfile.Owner `json:"owner,omitzero"`
 	// NetNS is the pod's network namespace; empty: stay in the one of the host.
 	NetNS string `json:"netNS,omitempty"`
 	// UID and GID are the VMM's own, not 0; see [UserOf].
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
-	// Dir is a directory of this VM alone, which only root can enter; who writes the configuration makes it. The supervisor removes what it makes in it.
+	// Dir is a directory of this VM alone, which only root can enter; who writes the configuration
+	// makes it. The supervisor removes what it makes in it.
 	Dir string `json:"dir"`
 	// VM is the VM. Its sockets lie where SetPaths puts them.
 	VM vmm.Config `json:"vm"`
-	// PowerOffMillis is how long the guest may take to power off when the unit is stopped (SIGTERM); 0: 5 s.
+	// PowerOffMillis is how long the guest may take to power off when the unit is stopped
+	// (SIGTERM); 0: 5 s.
 	PowerOffMillis int `json:"powerOffMillis,omitempty"`
-	// WatchdogMillis is how long a guest may leave all requests unanswered before its VM is ended; 0: for ever.
+	// WatchdogMillis is how long a guest may leave all requests unanswered before its VM is ended;
+	// 0: for ever.
 	WatchdogMillis int `json:"watchdogMillis,omitempty"`
 }
 
@@ -37,7 +41,8 @@ const stateFile = "vm.state"
 // maxConfigBytes bounds a configuration file.
 const maxConfigBytes = 1 << 20
 
-// firstUser: the users from here on are for nobody else (systemd's UIDS-GIDS.md: unused from 1879048192).
+// firstUser: the users from here on are for nobody else (systemd's UIDS-GIDS.md: unused from
+// 1879048192).
 const firstUser = 1_900_000_000
 
 // UserOf returns the user and group of a VM, from its context ID, which only one VM of the host has.
@@ -52,8 +57,8 @@ func (c *Config) powerOff() time.Duration {
 
 func (c *Config) watchdog() time.Duration { return time.Duration(c.WatchdogMillis) * time.Millisecond }
 
-// SetPaths sets the paths of the VM's sockets. Those that the VMM or a helper makes itself are in a directory that the VM's user may write to: the
-// state, which root trusts, is not.
+// SetPaths sets the paths of the VM's sockets. Those that the VMM or a helper makes itself are in a
+// directory that the VM's user may write to: the state, which root trusts, is not.
 func (c *Config) SetPaths() {
 	c.VM.Control = filepath.Join(c.Dir, "control")
 	if c.VM.Vsock.Kind != vmm.VsockVhost {

@@ -14,8 +14,9 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// TestConformance: what every driver owes, whichever can be used here: it boots, the guest answers and finds its disks and its card, it takes disks while it
-// runs, it powers off when it is asked to, and ends with its VMM.
+// TestConformance: what every driver owes, whichever can be used here: it boots, the guest answers
+// and finds its disks and its card, it takes disks while it runs, it powers off when it is asked
+// to, and ends with its VMM.
 func TestConformance(t *testing.T) {
 	kinds := map[string]vmm.Config{"qemu-q35": {Driver: "qemu", Machine: "q35"}, "qemu-microvm": {Driver: "qemu", Machine: "microvm"}}
 	for _, d := range vmm.Drivers() {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay what the helper may take to notice it, both for guests that
-// do not connect to [vmm.ReadyPort].
+// gateInterval is the time between two questions whether the guest's driver is up, and gateDelay
+// what the helper may take to notice it, both for guests that do not connect to [vmm.ReadyPort].
 const (
 	gateInterval = 50 * time.Millisecond
 	gateDelay    = 200 * time.Millisecond
@@ -46,7 +46,8 @@ func (s *supervisor) openGate(ctx context.Context) error {
 	return nil
 }
 
-// waitVsock waits until the VMM says that the guest's driver is up and some time has passed; false: the VM ends.
+// waitVsock waits until the VMM says that the guest's driver is up and some time has passed; false:
+// the VM ends.
 func (s *supervisor) waitVsock(ctx context.Context) bool {
 	pause := time.NewTicker(gateInterval)
 	defer pause.Stop()

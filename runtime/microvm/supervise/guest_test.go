@@ -23,7 +23,8 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/vsockserve"
 )
 
-// The test binary is also the first process of the guests: one request a connection, one JSON object a line each way, as the agent does.
+// The test binary is also the first process of the guests: one request a connection, one JSON
+// object a line each way, as the agent does.
 
 type request struct {
 	Action string `json:"action"`
@@ -66,7 +67,8 @@ func guestMain() error {
 	})
 }
 
-// sayReady reports to the host that this guest listens, as the agent does. A guest whose kernel has the parameter "mute" does not.
+// sayReady reports to the host that this guest listens, as the agent does. A guest whose kernel has
+// the parameter "mute" does not.
 func sayReady() {
 	line, _ := os.ReadFile("/proc/cmdline")
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -99,7 +101,8 @@ func serve(f *os.File) {
 	}
 }
 
-// pings counts the requests of that action: the supervisor's, and those that wait for the guest to answer.
+// pings counts the requests of that action: the supervisor's, and those that wait for the guest to
+// answer.
 var pings atomic.Int32
 
 func handle(r request) (answer, error) {
@@ -213,7 +216,8 @@ func tree(r request) (answer, error) {
 	return answer{Lines: lines}, err
 }
 
-// listTree describes each file below dir: name, mode, owner, time, size and content, link, device, extended attributes.
+// listTree describes each file below dir: name, mode, owner, time, size and content, link, device,
+// extended attributes.
 func listTree(dir string) ([]string, error) {
 	var lines []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

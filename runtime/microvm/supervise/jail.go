@@ -27,10 +27,12 @@ type process struct {
 	err    error // how it ended; valid after exited
 }
 
-// start runs a program in a jail. Its standard output and error are this process's; files are what it is born with beside these.
+// start runs a program in a jail. Its standard output and error are this process's; files are what
+// it is born with beside these.
 //
-// The jail is a thread's: it gives itself a mount namespace, makes that empty but for what the program sees, and starts the program from there. It stays until
-// the program has ended, because the signal at its parent's death is tied to the thread (PR_SET_PDEATHSIG in prctl(2)).
+// The jail is a thread's: it gives itself a mount namespace, makes that empty but for what the
+// program sees, and starts the program from there. It stays until the program has ended, because
+// the signal at its parent's death is tied to the thread (PR_SET_PDEATHSIG in prctl(2)).
 func (s *supervisor) start(name string, c *vmm.Command, files []*os.File) (*process, error) {
 	p := &process{name: name, exited: make(chan struct{})}
 	started := make(chan error, 1)
@@ -104,7 +106,8 @@ func deviceGroups(c *vmm.Command) ([]uint32, error) {
 	return groups, nil
 }
 
-// jailDir is the name of the directory in Dir that jails are mounted on, each in its own mount namespace.
+// jailDir is the name of the directory in Dir that jails are mounted on, each in its own mount
+// namespace.
 const jailDir = "jail"
 
 // enterJail makes a mount namespace for the calling thread with nothing in it but what the program sees.

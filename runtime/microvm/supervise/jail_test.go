@@ -15,7 +15,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/vmm"
 )
 
-// standIn runs a shell script in the jail of a VMM that is not installed here, in its place, until the test ends.
+// standIn runs a shell script in the jail of a VMM that is not installed here, in its place, until
+// the test ends.
 func standIn(t *testing.T, driver vmm.Driver, script string) (*Config, *process) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -56,7 +57,8 @@ func standIn(t *testing.T, driver vmm.Driver, script string) (*Config, *process)
 	return c, p
 }
 
-// TestAttachInJail: an image appears in the jail of a VMM that opens files itself, once however often it is attached and read-only.
+// TestAttachInJail: an image appears in the jail of a VMM that opens files itself, once however
+// often it is attached and read-only.
 func TestAttachInJail(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(image, []byte("image\n"), 0o444); err != nil {

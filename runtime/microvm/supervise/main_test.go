@@ -108,7 +108,8 @@ func newConfig(t testing.TB, driver vmm.Driver, change func(c *Config)) *Config 
 	return c
 }
 
-// boot starts a VM and waits until the guest answers. When the test ends the VM is stopped and nothing may be left.
+// boot starts a VM and waits until the guest answers. When the test ends the VM is stopped and
+// nothing may be left.
 func boot(t testing.TB, driver vmm.Driver, change func(c *Config)) *testVM {
 	t.Helper()
 	m := launch(t, newConfig(t, driver, change))
@@ -186,7 +187,8 @@ func (m *testVM) close() {
 	m.nothingLeft()
 }
 
-// nothingLeft: no file but the test's own, no process that has to do with the directory or is the VM's user's.
+// nothingLeft: no file but the test's own, no process that has to do with the directory or is the
+// VM's user's.
 func (m *testVM) nothingLeft() {
 	entries, err := os.ReadDir(m.Dir)
 	if err != nil {
@@ -290,7 +292,8 @@ func (m *testVM) ask(r request) answer {
 	return a
 }
 
-// pinged waits until the guest has answered two pings more of the supervisor's: when the second comes, the first has been answered.
+// pinged waits until the guest has answered two pings more of the supervisor's: when the second
+// comes, the first has been answered.
 func (m *testVM) pinged() {
 	m.t.Helper()
 	before := m.ask(request{Action: "pings"}).Pings

@@ -17,7 +17,8 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// quitTime is how long the VMM may take to end after SIGTERM, for which all of them end in order, before it is killed.
+// quitTime is how long the VMM may take to end after SIGTERM, for which all of them end in order,
+// before it is killed.
 const quitTime = 2 * time.Second
 
 // powerOff has the guest power off, and ends the VMM if that does not help.

@@ -23,7 +23,8 @@ import (
 
 // The exit statuses of the supervisor.
 const (
-	// ExitFailure: the VM could not be started, or has ended without having been asked to; the reason is on stderr.
+	// ExitFailure: the VM could not be started, or has ended without having been asked to; the
+	// reason is on stderr.
 	ExitFailure = 1
 	// ExitUsage: the configuration cannot be understood.
 	ExitUsage = 64
@@ -45,8 +46,9 @@ type supervisor struct {
 	first     *process
 }
 
-// Run runs the VM of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It notifies the service manager with READY=1 when the VMM runs,
-// which is before the guest answers. It returns the exit status: 0 when the end was asked for.
+// Run runs the VM of a configuration file until it ends, or SIGTERM or SIGINT asks for its end. It
+// notifies the service manager with READY=1 when the VMM runs, which is before the guest answers.
+// It returns the exit status: 0 when the end was asked for.
 func Run(path string) int {
 	config, err := ReadConfig(path)
 	if err != nil {

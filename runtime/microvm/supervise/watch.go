@@ -12,11 +12,14 @@ import (
 	"github.com/magikrun/magikpod/runtime/microvm/wire"
 )
 
-// watchPings is how many requests in a row a guest may leave unanswered: they are sent evenly over the time that it has.
+// watchPings is how many requests in a row a guest may leave unanswered: they are sent evenly over
+// the time that it has.
 const watchPings = 6
 
-// watch ends with an error when a guest that has answered once does not answer any more: its kernel hangs, or the VMM does, and nobody else would ever see that. It
-// counts requests, not time, so that a VM that was frozen together with its supervisor (systemctl freeze), or with the host, has its time when it goes on.
+// watch ends with an error when a guest that has answered once does not answer any more: its kernel
+// hangs, or the VMM does, and nobody else would ever see that. It counts requests, not time, so
+// that a VM that was frozen together with its supervisor (systemctl freeze), or with the host, has
+// its time when it goes on.
 func (s *supervisor) watch(ctx context.Context) error {
 	limit := s.config.watchdog()
 	if limit == 0 {
@@ -57,8 +60,9 @@ func (s *supervisor) watch(ctx context.Context) error {
 	}
 }
 
-// ping asks the agent for any answer: one that refuses is alive, too. A guest whose answer has a wrong time (the host was suspended, its own clock was set, or theirs have
-// drifted apart) gets the right one.
+// ping asks the agent for any answer: one that refuses is alive, too. A guest whose answer has a
+// wrong time (the host was suspended, its own clock was set, or theirs have drifted apart) gets the
+// right one.
 func (s *supervisor) ping(deadline time.Time) error {
 	begin := time.Now()
 	answer, err := s.request(deadline, `{"action":"ping"}`)
@@ -73,7 +77,8 @@ func (s *supervisor) ping(deadline time.Time) error {
 	return nil
 }
 
-// clockWrong says whether an answer that came now, and took so long, has a time that it cannot have been in the meantime. One without a time is that of an older agent.
+// clockWrong says whether an answer that came now, and took so long, has a time that it cannot have
+// been in the meantime. One without a time is that of an older agent.
 func clockWrong(answer []byte, now time.Time, took time.Duration) bool {
 	var pong struct{ Data struct{ Time time.Time } }
 	if json.Unmarshal(answer, &pong) != nil || pong.Data.Time.IsZero() {
@@ -83,7 +88,8 @@ func clockWrong(answer []byte, now time.Time, took time.Duration) bool {
 	return behind < -wire.MaxClockError || behind > took+wire.MaxClockError
 }
 
-// request sends the agent one line and returns what it answers. Nothing, and in order: an agent with too many connections.
+// request sends the agent one line and returns what it answers. Nothing, and in order: an agent
+// with too many connections.
 func (s *supervisor) request(deadline time.Time, line string) ([]byte, error) {
 	conn, err := dialAgent(&s.config.VM, deadline)
 	if err != nil {

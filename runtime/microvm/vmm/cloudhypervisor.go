@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// CloudHypervisor is the driver of cloud-hypervisor. The conformance tests run it where it is installed; elsewhere only its arguments and requests are tested.
+// CloudHypervisor is the driver of cloud-hypervisor. The conformance tests run it where it is
+// installed; elsewhere only its arguments and requests are tested.
 type CloudHypervisor struct{}
 
 // Name is cloud-hypervisor.
@@ -124,14 +125,15 @@ func (c cloudHypervisorControl) attached(ctx context.Context, serial string) (bo
 // Close does nothing: each request is a connection.
 func (cloudHypervisorControl) Close() error { return nil }
 
-// rest speaks HTTP over a unix socket to a monitor, one request a connection. net/http would do it, and make the supervisor, of which one runs
-// beside every VM, twice as big.
+// rest speaks HTTP over a unix socket to a monitor, one request a connection. net/http would do it,
+// and make the supervisor, of which one runs beside every VM, twice as big.
 type rest struct{ path string }
 
 // maxRestBody bounds an answer: the configuration of a VM has some kilobytes.
 const maxRestBody = 1 << 20
 
-// do sends body as JSON (nil: none) and returns the answer's. An answer beyond 2xx is an error with the monitor's reason.
+// do sends body as JSON (nil: none) and returns the answer's. An answer beyond 2xx is an error with
+// the monitor's reason.
 func (r rest) do(ctx context.Context, method, target string, body any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

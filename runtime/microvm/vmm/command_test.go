@@ -49,8 +49,9 @@ func show(c *Command) string {
 	return b.String()
 }
 
-// TestCommand: the arguments of each monitor and helper. Run go test ./runtime/microvm/vmm -update when it is meant to change, and read the difference. Only QEMU is
-// also run with it where these tests were written.
+// TestCommand: the arguments of each monitor and helper. Run go test ./runtime/microvm/vmm -update
+// when it is meant to change, and read the difference. Only QEMU is also run with it where these
+// tests were written.
 func TestCommand(t *testing.T) {
 	configs := map[string]*Config{}
 	for _, d := range Drivers() {
@@ -123,7 +124,8 @@ func TestEmulatedMicrovm(t *testing.T) {
 	}
 }
 
-// TestHostTSC: the rate is steady, and no processor's counter is slower than 100 MHz or faster than 10 GHz.
+// TestHostTSC: the rate is steady, and no processor's counter is slower than 100 MHz or faster than
+// 10 GHz.
 func TestHostTSC(t *testing.T) {
 	if goruntime.GOARCH != "amd64" {
 		t.Skip("only x86 has the counter")

@@ -27,7 +27,8 @@ const attachSlots = 20
 // translatedMiB is how much translated code an emulated VM keeps at most.
 const translatedMiB = "256"
 
-// express says whether the VM's bus is PCI Express, where each disk that is attached later needs a root port of its own.
+// express says whether the VM's bus is PCI Express, where each disk that is attached later needs a
+// root port of its own.
 func express(machine string) bool { return machine == "q35" || machine == "microvm" }
 
 // Can says what QEMU can do. The machine pc has 32 slots on its bus, a few of which are taken.
@@ -70,7 +71,8 @@ var errNoTSC = errors.New("QEMU's machine microvm needs the rate of the time sta
 
 func (QEMU) program(c *Config) string { return cmp.Or(c.Program, "/usr/bin/qemu-system-x86_64") }
 
-// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail has the distribution's files and the guest's kernel.
+// Command builds QEMU's arguments. Whatever it can be handed open it gets as a descriptor: its jail
+// has the distribution's files and the guest's kernel.
 func (q QEMU) Command(c *Config) (*Command, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
@@ -124,9 +126,11 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 	case "q35":
 		machine += ",usb=off,vmport=off,sata=off,smbus=off"
 	case "microvm":
-		// The bus, which this machine lacks of its own accord, is for the disks that are attached later. A kernel that finds no PC does not set up the old interrupt controller, which then
-		// delivers the first tick of the old timer as a division by zero: there are neither. The firmware of its own accord is SeaBIOS, which puts the ACPI tables where
-		// the initrd comes to lie; qboot puts them elsewhere.
+		// The bus, which this machine lacks of its own accord, is for the disks that are attached
+		// later. A kernel that finds no PC does not set up the old interrupt controller, which then
+		// delivers the first tick of the old timer as a division by zero: there are neither. The
+		// firmware of its own accord is SeaBIOS, which puts the ACPI tables where the initrd comes
+		// to lie; qboot puts them elsewhere.
 		machine += ",acpi=on,rtc=on,pit=off,pic=off,pcie=on,isa-serial=" + onOff(c.Console)
 		add("-bios", "qboot.rom")
 	}
@@ -140,7 +144,8 @@ func (q QEMU) machine(c *Config, cmd *Command, add func(...string)) {
 		cmd.Mounts = append(cmd.Mounts, Mount{Source: "/dev/kvm", Writable: true})
 		add("-accel", "kvm", "-cpu", "host")
 	} else {
-		// Of its own accord it would keep up to 1 GiB of translated code, which is beyond what the slice has for it.
+		// Of its own accord it would keep up to 1 GiB of translated code, which is beyond what the
+		// slice has for it.
 		add("-accel", "tcg,thread=multi,tb-size="+translatedMiB, "-cpu", "max")
 	}
 	add("-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB))
@@ -172,8 +177,9 @@ func (q QEMU) cmdline(c *Config) string {
 	return strings.TrimSpace(line + " " + c.Cmdline)
 }
 
-// microvmCmdline: without it the kernel leaves the root ports alone, since this machine's firmware has no table (MCFG) that describes the bus's configuration space early enough
-// for the kernel to ask for them (_OSC).
+// microvmCmdline: without it the kernel leaves the root ports alone, since this machine's firmware
+// has no table (MCFG) that describes the bus's configuration space early enough for the kernel to
+// ask for them (_OSC).
 const microvmCmdline = "pcie_ports=native"
 
 // nodeName and deviceID are a disk's names in QEMU.

@@ -27,9 +27,11 @@ func (q QEMU) vsock(c *Config, cmd *Command, add func(...string)) {
 	}
 }
 
-// vsockDevice makes both of its sockets itself, so it sees their directory. Until the guest's driver is up nobody may connect to the host's: a connection
-// between the setting of the guest's memory and that of the queues ends the thread of vhost-device-vsock 0.3 that does all the work (its handle_event lets
-// the error of a queue that is not ready go up), and the guest never answers again. So it listens at the gate.
+// vsockDevice makes both of its sockets itself, so it sees their directory. Until the guest's
+// driver is up nobody may connect to the host's: a connection between the setting of the guest's
+// memory and that of the queues ends the thread of vhost-device-vsock 0.3 that does all the work
+// (its handle_event lets the error of a queue that is not ready go up), and the guest never answers
+// again. So it listens at the gate.
 func vsockDevice(c *Config, socket, gate string) *Command {
 	return &Command{
 		Argv:   []string{vsockDeviceProgram, "--guest-cid", fmt.Sprint(c.Vsock.CID), "--socket", socket, "--uds-path", gate},

@@ -38,10 +38,12 @@ type qmpError struct{ Desc string }
 
 func (e *qmpError) Error() string { return e.Desc }
 
-// maxQMPLine bounds what one line of QEMU's may have: the guest has no say in them, but QEMU may have been taken over by it.
+// maxQMPLine bounds what one line of QEMU's may have: the guest has no say in them, but QEMU may
+// have been taken over by it.
 const maxQMPLine = 1 << 20
 
-// qmpTimeout bounds one command, when the context has no earlier deadline: QEMU answers while the guest waits.
+// qmpTimeout bounds one command, when the context has no earlier deadline: QEMU answers while the
+// guest waits.
 const qmpTimeout = 30 * time.Second
 
 // startTimeout bounds the wait for a monitor's first answer: it may just have been started.
@@ -97,7 +99,8 @@ func (m *qmp) read() {
 	}
 }
 
-// execute runs a command, with a descriptor beside it if file is not nil, and returns its answer. After an error that is no [qmpError] the connection is of no more use.
+// execute runs a command, with a descriptor beside it if file is not nil, and returns its answer.
+// After an error that is no [qmpError] the connection is of no more use.
 func (m *qmp) execute(ctx context.Context, command string, arguments map[string]any, file *os.File) (json.RawMessage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

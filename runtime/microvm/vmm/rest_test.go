@@ -18,8 +18,9 @@ import (
 	"time"
 )
 
-// monitor is a local server that stands for a monitor that is not installed here. It notes the requests, and answers the way its interface's description says. It shows
-// that the requests are those; not that a monitor does what they ask for.
+// monitor is a local server that stands for a monitor that is not installed here. It notes the
+// requests, and answers the way its interface's description says. It shows that the requests are
+// those; not that a monitor does what they ask for.
 type monitor struct {
 	mu       sync.Mutex
 	requests []string
@@ -165,7 +166,8 @@ func TestHostileQMP(t *testing.T) {
 	}
 }
 
-// TestQEMULeftovers: what an attach that was cut short has left in QEMU, a node and its descriptor, goes before the disk is attached anew.
+// TestQEMULeftovers: what an attach that was cut short has left in QEMU, a node and its descriptor,
+// goes before the disk is attached anew.
 func TestQEMULeftovers(t *testing.T) {
 	answers := map[string]string{
 		"qmp_capabilities": `{}`, "qom-list": `[{"name": "disk-other"}]`, "query-fdsets": `[{"fdset-id": 2, "fds": [{"opaque": "other"}]}, {"fdset-id": 3, "fds": [{"opaque": "img-1"}]}]`,

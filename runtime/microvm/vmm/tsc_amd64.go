@@ -10,10 +10,12 @@ import (
 // readTSC returns the time stamp counter (Intel SDM, RDTSC).
 func readTSC() uint64
 
-// tscWindow is how long the counter is watched: some hundred nanoseconds of error in it are a few parts in a million.
+// tscWindow is how long the counter is watched: some hundred nanoseconds of error in it are a few
+// parts in a million.
 const tscWindow = 50 * time.Millisecond
 
-// HostTSC returns the rate of this host's time stamp counter in kHz, which QEMU hands to emulated VMs as it is; 0: there is none. It is measured once, which takes 50 ms.
+// HostTSC returns the rate of this host's time stamp counter in kHz, which QEMU hands to emulated
+// VMs as it is; 0: there is none. It is measured once, which takes 50 ms.
 var HostTSC = sync.OnceValue(func() int {
 	begin, ticks := monotonicRaw(), readTSC()
 	time.Sleep(tscWindow)

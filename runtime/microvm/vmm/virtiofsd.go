@@ -7,10 +7,12 @@ import (
 	"strings"
 )
 
-// SharedDir is the directory that virtiofsd serves, in its own mount namespace. It is empty until something is mounted in it.
+// SharedDir is the directory that virtiofsd serves, in its own mount namespace. It is empty until
+// something is mounted in it.
 const SharedDir = "/shared"
 
-// virtiofsd serves SharedDir. Its jail is a mount namespace of its own already, and it must stay root in it to give files their owners.
+// virtiofsd serves SharedDir. Its jail is a mount namespace of its own already, and it must stay
+// root in it to give files their owners.
 func virtiofsd(s *Share) *Command {
 	cmd := &Command{Env: []string{"PATH=/usr/bin"}, Mounts: distribution, Dirs: []string{SharedDir}, Root: true}
 	fd := cmd.fd(FDListen, s.Socket, false)

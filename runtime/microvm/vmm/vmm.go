@@ -17,27 +17,31 @@ type Driver interface {
 	Name() string
 	// Can says what VMs of this configuration can do.
 	Can(c *Config) Abilities
-	// Check returns nil when VMs of this configuration can be run on this host, else the reason why not, for people. Of c it reads Program, Machine,
-	// Accel, Vsock.Kind and TSCKHz. That an accelerator works is only known when a VM has run: what Check says
-	// of /dev/kvm is that it can be opened and speaks the right version.
+	// Check returns nil when VMs of this configuration can be run on this host, else the reason why
+	// not, for people. Of c it reads Program, Machine, Accel, Vsock.Kind and TSCKHz. That an
+	// accelerator works is only known when a VM has run: what Check says of /dev/kvm is that it can
+	// be opened and speaks the right version.
 	Check(c *Config) error
 	// Command says how the VM is started. It reads no files and changes nothing.
 	Command(c *Config) (*Command, error)
-	// Control connects to a running VM through [Config.Control]. The caller must Close it soon: a monitor serves one client at a time. Errors mean
-	// that it does not run (yet, or any more).
+	// Control connects to a running VM through [Config.Control]. The caller must Close it soon: a
+	// monitor serves one client at a time. Errors mean that it does not run (yet, or any more).
 	Control(ctx context.Context, c *Config) (Control, error)
 }
 
 // Control is a connection to a running VM.
 type Control interface {
-	// AttachDisk gives the guest a disk, and says where the guest finds it. A disk with d's serial that is there already is the same one: attaching is idempotent.
-	// It returns when the monitor has taken it; the guest may see it some ten milliseconds later. file is the open image, and not needed after the call; a
-	// monitor with a [Abilities.AttachDir] opens what has been mounted there instead.
+	// AttachDisk gives the guest a disk, and says where the guest finds it. A disk with d's serial
+	// that is there already is the same one: attaching is idempotent. It returns when the monitor
+	// has taken it; the guest may see it some ten milliseconds later. file is the open image, and
+	// not needed after the call; a monitor with a [Abilities.AttachDir] opens what has been mounted
+	// there instead.
 	AttachDisk(ctx context.Context, d Disk, file *os.File) (Place, error)
 	Close() error
 }
 
-// Place is where a guest finds an image: on the disk with a serial number, or in a file at the top of a share.
+// Place is where a guest finds an image: on the disk with a serial number, or in a file at the top
+// of a share.
 type Place struct {
 	Disk  string `json:"disk,omitempty"`
 	Share string `json:"share,omitempty"`
@@ -46,7 +50,8 @@ type Place struct {
 
 // State is what there is of a running VM on the host.
 type State struct {
-	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as the host sees them.
+	// Monitor and Share are the processes of the VMM and of virtiofsd (PID 0: there is none), as
+	// the host sees them.
 	Monitor nsfile.Owner `json:"monitor"`
 	Share   nsfile.Owner `json:"share,omitzero"`
 }
@@ -55,7 +60,8 @@ type State struct {
 type Abilities struct {
 	// MaxDisks is how many disks there can be, those that are attached to the running VM among them.
 	MaxDisks int
-	// AttachDir is the directory in the monitor's jail where it looks for a disk that is attached, by its serial; empty: it is handed the open file.
+	// AttachDir is the directory in the monitor's jail where it looks for a disk that is attached,
+	// by its serial; empty: it is handed the open file.
 	AttachDir string
 	// Vsock lists the transports, the preferred one first.
 	Vsock []VsockKind
@@ -88,10 +94,12 @@ type Config struct {
 	Program string `json:"program,omitempty"`
 	// Machine is QEMU's: pc (when empty), q35 or microvm.
 	Machine string `json:"machine,omitempty"`
-	// Accel is kvm or tcg; only QEMU can do with tcg. Somebody has to say so: /dev/kvm may be there and run no guest.
+	// Accel is kvm or tcg; only QEMU can do with tcg. Somebody has to say so: /dev/kvm may be there
+	// and run no guest.
 	Accel string `json:"accel"`
 
-	// Kernel is an uncompressed ELF file (vmlinux), Initrd a cpio archive; package guestimage makes both.
+	// Kernel is an uncompressed ELF file (vmlinux), Initrd a cpio archive; package guestimage makes
+	// both.
 	Kernel string `json:"kernel"`
 	Initrd string `json:"initrd"`
 	// Cmdline is added to what the driver and [Cmdline] say.
@@ -99,7 +107,8 @@ type Config struct {
 
 	CPUs      int `json:"cpus"`
 	MemoryMiB int `json:"memoryMiB"`
-	// TSCKHz is the rate of the host's time stamp counter in kHz, as [HostTSC] measures it. Only an emulated microvm of QEMU's needs it.
+	// TSCKHz is the rate of the host's time stamp counter in kHz, as [HostTSC] measures it. Only an
+	// emulated microvm of QEMU's needs it.
 	TSCKHz int `json:"tscKHz,omitempty"`
 
 	// Disks are there from the start.
@@ -108,7 +117,8 @@ type Config struct {
 	Vsock Vsock  `json:"vsock"`
 	Share *Share `json:"share,omitempty"`
 
-	// Control is the unix socket of the monitor (QMP, REST), made by the supervisor or the monitor; its directory is only root's.
+	// Control is the unix socket of the monitor (QMP, REST), made by the supervisor or the monitor;
+	// its directory is only root's.
 	Control string `json:"control"`
 	// Console has the guest's kernel talk on the monitor's standard output. It costs boot time.
 	Console bool `json:"console,omitempty"`
@@ -117,7 +127,8 @@ type Config struct {
 // Disk is a raw image.
 type Disk struct {
 	Path string `json:"path"`
-	// Serial names the disk in the guest (/sys/block/*/serial) and to the monitor: 1 to 20 of a-z, A-Z, 0-9, "-", "_".
+	// Serial names the disk in the guest (/sys/block/*/serial) and to the monitor: 1 to 20 of a-z,
+	// A-Z, 0-9, "-", "_".
 	Serial   string `json:"serial"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
@@ -156,12 +167,14 @@ type Command struct {
 	Env  []string // KEY=VALUE; the whole environment
 	// FDs become the descriptors 3, 4, ... of the program.
 	FDs []FD
-	// Mounts are the files and directories of the host that the program sees; nothing else is there, but for /dev with null, zero and urandom.
+	// Mounts are the files and directories of the host that the program sees; nothing else is
+	// there, but for /dev with null, zero and urandom.
 	Mounts []Mount
 	// Files are small files that are made for it, by path, and Dirs empty directories.
 	Files map[string]string
 	Dirs  []string
-	// Helpers are the programs that must run before this one, by name: vsock, share. The sockets that it connects to are those of its descriptors.
+	// Helpers are the programs that must run before this one, by name: vsock, share. The sockets
+	// that it connects to are those of its descriptors.
 	Helpers map[string]*Command
 	// Gate is what keeps connections from a guest that is not ready for them; nil: nothing needs to.
 	Gate *Gate
@@ -169,7 +182,8 @@ type Command struct {
 	Root bool
 }
 
-// Gate is a unix socket that leads to the guest, under another name than [Vsock.Path] until the guest's vsock driver is up.
+// Gate is a unix socket that leads to the guest, under another name than [Vsock.Path] until the
+// guest's vsock driver is up.
 type Gate struct {
 	// Path is where it is until then.
 	Path string
@@ -179,7 +193,8 @@ type Gate struct {
 	Started func(ctx context.Context) (bool, error)
 }
 
-// ReadyPort is the port of the host that the agent in the guest connects to, once, as soon as it listens; it need not say anything, nor mind if nobody is there.
+// ReadyPort is the port of the host that the agent in the guest connects to, once, as soon as it
+// listens; it need not say anything, nor mind if nobody is there.
 const ReadyPort = 1025
 
 // FDKind is a way to make a descriptor.
@@ -227,7 +242,8 @@ func Find(name string) (Driver, error) {
 	return nil, fmt.Errorf("cannot use the VMM %q: the known ones are %s", name, strings.Join(names, ", "))
 }
 
-// Cmdline is the command line of every guest kernel of Debian's: nothing that takes time and helps nobody in a VM that lives as long as a pod. A panic ends it.
+// Cmdline is the command line of every guest kernel of Debian's: nothing that takes time and helps
+// nobody in a VM that lives as long as a pod. A panic ends it.
 const Cmdline = "quiet panic=-1 rdinit=/init random.trust_cpu=on tsc=reliable no_timer_check rcupdate.rcu_expedited=1 mitigations=auto " +
 	"8250.nr_uarts=1 audit=0 apparmor=0 selinux=0 net.ifnames=0 cryptomgr.notests"
 
@@ -283,5 +299,6 @@ func (c *Command) fd(kind FDKind, path string, readOnly bool) int {
 	return 2 + len(c.FDs)
 }
 
-// distribution is where programs, their libraries and data are: files that came with packages, the same on every host.
+// distribution is where programs, their libraries and data are: files that came with packages, the
+// same on every host.
 var distribution = []Mount{{Source: "/usr"}, {Source: "/lib", Optional: true}, {Source: "/lib64", Optional: true}, {Source: "/bin", Optional: true}, {Source: "/etc/ld.so.cache", Optional: true}}

@@ -19,7 +19,8 @@ func first(errs ...error) error {
 	return nil
 }
 
-// checkName accepts the names of containers, volumes, disks, shares: they become parts of paths. IDs of attempts too.
+// checkName accepts the names of containers, volumes, disks, shares: they become parts of paths.
+// IDs of attempts too.
 func checkName(what, name string, limit int) error {
 	if name == "" || len(name) > limit {
 		return invalid("the %s must have 1 to %d characters", what, limit)
@@ -35,7 +36,8 @@ func checkName(what, name string, limit int) error {
 	return nil
 }
 
-// A container's name is at most 63 characters long, as in Kubernetes; others come from names of 253, or from hashes.
+// A container's name is at most 63 characters long, as in Kubernetes; others come from names of
+// 253, or from hashes.
 func checkContainer(name string) error { return checkName("container name", name, 63) }
 
 func checkID(id string) error { return checkName("container ID", id, 64) }

@@ -7,7 +7,8 @@ import (
 	"sync"
 )
 
-// Conn reads and writes lines and frames on a stream. Writes may come from several goroutines; only one reads.
+// Conn reads and writes lines and frames on a stream. Writes may come from several goroutines; only
+// one reads.
 type Conn struct {
 	r *bufio.Reader
 
@@ -21,7 +22,8 @@ func NewConn(rw io.ReadWriter) *Conn {
 	return &Conn{r: bufio.NewReaderSize(rw, 4<<10), w: rw}
 }
 
-// ReadRequest reads and checks the request. An [*Error] of the code [CodeInvalidRequest] is for the peer; others are the stream's.
+// ReadRequest reads and checks the request. An [*Error] of the code [CodeInvalidRequest] is for the
+// peer; others are the stream's.
 func (c *Conn) ReadRequest() (Request, error) {
 	line, err := ReadLine(c.r, MaxRequest)
 	if err != nil {

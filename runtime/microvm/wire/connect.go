@@ -10,8 +10,9 @@ import (
 // maxAnswer bounds the answer to CONNECT, in bytes: "OK " and a port.
 const maxAnswer = 32
 
-// Connect asks a VMM, at the other end of a connection to its unix socket (hybrid vsock), for a port of the guest: "CONNECT PORT", answered by "OK N". One byte is read at a time:
-// what follows the answer's line is the guest's.
+// Connect asks a VMM, at the other end of a connection to its unix socket (hybrid vsock), for a
+// port of the guest: "CONNECT PORT", answered by "OK N". One byte is read at a time: what follows
+// the answer's line is the guest's.
 func Connect(vmm io.ReadWriter, port uint32) error {
 	if _, err := fmt.Fprintf(vmm, "CONNECT %d\n", port); err != nil {
 		return err

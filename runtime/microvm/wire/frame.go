@@ -40,8 +40,10 @@ func (t FrameType) known() bool {
 	return false
 }
 
-// ReadFrame reads a frame into buffer, which grows up to [MaxFrame] when it is too small; pass the frame's Data, or nil, to use it again. io.EOF: the stream
-// ended between two frames; io.ErrUnexpectedEOF: within one. A frame of an unknown type is an error, one above the limit is [ErrTooLong].
+// ReadFrame reads a frame into buffer, which grows up to [MaxFrame] when it is too small; pass the
+// frame's Data, or nil, to use it again. io.EOF: the stream ended between two frames;
+// io.ErrUnexpectedEOF: within one. A frame of an unknown type is an error, one above the limit is
+// [ErrTooLong].
 func ReadFrame(r *bufio.Reader, buffer []byte) (Frame, error) {
 	var header [headerSize]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
@@ -68,7 +70,8 @@ func ReadFrame(r *bufio.Reader, buffer []byte) (Frame, error) {
 	return f, nil
 }
 
-// AppendFrame appends a frame to buffer, so that one write sends it. Data above [MaxFrame] is [ErrTooLong].
+// AppendFrame appends a frame to buffer, so that one write sends it. Data above [MaxFrame] is
+// [ErrTooLong].
 func AppendFrame(buffer []byte, t FrameType, data []byte) ([]byte, error) {
 	if len(data) > MaxFrame {
 		return buffer, fmt.Errorf("cannot send a frame of %d bytes: %w", len(data), ErrTooLong)

@@ -2,8 +2,9 @@ package wire
 
 import "time"
 
-// Version is the version of the protocol. A request with a field that the agent does not know is refused, so that nothing is honoured by half; the
-// number says to a host in advance what an agent of another build can do. It grows with every field and action that comes or goes.
+// Version is the version of the protocol. A request with a field that the agent does not know is
+// refused, so that nothing is honoured by half; the number says to a host in advance what an agent
+// of another build can do. It grows with every field and action that comes or goes.
 const Version = 5
 
 // Port is the vsock port of the agent.
@@ -12,7 +13,8 @@ const Port = 1024
 // HostCID is the only peer that the agent serves (VMADDR_CID_HOST).
 const HostCID = 2
 
-// The limits, in bytes where nothing else is said. A manifest has at most 1 MiB, and its container's spec is made from it.
+// The limits, in bytes where nothing else is said. A manifest has at most 1 MiB, and its
+// container's spec is made from it.
 const (
 	MaxRequest = 2 << 20 // of a request's line
 	MaxReply   = 256 << 10
@@ -32,7 +34,8 @@ const (
 	MaxHeaders  = 32   // of an HTTP probe
 	MaxPathSize = 4096
 
-	// MaxConnections is how many connections the agent serves at once, and MaxContainers how many containers a VM has.
+	// MaxConnections is how many connections the agent serves at once, and MaxContainers how many
+	// containers a VM has.
 	MaxConnections = 128
 	MaxContainers  = 32
 )

@@ -7,11 +7,13 @@ import (
 	"io"
 )
 
-// ErrTooLong is a line or frame beyond its limit. Nothing of it was kept; the connection is of no use any more.
+// ErrTooLong is a line or frame beyond its limit. Nothing of it was kept; the connection is of no
+// use any more.
 var ErrTooLong = errors.New("too long")
 
-// ReadLine reads up to a newline, which is left out. A line of more than limit bytes is [ErrTooLong] as soon as that many have come, and is never kept
-// whole. io.EOF: there was nothing; io.ErrUnexpectedEOF: the line has no end.
+// ReadLine reads up to a newline, which is left out. A line of more than limit bytes is
+// [ErrTooLong] as soon as that many have come, and is never kept whole. io.EOF: there was nothing;
+// io.ErrUnexpectedEOF: the line has no end.
 func ReadLine(r *bufio.Reader, limit int) ([]byte, error) {
 	var line []byte
 	for {

@@ -32,7 +32,8 @@ func (c Code) known() bool {
 	return false
 }
 
-// Error is an error that the agent returns to the host. Its Message is one line of at most [MaxMessage] bytes.
+// Error is an error that the agent returns to the host. Its Message is one line of at most
+// [MaxMessage] bytes.
 type Error struct {
 	Code    Code
 	Message string
@@ -47,7 +48,8 @@ func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: clean(fmt.Sprintf(format, args...))}
 }
 
-// CodeOf is the code of the first [*Error] in err's chain; CodeInternal when there is none, and empty for nil.
+// CodeOf is the code of the first [*Error] in err's chain; CodeInternal when there is none, and
+// empty for nil.
 func CodeOf(err error) Code {
 	if err == nil {
 		return ""
@@ -58,7 +60,8 @@ func CodeOf(err error) Code {
 	return CodeInternal
 }
 
-// clean makes one line of printable text of at most MaxMessage bytes: it comes from the other side, and goes to terminals and logs.
+// clean makes one line of printable text of at most MaxMessage bytes: it comes from the other side,
+// and goes to terminals and logs.
 func clean(text string) string { return printable.Cut(text, MaxMessage) }
 
 // reply is the line of a reply.
@@ -70,7 +73,8 @@ type reply struct {
 	Exit    int             `json:"exit,omitempty"`
 }
 
-// EncodeReply is the line of an ok with data, or without when it is nil. A reply above [MaxReply] is [ErrTooLong].
+// EncodeReply is the line of an ok with data, or without when it is nil. A reply above [MaxReply]
+// is [ErrTooLong].
 func EncodeReply(data any) ([]byte, error) {
 	r := reply{Status: "ok"}
 	if data != nil {
@@ -107,8 +111,8 @@ func lineOf(r reply) ([]byte, error) {
 	return append(line, '\n'), nil
 }
 
-// DecodeReply reads the line of a reply into data, a pointer, or nil when only ok counts. What the agent reports is an [*Error]; anything else that is
-// not a reply is a plain error.
+// DecodeReply reads the line of a reply into data, a pointer, or nil when only ok counts. What the
+// agent reports is an [*Error]; anything else that is not a reply is a plain error.
 func DecodeReply(line []byte, data any) error {
 	var r reply
 	if err := json.Unmarshal(line, &r); err != nil {
@@ -153,13 +157,15 @@ type Exit struct {
 	OOM    bool   `json:"oom,omitempty"`    // it was killed because its memory was used up
 	// TimedOut says that the time of an exec was over.
 	TimedOut bool `json:"timed_out,omitempty"`
-	// Error says why an exec could not be run (Code is 126 or 127 then). Without a terminal its stderr has said so, too.
+	// Error says why an exec could not be run (Code is 126 or 127 then). Without a terminal its
+	// stderr has said so, too.
 	Error string `json:"error,omitempty"`
 	// Message is the end of the termination message, at most [MaxMessage] bytes.
 	Message []byte `json:"message,omitempty"`
 }
 
-// Check makes what a guest said usable: numbers that cannot be become ones that can, and what is too long is cut.
+// Check makes what a guest said usable: numbers that cannot be become ones that can, and what is
+// too long is cut.
 func (e *Exit) Check() {
 	if e.Signal < 0 || e.Signal > 64 {
 		e.Signal = 0

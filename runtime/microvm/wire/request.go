@@ -35,26 +35,29 @@ type Head struct {
 type Request interface {
 	// Name is the action that the type stands for.
 	Name() Action
-	// Check returns an [*Error] of the code [CodeInvalidRequest] when the request cannot be served by any agent.
+	// Check returns an [*Error] of the code [CodeInvalidRequest] when the request cannot be served
+	// by any agent.
 	Check() error
 }
 
 // Ping asks whether the agent is there. Reply: [Pong].
 type Ping struct {
 	Head
-	// Time sets the clock of a VM that has been configured, when it is off by more than [MaxClockError]; the zero time leaves it.
+	// Time sets the clock of a VM that has been configured, when it is off by more than
+	// [MaxClockError]; the zero time leaves it.
 	Time time.Time `json:"time,omitzero"`
 }
 
-// Configure sets up the VM. It may be repeated: what is mounted stays, the network becomes what is said, and containers go on. It must have succeeded
-// once before the first Create.
+// Configure sets up the VM. It may be repeated: what is mounted stays, the network becomes what is
+// said, and containers go on. It must have succeeded once before the first Create.
 type Configure struct {
 	Head
 	Hostname string `json:"hostname,omitempty"`
 	// Time sets the clock; the zero time leaves it.
 	Time    time.Time `json:"time,omitzero"`
 	Network *Network  `json:"network,omitempty"`
-	// Scratch is the serial of the disk for containers' writable layers and emptyDirs, a file system of ext4. Empty: they are in the memory of the VM.
+	// Scratch is the serial of the disk for containers' writable layers and emptyDirs, a file
+	// system of ext4. Empty: they are in the memory of the VM.
 	Scratch string `json:"scratch,omitempty"`
 	// Shares are the tags of virtiofs file systems to mount.
 	Shares []string `json:"shares,omitempty"`
@@ -81,24 +84,29 @@ type Route struct {
 	Via string `json:"via"`
 }
 
-// Copy sends a volume that the VM keeps in memory (configMap, secret, files of /etc). After a first ok the host sends a tar stream in data frames, an
-// empty one at its end, and the agent replies again. The volume is made equal to the stream, file by file in the order of the stream, and what the stream has
-// not is removed last: a container that has it mounted sees the new files.
+// Copy sends a volume that the VM keeps in memory (configMap, secret, files of /etc). After a first
+// ok the host sends a tar stream in data frames, an empty one at its end, and the agent replies
+// again. The volume is made equal to the stream, file by file in the order of the stream, and what
+// the stream has not is removed last: a container that has it mounted sees the new files.
 type Copy struct {
 	Head
 	Volume string `json:"volume"`
 }
 
-// Create makes a container, whose standard input is empty. After the ok the connection is the owner's: frames of stdout, stderr and at the end exit from the
-// agent. When it closes, the container is killed and removed.
+// Create makes a container, whose standard input is empty. After the ok the connection is the
+// owner's: frames of stdout, stderr and at the end exit from the agent. When it closes, the
+// container is killed and removed.
 type Create struct {
 	Head
 	Container string `json:"container"`
 	ID        string `json:"id"` // of the attempt, chosen by the host
-	// Spec is the OCI runtime spec, config.json, without network, IPC and UTS namespaces, which are the VM's. root.path and the path of a PID namespace that is shared
-	// are the agent's to fill in. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths in the VM.
+	// Spec is the OCI runtime spec, config.json, without network, IPC and UTS namespaces, which are
+	// the VM's. root.path and the path of a PID namespace that is shared are the agent's to fill
+	// in. A bind mount whose source is MountSource(i) gets Mounts[i]; other bind sources are paths
+	// in the VM.
 	Spec json.RawMessage `json:"spec"`
-	// Rootfs is the read-only part of the container's root file system. Above it lies a writable layer of the attempt.
+	// Rootfs is the read-only part of the container's root file system. Above it lies a writable
+	// layer of the attempt.
 	Rootfs Image   `json:"rootfs"`
 	Mounts []Mount `json:"mounts,omitempty"`
 }
@@ -131,11 +139,13 @@ type Mount struct {
 	Name string    `json:"name,omitempty"`
 	// Image (image) is what the mount shows.
 	Image *Image `json:"image,omitempty"`
-	// SubPath is a path below the source, out of which no symlink leads; a missing directory is made. Empty: the source itself.
+	// SubPath is a path below the source, out of which no symlink leads; a missing directory is
+	// made. Empty: the source itself.
 	SubPath string `json:"sub_path,omitempty"`
 	// ReadOnly makes it read-only below the container too.
 	ReadOnly bool `json:"read_only,omitempty"`
-	// Mode (scratch, tmpfs) is that of the directory when it is made, with the bits 01000 and 02000; 0: 0777.
+	// Mode (scratch, tmpfs) is that of the directory when it is made, with the bits 01000 and
+	// 02000; 0: 0777.
 	Mode uint32 `json:"mode,omitempty"`
 	// GID (scratch, tmpfs) is its group when it is made.
 	GID uint32 `json:"gid,omitempty"`
@@ -161,8 +171,9 @@ type Signal struct {
 	Signal    int    `json:"signal"`
 }
 
-// Exec runs a process in a running container. After the ok frames follow, of stdin and resize to the agent, and from it as with Create. When the connection closes, the process and all
-// that it has started are killed.
+// Exec runs a process in a running container. After the ok frames follow, of stdin and resize to
+// the agent, and from it as with Create. When the connection closes, the process and all that it
+// has started are killed.
 type Exec struct {
 	Head
 	Container string   `json:"container"`
@@ -275,7 +286,8 @@ func EncodeRequest(request Request) ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// DecodeRequest reads and checks a request; it is a pointer to one of the types. All errors are an [*Error] of the code [CodeInvalidRequest].
+// DecodeRequest reads and checks a request; it is a pointer to one of the types. All errors are an
+// [*Error] of the code [CodeInvalidRequest].
 func DecodeRequest(line []byte) (Request, error) {
 	var head Head
 	if err := json.Unmarshal(line, &head); err != nil {

@@ -34,7 +34,8 @@ func (e *wazeroEngine) entryDir(sum [sha256.Size]byte, o LoadOptions) string {
 	return filepath.Join(e.cache, kind, hex.EncodeToString(sum[:]))
 }
 
-// Cached says whether the cache has an entry for the module of a digest, as Compile makes it. Load finds out whether it can be used.
+// Cached says whether the cache has an entry for the module of a digest, as Compile makes it. Load
+// finds out whether it can be used.
 func Cached(cache string, sum [sha256.Size]byte) bool {
 	_, err := os.Stat(filepath.Join((&wazeroEngine{cache: cache}).entryDir(sum, LoadOptions{}), sumsName))
 	return err == nil
@@ -43,8 +44,9 @@ func Cached(cache string, sum [sha256.Size]byte) bool {
 // abandoned is after how long an entry that somebody was making is nobody's.
 const abandoned = time.Hour
 
-// Prune removes the entries of modules by whose digests (hexadecimal) keep is false, all those of other engines and of other versions, and what compilers that were killed have left. Files and directories in
-// the cache whose names begin with a dot are others'.
+// Prune removes the entries of modules by whose digests (hexadecimal) keep is false, all those of
+// other engines and of other versions, and what compilers that were killed have left. Files and
+// directories in the cache whose names begin with a dot are others'.
 func Prune(cache string, keep func(digest string) bool) error {
 	kinds, err := os.ReadDir(cache)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -95,7 +97,8 @@ func pruneEntries(dir string, keep func(digest string) bool) error {
 	return errors.Join(errs...)
 }
 
-// loadCached loads from the cache, where it puts the machine code first when it is not there, or is not what was put there.
+// loadCached loads from the cache, where it puts the machine code first when it is not there, or is
+// not what was put there.
 func (e *wazeroEngine) loadCached(ctx context.Context, module []byte, o LoadOptions) (Program, error) {
 	dir := e.entryDir(sha256.Sum256(module), o)
 	if intact(dir) {
@@ -104,7 +107,8 @@ func (e *wazeroEngine) loadCached(ctx context.Context, module []byte, o LoadOpti
 			return p, err
 		}
 	}
-	// Nobody takes what is broken for an entry any more: if what follows fails in a container, for want of memory, the next one finds none, and has it made outside.
+	// Nobody takes what is broken for an entry any more: if what follows fails in a container, for
+	// want of memory, the next one finds none, and has it made outside.
 	_ = os.Remove(filepath.Join(dir, sumsName))
 	if err := e.fill(ctx, module, o, dir); err != nil {
 		return nil, err
@@ -124,7 +128,8 @@ func loadFrom(ctx context.Context, module []byte, o LoadOptions, dir string) (Pr
 	return p, nil
 }
 
-// fill makes the entry beside its place and moves it there; an entry that another process has put there meanwhile is as good.
+// fill makes the entry beside its place and moves it there; an entry that another process has put
+// there meanwhile is as good.
 func (e *wazeroEngine) fill(ctx context.Context, module []byte, o LoadOptions, dir string) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {

@@ -21,8 +21,9 @@ func checkModules(compiled wazero.CompiledModule) error {
 	return nil
 }
 
-// checkImports says, without compiling or running any of it, why a module could never be instantiated for what it imports: a module with the same imports and nothing else is. What is no module, the
-// compiler refuses.
+// checkImports says, without compiling or running any of it, why a module could never be
+// instantiated for what it imports: a module with the same imports and nothing else is. What is no
+// module, the compiler refuses.
 func checkImports(ctx context.Context, module []byte) error {
 	r := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
 	defer r.Close(ctx)
@@ -42,7 +43,8 @@ func checkImports(ctx context.Context, module []byte) error {
 	return nil
 }
 
-// importsOf is a module with the types and imports of another one (WebAssembly core specification 5.5.2: a section is its number, its size and its content; 1 and 2 are those, 0 is anything).
+// importsOf is a module with the types and imports of another one (WebAssembly core specification
+// 5.5.2: a section is its number, its size and its content; 1 and 2 are those, 0 is anything).
 func importsOf(module []byte) []byte {
 	const header = 8
 	stub, rest := module[:header:header], module[header:]

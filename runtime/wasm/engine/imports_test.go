@@ -12,7 +12,8 @@ import (
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
-// TestCompileRefuses: a module that could never be instantiated is refused when it is compiled, before that takes any time, and makes no entry.
+// TestCompileRefuses: a module that could never be instantiated is refused when it is compiled,
+// before that takes any time, and makes no entry.
 func TestCompileRefuses(t *testing.T) {
 	header := "\x00asm\x01\x00\x00\x00"
 	types := "\x01\x04\x01\x60\x00\x00" // () -> ()
@@ -62,7 +63,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestUnusableCache: where machine code cannot be kept a module runs all the same; to compile it for the cache alone is an error.
+// TestUnusableCache: where machine code cannot be kept a module runs all the same; to compile it
+// for the cache alone is an error.
 func TestUnusableCache(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")

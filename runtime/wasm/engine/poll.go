@@ -12,8 +12,9 @@ import (
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 )
 
-// wazero's own poll_oneoff says to a guest at once that each of its sockets is ready, so that a server that waits for a connection computes all the time; with a
-// clock beside the sockets it sleeps the whole time, whatever comes. This one waits.
+// wazero's own poll_oneoff says to a guest at once that each of its sockets is ready, so that a
+// server that waits for a connection computes all the time; with a clock beside the sockets it
+// sleeps the whole time, whatever comes. This one waits.
 
 // WASI preview 1: subscriptions, events and error numbers.
 const (
@@ -52,7 +53,8 @@ func instantiateWASI(ctx context.Context, r wazero.Runtime, p *poller) error {
 // nanotime is the monotonic clock of the guest, in nanoseconds.
 func (p *poller) nanotime() int64 { return int64(time.Since(p.began)) }
 
-// poll waits until one of the subscriptions at in has happened, and writes the events to out and their number to count.
+// poll waits until one of the subscriptions at in has happened, and writes the events to out and
+// their number to count.
 func (p *poller) poll(ctx context.Context, memory api.Memory, in, out, n, count uint32) uint32 {
 	if n == 0 || n > maxSubscriptions {
 		return errnoInval
@@ -124,7 +126,8 @@ func parse(data []byte, p *poller) []subscription {
 	return list
 }
 
-// wait waits until at least one subscription has happened, and returns which of them have. Nothing has when ctx has ended.
+// wait waits until at least one subscription has happened, and returns which of them have. Nothing
+// has when ctx has ended.
 func (p *poller) wait(ctx context.Context, asked []subscription) func(i int) bool {
 	until := time.Now().Add(forever)
 	for _, one := range asked {

@@ -8,9 +8,10 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 )
 
-// sockets knows which socket of this process each of the guest's descriptors is. wazero keeps that to itself, so the calls by which a guest gets and gives
-// back connections are watched. It also ends a connection that the guest closes: wazero leaves it open until a garbage collection comes by, and
-// the client waits as long.
+// sockets knows which socket of this process each of the guest's descriptors is. wazero keeps that
+// to itself, so the calls by which a guest gets and gives back connections are watched. It also
+// ends a connection that the guest closes: wazero leaves it open until a garbage collection comes
+// by, and the client waits as long.
 type sockets struct {
 	ports  []int           // of the listeners
 	first  int32           // the guest's descriptor of the first of them

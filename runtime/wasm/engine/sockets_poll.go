@@ -11,7 +11,8 @@ import (
 // slice is how often a wait looks whether its context has ended, if it can.
 const slice = 100 * time.Millisecond
 
-// waitFor waits until something that was asked for has happened, or the time is up, and says what. It may return early, with nothing.
+// waitFor waits until something that was asked for has happened, or the time is up, and says what.
+// It may return early, with nothing.
 func (p *poller) waitFor(ctx context.Context, asked []subscription, limit time.Duration) (ready map[int]bool) {
 	ready = map[int]bool{}
 	var fds []unix.PollFd

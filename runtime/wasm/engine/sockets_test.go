@@ -15,7 +15,8 @@ import (
 	"github.com/magikrun/magikpod/tests/testwasm"
 )
 
-// TestServer: a guest waits for many sockets and a timer at once, computes nothing meanwhile, and its clients see the end of a connection.
+// TestServer: a guest waits for many sockets and a timer at once, computes nothing meanwhile, and
+// its clients see the end of a connection.
 func TestServer(t *testing.T) {
 	p, err := New(cacheDir).Load(t.Context(), testwasm.Guest(t), LoadOptions{Interruptible: true})
 	if err != nil {

@@ -14,10 +14,12 @@ import (
 	"github.com/magikrun/magikpod/internal/wasmform"
 )
 
-// wasmtimeEngine runs the command wasmtime, which runs components too. It keeps machine code in a cache of its own.
+// wasmtimeEngine runs the command wasmtime, which runs components too. It keeps machine code in a
+// cache of its own.
 type wasmtimeEngine struct{ path string }
 
-// NewWasmtime makes the engine of an installed wasmtime; path is that of the command, or its name in $PATH. Unsupported: there is none.
+// NewWasmtime makes the engine of an installed wasmtime; path is that of the command, or its name
+// in $PATH. Unsupported: there is none.
 func NewWasmtime(ctx context.Context, path string) (Engine, error) {
 	found, err := exec.LookPath(path)
 	if err != nil {

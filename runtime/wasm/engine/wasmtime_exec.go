@@ -12,8 +12,9 @@ import (
 	"github.com/magikrun/magikpod/internal/errkind"
 )
 
-// Files returns the path of an installed wasmtime, without symbolic links, and after it those of all files that it needs to start: its loader and its
-// libraries. command is a path, or a name in $PATH. Unsupported: there is none.
+// Files returns the path of an installed wasmtime, without symbolic links, and after it those of
+// all files that it needs to start: its loader and its libraries. command is a path, or a name in
+// $PATH. Unsupported: there is none.
 func Files(ctx context.Context, command string) ([]string, error) {
 	found, err := exec.LookPath(command)
 	if err == nil {
@@ -71,10 +72,12 @@ func loaderOf(program string) (string, error) {
 	return "", nil
 }
 
-// ExecWasmtime is the command line by which a jailed process becomes wasmtime, and its environment. The only directory of config is the guest's root. network says that the
-// guest may use the sockets of the process's network namespace.
+// ExecWasmtime is the command line by which a jailed process becomes wasmtime, and its environment.
+// The only directory of config is the guest's root. network says that the guest may use the sockets
+// of the process's network namespace.
 //
-// The values of variables do not show on the command line, which all of the host can read: the guest inherits them. Those that the process itself would take notice of are the exception.
+// The values of variables do not show on the command line, which all of the host can read: the
+// guest inherits them. Those that the process itself would take notice of are the exception.
 func ExecWasmtime(program, module string, o LoadOptions, config Config, network bool) (argv, env []string, err error) {
 	p := &wasmtimeProgram{file: module}
 	argv = []string{program, "run", "-C", "cache=n"} // a configuration file is the guest's to write
@@ -102,7 +105,8 @@ func ExecWasmtime(program, module string, o LoadOptions, config Config, network 
 	return append(argv, p.command(config)...), env, nil
 }
 
-// heeded says whether a variable may change what the loader, the C library, Rust's library or wasmtime do.
+// heeded says whether a variable may change what the loader, the C library, Rust's library or
+// wasmtime do.
 func heeded(name string) bool {
 	for _, prefix := range []string{"LD_", "GLIBC_", "MALLOC_", "RUST_", "RAYON_", "WASMTIME_", "XDG_", "LC_", "GCONV_", "RES_", "GETCONF_"} {
 		if strings.HasPrefix(name, prefix) {

@@ -20,12 +20,14 @@ import (
 // wazeroVersion is the version that go.mod has; a test compares them.
 const wazeroVersion = "1.12.0"
 
-// leaveAfter is how long a guest may take to notice that its context has ended, before it is left behind.
+// leaveAfter is how long a guest may take to notice that its context has ended, before it is left
+// behind.
 const leaveAfter = 200 * time.Millisecond
 
 type wazeroEngine struct{ cache string }
 
-// New makes the engine of wazero. cache is the directory for machine code, which nobody else may write to; empty: nothing is kept.
+// New makes the engine of wazero. cache is the directory for machine code, which nobody else may
+// write to; empty: nothing is kept.
 func New(cache string) Engine { return &wazeroEngine{cache: cache} }
 
 func (e *wazeroEngine) Compile(ctx context.Context, module []byte) error {
@@ -63,7 +65,8 @@ func (e *wazeroEngine) load(ctx context.Context, module []byte, o LoadOptions) (
 	return e.loadCached(ctx, module, o)
 }
 
-// program is a compiled module in a wazero runtime of its own: the limit of the memory belongs to the runtime.
+// program is a compiled module in a wazero runtime of its own: the limit of the memory belongs to
+// the runtime.
 type program struct {
 	runtime  wazero.Runtime
 	cache    wazero.CompilationCache // or nil

@@ -17,8 +17,9 @@ import (
 	"github.com/magikrun/magikpod/shim"
 )
 
-// What a compiler may use, so that a hostile module does not take the host along. MEASURED: a Go program of 6 MB takes 1.6 s (a hundred times as much on an emulated CPU) and 170 MB, one of 33 kB in C 25 ms and 11 MB; hostile ones take any time, and
-// 1600 times their size.
+// What a compiler may use, so that a hostile module does not take the host along. MEASURED: a Go
+// program of 6 MB takes 1.6 s (a hundred times as much on an emulated CPU) and 170 MB, one of 33 kB
+// in C 25 ms and 11 MB; hostile ones take any time, and 1600 times their size.
 var (
 	compilerTime   = time.Minute    // of a CPU, and compilerTimePerMiB for each MiB of the module
 	compilerMemory = int64(1 << 30) // bytes, and compilerMemoryPerByte for each of the module, but maxCompilerMemory at most
@@ -40,13 +41,15 @@ var exitKinds = map[int]errkind.Kind{
 
 const exitIO = 74 // EX_IOERR of sysexits.h
 
-// CompileKind is the kind of the error that a line on the compiler's stderr is about. ok is false for an exit code that Compile does not return: the process has crashed.
+// CompileKind is the kind of the error that a line on the compiler's stderr is about. ok is false
+// for an exit code that Compile does not return: the process has crashed.
 func CompileKind(code int) (kind errkind.Kind, ok bool) {
 	kind, ok = exitKinds[code]
 	return kind, ok
 }
 
-// Compile puts the machine code of a module into the cache and returns an exit code; the reason of a failure is one line on stderr, and the code says its kind ([CompileKind]).
+// Compile puts the machine code of a module into the cache and returns an exit code; the reason of
+// a failure is one line on stderr, and the code says its kind ([CompileKind]).
 func Compile(cache, path string) int {
 	module, err := ReadModule(path)
 	if err == nil {

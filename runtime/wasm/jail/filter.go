@@ -14,8 +14,10 @@ import (
 	"github.com/magikrun/magikpod/internal/confine"
 )
 
-// guestCalls are the system calls that a process still needs when all that is left to do is to run a guest: those of Go's runtime, of its files and sockets, and of WASI. Names that an
-// architecture does not have are left out there. No program is executed, no other process is made, traced or signalled, nothing is mounted, no connection is made.
+// guestCalls are the system calls that a process still needs when all that is left to do is to run
+// a guest: those of Go's runtime, of its files and sockets, and of WASI. Names that an architecture
+// does not have are left out there. No program is executed, no other process is made, traced or
+// signalled, nothing is mounted, no connection is made.
 var guestCalls = []string{
 	// memory and threads
 	"brk", "mmap", "munmap", "mprotect", "mremap", "madvise", "mincore", "membarrier", "futex", "rseq", "sched_yield", "sched_getaffinity",
@@ -40,7 +42,8 @@ var guestCalls = []string{
 // prSetVMA names mappings; Go's runtime does so (prctl(2), PR_SET_VMA).
 const prSetVMA = 0x53564d41
 
-// filterCalls takes all other system calls from this process, in all threads, for good (seccomp(2)): they fail with EPERM. The unit's own filter cannot be as narrow, since the jail is
+// filterCalls takes all other system calls from this process, in all threads, for good
+// (seccomp(2)): they fail with EPERM. The unit's own filter cannot be as narrow, since the jail is
 // made in it, and a list of what is allowed costs systemd 14 ms of each start.
 func filterCalls(*Config) error {
 	info, err := arch.GetInfo("")
@@ -68,7 +71,8 @@ func filterCalls(*Config) error {
 	return nil
 }
 
-// loadFilter is the library's function of that name, which takes a thread that could not be filtered for success.
+// loadFilter is the library's function of that name, which takes a thread that could not be
+// filtered for success.
 func loadFilter(policy seccomp.Policy) error {
 	instructions, err := policy.Assemble()
 	if err != nil {

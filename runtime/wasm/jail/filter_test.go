@@ -22,7 +22,8 @@ import (
 // envFiltered is set in the process that filters itself.
 const envFiltered = "WASM_TEST_FILTERED"
 
-// TestFilterCalls has a process filter its system calls, and try what a guest that has broken out of its module would, and what guests need.
+// TestFilterCalls has a process filter its system calls, and try what a guest that has broken out
+// of its module would, and what guests need.
 func TestFilterCalls(t *testing.T) {
 	if dir := os.Getenv(envFiltered); dir != "" {
 		testFiltered(t, dir)

@@ -18,7 +18,8 @@ import (
 	"github.com/magikrun/magikpod/internal/safepath"
 )
 
-// mountVolumes mounts the volumes in the container's root. Paths in it are the image's, and lead nowhere else.
+// mountVolumes mounts the volumes in the container's root. Paths in it are the image's, and lead
+// nowhere else.
 func mountVolumes(config *Config) error {
 	root, err := safepath.OpenRoot(config.Root)
 	if err != nil {
@@ -176,7 +177,8 @@ func dropPrivileges(config *Config) error {
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("cannot refuse new privileges: %w", errno)
 	}
-	// As those with capabilities are: root of another pod with hostPID, but without SYS_PTRACE, sees nothing of it (ptrace(2)).
+	// As those with capabilities are: root of another pod with hostPID, but without SYS_PTRACE,
+	// sees nothing of it (ptrace(2)).
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot keep others from looking: %w", err)
 	}

@@ -21,9 +21,11 @@ type Config struct {
 	Module string `json:"module"`
 	Entry  string `json:"entry,omitempty"` // function; empty: _start
 	Cache  string `json:"cache"`           // of machine code
-	// Wasmtime is the program that runs the module, followed by the files that it needs; empty: this process does.
+	// Wasmtime is the program that runs the module, followed by the files that it needs; empty:
+	// this process does.
 	Wasmtime []string `json:"wasmtime,omitempty"`
-	// Root is where the container's root file system is mounted; ReadOnlyRoot says that it cannot be written to. Volumes are another matter.
+	// Root is where the container's root file system is mounted; ReadOnlyRoot says that it cannot
+	// be written to. Volumes are another matter.
 	Root         string  `json:"root"`
 	Cwd          string  `json:"cwd"` // in the root; made when it is missing
 	ReadOnlyRoot bool    `json:"readOnlyRoot,omitempty"`
@@ -59,7 +61,8 @@ type Listener struct {
 	Port int    `json:"port"`
 }
 
-// Run jails this process, runs the guest and returns the exit code. It is the whole of the process's work: the jail cannot be left.
+// Run jails this process, runs the guest and returns the exit code. It is the whole of the
+// process's work: the jail cannot be left.
 func Run(configPath string) int {
 	var config Config
 	if err := shim.ReadConfig(configPath, &config); err != nil {
@@ -89,7 +92,8 @@ func Run(configPath string) int {
 	return code
 }
 
-// prepare does all that needs the host, and then leaves it. There is no program when wasmtime is to run the module.
+// prepare does all that needs the host, and then leaves it. There is no program when wasmtime is to
+// run the module.
 func prepare(config *Config) (engine.Program, error) {
 	manager, err := sdnotify.Dial()
 	if err != nil {

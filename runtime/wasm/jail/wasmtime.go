@@ -20,8 +20,9 @@ const (
 	jailModule = "/module.wasm"
 )
 
-// furnishJail puts the container's root file system into a new, otherwise empty one, with wasmtime, the files that it needs and the module beside it. It takes the place of the
-// container's root; nothing in it can be written to but what the guest may write to.
+// furnishJail puts the container's root file system into a new, otherwise empty one, with wasmtime,
+// the files that it needs and the module beside it. It takes the place of the container's root;
+// nothing in it can be written to but what the guest may write to.
 func furnishJail(config *Config, module []byte) (err error) {
 	defer func() {
 		if err != nil {

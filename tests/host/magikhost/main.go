@@ -127,7 +127,8 @@ func (o *options) bindHere(program string) error {
 	}
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		// What systemd has set for this process alone; and systemd refuses control characters in the environment.
+		// What systemd has set for this process alone; and systemd refuses control characters in
+		// the environment.
 		return slices.Contains([]string{"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM", "INVOCATION_ID", "WATCHDOG_USEC"}, name) ||
 			strings.ContainsFunc(kv, unicode.IsControl)
 	})

@@ -11,7 +11,8 @@ import (
 	"github.com/magikrun/magikpod/tests/host"
 )
 
-// TestShellWithoutTerminal: a shell whose standard input is no terminal runs the commands that come there, ends with them, and its exit status is magikhost's.
+// TestShellWithoutTerminal: a shell whose standard input is no terminal runs the commands that come
+// there, ends with them, and its exit status is magikhost's.
 func TestShellWithoutTerminal(t *testing.T) {
 	if err := host.Check(); err != nil {
 		t.Skip(err)

@@ -1,5 +1,6 @@
-// Command busybox is what the tests' image has in place of busybox where containers are WebAssembly modules, built for wasip1: a shell and the few
-// commands that the scripts of tests/e2e and runtime/runtimetest use. There are no processes, no signals and no pipes.
+// Command busybox is what the tests' image has in place of busybox where containers are WebAssembly
+// modules, built for wasip1: a shell and the few commands that the scripts of tests/e2e and
+// runtime/runtimetest use. There are no processes, no signals and no pipes.
 package main
 
 import (

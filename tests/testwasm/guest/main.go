@@ -1,5 +1,5 @@
-// Command guest is what the tests of WebAssembly run, built for wasip1: its first argument says what it does. An argument that is "--" begins the
-// next command.
+// Command guest is what the tests of WebAssembly run, built for wasip1: its first argument says
+// what it does. An argument that is "--" begins the next command.
 package main
 
 import (
@@ -171,7 +171,8 @@ func serve(fd int) error {
 	}
 }
 
-// serveAll serves all connections at once, as net/http does: an idle one holds up no other, and an hour's timer none of them.
+// serveAll serves all connections at once, as net/http does: an idle one holds up no other, and an
+// hour's timer none of them.
 func serveAll(fd int) error {
 	if err := syscall.SetNonblock(fd, true); err != nil {
 		return err

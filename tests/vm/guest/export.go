@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// exporter writes the files of a directory as a tar archive, each again when it has changed: what unpacks the archive as it comes has the directory as
-// it is now.
+// exporter writes the files of a directory as a tar archive, each again when it has changed: what
+// unpacks the archive as it comes has the directory as it is now.
 type exporter struct {
 	dir  string
 	tar  *tar.Writer

@@ -1,6 +1,6 @@
-// Command guest runs in a test VM (tests/vm): it runs the commands that come over the virtio-serial port; as one of
-// them ("export") it sends a directory's files as they change. As the init of a still smaller VM
-// in that one ("vsock-init") it answers over AF_VSOCK, and "vsock-ask" asks it.
+// Command guest runs in a test VM (tests/vm): it runs the commands that come over the virtio-serial
+// port; as one of them ("export") it sends a directory's files as they change. As the init of a
+// still smaller VM in that one ("vsock-init") it answers over AF_VSOCK, and "vsock-ask" asks it.
 package main
 
 import (

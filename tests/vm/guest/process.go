@@ -14,7 +14,8 @@ import (
 	"github.com/magikrun/magikpod/tests/vm/wire"
 )
 
-// outputGrace is how long output may still come after the end of a command, from children that hold its pipes.
+// outputGrace is how long output may still come after the end of a command, from children that hold
+// its pipes.
 const outputGrace = 2 * time.Second
 
 // process is a command that runs.

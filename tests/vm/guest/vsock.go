@@ -16,7 +16,8 @@ import (
 // initPort is where vsockInit answers.
 const initPort = "1024"
 
-// vsockInit is PID 1: it loads the modules of /modules and answers over AF_VSOCK. It never returns without an error.
+// vsockInit is PID 1: it loads the modules of /modules and answers over AF_VSOCK. It never returns
+// without an error.
 func vsockInit() error {
 	if err := vsockinit.LoadModules("/modules"); err != nil {
 		return err
@@ -36,7 +37,8 @@ func vsockServe(port string) error {
 	})
 }
 
-// vsockAsk sends a text to a port of a VM, again and again for as long as timeout says, and prints the answer.
+// vsockAsk sends a text to a port of a VM, again and again for as long as timeout says, and prints
+// the answer.
 func vsockAsk(cid, port, text, timeout string) error {
 	to, err1 := strconv.ParseUint(cid, 10, 32)
 	number, err2 := strconv.ParseUint(port, 10, 32)

@@ -134,7 +134,8 @@ func (o *options) run(ctx context.Context, argv []string) (int, error) {
 	})
 }
 
-// copyHere makes the command find in the VM what it would find here: the files that git knows, and the program.
+// copyHere makes the command find in the VM what it would find here: the files that git knows, and
+// the program.
 func (o *options) copyHere(ctx context.Context, program string) error {
 	tree, err := host.SourceTree()
 	if err != nil {

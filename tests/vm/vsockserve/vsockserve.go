@@ -14,8 +14,9 @@ type Conn struct {
 	Peer uint32
 }
 
-// Serve accepts connections to a vsock port, on whatever context ID this system has, and calls serve with each. listening is called before the first; it and serve are called
-// by the same goroutine. Serve returns with an error only.
+// Serve accepts connections to a vsock port, on whatever context ID this system has, and calls
+// serve with each. listening is called before the first; it and serve are called by the same
+// goroutine. Serve returns with an error only.
 func Serve(port uint32, listening func(), serve func(Conn)) error {
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

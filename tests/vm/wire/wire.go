@@ -11,7 +11,8 @@ import (
 // Kind says what a frame is.
 type Kind byte
 
-// The frames. Hello goes both ways, those of a command's output come from the guest, the others go to it.
+// The frames. Hello goes both ways, those of a command's output come from the guest, the others go
+// to it.
 const (
 	Hello      Kind = 'H' // the program in the guest is there; to the guest: Data is the time as RFC 3339, to be set and answered
 	Start      Kind = 'S' // Data is a Command as JSON; ID is new
