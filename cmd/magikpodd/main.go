@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -25,6 +26,11 @@ import (
 
 // version is set by the linker.
 var version = "unknown"
+
+func init() {
+	// Namespaces are made on threads that are thrown away; the main thread, which names the process in /proc, must never be one of them.
+	runtime.LockOSThread()
+}
 
 func main() { os.Exit(run(os.Args[1:])) }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
+
+// The main thread is kept for the main goroutine: a namespace that is unshared on it would become the process's.
+func init() { goruntime.LockOSThread() }
 
 // shmSize is the size of a pod's /dev/shm in bytes, as in all CRI runtimes.
 const shmSize = 64 << 20
