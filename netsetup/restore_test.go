@@ -311,9 +311,7 @@ func TestBridgeLost(t *testing.T) {
 	m := newManager(t)
 	first, r := newPod(t, m, "first", Port{HostPort: 8080, Port: 80})
 	serve(t, first, "tcp", ":80")
-	if err := netlink.LinkDel(m.bridge.link); err != nil {
-		t.Fatal(err)
-	}
+	run(t, "ip link del "+DefaultBridge)
 	second, _ := newPod(t, m, "second")
 	wantFrom(t, second, "tcp", at(r.Gateways[0], 8080), r.Gateways[0])
 	wantFrom(t, nil, "tcp", "127.0.0.1:8080", r.Gateways[0])

@@ -89,15 +89,16 @@ func TestHybridSilent(t *testing.T) {
 	if _, err := New(Hybrid(path, 1024)).Ping(t.Context()); !errors.Is(err, ErrGone) {
 		t.Errorf("%v, want %v", err, ErrGone)
 	}
-	if n := len(conns); n > maxAbandoned {
-		t.Errorf("%d connections", n)
-	}
-	for range maxAbandoned {
+	live := 0
+	for range len(conns) {
 		conn := <-conns
 		defer conn.Close()
-		if _, err := io.WriteString(conn, "OK 1\n"); err != nil {
-			t.Fatal(err)
+		if _, err := io.WriteString(conn, "OK 1\n"); err == nil { // else it was given up before it was one
+			live++
 		}
+	}
+	if live > maxAbandoned {
+		t.Errorf("%d connections, want %d at most", live, maxAbandoned)
 	}
 	for deadline := time.Now().Add(10 * time.Second); abandoned.count(path, 0) > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
