@@ -176,7 +176,12 @@ func (b *bridge) address() error {
 			return err
 		}
 	}
-	return nil
+	has, err := b.hasLinkLocal()
+	if err != nil || has {
+		return err
+	}
+	addr := ipNet(linkLocal(b.link.HardwareAddr), 64)
+	return b.nl.AddrReplace(b.link, &netlink.Addr{IPNet: addr, Flags: unix.IFA_F_NODAD})
 }
 
 // down removes the bridge. It may be gone.
@@ -268,6 +273,12 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	addr, ok := netip.AddrFromSlice(n.IP)
 	ones, _ := n.Mask.Size()
 	return netip.PrefixFrom(addr.Unmap(), ones), ok
+}
+
+// linkLocal is the IPv6 address that the kernel itself derives from a hardware address (RFC 4291,
+// appendix A).
+func linkLocal(a net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: a[0] ^ 2, 9: a[1], 10: a[2], 11: 0xff, 12: 0xfe, 13: a[3], 14: a[4], 15: a[5]})
 }
 
 // addrFlags switches off duplicate address detection, for which IPv6 would wait a second: the

@@ -74,6 +74,13 @@ func (b *bridge) faults(open bool) (faults []string, err error) {
 			faults = append(faults, fmt.Sprintf("the address or the route of %s was missing", p))
 		}
 	}
+	has, err := b.hasLinkLocal()
+	if err != nil {
+		return nil, err
+	}
+	if !has {
+		faults = append(faults, "the link-local address was missing")
+	}
 	if open {
 		opened, err := b.loopbackOpen()
 		if err != nil {
@@ -84,6 +91,16 @@ func (b *bridge) faults(open bool) (faults []string, err error) {
 		}
 	}
 	return faults, nil
+}
+
+// hasLinkLocal says whether the bridge has the address that the kernel looks for pods from when it
+// forwards IPv6 packets of others to them (RFC 4861, 7.2.2): it does not generate a lost one again.
+func (b *bridge) hasLinkLocal() (bool, error) {
+	if !b.ipv6 {
+		return true, nil
+	}
+	addrs, err := netlist.Whole(func() ([]netlink.Addr, error) { return b.nl.AddrList(b.link, netlink.FAMILY_V6) })
+	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }), err
 }
 
 // isAddressed says whether the bridge has its address in the subnet, and the host the route that

@@ -90,6 +90,7 @@ func TestMended(t *testing.T) {
 		{break_: "ip link set magikpod0 down"},
 		{break_: "printf 'link set magikpod0 down\nlink set magikpod0 name other0\n' | ip -batch -"},
 		{break_: "ip addr flush dev magikpod0"},
+		{break_: "ip -6 addr flush dev magikpod0 scope link"},
 		{break_: "ip -4 addr del 10.212.0.1/16 dev magikpod0"},
 		{break_: "ip -6 addr del fd6d:6167:696b::1/64 dev magikpod0"},
 		{break_: "ip route del 10.212.0.0/16"},
@@ -127,6 +128,15 @@ func TestMended(t *testing.T) {
 					return errors.New("silence")
 				}
 				return nil
+			})
+			within(t, "the bridge's link-local address", func() error {
+				m.hostMu.Lock()
+				defer m.hostMu.Unlock()
+				has, err := m.bridge.hasLinkLocal()
+				if !has && err == nil {
+					err = errors.New("it is missing")
+				}
+				return err
 			})
 			within(t, "hardware addresses", func() error {
 				var errs []error
