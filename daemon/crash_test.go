@@ -143,8 +143,15 @@ func TestPowerCut(t *testing.T) {
 		if err := os.Truncate(newest, 0); err != nil {
 			t.Fatal(err)
 		}
+		torn := filepath.Join(w.config.podStateDir(string(ref.UID)), "."+recordName+".tmp123")
+		if err := os.WriteFile(torn, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		w.reboot()
 		w.until(ref, "running again", func(d pod.Detail) bool { return d.State == "Running" })
+		if _, err := os.Stat(torn); !os.IsNotExist(err) {
+			t.Errorf("what was being written when the power was cut is left: %v", err)
+		}
 		if _, err := w.job(w.d.Delete(t.Context(), ref, pod.StopOptions{})); err != nil {
 			t.Fatal(err)
 		}

@@ -148,6 +148,7 @@ func (s *recordStore) load() (*loaded, error) {
 	}
 	l := &loaded{}
 	for uid := range uids {
+		atomicfile.Sweep(s.config.podStateDir(uid)) // a power cut may have been in the middle of a write
 		r, warning, err := s.loadOne(uid)
 		if err != nil {
 			return nil, err
