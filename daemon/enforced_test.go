@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -28,10 +29,10 @@ func TestMissingControllers(t *testing.T) {
 			root := top
 			for _, name := range test.v1 {
 				root = filepath.Join(top, "unified")
-				writeCgroup(t, filepath.Join(top, name), map[string]string{"cgroup.procs": ""})
+				testutil.WriteFiles(t, filepath.Join(top, name), map[string]string{"cgroup.procs": ""})
 			}
 			if test.controllers != "none" {
-				writeCgroup(t, root, map[string]string{"cgroup.controllers": test.controllers})
+				testutil.WriteFiles(t, root, map[string]string{"cgroup.controllers": test.controllers})
 			}
 			if got := strings.Join(missingControllers(root), " "); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
@@ -93,18 +94,5 @@ func TestIgnoredLimits(t *testing.T) {
 				t.Errorf("got %q, want %q", got, want)
 			}
 		})
-	}
-}
-
-// writeCgroup makes a directory that looks like a cgroup (Linux, admin-guide/cgroup-v2).
-func writeCgroup(t *testing.T, dir string, files map[string]string) {
-	t.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/probe"
 	"github.com/magikrun/magikpod/runtime"
@@ -87,7 +88,7 @@ func TestProbeRemote(t *testing.T) {
 // The pod's figures are the host's, with what it takes to run the containers; theirs are the class's.
 func TestStatsRemote(t *testing.T) {
 	root := t.TempDir()
-	writeCgroup(t, filepath.Join(root, "pod.slice"), map[string]string{"memory.current": "5000\n", "memory.max": "max\n", "memory.stat": "inactive_file 0\n"})
+	testutil.WriteFiles(t, filepath.Join(root, "pod.slice"), map[string]string{"memory.current": "5000\n", "memory.max": "max\n", "memory.stat": "inactive_file 0\n"})
 	r := &remote{use: map[string]pod.ResourceUse{"a": {MemoryBytes: new(uint64(17))}}}
 	got, err := statsOf(t.Context(), root, "pod.slice", pod.Ref{}, r)
 	if err != nil || *got.Pod.MemoryBytes != 5000 || got.Pod.Processes != nil || len(got.Containers) != 1 || *got.Containers["a"].MemoryBytes != 17 {

@@ -3,6 +3,7 @@ package testutil
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -36,4 +37,14 @@ func OpenFiles(t testing.TB) int {
 		t.Fatalf("cannot list the open files of this process: %v", err)
 	}
 	return len(entries)
+}
+
+// WriteFiles makes a directory with files in it, given by their names, such as one that looks like
+// a cgroup.
+func WriteFiles(t testing.TB, dir string, files map[string]string) {
+	t.Helper()
+	Must(t, os.MkdirAll(dir, 0o755))
+	for name, text := range files {
+		Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
 }

@@ -12,35 +12,23 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
-
-// writeCgroup makes a directory that looks like a cgroup (Linux, admin-guide/cgroup-v2).
-func writeCgroup(t *testing.T, dir string, files map[string]string) {
-	t.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
 
 func TestUsage(t *testing.T) {
 	root := t.TempDir()
 	slice := `/magikpod.slice/magikpod-default.slice/magikpod-default-we\x2db.slice`
-	writeCgroup(t, filepath.Join(root, slice), map[string]string{
+	testutil.WriteFiles(t, filepath.Join(root, slice), map[string]string{
 		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n",
 		"memory.current": "10000\n", "memory.max": "max\n", "memory.stat": "anon 6000\nfile 4000\ninactive_file 3000\n",
 		"pids.current": "7\n", "pids.max": "max\n",
 	})
-	writeCgroup(t, filepath.Join(root, slice, "a.service"), map[string]string{
+	testutil.WriteFiles(t, filepath.Join(root, slice, "a.service"), map[string]string{
 		"cpu.stat":       "usage_usec 1400\n",
 		"memory.current": "1000\n", "memory.max": "65536\n", "memory.stat": "inactive_file 3000\n", // counted at another moment
 	})
-	writeCgroup(t, filepath.Join(root, slice, "bare.service"), nil)
+	testutil.WriteFiles(t, filepath.Join(root, slice, "bare.service"), nil)
 	for group, want := range map[string]*pod.ResourceUse{
 		slice:                {CPUNanos: new(uint64(1500000)), MemoryBytes: new(uint64(7000)), Processes: new(uint64(7))},
 		slice + "/a.service": {CPUNanos: new(uint64(1400000)), MemoryBytes: new(uint64(0)), MemoryLimitBytes: 65536},
@@ -58,7 +46,7 @@ func TestUsage(t *testing.T) {
 			}
 		}
 	}
-	writeCgroup(t, filepath.Join(root, slice), map[string]string{"cpu.stat": "usage_usec\n"})
+	testutil.WriteFiles(t, filepath.Join(root, slice), map[string]string{"cpu.stat": "usage_usec\n"})
 	if _, _, err := Usage(root, slice); pod.KindOf(err) != pod.Internal {
 		t.Errorf("nonsense in cpu.stat: %v", err)
 	}
