@@ -55,6 +55,11 @@ spec:
 
 // prepare gives the host the image, for magikpod, for podman and as a bundle.
 func prepare(ctx context.Context) error {
+	host.LoadVMModules()
+	// The first pod has the daemon read it.
+	if err := os.WriteFile("/etc/magikpod/magikpod.yaml", []byte("microvm: {accel: "+host.Accel()+", memory: 96Mi, scratch: 1Gi}\n"), 0o600); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(work, "bundle", "rootfs"), 0o755); err != nil {
 		return err
 	}
