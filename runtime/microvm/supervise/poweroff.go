@@ -1,13 +1,12 @@
 package supervise
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
@@ -25,7 +24,7 @@ const quitTime = 2 * time.Second
 func (s *supervisor) powerOff(monitor *process) {
 	deadline := time.Now().Add(s.config.powerOff())
 	asked := make(chan error, 1)
-	go func() { asked <- askPowerOff(&s.config.VM, deadline) }()
+	go func() { asked <- s.askPowerOff(deadline) }()
 	limit := time.NewTimer(time.Until(deadline))
 	defer limit.Stop()
 	for waiting := true; waiting; {
@@ -49,24 +48,16 @@ func (s *supervisor) powerOff(monitor *process) {
 	}
 }
 
-// askPowerOff sends the agent the request and reads what it answers, if it does.
-func askPowerOff(c *vmm.Config, deadline time.Time) error {
-	conn, err := dialAgent(c, deadline)
-	if err != nil {
-		return err
+// askPowerOff sends the agent the request. It may be too busy with it to answer.
+func (s *supervisor) askPowerOff(deadline time.Time) error {
+	answer, err := s.request(deadline, `{"action":"poweroff"}`)
+	if bytes.Contains(answer, []byte(`"error"`)) {
+		return fmt.Errorf("the agent answers %s", bytes.TrimSpace(answer))
 	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, `{"action":"poweroff"}`+"\n"); err != nil {
-		return err
+	if errors.Is(err, errNoAnswer) {
+		return nil
 	}
-	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadString('\n')
-	if err != nil {
-		return nil // it may be too busy with it
-	}
-	if strings.Contains(answer, `"error"`) {
-		return fmt.Errorf("the agent answers %s", strings.TrimSpace(answer))
-	}
-	return nil
+	return err
 }
 
 // dialAgent connects to the agent's port. Reads and writes end at the deadline.

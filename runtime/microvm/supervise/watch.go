@@ -89,7 +89,7 @@ func clockWrong(answer []byte, now time.Time, took time.Duration) bool {
 }
 
 // request sends the agent one line and returns what it answers. Nothing, and in order: an agent
-// with too many connections.
+// with too many connections, or one that is about to power off.
 func (s *supervisor) request(deadline time.Time, line string) ([]byte, error) {
 	conn, err := dialAgent(&s.config.VM, deadline)
 	if err != nil {
@@ -101,7 +101,10 @@ func (s *supervisor) request(deadline time.Time, line string) ([]byte, error) {
 	}
 	answer, err := bufio.NewReader(io.LimitReader(conn, 4096)).ReadBytes('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	return answer, nil
 }
+
+// errNoAnswer is what is wrong with a request that was sent.
+var errNoAnswer = errors.New("the agent does not answer")
