@@ -172,7 +172,7 @@ func startSandbox(t testing.TB, m *Manager, p *corev1.Pod) *sandbox {
 	t.Helper()
 	s := &sandbox{Manager: m, pod: p, names: Names(p.Namespace, p.Name)}
 	t.Cleanup(func() { s.remove(t) })
-	props := PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep")})
+	props := PauseProps(PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: s.names, Argv: helper(t, "sleep")})
 	mustStart(t, m, s.names.Pause, props, PodSlices(p, PodLimits(p))...)
 	return s
 }

@@ -121,7 +121,6 @@ func (m *Manager) subscribe(ctx context.Context) error {
 	const common = "type='signal',sender='" + busName + "',"
 	rules := []string{
 		"type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='" + busName + "'",
-		common + "interface='" + managerIface + "',member='JobNew'",
 		common + "interface='" + managerIface + "',member='JobRemoved'",
 		common + "interface='" + managerIface + "',member='UnitRemoved'",
 		common + "interface='" + managerIface + "',member='Reloading'",

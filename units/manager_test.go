@@ -325,7 +325,7 @@ func TestRestartOfDaemon(t *testing.T) {
 	first := connect(t)
 	p := testPod("daemon", "ok", "bad")
 	s := &sandbox{Manager: first, pod: p, names: Names(p.Namespace, p.Name)}
-	props := PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep")})
+	props := PauseProps(PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: s.names, Argv: helper(t, "sleep")})
 	second := connect(t)
 	t.Cleanup(func() { s.Manager = second; s.remove(t) })
 	mustStart(t, first, s.names.Pause, props, PodSlices(p, PodLimits(p))...)
@@ -404,7 +404,7 @@ func TestLostPodGivesWay(t *testing.T) {
 	old := connect(t)
 	p := testPod("lost")
 	s := &sandbox{Manager: old, pod: p, names: Names(p.Namespace, p.Name)}
-	mustStart(t, old, s.names.Pause, PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(p, PodLimits(p))...)
+	mustStart(t, old, s.names.Pause, PauseProps(PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(p, PodLimits(p))...)
 	if _, err := s.container(t, "main", nil, "sleep", "1000"); err != nil {
 		t.Fatal(err)
 	}
@@ -486,7 +486,7 @@ func TestConcurrent(t *testing.T) {
 // cycle starts a pod with a container that ends, and removes it.
 func (s *sandbox) cycle(t testing.TB) error {
 	ctx := context.Background()
-	pause, err := s.StartTransient(ctx, s.names.Pause, PauseProps(PauseUnit{Pod: s.pod, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(s.pod, PodLimits(s.pod))...)
+	pause, err := s.StartTransient(ctx, s.names.Pause, PauseProps(PauseUnit{Namespace: s.pod.Namespace, Pod: s.pod.Name, Names: s.names, Argv: helper(t, "sleep")}), PodSlices(s.pod, PodLimits(s.pod))...)
 	if err != nil {
 		return err
 	}
@@ -601,7 +601,7 @@ func TestWaitingStart(t *testing.T) {
 	s := &sandbox{Manager: m, pod: p, names: Names(p.Namespace, p.Name)}
 	t.Cleanup(func() { s.remove(t) })
 	// A pause unit that never gets ready.
-	pause := PauseProps(PauseUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep"), SharePID: true})
+	pause := PauseProps(PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: s.names, Argv: helper(t, "sleep"), Notify: true})
 	first, err := m.StartTransient(t.Context(), s.names.Pause, pause, PodSlices(p, PodLimits(p))...)
 	if err != nil {
 		t.Fatal(err)

@@ -102,8 +102,8 @@ func SliceProps(p *corev1.Pod, l Limits) []Property {
 	return append(props, l.Props()...)
 }
 
-// PodSlices returns the slices that go along with the pause unit (auxiliary units of its
-// StartTransient): the pod's own, with the limits l, and one ordering slice for each sidecar.
+// PodSlices returns the slices of a pod: its own, with the limits l, and the auxiliary units of that
+// one's StartTransient, an ordering slice for each sidecar.
 //
 // A sidecar must stop after the containers that came after it, also on a host shutdown or systemctl
 // stop, when nobody but systemd is there to see to it. systemd stops units in the reverse order of
@@ -113,7 +113,11 @@ func SliceProps(p *corev1.Pod, l Limits) []Property {
 // sidecar is After= it, and it stops together with the pod.
 func PodSlices(p *corev1.Pod, l Limits) []Aux {
 	names := Names(p.Namespace, p.Name)
-	aux := []Aux{{Name: names.Slice, Props: SliceProps(p, l)}}
+	props := SliceProps(p, l)
+	if slices := orderSlices(p, ""); len(slices) > 0 {
+		props = append(props, prop("Wants", slices))
+	}
+	aux := []Aux{{Name: names.Slice, Props: props}}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
 		if !pod.Sidecar(c) {
@@ -145,24 +149,23 @@ func orderSlices(p *corev1.Pod, container string) []string {
 
 // PauseUnit is what the properties of a pause unit are made from.
 type PauseUnit struct {
-	Pod   *corev1.Pod
-	Names PodNames
+	Namespace, Pod string
+	Names          PodNames
 	// Argv is the command; Argv[0] is an absolute path.
 	Argv []string
-	// SharePID says that the command keeps the pod's PID namespace, and reports when it is there
+	// Notify says that the unit is up when the command keeps the pod's namespaces, as it reports
 	// (READY=1).
-	SharePID bool
+	Notify bool
 }
 
-// PauseProps returns the properties of a pause unit. Nothing waits for it but containers that share
-// its PID namespace: it is Type=simple otherwise.
+// PauseProps returns the properties of a pause unit.
 func PauseProps(u PauseUnit) []Property {
 	kind, access := "simple", "none"
-	if u.SharePID {
+	if u.Notify {
 		kind, access = "notify", "main"
 	}
-	props := []Property{
-		prop("Description", "pod "+u.Pod.Namespace+"/"+u.Pod.Name+": pause"),
+	return []Property{
+		prop("Description", "pod "+u.Namespace+"/"+u.Pod+": pause"),
 		prop("Slice", u.Names.Slice),
 		prop("Type", kind),
 		prop("NotifyAccess", access),
@@ -185,10 +188,6 @@ func PauseProps(u PauseUnit) []Property {
 		prop("OOMScoreAdjust", int32(-998)),
 		prop("OOMPolicy", "continue"),
 	}
-	if slices := orderSlices(u.Pod, ""); len(slices) > 0 {
-		props = append(props, prop("Wants", slices))
-	}
-	return props
 }
 
 const (
@@ -254,10 +253,10 @@ type ContainerUnit struct {
 // ContainerProps returns the properties of a container's unit. The main process is the container's
 // first process, which the command announces by MAINPID=.
 func ContainerProps(u ContainerUnit) []Property {
-	owners, need := []string{u.Names.Pause}, "Requires"
+	// It stops with the pause unit, which may be started later. To start it is nobody's business
+	// but the daemon's: a pause process, or a VM, that is started once more knows nothing of its pod.
+	owners, need := []string{u.Names.Pause}, "PartOf"
 	if u.InVM {
-		// Requires= would start what has ended once more: a VM that knows nothing of its pod. The
-		// daemon makes another one, or nobody does.
 		owners, need = append(owners, u.Names.VM), "Requisite"
 	}
 	props := []Property{

@@ -33,8 +33,8 @@ func TestProps(t *testing.T) {
 	for name, got := range map[string]string{
 		"slices":             showAux(PodSlices(p, PodLimits(p))),
 		"slices-plain":       showAux(PodSlices(plain, PodLimits(plain))),
-		"pause":              show(PauseProps(PauseUnit{Pod: p, Names: names, Argv: []string{"/usr/libexec/magikpod/magikshim", "pause"}})),
-		"pause-share-pid":    show(PauseProps(PauseUnit{Pod: plain, Names: Names("default", "plain"), Argv: []string{"/bin/pause"}, SharePID: true})),
+		"pause":              show(PauseProps(PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: names, Argv: []string{"/usr/libexec/magikpod/magikshim", "pause"}})),
+		"pause-share-pid":    show(PauseProps(PauseUnit{Namespace: plain.Namespace, Pod: plain.Name, Names: Names("default", "plain"), Argv: []string{"/bin/pause"}, Notify: true})),
 		"container":          show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: 30 * time.Second})),
 		"container-sidecar":  show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.InitContainers[1], Names: names, Argv: launch, Grace: time.Second, StopAfter: []string{"main"}})),
 		"container-no-grace": show(ContainerProps(ContainerUnit{Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT})),

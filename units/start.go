@@ -27,7 +27,7 @@ const (
 )
 
 // StartTransient makes a unit, with its auxiliary units, and starts it; it tracks all of them, and
-// keeps the unit loaded until Release. It returns as soon as systemd has taken the job, and does so
+// keeps the unit loaded until Release, unless it is the slice of a pod. It returns as soon as systemd has taken the job, and does so
 // also when ctx ends meanwhile, so that the caller knows whether there is a unit. AlreadyExists: a
 // unit of that name is tracked, or loaded and not dead. A dead one which nobody tracks gives way.
 //
@@ -47,8 +47,10 @@ func (m *Manager) StartTransient(ctx context.Context, unit string, props []Prope
 		names = append(names, a.Name)
 		collections = append(collections, sd.PropertyCollection{Name: a.Name, Properties: a.Props})
 	}
-	// The reference: a unit that has ended must not be gone before its exit code was read.
-	props = append(props[:len(props):len(props)], prop("AddRef", true))
+	if kindOf(unit) != kindPodSlice {
+		// A unit that has ended must not be gone before its exit code was read.
+		props = append(props[:len(props):len(props)], prop("AddRef", true))
+	}
 
 	records, err := m.claim(names)
 	if err != nil {
@@ -202,6 +204,34 @@ func cgroupOf(unit string) string {
 	return ""
 }
 
+// StartAgain starts a tracked unit that has ended, as it was made. Else it is as StartTransient.
+func (m *Manager) StartAgain(ctx context.Context, unit string) (*Job, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, translate(err, "cannot start unit %s", unit)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	job, err := m.queueJob(ctx, "StartUnit", "start", unit, "fail", nil)
+	return job, translate(err, "cannot start unit %s", unit)
+}
+
+// queueJob calls a method of the manager that returns a job of the unit. undo is called when the job
+// does not end well. The errors are the bus's.
+func (m *Manager) queueJob(ctx context.Context, method, verb, unit, mode string, undo func()) (*Job, error) {
+	m.calls.Add(1)
+	defer m.calls.Add(-1)
+	id, _, err := m.jobCall(ctx, method, unit, mode)
+	if err != nil {
+		return nil, err
+	}
+	job := newJob(id, verb, unit)
+	job.undo = undo
+	if !m.do(func() { m.register(job) }) {
+		return nil, dbus.ErrClosed
+	}
+	return job, nil
+}
+
 // Stop thaws and stops a unit; units that cannot be without it, as those in a slice and those of a
 // pause unit, stop too. It returns as soon as systemd has taken the job, and does so also when ctx
 // ends meanwhile. No such unit: a job that is done.
@@ -215,20 +245,13 @@ func (m *Manager) Stop(ctx context.Context, unit string) (*Job, error) {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot stop unit %s: %w", unit, err)
 	}
 	undo := m.expectStop(unit)
-	m.calls.Add(1)
-	defer m.calls.Add(-1)
-	id, _, err := m.jobCall(ctx, "StopUnit", unit, "replace")
+	job, err := m.queueJob(ctx, "StopUnit", "stop", unit, "replace", undo)
 	if isError(err, errNoSuchUnit) {
 		return doneJob("stop", unit), nil
 	}
 	if err != nil {
 		undo()
 		return nil, translate(err, "cannot stop unit %s", unit)
-	}
-	job := newJob(id, "stop", unit)
-	job.undo = undo
-	if !m.do(func() { m.register(job) }) {
-		return nil, pod.Errorf(pod.Unavailable, "cannot stop unit %s: the connection to systemd is lost", unit)
 	}
 	return job, nil
 }

@@ -53,7 +53,11 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 	defer unlock()
 	// Accepted from the first moment on: whoever connects early waits for the answer, not for the
 	// socket.
-	listener, err := controlListener()
+	store, sockets, err := openFileStore(config.RunDir, activation.Files(true))
+	if err != nil {
+		return pod.WithKind(pod.Unavailable, err)
+	}
+	listener, err := controlListener(sockets)
 	if err != nil {
 		return err
 	}
@@ -82,7 +86,7 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 	if err != nil {
 		return err
 	}
-	registry, err := classes(ctx, config, systemd, log)
+	registry, err := classes(ctx, config, systemd, store, log)
 	if err != nil {
 		return err
 	}
@@ -129,7 +133,7 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 
 // classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it
 // by an annotation, pod-wasm, and pod-microvm-containers.
-func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, log *slog.Logger) (*magikruntime.Registry, error) {
+func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, store engine.FileStore, log *slog.Logger) (*magikruntime.Registry, error) {
 	shim := helper("MAGIKPOD_SHIM", shimPath)
 	containers, err := native.New(ctx, native.Config{RunDir: config.RunDir, ShimPath: shim, Runtime: config.Runtime, PIDsLimit: config.PIDsLimit})
 	if err != nil {
@@ -142,7 +146,8 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 	var registry magikruntime.Registry
 	for _, class := range []engine.Runtime{native.Mixed{Runtime: containers, Modules: modules}, modules, vms(config, shim)} {
 		manager, err := engine.New(ctx, engine.Config{
-			Runtime: class, Layout: units.PodLayout{}, Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, ShimPath: shim, Log: log,
+			Runtime: class, Layout: units.PodLayout{}, Units: systemd, RunDir: config.RunDir, StateDir: config.StateDir, ShimPath: shim,
+			Files: store, Log: log,
 		})
 		if err != nil {
 			return nil, err
@@ -209,22 +214,19 @@ func lock(config daemon.Config) (unlock func(), err error) {
 }
 
 // controlListener is the socket that systemd has passed (magikpodd.socket); nil when it has passed none.
-func controlListener() (net.Listener, error) {
-	listeners, err := activation.Listeners()
+func controlListener(files []*os.File) (net.Listener, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	if len(files) > 1 {
+		return nil, fmt.Errorf("cannot use more than one socket: magikpodd.socket has too many")
+	}
+	defer files[0].Close() // the listener has its own
+	listener, err := net.FileListener(files[0])
 	if err != nil {
-		return nil, pod.Errorf(pod.Unavailable, "cannot take the sockets that systemd has passed: %w", err)
+		return nil, pod.Errorf(pod.Unavailable, "cannot take the socket that systemd has passed: %w", err)
 	}
-	var one net.Listener
-	for _, l := range listeners {
-		switch {
-		case l == nil:
-		case one == nil:
-			one = l
-		default:
-			return nil, fmt.Errorf("cannot use more than one socket: magikpodd.socket has too many")
-		}
-	}
-	return one, nil
+	return listener, nil
 }
 
 func notify(log *slog.Logger, state string) {

@@ -43,8 +43,15 @@ func Dial() (*Conn, error) {
 func (c *Conn) Close() { unix.Close(c.fd) }
 
 // Send sends lines of the form NAME=VALUE.
-func (c *Conn) Send(state string) error {
-	if err := unix.Send(c.fd, []byte(state), unix.MSG_NOSIGNAL); err != nil {
+func (c *Conn) Send(state string) error { return c.SendFiles(state) }
+
+// SendFiles sends lines with descriptors (sd_pid_notify_with_fds(3)), which stay the caller's.
+func (c *Conn) SendFiles(state string, fds ...int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(c.fd, []byte(state), rights, nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("cannot notify the service manager: %w", err)
 	}
 	return nil
@@ -58,10 +65,10 @@ func (c *Conn) Barrier(timeout time.Duration) error {
 		return fmt.Errorf("cannot wait for the service manager: pipe: %w", err)
 	}
 	defer unix.Close(pipe[0])
-	err := unix.Sendmsg(c.fd, []byte("BARRIER=1"), unix.UnixRights(pipe[1]), nil, unix.MSG_NOSIGNAL)
+	err := c.SendFiles("BARRIER=1", pipe[1])
 	unix.Close(pipe[1])
 	if err != nil {
-		return fmt.Errorf("cannot wait for the service manager: %w", err)
+		return err
 	}
 	for deadline := time.Now().Add(timeout); ; {
 		left := time.Until(deadline)

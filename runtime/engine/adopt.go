@@ -70,11 +70,19 @@ func (m *Manager) adopt(ctx context.Context, ref pod.Ref) (found bool, err error
 		// it has just been started, awaitNamespaces comes back to it.
 		s.ns, _ = openNamespaces(pause.MainPID, s.record)
 	}
+	kept := false
+	if s.ns == nil && err == nil {
+		s.ns = m.kept(s)
+		kept = s.ns != nil
+	}
 	if err == nil {
 		err = m.adoptHolders(ctx, s)
 	}
 	if err == nil {
 		err = m.adoptContainers(ctx, s)
+	}
+	if err == nil && kept {
+		err = m.startPauseLater(s, func(ctx context.Context, _ *latePause) error { return m.startPauseAgain(ctx, s) })
 	}
 	if err != nil {
 		m.forgetSandbox(s)

@@ -132,8 +132,9 @@ func (s *sandbox) begin(record attemptRecord) {
 
 func (s *sandbox) started(name string) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.containers[name].starting = false
+	s.mu.Unlock()
+	s.wake()
 }
 
 // start carries out a prepared attempt.
@@ -344,6 +345,7 @@ func resultOf(err error) string {
 
 // settleFailed records how a failed attempt is to be observed.
 func (m *Manager) settleFailed(s *sandbox, a *attempt, failed *pod.ContainerState) error {
+	defer s.wake()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.containers[a.record.Container]

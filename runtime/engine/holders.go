@@ -45,17 +45,12 @@ func (m *Manager) view(s *sandbox) runtime.Sandbox {
 	return v
 }
 
-// startHolders queues the slices, the pause unit and the others.
-func (m *Manager) startHolders(ctx context.Context, s *sandbox, config runtime.SandboxConfig) error {
-	if err := m.fault("prepare sandbox"); err != nil {
-		return err
+// startHolders queues the pause unit, now or behind the containers, and the others.
+func (m *Manager) startHolders(ctx context.Context, s *sandbox, config runtime.SandboxConfig, others []runtime.Holder) error {
+	if len(others) == 0 && !s.record.SharePID {
+		return m.startPauseBehind(s)
 	}
-	config.Network.NetNS = s.ns.net // kept as long as the sandbox, so that others can find it by its path
-	others, err := m.runtime.PrepareSandbox(ctx, m.view(s), config)
-	if err != nil {
-		return err
-	}
-	if err := m.startPause(ctx, s, config.Pod); err != nil {
+	if err := m.startPause(ctx, s); err != nil {
 		return err
 	}
 	for i, other := range others {
@@ -71,25 +66,33 @@ func (m *Manager) startHolders(ctx context.Context, s *sandbox, config runtime.S
 	return nil
 }
 
-// startPause queues the slices and the pause unit.
-func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) error {
-	if err := m.fault("start pause unit"); err != nil {
+// startSlices queues the slices.
+func (m *Manager) startSlices(ctx context.Context, s *sandbox, p *corev1.Pod) error {
+	if err := m.fault("start slices"); err != nil {
 		return err
 	}
-	props := units.PauseProps(units.PauseUnit{
-		Pod: p, Names: s.names, SharePID: s.record.SharePID,
-		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
-	})
 	m.remember(s)
-	err := m.startHolder(ctx, s, s.holders[0], props, m.config.Layout.Slices(s.ref, p, m.runtime.PodLimits(p))...)
+	slices := m.config.Layout.Slices(s.ref, p, m.runtime.PodLimits(p))
+	_, err := m.units.StartTransient(ctx, slices[0].Name, slices[0].Props, slices[1:]...)
 	if pod.KindOf(err) == pod.AlreadyExists {
 		return pod.Errorf(pod.AlreadyExists, "units of that name run which belong to no pod that magikpod knows (systemctl status %s shows them, systemctl stop ends them)", s.names.Slice)
 	}
 	return err
 }
 
-func (m *Manager) startHolder(ctx context.Context, s *sandbox, h *holder, props []units.Property, aux ...units.Aux) error {
-	job, err := m.units.StartTransient(ctx, h.unit, props, aux...)
+// startPause queues the pause unit.
+func (m *Manager) startPause(ctx context.Context, s *sandbox) error {
+	if err := m.fault("start pause unit"); err != nil {
+		return err
+	}
+	return m.startHolder(ctx, s, s.holders[0], units.PauseProps(units.PauseUnit{
+		Namespace: s.ref.Namespace, Pod: s.ref.Name, Names: s.names, Notify: !s.record.NetworkOnly,
+		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
+	}))
+}
+
+func (m *Manager) startHolder(ctx context.Context, s *sandbox, h *holder, props []units.Property) error {
+	job, err := m.units.StartTransient(ctx, h.unit, props)
 	if err != nil {
 		return err
 	}

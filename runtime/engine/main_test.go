@@ -323,6 +323,9 @@ func (w *world) up(p *corev1.Pod) {
 	for _, c := range p.Spec.Containers {
 		w.run(p, c.Name, 0)
 	}
+	if late := w.find(pod.RefOf(p)).late; late != nil {
+		<-late.done
+	}
 }
 
 func (w *world) state(p *corev1.Pod) pod.RuntimeState {

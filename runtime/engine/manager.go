@@ -34,6 +34,8 @@ type Config struct {
 	// Fault, when not nil, is called before each step that changes something; its error makes the
 	// step fail. For tests.
 	Fault func(step string) error
+	// Files keeps the namespaces of sandboxes whose pause process is still to come. Nil: nobody does.
+	Files FileStore
 	// Log gets what goes wrong where no caller waits for it. Nil: nobody does.
 	Log *slog.Logger
 }
@@ -77,6 +79,9 @@ func New(ctx context.Context, config Config) (*Manager, error) {
 	}
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
+	}
+	if config.Files == nil {
+		config.Files = noFiles{}
 	}
 	m.config = config
 	if info, err := os.Stat(config.ShimPath); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {

@@ -211,13 +211,16 @@ func (s *sandbox) keep(ns *namespaces) {
 	s.ns = ns
 }
 
+// files are the open namespaces, or nil, in an order of theirs.
+func (ns *namespaces) files() []*os.File { return []*os.File{ns.net, ns.ipc, ns.uts, ns.mnt, ns.pid} }
+
 // close forgets the namespaces; they live on for as long as a process is in them. A nil receiver is
 // fine.
 func (ns *namespaces) close() {
 	if ns == nil {
 		return
 	}
-	for _, f := range []*os.File{ns.net, ns.ipc, ns.uts, ns.mnt, ns.pid} {
+	for _, f := range ns.files() {
 		if f != nil {
 			f.Close()
 		}

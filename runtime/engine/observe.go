@@ -68,6 +68,14 @@ func (m *Manager) sandboxState(s *sandbox) pod.SandboxState {
 
 // holderState is what one of the sandbox's own units says.
 func (m *Manager) holderState(s *sandbox, h *holder) pod.SandboxState {
+	if h == s.holders[0] {
+		switch toCome, err := s.pauseToCome(); {
+		case toCome: // and nobody waits for it
+			return pod.SandboxState{Stage: pod.SandboxReady}
+		case err != nil:
+			return pod.SandboxState{Stage: pod.SandboxDead, Message: err.Error()}
+		}
+	}
 	job := s.job(h)
 	if job != nil {
 		select {

@@ -70,7 +70,7 @@ type Layout interface {
 	Names(ref pod.Ref) units.PodNames
 	// Container is the unit of a container.
 	Container(ref pod.Ref, container string) string
-	// Slices are made together with the pause unit: Slice, with the limits, and what else its units
-	// refer to.
+	// Slices are Slice, with the limits, and what else the sandbox's units refer to. They are made
+	// first.
 	Slices(ref pod.Ref, p *corev1.Pod, limits units.Limits) []units.Aux
 }

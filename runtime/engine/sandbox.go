@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -35,6 +36,7 @@ type sandbox struct {
 	ns         *namespaces
 	holders    []*holder // the pause unit is the first; only their jobs change
 	containers map[string]*container
+	late       *latePause    // nil: the pause unit does not come behind the containers
 	changed    chan struct{} // closed at the next change of one of its units
 
 	entering chan struct{} // holds one while a process enters a PID namespace, see freezeOnlookers
@@ -141,7 +143,23 @@ func (m *Manager) removeSandbox(s *sandbox, paths ...string) error {
 	return nil
 }
 
+// createSandbox makes a sandbox and queues its units. systemd makes the slices while the namespaces
+// are made here.
 func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.SandboxConfig) error {
+	if err := m.makeFiles(s); err != nil {
+		return err
+	}
+	slices := make(chan error, 1)
+	go func() { slices <- m.startSlices(ctx, s, config.Pod) }()
+	others, err := m.prepareSandbox(ctx, s, config)
+	if err := cmp.Or(<-slices, err); err != nil {
+		return err
+	}
+	return m.startHolders(ctx, s, config, others)
+}
+
+// makeFiles makes the directories of a sandbox, and the record by which a later daemon finds its units.
+func (m *Manager) makeFiles(s *sandbox) error {
 	if err := m.fault("make sandbox directories"); err != nil {
 		return err
 	}
@@ -153,29 +171,38 @@ func (m *Manager) createSandbox(ctx context.Context, s *sandbox, config runtime.
 			return err
 		}
 	}
-	if err := m.fault("make namespaces"); err != nil {
-		return err
-	}
-	ns, err := makeNamespaces(s.wanted(config))
-	if err != nil {
-		return pod.Errorf(pod.Internal, "cannot make namespaces: %w", err)
-	}
-	s.ns = ns
-	if !s.record.Host.Network {
-		if ns.net, err = nsfile.Dup(config.Network.NetNS); err != nil {
-			return pod.Errorf(pod.Internal, "cannot keep the network namespace: %w", err)
-		}
-	}
 	if err := m.fault("write sandbox records"); err != nil {
 		return err
 	}
-	if err := atomicfile.SaveJSON(filepath.Join(s.dir, sandboxName), s.record); err != nil {
-		return err
+	return atomicfile.SaveJSON(filepath.Join(s.dir, sandboxName), s.record)
+}
+
+// prepareSandbox makes the namespaces of a sandbox and what its pause process reads, and returns its
+// holders beside the pause unit.
+func (m *Manager) prepareSandbox(ctx context.Context, s *sandbox, config runtime.SandboxConfig) ([]runtime.Holder, error) {
+	if err := m.fault("make namespaces"); err != nil {
+		return nil, err
+	}
+	ns, err := makeNamespaces(s.wanted(config))
+	if err != nil {
+		return nil, pod.Errorf(pod.Internal, "cannot make namespaces: %w", err)
+	}
+	s.mu.Lock()
+	s.ns = ns
+	s.mu.Unlock()
+	if !s.record.Host.Network {
+		if ns.net, err = nsfile.Dup(config.Network.NetNS); err != nil {
+			return nil, pod.Errorf(pod.Internal, "cannot keep the network namespace: %w", err)
+		}
 	}
 	if err := atomicfile.SaveJSON(filepath.Join(s.dir, pauseName), m.pauseConfig(s, config)); err != nil {
-		return err
+		return nil, err
 	}
-	return m.startHolders(ctx, s, config)
+	if err := m.fault("prepare sandbox"); err != nil {
+		return nil, err
+	}
+	config.Network.NetNS = ns.net // kept as long as the sandbox, so that others can find it by its path
+	return m.runtime.PrepareSandbox(ctx, m.view(s), config)
 }
 
 // sandboxRecordOf decides what a sandbox is.

@@ -191,6 +191,7 @@ func (m *Manager) stopAll(ctx context.Context, s *sandbox, grace time.Duration) 
 			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
 		}
 	}
+	m.settlePause(ctx, s)
 	m.awaitLogs(ctx, s)
 	job, err := m.units.Stop(ctx, s.names.Slice)
 	switch {
@@ -265,6 +266,7 @@ func (m *Manager) endAllByHand(ctx context.Context, s *sandbox, grace time.Durat
 // dismantle removes a sandbox that was stopped, or that was not made completely: from systemd, from
 // the kernel, and below RunDir. The writable layers stay.
 func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
+	m.settlePause(ctx, s)
 	if err := m.units.End(ctx, s.names.Slice); err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func TestUnit(t *testing.T) {
 		}
 		guest.nothingLeft()
 	})
-	start(names.Pause, units.PauseProps(units.PauseUnit{Pod: p, Names: names, Argv: []string{"/bin/sleep", "infinity"}}), units.PodSlices(p, units.PodLimits(p))...)
+	start(names.Pause, units.PauseProps(units.PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: names, Argv: []string{"/bin/sleep", "infinity"}}), units.PodSlices(p, units.PodLimits(p))...)
 	start(names.VM, units.VMProps(units.VMUnit{Pod: p, Names: names, Argv: []string{self, "--config", file}, PowerOff: c.powerOff()}))
 	t.Logf("first answer after %v", guest.answers())
 	if c.VM.Share != nil {
