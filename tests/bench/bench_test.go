@@ -156,6 +156,20 @@ func run(argv ...string) func(context.Context) error {
 	return func(ctx context.Context) error { return command(ctx, argv...) }
 }
 
+// repeated is for what takes so little that the time of one is chance: see step.count.
+func repeated(do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for range repetitions {
+			if err := do(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+const repetitions = 10
+
 // ctl is magikpodctl with a manifest.
 func ctl(name, file string) contender {
 	return contender{name, []step{

@@ -236,11 +236,11 @@ func (d *dense) table(few *fewPods) string {
 		p("| %s | %s | %s | %s | %.2f | %s |\n", row.what, first(row.points), middle(row.points), last(row.points), growth(row.points), theirs)
 	}
 	p("\n`magikpodctl run` after all pods were deleted: %s ms. From `systemctl restart magikpodd` to the end of the first\n`magikpodctl list`: %s ms. `magikpodctl delete --all`: %s ms a pod.\n\n", first(d.again), ms(d.restart.median()), ms(d.down))
-	p("| memory (Pss) | MB | KB a pod |\n|---|---|---|\n")
-	p("| what each pod has beside its container | | %.0f |\n", perPod(d.beside, d.pods))
-	p("| magikpodd with %d pods | %.1f | %.0f |\n| magikpodd before the first one | %.1f | |\n", d.pods, megabytes(d.daemon.pss), perPod(d.daemon, d.pods), megabytes(d.daemonAlone.pss))
-	p("| systemd (PID 1): what it has more with %d pods | %.1f | %.0f |\n", d.pods, megabytes(d.init.pss-d.initAlone.pss), 1000*megabytes(d.init.pss-d.initAlone.pss)/float64(d.pods))
-	p("| podman: conmon and catatonit, with %d pods | | %.0f |\n", few.pods, perPod(few.beside, few.pods))
+	p("| memory (Pss) | MB before the first pod | MB with %d | KB a pod |\n|---|---|---|---|\n", d.pods)
+	p("| what each pod has beside its container | | %.1f | %.0f |\n", megabytes(d.beside.pss), perPod(d.beside, d.pods))
+	p("| magikpodd | %.1f | %.1f | %.0f |\n", megabytes(d.daemonAlone.pss), megabytes(d.daemon.pss), perPod(d.daemon, d.pods))
+	p("| systemd (PID 1) | %.1f | %.1f | %.0f |\n", megabytes(d.initAlone.pss), megabytes(d.init.pss), perPod(d.init, d.pods))
+	p("| podman with %d pods: conmon and catatonit | | %.1f | %.0f |\n", few.pods, megabytes(few.beside.pss), perPod(few.beside, few.pods))
 	return b.String()
 }
 

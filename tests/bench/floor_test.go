@@ -48,7 +48,7 @@ func newFloor(ctx context.Context) (*floor, error) {
 func (f *floor) close() { f.conn.Close() }
 
 func (f *floor) contender() contender {
-	return contender{"floor", []step{{"start", f.start, 1}, {"exec", f.exec, 1}, {"list", f.list, 1}, {"down", f.down, 1}}}
+	return contender{"floor", []step{{"start", f.start, 1}, {"exec", f.exec, 1}, {"list", repeated(f.list), repetitions}, {"down", f.down, 1}}}
 }
 
 func (f *floor) exec(ctx context.Context) error { return command(ctx, "crun", "exec", f.id, "true") }

@@ -29,7 +29,7 @@ func newProgram(name, file string) (*program, error) {
 func (p *program) close() { p.client.Close() }
 
 func (p *program) contender() contender {
-	return contender{p.name, []step{{"start", p.start, 1}, {"exec", p.exec, 1}, {"list", p.list, 1}, {"down", p.down, 1}}}
+	return contender{p.name, []step{{"start", p.start, 1}, {"exec", p.exec, 1}, {"list", repeated(p.list), repetitions}, {"down", p.down, 1}}}
 }
 
 func (p *program) start(ctx context.Context) error {

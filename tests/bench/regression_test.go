@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/magikrun/magikpod/tests/host"
 )
@@ -14,10 +18,14 @@ import (
 const (
 	// recordedFile has what make bench WRITE=1 has measured of each of [checks].
 	recordedFile = "ratios.json"
-	// tolerated is how much larger a ratio may be than the recorded one.
-	tolerated = 1.25
-	// checkRounds: about 12 seconds.
-	checkRounds = 11
+	// tolerated is how much larger a ratio may be than the recorded one; on a busy computer twice as
+	// large: a pod starts on several CPUs at once, and the floor on one, so that one busy process on
+	// two CPUs makes a third more of some ratios.
+	tolerated, toleratedBusy = 1.25, 2.0
+	// checkRounds take about 10 seconds. Those in which others use the CPUs are taken anew, a few times.
+	checkRounds, moreRounds = 7, 3
+	// busy is the part of the CPUs that others may use in a round.
+	busy = 0.25
 )
 
 // checks are what must not become slower: each as a ratio to what the floor takes in the same round.
@@ -29,16 +37,19 @@ var checks = []struct{ name, contender, thing, floor string }{
 	{"start of pod-wasm over D-Bus / floor", "pod-wasm", "start", "start"},
 }
 
+// ratios are those of the checks, by name.
+type ratios map[string]float64
+
 // TestRegression fails when something takes more than a quarter longer than was recorded, as a
-// multiple of the floor. The rounds alternate, and what counts is the median of each round's ratio,
-// so that a busy computer slows both. What fails has a second chance.
+// multiple of the floor. The rounds alternate, and what counts is the median of each round's ratio.
+// What fails has a second chance.
 func TestRegression(t *testing.T) {
 	host.IsInside(t, envBench, "make bench-check")
 	text, err := os.ReadFile(recordedFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var recorded map[string]float64
+	var recorded ratios
 	if err := json.Unmarshal(text, &recorded); err != nil {
 		t.Fatalf("%s: %v", recordedFile, err)
 	}
@@ -46,12 +57,15 @@ func TestRegression(t *testing.T) {
 	if *write {
 		rounds *= 3
 	}
-	measured, err := ratiosToFloor(t.Context(), rounds)
+	measured, limit, err := ratiosToFloor(t, rounds)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(ratioTable(measured, recorded))
+	t.Log(measured.table(recorded))
 	if *write {
+		if limit != tolerated {
+			t.Fatal("the computer is too busy to record how quick things are")
+		}
 		if text, err = json.MarshalIndent(measured, "", "\t"); err != nil {
 			t.Fatal(err)
 		}
@@ -60,79 +74,114 @@ func TestRegression(t *testing.T) {
 		}
 		return
 	}
-	if len(slower(measured, recorded)) == 0 {
-		return
-	}
-	t.Log("once more")
-	second, err := ratiosToFloor(t.Context(), rounds)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Log(ratioTable(second, recorded))
-	for name, ratio := range second {
-		measured[name] = min(ratio, measured[name])
-	}
-	for _, name := range slower(measured, recorded) {
-		t.Errorf("%s: %.2f, recorded is %.2f", name, measured[name], recorded[name])
+	if failed := measured.beyond(recorded, limit); len(failed) > 0 {
+		t.Logf("once more, for %q", failed)
+		again, limit, err := ratiosToFloor(t, rounds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Log(again.table(recorded))
+		for _, name := range again.beyond(recorded, limit) {
+			if slices.Contains(failed, name) {
+				t.Errorf("%s: %.2f, then %.2f; recorded is %.2f", name, measured[name], again[name], recorded[name])
+			}
+		}
 	}
 }
 
-// ratiosToFloor measures the checks, by name.
-func ratiosToFloor(ctx context.Context, rounds int) (map[string]float64, error) {
+// ratiosToFloor measures the checks, and says how much larger than recorded they may be.
+func ratiosToFloor(t *testing.T, rounds int) (ratios, float64, error) {
+	ctx := t.Context()
 	if err := loadModule(ctx); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var contenders []contender
-	for name, file := range map[string]string{"magikpod over D-Bus": one, "pod-wasm": wasmPod} {
-		p, err := newProgram(name, file)
-		if err != nil {
-			return nil, err
-		}
-		defer p.close()
-		c := p.contender()
-		if name == "pod-wasm" {
-			c = c.without("exec", "list")
-		}
-		contenders = append(contenders, c)
+	native, err := newProgram("magikpod over D-Bus", one)
+	if err != nil {
+		return nil, 0, err
 	}
+	defer native.close()
+	modules, err := newProgram("pod-wasm", wasmPod)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer modules.close()
 	ground, err := newFloor(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer ground.close()
-	r := results{}
-	if err := alternate(ctx, rounds, append(contenders, ground.contender()), r); err != nil {
-		return nil, err
+	contenders := []contender{native.contender(), ground.contender(), modules.contender().without("exec", "list")}
+	if err := alternate(ctx, 1, contenders, results{}); err != nil { // warms up
+		return nil, 0, err
 	}
-	ratios := map[string]float64{}
+	quiet, all := 0, results{}
+	kept := results{}
+	for n := 0; n < rounds+moreRounds && quiet < rounds; n++ {
+		r := results{}
+		before := othersUse()
+		if err := alternate(ctx, 1, contenders, r); err != nil {
+			return nil, 0, err
+		}
+		all.join(r)
+		if max(before, othersUse()) <= busy {
+			quiet++
+			kept.join(r)
+		}
+	}
+	limit := tolerated
+	if quiet < rounds/2 {
+		t.Logf("the computer is busy: only %d rounds were quiet, so ratios may be %g times what was recorded", quiet, toleratedBusy)
+		limit, kept = toleratedBusy, all
+	}
+	measured := ratios{}
 	for _, c := range checks {
-		ratios[c.name] = medianRatio(r["floor"][c.floor], r[c.contender][c.thing])
+		measured[c.name] = medianRatio(kept["floor"][c.floor], kept[c.contender][c.thing])
 	}
-	return ratios, nil
+	return measured, limit, nil
 }
 
-// slower are the checks that took longer than is tolerated.
-func slower(measured, recorded map[string]float64) (names []string) {
+// othersUse is the part of the CPUs' time that is used while nothing is measured.
+func othersUse() float64 {
+	used, all := cpuTime()
+	time.Sleep(2 * pause)
+	usedNow, allNow := cpuTime()
+	return (usedNow - used) / max(allNow-all, 1)
+}
+
+// cpuTime is what the CPUs have worked, and their time in all (proc_stat(5)).
+func cpuTime() (used, all float64) {
+	text, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(text), "\n")
+	for i, field := range strings.Fields(line)[1:9] { // up to steal
+		n, _ := strconv.ParseFloat(field, 64)
+		all += n
+		if i != 3 && i != 4 { // idle, iowait
+			used += n
+		}
+	}
+	return used, all
+}
+
+// beyond are the checks that are larger than what was recorded, or were never recorded.
+func (r ratios) beyond(recorded ratios, limit float64) (names []string) {
 	for _, c := range checks {
-		// What was never recorded fails: the comparison is not to be false then.
-		if !(measured[c.name] <= tolerated*recorded[c.name]) {
+		if r[c.name] > limit*recorded[c.name] {
 			names = append(names, c.name)
 		}
 	}
 	return names
 }
 
-func ratioTable(measured, recorded map[string]float64) string {
+func (r ratios) table(recorded ratios) string {
 	text := ""
 	for _, c := range checks {
-		text += fmt.Sprintf("\n%-45s %.2f, recorded %.2f", c.name, measured[c.name], recorded[c.name])
+		text += fmt.Sprintf("\n%-45s %.2f, recorded %.2f", c.name, r[c.name], recorded[c.name])
 	}
 	return text
 }
 
 // loadModule loads the image of pods of the class pod-wasm.
 func loadModule(ctx context.Context) error {
-	// A file that ends so is taken for a module, and loading it compiles it.
 	if _, err := os.Stat(filepath.Join(guests, "guest.wasm")); err != nil {
 		return fmt.Errorf("%w (try: make guests)", err)
 	}
