@@ -103,8 +103,7 @@ func met(ok bool) string {
 	return "missed"
 }
 
-// writePage logs the parts of a page in docs/ that are measured, and with -write puts them between
-// their marks there. The rest is written by hand and stays.
+// writePage logs the parts of a page in docs/ that are measured, and with -write puts them in there.
 func writePage(t *testing.T, name string, parts map[string]string) error {
 	path := filepath.Join("../../docs", name)
 	text, err := os.ReadFile(path)
@@ -114,18 +113,39 @@ func writePage(t *testing.T, name string, parts map[string]string) error {
 	page := string(text)
 	for part, content := range parts {
 		t.Logf("%s\n\n%s", part, content)
-		begin, end := "<!-- measured: "+part+" -->\n", "<!-- end of "+part+" -->"
-		before, rest, ok := strings.Cut(page, begin)
-		_, after, ok2 := strings.Cut(rest, end)
-		if !ok || !ok2 {
-			return fmt.Errorf("%s has no %q before %q", path, begin, end)
+		if page, err = fill(page, part, content); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
 		}
-		page = before + begin + "\n" + strings.TrimSpace(content) + "\n\n" + end + after
 	}
 	if !*write {
 		return nil
 	}
 	return os.WriteFile(path, []byte(page), 0o644)
+}
+
+// fill puts a part between its marks on a page. The rest is written by hand, and stays.
+func fill(page, part, content string) (string, error) {
+	begin, end := "<!-- measured: "+part+" -->\n", "<!-- end of "+part+" -->"
+	before, rest, ok := strings.Cut(page, begin)
+	_, after, ended := strings.Cut(rest, end)
+	if !ok || !ended {
+		return "", fmt.Errorf("there is no %q before %q", begin, end)
+	}
+	return before + begin + "\n" + strings.TrimSpace(content) + "\n\n" + end + after, nil
+}
+
+func TestPage(t *testing.T) {
+	const page = "# By hand\n<!-- measured: a -->\nold\n<!-- end of a -->\nby hand\n<!-- measured: b -->\n<!-- end of b -->\n"
+	got, err := fill(page, "a", "new\n")
+	if want := strings.Replace(page, "old\n", "\nnew\n\n", 1); err != nil || got != want {
+		t.Errorf("fill = %q, %v; want %q", got, err, want)
+	}
+	if again, err := fill(got, "a", "new"); err != nil || again != got {
+		t.Errorf("once more: %q, %v; want %q", again, err, got)
+	}
+	if _, err := fill(page, "c", ""); err == nil {
+		t.Error("a part that the page has no marks for was written")
+	}
 }
 
 // measuredOn says what it was measured on.
