@@ -139,7 +139,7 @@ func (d *dense) restarted(ctx context.Context) error {
 // settle waits until the daemon has seen that all pods run.
 func (d *dense) settle(ctx context.Context, p *program) error {
 	running := 0
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		list, err := p.client.List(ctx, "default")
 		if err != nil {
 			return err
