@@ -19,7 +19,7 @@ func (t times) median() time.Duration {
 
 func (t times) quantile(q float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(t))
-	return sorted[int(q*float64(len(sorted)-1))]
+	return sorted[int(q*float64(len(sorted)-1)+0.5)]
 }
 
 // String is the median with the lower and upper decile.
