@@ -18,7 +18,7 @@ JOBS ?= 2
 export CGO_ENABLED = 0
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that building and testing need (nothing when they are there)
 	scripts/deps
@@ -71,11 +71,20 @@ e2e: deps staged guests ## end-to-end tests on the build host's own root file sy
 e2e-trixie: deps staged guests root-trixie ## end-to-end tests on Debian 13
 	MAGIKPOD_E2E=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 20m ./tests/e2e/...
 
-bench: deps staged guests root-trixie ## measure against podman, on a Debian 13 host; WRITE=1 writes docs/performance.md and docs/performance-wasm.md
+# tests/bench on a Debian 13 host: measure TEST (a regular expression), with its own flags.
+measure = MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench -run '$(1)' -args $(if $(WRITE),-write) $(FLAGS)
+
+bench: deps staged guests root-trixie ## measure all targets against podman and the floor, on a Debian 13 host, in under 10 minutes; WRITE=1 writes docs/performance*
 	$(GO) build -o .cache/guests/wazero github.com/tetratelabs/wazero/cmd/wazero
 	$(GO) build -trimpath -ldflags='-s -w' -o .cache/guests/guest ./tests/testwasm/guest
 	clang -O2 -s -static -o .cache/guests/small tests/testwasm/small/small.c
-	MAGIKPOD_BENCH=1 MAGIKHOST_ROOT=trixie MAGIKHOST_INSTALL=$(INSTALLED) $(GO) test -count=1 -timeout 30m -v ./tests/bench $(if $(WRITE),-args -write)
+	$(call measure,.)
+
+bench-check: deps staged guests root-trixie ## compare with the recorded ratios to the floor, as .ci/run does; WRITE=1 records them anew
+	$(call measure,^TestRegression$$)
+
+bench-timeline: deps staged root-trixie ## print where the time of one start goes, by the log of PID 1
+	$(call measure,^TestTimeline$$)
 
 bench-compare: deps staged guests root-trixie ## measure this tree against the commit BEFORE (default main), rounds alternating; FLAGS='-pairs 40 -vms'
 	scripts/bench-compare '$(or $(BEFORE),main)' $(FLAGS)
@@ -107,4 +116,4 @@ root-trixie: deps ## build the Debian 13 root for disposable hosts (cached)
 clean: ## remove what the other targets have made
 	rm -rf bin .cache
 
-.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench bench-compare demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean
+.PHONY: help deps build install guests test unit host-test vm-host-test race lint fuzz man staged e2e e2e-trixie bench bench-check bench-compare bench-timeline demo demo-wasm demo-microvm test-vm shell shell-vm root-trixie clean

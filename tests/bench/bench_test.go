@@ -24,9 +24,14 @@ const (
 )
 
 var (
-	write = flag.Bool("write", false, "write docs/performance.md")
-	pairs = flag.Int("pairs", 20, "how often each is measured: the number of rounds")
+	write   = flag.Bool("write", false, "write what was measured into docs/ and "+recordedFile)
+	pairs   = flag.Int("pairs", 20, "how often each is measured: the number of rounds")
+	density = flag.Int("density", bridgePorts, "how many pods the curves end at")
 )
+
+// bridgePorts is how many pods can have a network at once: a bridge of Linux has no more ports
+// (BR_PORT_BITS, of which port 0 is none).
+const bridgePorts = 1023
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envServe) != "" {
@@ -40,20 +45,7 @@ func TestMain(m *testing.M) {
 	host.Inside(m, envBench, prepare)
 }
 
-// manifest is the pod that is measured: one container that ends at once when it is asked to.
-const manifest = `apiVersion: v1
-kind: Pod
-metadata:
-  name: bench
-spec:
-  terminationGracePeriodSeconds: 10
-  containers:
-    - name: main
-      image: localhost/busybox:1
-      command: ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"]
-`
-
-// prepare gives the host the image, for magikpod, for podman and as a bundle.
+// prepare gives the host the image, for magikpod and as a bundle.
 func prepare(ctx context.Context) error {
 	host.LoadVMModules()
 	// The first pod has the daemon read it.
@@ -63,17 +55,15 @@ func prepare(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(work, "bundle", "rootfs"), 0o755); err != nil {
 		return err
 	}
-	archive, pod := filepath.Join(work, "busybox.tar"), filepath.Join(work, "pod.yaml")
 	f, err := os.Create(archive)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(testimage.Busybox(f), f.Close(), os.WriteFile(pod, []byte(manifest), 0o600)); err != nil {
+	if err := errors.Join(testimage.Busybox(f), f.Close(), writeManifests()); err != nil {
 		return err
 	}
 	for _, argv := range [][]string{
 		{"magikpodctl", "image", "load", "--tag", image, archive},
-		{"podman", "import", "--quiet", archive, image},
 		{"tar", "--extract", "--directory", filepath.Join(work, "bundle", "rootfs"), "--file", archive},
 		{"crun", "spec", "--bundle", filepath.Join(work, "bundle")},
 	} {
@@ -82,6 +72,66 @@ func prepare(ctx context.Context) error {
 		}
 	}
 	return bundle(filepath.Join(work, "bundle", "config.json"))
+}
+
+var archive = filepath.Join(work, "busybox.tar")
+
+// TestBench measures everything that docs/performance.md has targets for, in one run on one host. It
+// fails when something does not work; how quick things are is for people to judge.
+func TestBench(t *testing.T) {
+	host.IsInside(t, envBench, "make bench")
+	ctx := t.Context()
+	if err := command(ctx, "podman", "import", "--quiet", archive, image); err != nil {
+		t.Fatal(err)
+	}
+	program, err := newProgram("magikpod over D-Bus", one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.close()
+	ground, err := newFloor(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ground.close()
+	measured := results{}
+	for _, part := range []struct {
+		rounds     int
+		contenders []contender
+	}{
+		{*pairs, []contender{ctl("magikpodctl", one), podman(one), program.contender(), ground.contender()}},
+		{max(1, *pairs/3), []contender{
+			ofMany(1, "of 16 containers", "magikpodctl", []string{"run", "-f", sixteen}, []string{"delete", "-f", sixteen}),
+			ofMany(1, "of 16 containers", "podman", []string{"kube", "play", sixteen}, []string{"kube", "down", sixteen}),
+		}},
+		{max(1, *pairs/10), []contender{
+			ofMany(50, "of 50 pods", "magikpodctl", []string{"run", "-f", fifty}, []string{"delete", "-f", fifty}),
+			ofMany(50, "of 50 pods", "podman", []string{"kube", "play", fifty}, []string{"kube", "down", fifty}),
+		}},
+	} {
+		if err := alternate(ctx, part.rounds, part.contenders, measured); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := writePage(t, "performance.md", map[string]string{"measured": measuredTable(measured), "host": measuredOn()}); err != nil {
+		t.Fatal(err)
+	}
+	few, err := podmanPods(ctx, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	many, err := densely(ctx, ground, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writePage(t, "performance.md", map[string]string{"targets": targetsTable(targets(measured, many, few)), "density": many.table(few)}); err != nil {
+		t.Fatal(err)
+	}
+	if *write {
+		if err := many.draw(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // command runs a command that must succeed.
@@ -95,33 +145,68 @@ func command(ctx context.Context, argv ...string) error {
 	return nil
 }
 
-// contender is one of those that are compared. A nil func: it has no such thing.
+// contender is one of those that are compared: what it does in a round.
 type contender struct {
-	name                    string
-	start, exec, list, down func(context.Context) error
+	name  string
+	steps []step
 }
 
-func commands(name string, start, exec, list, down []string) contender {
-	do := func(argv []string) func(context.Context) error {
-		return func(ctx context.Context) error { return command(ctx, argv...) }
+// step is one thing that is measured; without a name it is only done.
+type step struct {
+	thing string
+	do    func(context.Context) error
+	count int // what it takes is divided by this; 0: 1
+}
+
+func run(argv ...string) func(context.Context) error {
+	return func(ctx context.Context) error { return command(ctx, argv...) }
+}
+
+// repeated is for what takes so little that the time of one is chance: see step.count.
+func repeated(do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for range repetitions {
+			if err := do(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	return contender{name, do(start), do(exec), do(list), do(down)}
 }
 
-// times are the durations of one thing, one for each round.
-type times []time.Duration
+const repetitions = 10
 
-func (t times) median() time.Duration {
-	sorted := slices.Sorted(slices.Values(t))
-	if len(sorted) == 0 {
-		return 0
+// ctl is magikpodctl with a manifest.
+func ctl(name, file string) contender {
+	return contender{name, []step{
+		{"start", run("magikpodctl", "run", "-f", file), 1}, {"exec", run("magikpodctl", "exec", "bench", "--", "true"), 1},
+		{"list", run("magikpodctl", "list"), 1}, {"down", run("magikpodctl", "delete", "bench"), 1},
+	}}
+}
+
+func podman(file string) contender {
+	return contender{"podman", []step{
+		{"start", run("podman", "kube", "play", file), 1}, {"exec", run("podman", "exec", "bench-main", "true"), 1},
+		{"list", run("podman", "ps"), 1}, {"down", run("podman", "kube", "down", file), 1},
+	}}
+}
+
+// ofMany starts and stops a manifest of several pods or containers.
+func ofMany(count int, what, program string, start, down []string) contender {
+	return contender{program, []step{
+		{"start " + what, run(append([]string{program}, start...)...), count}, {"down " + what, run(append([]string{program}, down...)...), count},
+	}}
+}
+
+// without drops steps of a contender that has no such thing.
+func (c contender) without(things ...string) contender {
+	kept := contender{name: c.name}
+	for _, s := range c.steps {
+		if !slices.Contains(things, s.thing) {
+			kept.steps = append(kept.steps, s)
+		}
 	}
-	return (sorted[len(sorted)/2] + sorted[(len(sorted)-1)/2]) / 2
-}
-
-func (t times) quantile(q float64) time.Duration {
-	sorted := slices.Sorted(slices.Values(t))
-	return sorted[int(q*float64(len(sorted)-1))]
+	return kept
 }
 
 // pause lies before each measurement.
@@ -130,73 +215,53 @@ const pause = 100 * time.Millisecond
 // slow is reported when it happens: medians hide it.
 const slow = 2 * time.Second
 
-// things are what is measured, in the order of a round.
-var things = []string{"start", "exec", "list", "down"}
-
-// TestAgainstPodman measures, and prints the table. It fails when something does not work; how
-// quick things are is for people to judge.
-func TestAgainstPodman(t *testing.T) {
-	host.IsInside(t, envBench, "make bench")
-	ctx := t.Context()
-	pod := filepath.Join(work, "pod.yaml")
-	program, err := newProgram(pod)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer program.close()
-	ground, err := newFloor(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ground.close()
-	contenders := []contender{
-		ctl("magikpodctl", pod),
-		commands("podman", []string{"podman", "kube", "play", pod}, []string{"podman", "exec", "bench-main", "true"},
-			[]string{"podman", "ps"}, []string{"podman", "kube", "down", pod}),
-		program.contender(),
-		ground.contender(),
-	}
-	results := make(map[string]map[string]times)
-	for _, c := range contenders {
-		results[c.name] = make(map[string]times)
-	}
-	for round := -1; round < *pairs; round++ { // the first one warms up
-		for i := range contenders {
-			// Each comes first as often as the others.
-			c := contenders[(i+max(round, 0))%len(contenders)]
-			if err := measure(ctx, c, results[c.name], round >= 0); err != nil {
-				t.Fatal(err)
+// round does and measures all of the contender's steps once.
+func (c contender) round(ctx context.Context, into results) error {
+	for _, s := range c.steps {
+		if s.thing == "" {
+			if err := s.do(ctx); err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
 			}
-		}
-	}
-	text := report(results)
-	t.Log("\n" + text)
-	if *write {
-		if err := os.WriteFile("../../docs/performance.md", []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// measure takes one round of c.
-func measure(ctx context.Context, c contender, into map[string]times, keep bool) error {
-	for i, do := range []func(context.Context) error{c.start, c.exec, c.list, c.down} {
-		if do == nil {
 			continue
 		}
 		// A container that has just been started needs a moment to handle SIGTERM, and what goes on
 		// in the background is nobody else's burden.
 		time.Sleep(pause)
-		began := time.Now()
-		if err := do(ctx); err != nil {
-			return fmt.Errorf("%s: %s: %w", c.name, things[i], err)
+		took, err := timed(ctx, s.do)
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", c.name, s.thing, err)
 		}
-		took := time.Since(began)
+		took /= time.Duration(max(1, s.count))
 		if took > slow {
-			fmt.Fprintf(os.Stderr, "%s: %s took %v\n", c.name, things[i], took)
+			fmt.Fprintf(os.Stderr, "%s: %s took %v\n", c.name, s.thing, took)
 		}
-		if keep {
-			into[things[i]] = append(into[things[i]], took)
+		into.add(c.name, s.thing, took)
+	}
+	return nil
+}
+
+func timed(ctx context.Context, do func(context.Context) error) (time.Duration, error) {
+	began := time.Now()
+	err := do(ctx)
+	return time.Since(began), err
+}
+
+// alternate measures the contenders in turn. One round more warms up, unless there are few.
+func alternate(ctx context.Context, rounds int, contenders []contender, into results) error {
+	first := 0
+	if rounds > 3 {
+		first = -1
+	}
+	for round := first; round < rounds; round++ {
+		to := into
+		if round < 0 {
+			to = results{}
+		}
+		for i := range contenders {
+			// Each comes first as often as the others.
+			if err := contenders[(i+max(round, 0))%len(contenders)].round(ctx, to); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

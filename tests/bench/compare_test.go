@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,9 +30,6 @@ var vms = flag.Bool("vms", false, "compare pods in VMs, too: half a minute a rou
 // worse is how much longer something may take than before.
 const worse = 1.05
 
-// round is what one round has taken, by contender and thing.
-type round map[string]map[string]times
-
 // TestCompare measures two installed trees, each on a host of its own, in alternating rounds, and
 // fails when something takes more than 5 % longer than before. What counts is the median of the
 // rounds' ratios, since how busy the computer is changes from round to round. The floor is the same
@@ -44,62 +40,40 @@ func TestCompare(t *testing.T) {
 		t.Skip("there is nothing to compare with (try: make bench-compare BEFORE=main)")
 	}
 	servers := []*server{serve(t, before), serve(t, now)}
-	results := []round{{}, {}}
+	measured := []results{{}, {}}
 	for n := -1; n < *pairs; n++ { // the first one warms up
 		for i := range servers {
 			which := (i + max(n, 0)) % len(servers)
-			got := servers[which].round(t)
-			if n < 0 {
-				continue
-			}
-			for name, things := range got {
-				if results[which][name] == nil {
-					results[which][name] = map[string]times{}
-				}
-				for thing, took := range things {
-					results[which][name][thing] = append(results[which][name][thing], took...)
-				}
+			if got := servers[which].round(t); n >= 0 {
+				measured[which].join(got)
 			}
 		}
 	}
-	text, slower := compared(results[0], results[1])
+	text, worst := compared(measured[0], measured[1])
 	t.Log("\n" + text)
-	for _, what := range slower {
+	for _, what := range worst {
 		t.Errorf("%s: it was quicker before by more than 5 %%", what)
 	}
 }
 
 // compared makes a table of ratios, and lists what is worse.
-func compared(before, now round) (table string, slower []string) {
+func compared(before, now results) (table string, worst []string) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Medians of %d alternating rounds in ms, with the lower and upper decile\n\n| | before | now | now / before, median |\n|---|---|---|---|\n", *pairs)
-	cell := func(t times) string {
-		return fmt.Sprintf("%s (%s-%s)", ms(t.median()), ms(t.quantile(0.1)), ms(t.quantile(0.9)))
-	}
 	for _, name := range []string{"magikpodctl", "magikpod over D-Bus", "pod-wasm", "pod-microvm-containers", "floor"} {
-		for _, thing := range things {
+		for _, thing := range []string{"start", "exec", "list", "down"} {
 			was, is := before[name][thing], now[name][thing]
 			if len(was) == 0 || len(is) == 0 {
 				continue
 			}
 			ratio := medianRatio(was, is)
-			fmt.Fprintf(&b, "| %s: %s | %s | %s | %.2f |\n", name, thing, cell(was), cell(is), ratio)
+			fmt.Fprintf(&b, "| %s: %s | %v | %v | %.2f |\n", name, thing, was, is, ratio)
 			if ratio > worse && name != "floor" {
-				slower = append(slower, name+": "+thing)
+				worst = append(worst, name+": "+thing)
 			}
 		}
 	}
-	return b.String(), slower
-}
-
-// medianRatio is the median of how much longer is took than was in the same round.
-func medianRatio(was, is times) float64 {
-	ratios := make([]float64, len(is))
-	for i := range is {
-		ratios[i] = float64(is[i]) / float64(was[i])
-	}
-	slices.Sort(ratios)
-	return (ratios[len(ratios)/2] + ratios[(len(ratios)-1)/2]) / 2
+	return b.String(), worst
 }
 
 // server measures on a host.
@@ -157,7 +131,7 @@ func serve(t *testing.T, install string) *server {
 }
 
 // round has the server measure once.
-func (s *server) round(t *testing.T) round {
+func (s *server) round(t *testing.T) results {
 	t.Helper()
 	if _, err := io.WriteString(s.in, "\n"); err != nil {
 		t.Fatalf("cannot ask for a round: %v", err)
@@ -166,7 +140,7 @@ func (s *server) round(t *testing.T) round {
 	if err != nil {
 		t.Fatalf("the host has not measured a round: %v", err)
 	}
-	var r round
+	var r results
 	if err := json.Unmarshal(line, &r); err != nil {
 		t.Fatalf("cannot read the round %q: %v", line, err)
 	}
@@ -185,10 +159,9 @@ func serveRounds() error {
 		return err
 	}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		r := round{}
+		r := results{}
 		for _, c := range contenders {
-			r[c.name] = map[string]times{}
-			if err := measure(ctx, c, r[c.name], true); err != nil {
+			if err := c.round(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -201,8 +174,7 @@ func serveRounds() error {
 
 // installed are the contenders that use what is installed, and the floor.
 func installed(ctx context.Context) ([]contender, error) {
-	file := filepath.Join(work, "pod.yaml")
-	program, err := newProgram(file)
+	program, err := newProgram("magikpod over D-Bus", one)
 	if err != nil {
 		return nil, err
 	}
@@ -210,45 +182,15 @@ func installed(ctx context.Context) ([]contender, error) {
 	if err != nil {
 		return nil, err
 	}
-	contenders := []contender{ctl("magikpodctl", file), program.contender(), ground.contender()}
-	module := filepath.Join(work, "module.wasm")
-	guest, err := os.ReadFile(filepath.Join(guests, "guest.wasm"))
-	if err != nil {
-		return nil, fmt.Errorf("%w (try: make guests)", err)
-	}
-	if err := os.WriteFile(module, guest, 0o600); err != nil {
+	if err := loadModule(ctx); err != nil {
 		return nil, err
 	}
-	if err := command(ctx, "magikpodctl", "image", "load", "--tag", "localhost/guest:1", module); err != nil {
-		return nil, err
+	contenders := []contender{
+		ctl("magikpodctl", one), program.contender(), ground.contender(),
+		ctl("pod-wasm", wasmPod).without("exec", "list"), // modules have no exec, and the list is the same
 	}
-	wasm, err := ofClass("wasm.yaml", "pod-wasm", strings.NewReplacer(image, "localhost/guest:1", `command: ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"]`, `args: ["sleep", "100000000"]`))
-	if err != nil {
-		return nil, err
-	}
-	c := ctl("pod-wasm", wasm)
-	c.exec, c.list = nil, nil // modules have no exec, and the list is the same
-	contenders = append(contenders, c)
 	if *vms {
-		vm, err := ofClass("vm.yaml", "pod-microvm-containers", strings.NewReplacer())
-		if err != nil {
-			return nil, err
-		}
-		c := ctl("pod-microvm-containers", vm)
-		c.list = nil
-		contenders = append(contenders, c)
+		contenders = append(contenders, ctl("pod-microvm-containers", vmPod).without("list"))
 	}
 	return contenders, nil
-}
-
-// ofClass writes the manifest for another class.
-func ofClass(name, class string, change *strings.Replacer) (string, error) {
-	path := filepath.Join(work, name)
-	return path, os.WriteFile(path, []byte(change.Replace(strings.Replace(manifest, "spec:\n", "spec:\n  runtimeClassName: "+class+"\n", 1))), 0o600)
-}
-
-// ctl is magikpodctl with a manifest.
-func ctl(name, file string) contender {
-	return commands(name, []string{"magikpodctl", "run", "-f", file}, []string{"magikpodctl", "exec", "bench", "--", "true"},
-		[]string{"magikpodctl", "list"}, []string{"magikpodctl", "delete", "bench"})
 }

@@ -10,9 +10,6 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
 	"github.com/opencontainers/runtime-spec/specs-go"
-
-	"github.com/magikrun/magikpod/dbus"
-	magikpod "github.com/magikrun/magikpod/pod"
 )
 
 // bundle makes the configuration that `crun spec` has written run what the pod runs.
@@ -51,10 +48,14 @@ func newFloor(ctx context.Context) (*floor, error) {
 func (f *floor) close() { f.conn.Close() }
 
 func (f *floor) contender() contender {
-	return contender{
-		name: "floor", start: f.start, down: f.down,
-		exec: func(ctx context.Context) error { return command(ctx, "crun", "exec", f.id, "true") },
-	}
+	return contender{"floor", []step{{"start", f.start, 1}, {"exec", f.exec, 1}, {"list", repeated(f.list), repetitions}, {"down", f.down, 1}}}
+}
+
+func (f *floor) exec(ctx context.Context) error { return command(ctx, "crun", "exec", f.id, "true") }
+
+func (f *floor) list(ctx context.Context) error {
+	_, err := f.conn.ListUnitsByPatternsContext(ctx, nil, []string{"floor-*"})
+	return err
 }
 
 func (f *floor) start(ctx context.Context) error {
@@ -104,48 +105,4 @@ func (f *floor) job(ctx context.Context, begin func(chan<- string) (int, error))
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// program uses magikpod over D-Bus, on one connection.
-type program struct {
-	client   *dbus.Client
-	manifest []byte
-}
-
-func newProgram(file string) (*program, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	client, err := dbus.Dial("")
-	return &program{client: client, manifest: text}, err
-}
-
-func (p *program) close() { p.client.Close() }
-
-func (p *program) contender() contender {
-	return contender{name: "magikpod over D-Bus", start: p.start, down: p.down, list: func(ctx context.Context) error {
-		_, err := p.client.List(ctx, "default")
-		return err
-	}}
-}
-
-func (p *program) start(ctx context.Context) error {
-	job, err := p.client.Run(ctx, p.manifest, magikpod.RunOptions{})
-	if err == nil {
-		_, err = p.client.Wait(ctx, job, nil)
-	}
-	return err
-}
-
-func (p *program) down(ctx context.Context) error {
-	path, err := p.client.Pod(ctx, "default", "bench")
-	if err != nil {
-		return err
-	}
-	job, err := p.client.Delete(ctx, path, magikpod.StopOptions{})
-	if err == nil {
-		_, err = p.client.Wait(ctx, job, nil)
-	}
-	return err
 }

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -51,39 +50,20 @@ func TestWasm(t *testing.T) {
 	if err := w.open(ctx); err != nil {
 		t.Fatal(err)
 	}
-	type contender struct {
-		name    string
-		starter *starter // or nil
-		do      func(ctx context.Context, file string) error
-	}
-	contenders := []contender{{"unit", nil, w.emptyUnit}}
+	contenders := []contender{{"unit", []step{{"start", w.emptyUnit, 1}}}}
 	for _, program := range programs {
 		for kind, s := range map[string]*starter{" wasm": w.modules, " native": w.natives} {
-			contenders = append(contenders, contender{program + kind, s, func(ctx context.Context, file string) error { return s.start(ctx, program, file) }})
+			start := func(ctx context.Context) error { return s.start(ctx, program, w.file()) }
+			contenders = append(contenders, contender{program + kind, []step{{"start", start, 1}, {"", s.settle, 1}}})
 		}
-		contenders = append(contenders, contender{program + " wazero", nil, func(ctx context.Context, file string) error { return w.bare(ctx, program, file) }})
+		bare := func(ctx context.Context) error { return w.bare(ctx, program, w.file()) }
+		contenders = append(contenders, contender{program + " wazero", []step{{"start", bare, 1}}})
 	}
-	results := map[string]times{}
-	for round := -1; round < *pairs; round++ { // the first one warms up, and fills the caches
-		for i := range contenders {
-			c := contenders[(i+max(round, 0))%len(contenders)]
-			time.Sleep(pause)
-			file := fmt.Sprintf("%s-%d", strings.ReplaceAll(c.name, " ", "-"), round+1)
-			began := time.Now()
-			if err := c.do(ctx, file); err != nil {
-				t.Fatalf("%s: %v", c.name, err)
-			}
-			if took := time.Since(began); round >= 0 {
-				results[c.name] = append(results[c.name], took)
-			}
-			if c.starter != nil {
-				if err := c.starter.settle(ctx); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
+	measured := results{}
+	if err := alternate(ctx, *pairs, contenders, measured); err != nil {
+		t.Fatal(err)
 	}
-	one, err := podMemory(ctx, 1)
+	alone, err := podMemory(ctx, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +71,7 @@ func TestWasm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := wasmReport(results, one, many)
+	text := wasmReport(measured, alone, many)
 	t.Log("\n" + text)
 	if *write {
 		if err := os.WriteFile("../../docs/performance-wasm.md", []byte(text), 0o644); err != nil {
@@ -106,7 +86,7 @@ type wasmBench struct {
 	units            *units.Manager
 	conn             *systemd.Conn
 	modules, natives *starter
-	runs             int
+	runs, files      int
 }
 
 func (w *wasmBench) open(ctx context.Context) error {
@@ -237,13 +217,19 @@ func (s *starter) settle(ctx context.Context) error {
 	return fmt.Errorf("the container of %s does not end", s.pod.Name)
 }
 
+// file is the name of the next file that a program makes.
+func (w *wasmBench) file() string {
+	w.files++
+	return strconv.Itoa(w.files)
+}
+
 // bare runs the command of wazero, with its own cache.
 func (w *wasmBench) bare(ctx context.Context, program, file string) error {
 	return command(ctx, guests+"/wazero", "run", "-cachedir", w.dir+"/wazero", "-mount", w.dir+"/data:/data", guests+"/"+program+".wasm", "write", "/data/"+file, "x")
 }
 
 // emptyUnit is one transient service that does nothing.
-func (w *wasmBench) emptyUnit(ctx context.Context, _ string) error {
+func (w *wasmBench) emptyUnit(ctx context.Context) error {
 	w.runs++
 	done := make(chan string, 1)
 	_, err := w.conn.StartTransientUnitContext(ctx, fmt.Sprintf("bench-empty-%d.service", w.runs), "fail", []systemd.Property{
@@ -265,58 +251,31 @@ type memory struct{ pods, modulePrivate, modulePss, podPrivate, podPss int }
 // per pod.
 func podMemory(ctx context.Context, n int) (m memory, err error) {
 	defer func() {
-		err = errors.Join(err, command(context.WithoutCancel(ctx), "magikpodctl", "-n", "bench-memory", "delete", "--all", "--force"))
+		err = errors.Join(err, command(context.WithoutCancel(ctx), "magikpodctl", "-n", "memory", "delete", "--all", "--force"))
 	}()
-	if err := command(ctx, "magikpodctl", "image", "load", "--tag", "localhost/guest:1", guests+"/guest.wasm"); err != nil {
+	if err := loadModule(ctx); err != nil {
 		return m, err
 	}
 	for i := range n {
-		cmd := exec.CommandContext(ctx, "magikpodctl", "-n", "bench-memory", "run", "-f", "-")
-		cmd.Stdin = strings.NewReader(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p%d"}, "spec": {"runtimeClassName": "pod-wasm",
- "terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": "localhost/guest:1", "args": ["sleep", "100000000"]}]}}`, i))
+		cmd := exec.CommandContext(ctx, "magikpodctl", "-n", "memory", "run", "-f", "-")
+		cmd.Stdin = strings.NewReader(module.manifest(podName(i), 1))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return m, fmt.Errorf("%w: %s", err, out)
 		}
 	}
 	time.Sleep(3 * time.Second)
 	m.pods = n
-	procs, err := filepath.Glob("/proc/[0-9]*/smaps_rollup")
+	list, err := processes()
 	if err != nil {
 		return m, err
 	}
-	for _, file := range procs {
-		group, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
-		if !bytes.Contains(group, []byte("magikpod-bench")) {
-			continue
-		}
-		private, pss := rollup(file)
-		m.podPrivate, m.podPss = m.podPrivate+private, m.podPss+pss
-		if bytes.Contains(group, []byte("-main.service")) {
-			m.modulePrivate, m.modulePss = m.modulePrivate+private, m.modulePss+pss
-		}
-	}
+	all := sum(list, inPod("memory"))
+	modules := sum(list, func(p process) bool { return inPod("memory")(p) && ofContainer(p) })
+	m.podPrivate, m.podPss, m.modulePrivate, m.modulePss = all.private, all.pss, modules.private, modules.pss
 	for _, v := range []*int{&m.modulePrivate, &m.modulePss, &m.podPrivate, &m.podPss} {
 		*v /= n
 	}
 	return m, nil
-}
-
-func rollup(file string) (private, pss int) {
-	text, _ := os.ReadFile(file) // of a process that has just ended there is none
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		kb, _ := strconv.Atoi(fields[1])
-		switch fields[0] {
-		case "Private_Clean:", "Private_Dirty:":
-			private += kb
-		case "Pss:":
-			pss += kb
-		}
-	}
-	return private, pss
 }
 
 // sizeOf is the size of a guest.
@@ -329,14 +288,11 @@ func sizeOf(name string) int64 {
 }
 
 // wasmReport is docs/performance-wasm.md.
-func wasmReport(results map[string]times, one, many memory) string {
-	cell := func(name string) string {
-		t := results[name]
-		return fmt.Sprintf("%s (%s-%s)", ms(t.median()), ms(t.quantile(0.1)), ms(t.quantile(0.9)))
-	}
+func wasmReport(measured results, one, many memory) string {
+	of := func(name string) times { return measured[name]["start"] }
 	ratios := func(program string) (toFloor, toNative float64) {
-		wasm := float64(results[program+" wasm"].median())
-		return wasm / float64(results[program+" wazero"].median()+results["unit"].median()), wasm / float64(results[program+" native"].median())
+		wasm := float64(of(program + " wasm").median())
+		return wasm / float64(of(program+" wazero").median()+of("unit").median()), wasm / float64(of(program+" native").median())
 	}
 	goFloor, goNative := ratios("guest")
 	cFloor, cNative := ratios("small")
@@ -364,7 +320,7 @@ Memory of a pod whose module (3.2 MB, Go) sleeps, in KiB a pod; the rest of a po
 | pods | module, private | module, Pss | pod, private | pod, Pss |
 |---|---|---|---|---|
 `, "`", "`", *pairs, sizeOf("small.wasm")>>10,
-		cell("guest wasm"), cell("small wasm"), cell("guest native"), cell("small native"), cell("guest wazero"), cell("small wazero"), cell("unit"),
+		of("guest wasm"), of("small wasm"), of("guest native"), of("small native"), of("guest wazero"), of("small wazero"), of("unit"),
 		goFloor, met(goFloor <= 1.5), cFloor, met(cFloor <= 1.5), goNative, met(goNative < 1), cNative, met(cNative < 1))
 	for _, m := range []memory{one, many} {
 		fmt.Fprintf(&b, "| %d | %d | %d | %d | %d |\n", m.pods, m.modulePrivate, m.modulePss, m.podPrivate, m.podPss)
