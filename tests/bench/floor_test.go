@@ -11,7 +11,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/dbus/client"
 	magikpod "github.com/magikrun/magikpod/pod"
 )
 
@@ -108,7 +108,7 @@ func (f *floor) job(ctx context.Context, begin func(chan<- string) (int, error))
 
 // program uses magikpod over D-Bus, on one connection.
 type program struct {
-	client   *dbus.Client
+	client   *client.Client
 	manifest []byte
 }
 
@@ -117,7 +117,7 @@ func newProgram(file string) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := dbus.Dial("")
+	client, err := client.Dial("")
 	return &program{client: client, manifest: text}, err
 }
 
