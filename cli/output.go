@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,7 +21,8 @@ func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
 // printTable prints rows under a heading. No cell can be more than one.
 func printTable(w io.Writer, head []string, rows [][]string) error {
-	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	b := bufio.NewWriter(w) // else each cell would be a write
+	t := tabwriter.NewWriter(b, 0, 8, 3, ' ', 0)
 	_, _ = fmt.Fprintln(t, strings.Join(head, "\t"))
 	for _, r := range rows {
 		cells := make([]string, len(r))
@@ -28,7 +31,7 @@ func printTable(w io.Writer, head []string, rows [][]string) error {
 		}
 		_, _ = fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
-	return t.Flush()
+	return errors.Join(t.Flush(), b.Flush())
 }
 
 // printValue prints v, a JSON text or anything else, as JSON or YAML. JSON can say everything in

@@ -33,7 +33,11 @@ type link struct {
 	conn  *net.UnixConn
 	gate  Gate
 	wants func(*godbus.Message) bool
-	began bool // the authentication is over
+
+	// Only the goroutine that connects uses these.
+	told    []byte // what godbus hears in place of the bus while it authenticates itself
+	began   bool   // that is over
+	greeted bool   // the first message is on its way
 
 	ready chan *Message // forwarded, for godbus to read
 	done  chan struct{} // closed when nothing comes any more
@@ -67,16 +71,17 @@ func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*
 	if err != nil {
 		return nil, err
 	}
-	l := &link{conn: socket, gate: gate, wants: wants, waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{})}
+	l := &link{
+		conn: socket, gate: gate, wants: wants, told: []byte("REJECTED EXTERNAL\r\nOK here\r\n"),
+		waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{}),
+	}
 	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
 	if err != nil {
 		_ = socket.Close()
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
-	// The user's number, not the name: no look-up of names.
-	err = conn.Auth([]godbus.Auth{godbus.AuthExternal(strconv.Itoa(os.Getuid()))})
-	if err == nil {
+	if err = conn.Auth([]godbus.Auth{external{}}); err == nil {
 		err = conn.Hello()
 	}
 	if !stop() {
@@ -87,6 +92,17 @@ func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*
 		return nil, err
 	}
 	return conn, nil
+}
+
+// external is authentication by the socket's credentials as godbus sees it; see [link.greet].
+type external struct{}
+
+func (external) FirstData() (name, resp []byte, status godbus.AuthStatus) {
+	return []byte("EXTERNAL"), nil, godbus.AuthOk
+}
+
+func (external) HandleData([]byte) (resp []byte, status godbus.AuthStatus) {
+	return nil, godbus.AuthError
 }
 
 // dial connects to the first address of a list (D-Bus specification, "Server Addresses") that is there.
@@ -130,8 +146,10 @@ func socketPath(address string) (string, error) {
 
 // Read implements [io.Reader] for godbus.
 func (l *link) Read(p []byte) (int, error) {
-	if !l.began {
-		return l.conn.Read(p)
+	if len(l.told) > 0 {
+		n := copy(p, l.told)
+		l.told = l.told[n:]
+		return n, nil
 	}
 	for len(l.rest) == 0 {
 		if err := l.next(); err != nil {
@@ -167,6 +185,7 @@ func (l *link) next() error {
 // receiveAll asks the gate about each message until the connection ends.
 func (l *link) receiveAll() {
 	in := &receiver{conn: l.conn}
+	l.err = welcome(in)
 	for l.err == nil {
 		l.err = l.receive(in)
 		closeFiles(in.fds)
@@ -311,17 +330,13 @@ func (l *link) outgoing(m *godbus.Message) {
 func (l *link) Write(p []byte) (int, error) {
 	l.sending.Lock()
 	defer l.sending.Unlock()
-	if !l.began {
-		if bytes.Equal(p, []byte("BEGIN\r\n")) {
-			if err := l.negotiate(); err != nil {
-				return 0, err
-			}
-			l.began = true
-			n, err := l.conn.Write(p)
-			go l.receiveAll()
-			return n, err
-		}
-		return l.conn.Write(p)
+	if !l.began { // it authenticates itself with nobody
+		l.began = bytes.Equal(p, []byte("BEGIN\r\n"))
+		return len(p), nil
+	}
+	if !l.greeted {
+		l.greeted = true
+		return len(p), l.greet(p)
 	}
 	serial := byteOrder(p).Uint32(p[8:]) // D-Bus specification, "Message Format"
 	m, ok := l.waiting[serial]
@@ -339,21 +354,28 @@ func (l *link) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// negotiate asks the bus to pass descriptors.
-func (l *link) negotiate() error {
-	if _, err := l.conn.Write([]byte("NEGOTIATE_UNIX_FD\r\n")); err != nil {
+// greet sends all that is to be said before the first message, and that: the bus reads it in one go,
+// where godbus waits for the answer to each line.
+func (l *link) greet(hello []byte) error {
+	// The user's number, not the name: no look-up of names.
+	text := fmt.Appendf(nil, "\x00AUTH EXTERNAL %x\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n", strconv.Itoa(os.Getuid()))
+	_, err := l.conn.Write(append(text, hello...))
+	go l.receiveAll()
+	return err
+}
+
+// welcome reads the answers to the lines of greet; a GUID has 32 digits (D-Bus specification, "UUIDs").
+func welcome(in *receiver) error {
+	text := make([]byte, len("OK \r\nAGREE_UNIX_FD\r\n")+32)
+	n, err := io.ReadFull(in, text)
+	first, second, _ := strings.Cut(string(text[:n]), "\r\n")
+	switch {
+	case err != nil && n == 0:
 		return err
-	}
-	var line []byte
-	for len(line) < 1024 && !bytes.HasSuffix(line, []byte("\n")) {
-		var b [1]byte
-		if _, err := io.ReadFull(l.conn, b[:]); err != nil {
-			return err
-		}
-		line = append(line, b[0])
-	}
-	if string(line) != "AGREE_UNIX_FD\r\n" {
-		return fmt.Errorf("the bus does not pass descriptors: %q", line)
+	case !strings.HasPrefix(first, "OK "):
+		return errors.New("dbus: authentication failed")
+	case second != "AGREE_UNIX_FD\r\n":
+		return fmt.Errorf("the bus does not pass descriptors: %q", second)
 	}
 	return nil
 }
