@@ -24,8 +24,10 @@ import (
 // there is no bus or no daemon.
 type Client struct {
 	conn    *godbus.Conn
+	welcome func() error // what the bus said to hello
 	signals chan *godbus.Signal
 	owner   *godbus.Call // the first answer to who magikpodd is
+	listens sync.Once
 
 	mu     sync.Mutex
 	jobs   map[godbus.ObjectPath]*jobState
@@ -46,33 +48,48 @@ type Signal struct {
 // Dial connects to the bus at address; "": the system bus.
 func Dial(address string) (*Client, error) {
 	isReply := func(m *godbus.Message) bool { return m.Type == godbus.TypeMethodReply }
-	conn, err := buslink.Connect(context.Background(), address, isReply, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	conn, welcome, err := buslink.Start(address, isReply, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
 		return nil, contract.NoBus(err)
 	}
-	c := &Client{conn: conn, signals: make(chan *godbus.Signal, 16), jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{})}
-	conn.Signal(c.signals)
-	// Nobody waits for these answers: that of the second comes before any signal of magikpodd's.
-	conn.BusObject().Go(contract.BusDriver+".AddMatch", godbus.FlagNoReplyExpected, nil,
-		"type='signal',sender='"+contract.BusDriver+"',member='NameOwnerChanged',arg0='"+contract.BusName+"'")
-	c.owner = conn.BusObject().Go(contract.BusDriver+".GetNameOwner", 0, make(chan *godbus.Call, 1), contract.BusName)
-	go c.read()
+	c := &Client{
+		conn: conn, welcome: sync.OnceValue(func() error { return <-welcome }), signals: make(chan *godbus.Signal, 16),
+		jobs: make(map[godbus.ObjectPath]*jobState), done: make(chan struct{}),
+	}
 	return c, nil
+}
+
+// listen takes in signals from now on, before the first call that any follow. Nobody waits for the
+// bus's answers: that of the second comes before any signal of magikpodd's.
+func (c *Client) listen() {
+	c.listens.Do(func() {
+		c.conn.Signal(c.signals)
+		c.conn.BusObject().Go(contract.BusDriver+".AddMatch", godbus.FlagNoReplyExpected, nil,
+			"type='signal',sender='"+contract.BusDriver+"',member='NameOwnerChanged',arg0='"+contract.BusName+"'")
+		c.owner = c.conn.BusObject().Go(contract.BusDriver+".GetNameOwner", 0, make(chan *godbus.Call, 1), contract.BusName)
+		go c.read()
+	})
 }
 
 // Close ends the connection, and with it every process that Exec started.
 func (c *Client) Close() {
+	c.listens.Do(func() { close(c.done) })
 	_ = c.conn.Close()
 	<-c.done
 }
 
-// Conn is the connection to the bus, for calls that Client has no method for.
-func (c *Client) Conn() *godbus.Conn { return c.conn }
+// Conn is the connection to the bus, for calls that Client has no method for. It has a name, and its
+// signals are taken in.
+func (c *Client) Conn() *godbus.Conn {
+	_ = c.welcome()
+	c.listen()
+	return c.conn
+}
 
 // Lost is closed when the connection is gone.
 func (c *Client) Lost() <-chan struct{} { return c.conn.Context().Done() }
 
-// read takes in signals until the connection ends. It runs from before the first call on, so that
+// read takes in signals until the connection ends. It runs from before a call that makes a job, so that
 // the end of a job that ends at once is not missed. Everybody on the bus may send us signals that
 // look like magikpodd's.
 func (c *Client) read() {
@@ -138,9 +155,14 @@ func (c *Client) OnSignal(notify func(Signal)) {
 func (c *Client) call(ctx context.Context, path godbus.ObjectPath, method string, args []any, results ...any) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go c.watchStart(ctx, cancel)
+	defer time.AfterFunc(startCheck, func() { c.watchStart(ctx, cancel) }).Stop()
 	call := c.conn.Object(contract.BusName, path).CallWithContext(ctx, method, godbus.FlagAllowInteractiveAuthorization, args...)
 	if call.Err != nil {
+		if !c.conn.Connected() {
+			if err := c.welcome(); err != nil {
+				return contract.NoBus(err)
+			}
+		}
 		if _, ok := errors.AsType[*notStarted](context.Cause(ctx)); ok {
 			return errkind.WithKind(errkind.Unavailable, context.Cause(ctx))
 		}
@@ -166,6 +188,13 @@ func (c *Client) pod(ctx context.Context, path godbus.ObjectPath, method string,
 	return c.call(ctx, path, contract.PodInterface+"."+method, args, results...)
 }
 
+// job calls a method that makes a job.
+func (c *Client) job(ctx context.Context, path godbus.ObjectPath, method string, args ...any) (job godbus.ObjectPath, err error) {
+	c.listen()
+	err = c.call(ctx, path, method, args, &job)
+	return job, err
+}
+
 // Run runs (or, with o.NoStart, creates) the pods of the manifest and returns the job.
 func (c *Client) Run(ctx context.Context, manifest []byte, o podapi.RunOptions) (job godbus.ObjectPath, err error) {
 	if err := podapi.CheckManifestSize(manifest); err != nil { // a bus drops a client whose message is too large
@@ -181,8 +210,7 @@ func (c *Client) Run(ctx context.Context, manifest []byte, o podapi.RunOptions) 
 	if contract.FitText(string(manifest)) != string(manifest) {
 		return "", errkind.Errorf(errkind.Invalid, "cannot read the manifest: it is not UTF-8 text")
 	}
-	err = c.manager(ctx, method, []any{string(manifest), opts}, &job)
-	return job, err
+	return c.job(ctx, contract.ManagerPath, contract.ManagerInterface+"."+method, string(manifest), opts)
 }
 
 // given makes an a{sv} of the options that are not zero.
@@ -258,14 +286,12 @@ func (c *Client) Events(ctx context.Context, path godbus.ObjectPath) ([]podapi.E
 
 // Start starts a stopped pod.
 func (c *Client) Start(ctx context.Context, path godbus.ObjectPath) (job godbus.ObjectPath, err error) {
-	err = c.pod(ctx, path, "Start", nil, &job)
-	return job, err
+	return c.job(ctx, path, contract.PodInterface+".Start")
 }
 
 // Stop stops a pod. A nil grace keeps the manifest's.
 func (c *Client) Stop(ctx context.Context, path godbus.ObjectPath, grace *time.Duration) (job godbus.ObjectPath, err error) {
-	err = c.pod(ctx, path, "Stop", []any{graceArg(grace)}, &job)
-	return job, err
+	return c.job(ctx, path, contract.PodInterface+".Stop", graceArg(grace))
 }
 
 func graceArg(grace *time.Duration) uint64 {
@@ -277,14 +303,12 @@ func graceArg(grace *time.Duration) uint64 {
 
 // Restart stops a pod and starts it again.
 func (c *Client) Restart(ctx context.Context, path godbus.ObjectPath) (job godbus.ObjectPath, err error) {
-	err = c.pod(ctx, path, "Restart", nil, &job)
-	return job, err
+	return c.job(ctx, path, contract.PodInterface+".Restart")
 }
 
 // Delete deletes a pod.
 func (c *Client) Delete(ctx context.Context, path godbus.ObjectPath, o podapi.StopOptions) (job godbus.ObjectPath, err error) {
-	err = c.pod(ctx, path, "DeleteWithGrace", []any{o.Force, graceArg(o.Grace)}, &job)
-	return job, err
+	return c.job(ctx, path, contract.PodInterface+".DeleteWithGrace", o.Force, graceArg(o.Grace))
 }
 
 // Kill sends a signal to a container, or to all when container is "".
@@ -323,9 +347,9 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 		return 0, err
 	}
 	defer files.Close() // a read of the caller's own input goes on until there is some
-	var job godbus.ObjectPath
 	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.Process[i].Fd()) }
-	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(0), fd(1), fd(2)}, &job); err != nil {
+	job, err := c.job(ctx, path, contract.PodInterface+".Exec", container, p.Args, opts, fd(0), fd(1), fd(2))
+	if err != nil {
 		return 0, err
 	}
 	files.start()
@@ -354,7 +378,10 @@ func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container str
 }
 
 // Subscribe makes all signals come; see OnSignal.
-func (c *Client) Subscribe(ctx context.Context) error { return c.manager(ctx, "Subscribe", nil) }
+func (c *Client) Subscribe(ctx context.Context) error {
+	c.listen()
+	return c.manager(ctx, "Subscribe", nil)
+}
 
 // Classes lists the runtime classes.
 func (c *Client) Classes(ctx context.Context) (list []podapi.ClassInfo, err error) {

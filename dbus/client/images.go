@@ -12,8 +12,7 @@ import (
 
 // PullImage pulls an image and returns the job.
 func (c *Client) PullImage(ctx context.Context, ref string, o podapi.PullOptions) (job godbus.ObjectPath, err error) {
-	err = c.manager(ctx, "PullImage", []any{ref, given(map[string]any{"always": o.Always, "platform": o.Platform})}, &job)
-	return job, err
+	return c.job(ctx, contract.ManagerPath, contract.ManagerInterface+".PullImage", ref, given(map[string]any{"always": o.Always, "platform": o.Platform}))
 }
 
 // LoadImage loads the images of an archive and returns their references.

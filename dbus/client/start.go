@@ -21,17 +21,12 @@ func (e *notStarted) Error() string {
 	return "cannot reach magikpodd: it does not start: " + e.reason + " (systemctl status magikpodd)"
 }
 
-// watchStart ends a call that waits for a daemon which cannot start.
+// watchStart ends a call that has waited for startCheck, if it is for a daemon which cannot start.
 func (c *Client) watchStart(ctx context.Context, end context.CancelCauseFunc) {
-	began, asked := time.Now(), false
+	began, asked := time.Now().Add(-startCheck), false
 	ticker := time.NewTicker(startCheck)
 	defer ticker.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
 		var there bool
 		err := c.conn.BusObject().CallWithContext(ctx, contract.BusDriver+".NameHasOwner", 0, contract.BusName).Store(&there)
 		if err != nil || there {
@@ -46,6 +41,11 @@ func (c *Client) watchStart(ctx context.Context, end context.CancelCauseFunc) {
 		default:
 			end(why)
 			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
 		}
 	}
 }

@@ -35,9 +35,11 @@ type link struct {
 	wants func(*godbus.Message) bool
 
 	// Only the goroutine that connects uses these.
-	told    []byte // what godbus hears in place of the bus while it authenticates itself
-	began   bool   // that is over
-	greeted bool   // the first message is on its way
+	told  []byte        // what godbus hears in place of the bus while it authenticates itself
+	began bool          // that is over
+	hello chan struct{} // closed when the first message is on its way; nil then
+
+	agreed chan struct{} // closed when the bus has answered what comes before the first message
 
 	ready chan *Message // forwarded, for godbus to read
 	done  chan struct{} // closed when nothing comes any more
@@ -67,23 +69,12 @@ func Connect(ctx context.Context, address string, wants func(*godbus.Message) bo
 
 // ConnectThrough is Connect for who serves: gate decides what comes in.
 func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (*godbus.Conn, error) {
-	socket, err := dial(address)
+	_, conn, err := open(address, gate, wants, opts)
 	if err != nil {
 		return nil, err
 	}
-	l := &link{
-		conn: socket, gate: gate, wants: wants, told: []byte("REJECTED EXTERNAL\r\nOK here\r\n"),
-		waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{}),
-	}
-	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
-	if err != nil {
-		_ = socket.Close()
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
-	if err = conn.Auth([]godbus.Auth{external{}}); err == nil {
-		err = conn.Hello()
-	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	err = conn.Hello()
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -92,6 +83,46 @@ func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*
 		return nil, err
 	}
 	return conn, nil
+}
+
+// Start is Connect that does not wait for the bus: what is called meanwhile is sent behind the hello.
+// answer gets what came of that; an error, once the connection has ended for it.
+func Start(address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (conn *godbus.Conn, answer <-chan error, err error) {
+	l, conn, err := open(address, small{}, wants, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	said, hello := l.hello, make(chan error, 1)
+	go func() {
+		err := conn.Hello()
+		if err != nil {
+			_ = conn.Close()
+		}
+		hello <- err
+	}()
+	<-said
+	return conn, hello, nil
+}
+
+// open connects, and does all that godbus does before the hello.
+func open(address string, gate Gate, wants func(*godbus.Message) bool, opts []godbus.ConnOption) (*link, *godbus.Conn, error) {
+	socket, err := dial(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := &link{
+		conn: socket, gate: gate, wants: wants, told: []byte("REJECTED EXTERNAL\r\nOK here\r\n"), hello: make(chan struct{}), agreed: make(chan struct{}),
+		waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{}),
+	}
+	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
+	if err == nil {
+		err = conn.Auth([]godbus.Auth{external{}})
+	}
+	if err != nil {
+		_ = socket.Close()
+		return nil, nil, err
+	}
+	return l, conn, nil
 }
 
 // external is authentication by the socket's credentials as godbus sees it; see [link.greet].
@@ -186,6 +217,7 @@ func (l *link) next() error {
 func (l *link) receiveAll() {
 	in := &receiver{conn: l.conn}
 	l.err = welcome(in)
+	close(l.agreed)
 	for l.err == nil {
 		l.err = l.receive(in)
 		closeFiles(in.fds)
@@ -334,8 +366,8 @@ func (l *link) Write(p []byte) (int, error) {
 		l.began = bytes.Equal(p, []byte("BEGIN\r\n"))
 		return len(p), nil
 	}
-	if !l.greeted {
-		l.greeted = true
+	if l.hello != nil {
+		defer func() { close(l.hello); l.hello = nil }()
 		return len(p), l.greet(p)
 	}
 	serial := byteOrder(p).Uint32(p[8:]) // D-Bus specification, "Message Format"
@@ -344,6 +376,7 @@ func (l *link) Write(p []byte) (int, error) {
 		return l.conn.Write(p)
 	}
 	delete(l.waiting, serial)
+	<-l.agreed // a bus that reads lines drops descriptors
 	n, _, err := l.conn.WriteMsgUnix(m.data, syscall.UnixRights(m.fds...), nil)
 	if err == nil && n < len(m.data) { // the descriptors are on their way with the first byte
 		_, err = l.conn.Write(m.data[n:])
