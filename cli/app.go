@@ -88,12 +88,6 @@ func (a *app) client() (*client.Client, error) {
 	return c, nil
 }
 
-func (a *app) close() {
-	if a.dbus != nil {
-		a.dbus.Close()
-	}
-}
-
 // ownNamespace is the namespace of -n, or the default one.
 func (a *app) ownNamespace() string {
 	if a.namespace == "" {

@@ -26,12 +26,21 @@ type Local struct {
 // Main is magikpodctl, which returns its exit status. A nil local: the program beside this one does
 // what is local.
 func Main(version string, local *Local) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go cancelBySignal(cancel)
 	a := newApp(os.Stdout, os.Stderr)
 	a.version, a.local = version, local
-	defer a.close()
 	return a.report(ctx, newRoot(a).ExecuteContext(ctx))
+}
+
+// cancelBySignal is a goroutine of its own, as what it begins with takes a while: that goes on while
+// the daemon is waited for.
+func cancelBySignal(cancel context.CancelFunc) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	<-signals
+	cancel()
 }
 
 // The exit statuses. They are a contract; exec returns the command's own instead.
