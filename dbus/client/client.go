@@ -158,7 +158,7 @@ func (c *Client) call(ctx context.Context, path godbus.ObjectPath, method string
 	defer time.AfterFunc(startCheck, func() { c.watchStart(ctx, cancel) }).Stop()
 	call := c.conn.Object(contract.BusName, path).CallWithContext(ctx, method, godbus.FlagAllowInteractiveAuthorization, args...)
 	if call.Err != nil {
-		if !c.conn.Connected() {
+		if ctx.Err() == nil {
 			if err := c.welcome(); err != nil {
 				return contract.NoBus(err)
 			}
