@@ -232,13 +232,17 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (path godbus.O
 
 // List returns the pods of a namespace; "": of all.
 func (c *Client) List(ctx context.Context, namespace string) ([]podapi.Summary, error) {
-	var rows []contract.PodRow
+	var rows [][]any // of [contract.PodRow]: to copy them into these takes as long as to read them
 	if err := c.manager(ctx, "DescribePods", []any{namespace}, &rows); err != nil {
 		return nil, err
 	}
 	list := make([]podapi.Summary, len(rows))
 	for i, r := range rows {
-		list[i] = summaryOf(r.Properties)
+		p, ok := r[len(r)-1].(map[string]godbus.Variant)
+		if !ok {
+			return nil, errkind.Errorf(errkind.Internal, "cannot read the answer of magikpodd to DescribePods")
+		}
+		list[i] = summaryOf(p)
 	}
 	return list, nil
 }

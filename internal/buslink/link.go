@@ -33,6 +33,8 @@ type link struct {
 	conn  *net.UnixConn
 	gate  Gate
 	wants func(*godbus.Message) bool
+	// A reply that godbus cannot decode ends the connection. To find out takes as long as decoding it.
+	trusting bool
 
 	// Only the goroutine that connects uses these.
 	told  []byte        // what godbus hears in place of the bus while it authenticates itself
@@ -85,13 +87,15 @@ func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*
 	return conn, nil
 }
 
-// Start is Connect that does not wait for the bus: what is called meanwhile is sent behind the hello.
+// Start is Connect for who calls and ends. It does not wait for the bus: what is called meanwhile is
+// sent behind the hello. It trusts whom it calls: a reply that godbus cannot decode ends the connection.
 // answer gets what came of that; an error, once the connection has ended for it.
 func Start(address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (conn *godbus.Conn, answer <-chan error, err error) {
 	l, conn, err := open(address, small{}, wants, opts)
 	if err != nil {
 		return nil, nil, err
 	}
+	l.trusting = true
 	said, hello := l.hello, make(chan error, 1)
 	go func() {
 		err := conn.Hello()
@@ -254,7 +258,10 @@ func (l *link) receive(in *receiver) error {
 	if _, err := io.CopyN(b, in, int64(h.BodyBytes)); err != nil {
 		return err
 	}
-	m := &Message{Head: h, Broken: decodable(b.Bytes()), link: l, data: b.Bytes(), fds: in.fds}
+	m := &Message{Head: h, link: l, data: b.Bytes(), fds: in.fds}
+	if h.Type != godbus.TypeMethodReply || !l.trusting {
+		m.Broken = decodable(m.data)
+	}
 	in.fds = nil
 	l.gate.Deliver(m)
 	return nil
