@@ -346,18 +346,19 @@ func closeFiles(fds []int) {
 	}
 }
 
-// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it
-// takes for one without: it writes an empty one in its place, which Write replaces.
+// outgoing encodes a message, once: godbus would do so three times, two of them to count descriptors,
+// and cannot send those over a connection that it takes for one without. It writes an empty message
+// in its place, which Write replaces.
 func (l *link) outgoing(m *godbus.Message) {
-	n, err := m.CountFds()
-	if err != nil || n == 0 {
-		return // godbus reports the error
-	}
-	m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(n))
 	var b bytes.Buffer
 	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
+	if err == nil && len(fds) > 0 {
+		m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(len(fds)))
+		b.Reset()
+		fds, err = m.EncodeToWithFDs(&b, binary.LittleEndian)
+	}
 	if err != nil {
-		return
+		return // godbus reports the error
 	}
 	m.Body = nil
 	l.sending.Lock()
@@ -373,25 +374,31 @@ func (l *link) Write(p []byte) (int, error) {
 		l.began = bytes.Equal(p, []byte("BEGIN\r\n"))
 		return len(p), nil
 	}
-	if l.hello != nil {
-		defer func() { close(l.hello); l.hello = nil }()
-		return len(p), l.greet(p)
-	}
 	serial := byteOrder(p).Uint32(p[8:]) // D-Bus specification, "Message Format"
 	m, ok := l.waiting[serial]
 	if !ok {
-		return l.conn.Write(p)
+		m.data = p
 	}
 	delete(l.waiting, serial)
+	return len(p), l.send(m)
+}
+
+// send sends a message; l.sending is held.
+func (l *link) send(m withFiles) error {
+	if l.hello != nil {
+		defer func() { close(l.hello); l.hello = nil }()
+		return l.greet(m.data)
+	}
+	if len(m.fds) == 0 {
+		_, err := l.conn.Write(m.data)
+		return err
+	}
 	<-l.agreed // a bus that reads lines drops descriptors
 	n, _, err := l.conn.WriteMsgUnix(m.data, syscall.UnixRights(m.fds...), nil)
 	if err == nil && n < len(m.data) { // the descriptors are on their way with the first byte
 		_, err = l.conn.Write(m.data[n:])
 	}
-	if err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	return err
 }
 
 // greet sends all that is to be said before the first message, and that: the bus reads it in one go,
