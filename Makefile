@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 DESTDIR ?=
 PREFIX ?= /usr
 SYSCONFDIR ?= /etc
-PROGRAMS := magikpodctl magikpodd magikshim magikwasm magikvmm magikagent
+PROGRAMS := magikpodctl magikpodctl-full magikpodd magikshim magikwasm magikvmm magikagent
 INSTALLED := $(CURDIR)/.cache/install
 # One run of go test works on this many packages at once.
 JOBS ?= 2
@@ -59,7 +59,7 @@ fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 	scripts/fuzz $(or $(FUZZTIME),20s)
 
 man: ## write the manual pages of magikpodctl anew, from its commands and flags
-	$(GO) test -count=1 ./cmd/magikpodctl -run '^TestManPages$$' -args -update
+	$(GO) test -count=1 ./cli -run '^TestManPages$$' -args -update
 
 staged: ## what make install makes, in .cache/install
 	@rm -rf $(INSTALLED)

@@ -14,6 +14,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/testutil"
 	"github.com/magikrun/magikpod/pod"
 )
@@ -248,12 +249,12 @@ func TestStrayDescriptorsAreClosed(t *testing.T) {
 		{"peer", ManagerPath, "org.freedesktop.DBus.Peer.Ping", []any{fd}},
 		{"wrong arguments", ManagerPath, ManagerInterface + ".LoadImage", []any{fd, fd}},
 		{"in a structure", ManagerPath, ManagerInterface + ".LoadImage", []any{struct{ F godbus.UnixFD }{fd}}},
-		{"in an option", PodPath("x"), PodInterface + ".Exec", []any{"", []string{"x"}, hidden, fd, fd, fd}},
+		{"in an option", contract.PodPath("x"), PodInterface + ".Exec", []any{"", []string{"x"}, hidden, fd, fd, fd}},
 		{"in a wanted option map", ManagerPath, ManagerInterface + ".RunPod", []any{"", hidden}},
-		{"of a pod that is not there", PodPath("x"), PodInterface + ".Exec", []any{"", []string{"x"}, map[string]godbus.Variant{}, fd, fd, fd}},
+		{"of a pod that is not there", contract.PodPath("x"), PodInterface + ".Exec", []any{"", []string{"x"}, map[string]godbus.Variant{}, fd, fd, fd}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			call := func() { _ = c.conn.Object(BusName, test.path).Call(test.call, 0, test.args...).Err }
+			call := func() { _ = c.Conn().Object(BusName, test.path).Call(test.call, 0, test.args...).Err }
 			call()
 			before := openFiles(t)
 			const calls = 50

@@ -10,6 +10,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -30,7 +31,7 @@ func (c *call) exec() ([]any, error) {
 	if err != nil {
 		return nil, pod.Errorf(pod.KindOf(err), "cannot exec: %w", err)
 	}
-	p.Stdin, p.Stdout, p.Stderr = files.process[0], files.process[1], files.process[2]
+	p.Stdin, p.Stdout, p.Stderr = files.Process[0], files.Process[1], files.Process[2]
 	path, err := c.startExec(container, p, size, files.finish)
 	if err != nil {
 		return nil, err
@@ -128,7 +129,7 @@ func (c *call) startExec(container string, p runtime.Process, size runtime.WinSi
 		release()
 		s.wg.Done()
 	})
-	return JobPath(id), err
+	return contract.JobPath(id), err
 }
 
 // reply answers with a file, which is closed once it is on its way.

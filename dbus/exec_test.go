@@ -8,6 +8,8 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/client"
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -30,13 +32,13 @@ func TestExecIsAJob(t *testing.T) {
 	_, errOut := testPipe(t)
 	var job godbus.ObjectPath
 	args := []any{"", []string{"cat"}, properties{}, godbus.UnixFD(in.Fd()), godbus.UnixFD(out.Fd()), godbus.UnixFD(errOut.Fd())}
-	if err := fromCall(c.conn.Object(BusName, path).Call(PodInterface+".Exec", 0, args...), &job); err != nil {
+	if err := fromCall(c.Conn().Object(BusName, path).Call(PodInterface+".Exec", 0, args...), &job); err != nil {
 		t.Fatal(err)
 	}
-	if want := JobPath(pod.FirstExecJob); job != want {
+	if want := contract.JobPath(pod.FirstExecJob); job != want {
 		t.Errorf("the first exec is %s, want %s", job, want)
 	}
-	other, err := Dial(address)
+	other, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,16 +48,18 @@ func TestExecIsAJob(t *testing.T) {
 		Kind, State string
 		Path        godbus.ObjectPath
 	}
-	if err := other.manager(t.Context(), "ListJobs", nil, &rows); err != nil || len(rows) != 1 || rows[0].Kind != "exec" || rows[0].State != "running" || rows[0].Path != job {
+	if err := fromCall(other.Conn().Object(BusName, ManagerPath).Call(ManagerInterface+".ListJobs", 0), &rows); err != nil || len(rows) != 1 || rows[0].Kind != "exec" || rows[0].State != "running" || rows[0].Path != job {
 		t.Errorf("the list of jobs is %+v, %v; want the exec, which runs", rows, err)
 	}
-	cancel := func(c *Client) pod.Kind { return pod.KindOf(c.call(t.Context(), job, JobInterface+".Cancel", nil)) }
-	look := func(c *Client) pod.Kind {
-		var p properties
-		return pod.KindOf(c.call(t.Context(), job, propertiesInterface+".GetAll", []any{JobInterface}, &p))
+	cancel := func(c *client.Client) pod.Kind {
+		return pod.KindOf(fromCall(c.Conn().Object(BusName, job).Call(JobInterface+".Cancel", 0)))
 	}
-	resize := func(c *Client) pod.Kind {
-		return pod.KindOf(c.call(t.Context(), job, JobInterface+".ResizeTerminal", []any{uint16(24), uint16(80)}))
+	look := func(c *client.Client) pod.Kind {
+		var p properties
+		return pod.KindOf(fromCall(c.Conn().Object(BusName, job).Call(propertiesInterface+".GetAll", 0, JobInterface), &p))
+	}
+	resize := func(c *client.Client) pod.Kind {
+		return pod.KindOf(fromCall(c.Conn().Object(BusName, job).Call(JobInterface+".ResizeTerminal", 0, uint16(24), uint16(80))))
 	}
 	auth.Store(true)
 	for name, got := range map[string][2]pod.Kind{

@@ -43,8 +43,6 @@ const (
 	heavyCost  = 64       // times the bytes of its arguments, of a manifest's reading
 )
 
-const busDriver = "org.freedesktop.DBus"
-
 // budget counts calls under way.
 type budget struct{ calls, bytes int }
 

@@ -16,6 +16,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/buslink"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
@@ -107,7 +108,7 @@ func TestCallsOfOneUserAreBounded(t *testing.T) {
 		}
 	}
 	for range clients*each - maxCalls {
-		if err := fromBus(next().Err); pod.KindOf(err) != pod.Exhausted {
+		if err := contract.FromBus(next().Err); pod.KindOf(err) != pod.Exhausted {
 			t.Fatalf("a call above the limit: %v, want Exhausted", err)
 		}
 	}
@@ -173,7 +174,7 @@ func TestTooLongIsNotRead(t *testing.T) {
 		{ManagerInterface + ".ListPods", []any{make([]godbus.Variant, 0)}},
 		{"org.freedesktop.DBus.Peer.Ping", []any{big}},
 	} {
-		err := fromBus(other.Object(BusName, ManagerPath).Call(test.method, 0, test.args...).Err)
+		err := contract.FromBus(other.Object(BusName, ManagerPath).Call(test.method, 0, test.args...).Err)
 		if !strings.HasSuffix(test.method, "Ping") && pod.KindOf(err) != pod.Invalid {
 			t.Errorf("%s: %v, want Invalid", test.method, err)
 		}
@@ -221,7 +222,7 @@ func TestDeepVariants(t *testing.T) {
 
 func TestUnknownFlagsAreIgnored(t *testing.T) {
 	_, _, c, _ := serve(t, rule{})
-	if err := c.conn.Object(BusName, ManagerPath).Call(ManagerInterface+".GetHostInfo", godbus.FlagNoAutoStart).Err; err != nil {
+	if err := c.Conn().Object(BusName, ManagerPath).Call(ManagerInterface+".GetHostInfo", godbus.FlagNoAutoStart).Err; err != nil {
 		t.Error(err)
 	}
 }
@@ -229,7 +230,7 @@ func TestUnknownFlagsAreIgnored(t *testing.T) {
 func TestSubscribersOfOneUserAreBounded(t *testing.T) {
 	s, _, c, address := serve(t, rule{})
 	subscribe := func(conn *godbus.Conn) error {
-		return fromBus(conn.Object(BusName, ManagerPath).Call(ManagerInterface+".Subscribe", 0).Err)
+		return contract.FromBus(conn.Object(BusName, ManagerPath).Call(ManagerInterface+".Subscribe", 0).Err)
 	}
 	var conns []*godbus.Conn
 	for i := range maxSubscriptions + 3 {
@@ -370,7 +371,7 @@ func TestPolkitIsAskedLittle(t *testing.T) {
 		conn := connectAs(t, address, nobody)
 		wg.Go(func() {
 			for range 20 {
-				if err := fromBus(conn.Object(BusName, ManagerPath).Call(ManagerInterface+".GetHostInfo", 0).Err); pod.KindOf(err) != pod.Denied {
+				if err := contract.FromBus(conn.Object(BusName, ManagerPath).Call(ManagerInterface+".GetHostInfo", 0).Err); pod.KindOf(err) != pod.Denied {
 					t.Errorf("got %v, want Denied", err)
 				}
 			}

@@ -10,6 +10,8 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/client"
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
 	"github.com/magikrun/magikpod/pod"
@@ -26,13 +28,13 @@ func TestHostileText(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close(); backend.Close() })
-	c, err := Dial(address)
+	c, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	signals := make(chan Signal, 256)
-	c.OnSignal(func(s Signal) { signals <- s })
+	signals := make(chan client.Signal, 256)
+	c.OnSignal(func(s client.Signal) { signals <- s })
 	if err := c.Subscribe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -47,10 +49,10 @@ func TestHostileText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, _ := jobOfPath(job)
+	id, _ := contract.JobOfPath(job)
 	ask := func(path godbus.ObjectPath, method string, args ...any) {
 		t.Helper()
-		if call := c.conn.Object(BusName, path).Call(method, 0, args...); call.Err != nil {
+		if call := c.Conn().Object(BusName, path).Call(method, 0, args...); call.Err != nil {
 			t.Errorf("%s: %v", method, call.Err)
 		}
 	}
@@ -79,7 +81,7 @@ func TestHostileText(t *testing.T) {
 		ask(path, PodInterface+"."+m)
 	}
 	ask(path, propertiesInterface+".GetAll", PodInterface)
-	ask(JobPath(id), propertiesInterface+".GetAll", JobInterface)
+	ask(contract.JobPath(id), propertiesInterface+".GetAll", JobInterface)
 	if err := c.RemoveImage(t.Context(), "x", false); err == nil || !strings.Contains(err.Error(), "red") {
 		t.Errorf("RemoveImage: %v, want the backend's error", err)
 	}

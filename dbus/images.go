@@ -8,6 +8,7 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -105,24 +106,16 @@ func (c *call) archive(mode int) (*os.File, error) {
 	return end, nil
 }
 
-// imageRow is an image in the answer of ListImages.
-type imageRow struct {
-	ID         string
-	References []string
-	Digest     string
-	Size       uint64
-	Created    int64
-	Pods       uint32
-}
-
 func (c *call) listImages() ([]any, error) {
 	images, err := c.server.backend.ListImages(c.ctx)
 	if err != nil {
 		return nil, err
 	}
-	rows := []imageRow{}
+	rows := []contract.ImageRow{}
 	for _, i := range images {
-		rows = append(rows, imageRow{i.ID, notNil(i.References), i.Digest, uint64(max(i.Size, 0)), int64(usec(i.Created)), uint32(max(i.Pods, 0))})
+		rows = append(rows, contract.ImageRow{
+			ID: i.ID, References: notNil(i.References), Digest: i.Digest, Size: uint64(max(i.Size, 0)), Created: int64(contract.USec(i.Created)), Pods: uint32(max(i.Pods, 0)),
+		})
 	}
 	return []any{rows}, nil
 }

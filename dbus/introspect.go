@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/magikrun/magikpod/dbus/contract"
 )
 
 // The contract, served as it is.
@@ -25,24 +27,24 @@ func (c *call) introspect() ([]any, error) {
 	if c.path == ManagerPath {
 		return []any{managerXML}, nil
 	}
-	if _, ok := uidOfPath(c.path); ok {
+	if _, ok := contract.UIDOfPath(c.path); ok {
 		return []any{podXML}, nil
 	}
-	if _, ok := jobOfPath(c.path); ok {
+	if _, ok := contract.JobOfPath(c.path); ok {
 		return []any{jobXML}, nil
 	}
 	var nodes []string
 	switch path := string(c.path); {
-	case path+"/" == podPrefix:
+	case path+"/" == contract.PodPrefix:
 		if c.authorise(ActionRead) == nil {
 			for _, p := range c.server.backend.List() {
-				nodes = append(nodes, strings.TrimPrefix(string(PodPath(p.UID)), podPrefix))
+				nodes = append(nodes, strings.TrimPrefix(string(contract.PodPath(p.UID)), contract.PodPrefix))
 			}
 		}
-	case path+"/" == jobPrefix:
+	case path+"/" == contract.JobPrefix:
 		if c.authorise(ActionRead) == nil {
 			for _, j := range c.server.backend.Jobs() {
-				nodes = append(nodes, strings.TrimPrefix(string(JobPath(j.ID)), jobPrefix))
+				nodes = append(nodes, strings.TrimPrefix(string(contract.JobPath(j.ID)), contract.JobPrefix))
 			}
 		}
 	default:

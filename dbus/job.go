@@ -1,6 +1,7 @@
 package dbus
 
 import (
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -20,7 +21,7 @@ func (s *Server) job(id uint32) (pod.JobInfo, bool) {
 }
 
 func (c *call) cancelJob() ([]any, error) {
-	id, _ := jobOfPath(c.path)
+	id, _ := contract.JobOfPath(c.path)
 	if job, ok := c.server.job(id); !ok || job.Owner != c.sender {
 		action := ActionManagePods
 		switch job.Kind {
@@ -37,7 +38,7 @@ func (c *call) cancelJob() ([]any, error) {
 }
 
 func (c *call) resizeTerminal() ([]any, error) {
-	id, _ := jobOfPath(c.path)
+	id, _ := contract.JobOfPath(c.path)
 	if job, ok := c.server.backend.Job(id); !ok || job.Owner != c.sender {
 		return nil, pod.Errorf(pod.NotFound, "cannot resize the terminal of job %d: no running exec of yours has that number", id)
 	}

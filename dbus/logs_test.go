@@ -5,6 +5,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/magikrun/magikpod/dbus/client"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
 	"github.com/magikrun/magikpod/pod"
@@ -33,7 +34,7 @@ func TestFollowEndsWithTheClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	c, err := Dial(address)
+	c, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}

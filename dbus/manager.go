@@ -7,6 +7,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -84,7 +85,7 @@ func (c *call) job(id uint32, err error) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []any{JobPath(id)}, nil
+	return []any{contract.JobPath(id)}, nil
 }
 
 // duration checks a number of microseconds from the bus; 0 stays 0.
@@ -134,7 +135,7 @@ func (c *call) getPod() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []any{PodPath(d.UID)}, nil
+	return []any{contract.PodPath(d.UID)}, nil
 }
 
 func (c *call) getPodByPID() ([]any, error) {
@@ -146,7 +147,7 @@ func (c *call) getPodByPID() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []any{PodPath(ref.UID)}, nil
+	return []any{contract.PodPath(ref.UID)}, nil
 }
 
 func (c *call) listPods() ([]any, error) {
@@ -157,26 +158,20 @@ func (c *call) listPods() ([]any, error) {
 	}
 	rows := []row{}
 	for _, p := range c.server.backend.List() {
-		rows = append(rows, row{p.Namespace, p.Name, string(p.UID), p.State, p.Class, uint32(p.Restarts), PodPath(p.UID)})
+		rows = append(rows, row{p.Namespace, p.Name, string(p.UID), p.State, p.Class, uint32(p.Restarts), contract.PodPath(p.UID)})
 	}
 	return []any{rows}, nil
 }
 
 func (c *call) describePods() ([]any, error) {
 	namespace := c.body[0].(string)
-	rows := []podRow{}
+	rows := []contract.PodRow{}
 	for _, p := range c.server.backend.List() {
 		if namespace == "" || p.Namespace == namespace {
-			rows = append(rows, podRow{PodPath(p.UID), summaryProperties(&p)})
+			rows = append(rows, contract.PodRow{Path: contract.PodPath(p.UID), Properties: summaryProperties(&p)})
 		}
 	}
 	return []any{rows}, nil
-}
-
-// podRow is a pod in the answer of DescribePods.
-type podRow struct {
-	Path       godbus.ObjectPath
-	Properties properties
 }
 
 func (c *call) listJobs() ([]any, error) {
@@ -187,7 +182,7 @@ func (c *call) listJobs() ([]any, error) {
 	}
 	rows := []row{}
 	for _, j := range c.server.backend.Jobs() {
-		rows = append(rows, row{j.ID, j.Kind, j.State, JobPath(j.ID)})
+		rows = append(rows, row{j.ID, j.Kind, j.State, contract.JobPath(j.ID)})
 	}
 	return []any{rows}, nil
 }
@@ -234,10 +229,10 @@ func (c *call) managedObjects() ([]any, error) {
 		if err != nil {
 			continue // gone since
 		}
-		all[PodPath(d.UID)] = map[string]properties{PodInterface: podProperties(&d)}
+		all[contract.PodPath(d.UID)] = map[string]properties{PodInterface: podProperties(&d)}
 	}
 	for _, j := range c.server.backend.Jobs() {
-		all[JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j)}
+		all[contract.JobPath(j.ID)] = map[string]properties{JobInterface: jobProperties(j)}
 	}
 	return []any{all}, nil
 }

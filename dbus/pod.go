@@ -6,6 +6,7 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -39,7 +40,7 @@ func podJob(do func(c *call, ref pod.Ref) (uint32, error)) func(*call) ([]any, e
 
 // detail returns the pod that the call is for.
 func (c *call) detail() (pod.Detail, error) {
-	uid, _ := uidOfPath(c.path)
+	uid, _ := contract.UIDOfPath(c.path)
 	return c.server.backend.GetByUID(uid)
 }
 
@@ -122,7 +123,7 @@ func (c *call) getLogs() ([]any, error) {
 	if tail < -1 || tail > 1<<31-1 {
 		return nil, pod.Errorf(pod.Invalid, `cannot use option "tail": %d is no number of lines`, tail)
 	}
-	o.Tail, o.Since = int(tail), timeOf(since)
+	o.Tail, o.Since = int(tail), contract.TimeOf(since)
 	if err := checkContainer(o.Container); err != nil {
 		return nil, err
 	}
@@ -171,15 +172,9 @@ func (c *call) listEvents() ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := []eventRow{}
+	rows := []contract.EventRow{}
 	for _, e := range d.Events {
-		rows = append(rows, eventRow{usec(e.Time), e.Type, e.Reason, e.Container, busText(e.Message)})
+		rows = append(rows, contract.EventRow{USec: contract.USec(e.Time), Type: e.Type, Reason: e.Reason, Container: e.Container, Message: busText(e.Message)})
 	}
 	return []any{rows}, nil
-}
-
-// eventRow is an event in the answer of ListEvents.
-type eventRow struct {
-	USec                             uint64
-	Type, Reason, Container, Message string
 }

@@ -2,10 +2,10 @@ package dbus
 
 import (
 	"encoding/json"
-	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -39,7 +39,7 @@ func summaryProperties(s *pod.Summary) properties {
 		"TotalContainers": godbus.MakeVariant(uint32(s.Total)),
 		"Restarts":        godbus.MakeVariant(uint32(s.Restarts)),
 		"PodIPs":          godbus.MakeVariant(notNil(s.IPs)),
-		"CreatedUSec":     godbus.MakeVariant(usec(s.Created)),
+		"CreatedUSec":     godbus.MakeVariant(contract.USec(s.Created)),
 		"Slice":           godbus.MakeVariant(s.Slice),
 	}
 }
@@ -92,7 +92,7 @@ func podPropertiesOf(c *call) (string, properties, error) {
 // jobPropertiesOf returns the properties of the job that the call is for. Who started a job may
 // look at it.
 func jobPropertiesOf(c *call) (string, properties, error) {
-	id, _ := jobOfPath(c.path)
+	id, _ := contract.JobOfPath(c.path)
 	job, ok := c.server.job(id)
 	if !ok || job.Owner != c.sender {
 		if err := c.authorise(ActionRead); err != nil {
@@ -146,22 +146,6 @@ func propertyMethods(read func(c *call) (string, properties, error)) []method {
 		{name: "GetAll", in: "s", out: "a{sv}", handle: getAll},
 		{name: "Set", in: "ssv", handle: set},
 	}
-}
-
-// usec is the time on the bus: microseconds since 1970, 0 for no time.
-func usec(t time.Time) uint64 {
-	if t.IsZero() || t.Unix() < 0 {
-		return 0
-	}
-	return uint64(t.UnixMicro())
-}
-
-// timeOf is the inverse of [usec].
-func timeOf(usec uint64) time.Time {
-	if usec == 0 {
-		return time.Time{}
-	}
-	return time.UnixMicro(int64(min(usec, 1<<62)))
 }
 
 func notNil(list []string) []string {

@@ -8,6 +8,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -167,12 +168,12 @@ func (p *pump) send(n pod.Notice) {
 	case pod.NoticeEvent:
 		e := n.Event
 		p.emit(names, ManagerPath, ManagerInterface+".Event", e.Time.UnixMicro(), busText(e.Type), busText(e.Reason),
-			PodPath(e.Object.UID), e.Object.Namespace, e.Object.Name, e.Container, busText(e.Message))
+			contract.PodPath(e.Object.UID), e.Object.Namespace, e.Object.Name, e.Container, busText(e.Message))
 	}
 }
 
 func (p *pump) sendPod(n pod.Notice, names []string) {
-	path, uid := PodPath(n.Ref.UID), n.Ref.UID
+	path, uid := contract.PodPath(n.Ref.UID), n.Ref.UID
 	if n.Kind == pod.NoticePodRemoved {
 		delete(p.sentPods, uid)
 		p.emit(names, ManagerPath, objectManagerInterface+".InterfacesRemoved", path, []string{PodInterface})
@@ -198,7 +199,7 @@ func (p *pump) sendJob(n pod.Notice, names []string) {
 	if owner := n.Job.Owner; owner != "" && !slices.Contains(names, owner) {
 		names = append(names, owner)
 	}
-	path, now := JobPath(id), jobProperties(n.Job)
+	path, now := contract.JobPath(id), jobProperties(n.Job)
 	switch n.Kind {
 	case pod.NoticeJobNew:
 		p.emit(names, ManagerPath, objectManagerInterface+".InterfacesAdded", path, map[string]properties{JobInterface: now})

@@ -10,6 +10,8 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/client"
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
 	"github.com/magikrun/magikpod/internal/jobowner"
@@ -32,7 +34,7 @@ func (a atOnce) Delete(ctx context.Context, _ pod.Ref, _ pod.StopOptions) (uint3
 // TestOwnerOfAJobThatEndsAtOnce checks that a client hears the end of its job even when others have
 // heard it before the client could know the job.
 func TestOwnerOfAJobThatEndsAtOnce(t *testing.T) {
-	s, c := meetingServer(t, "JobRemoved", JobPath(7), func(m *meeting) Backend { return atOnce{m} })
+	s, c := meetingServer(t, "JobRemoved", contract.JobPath(7), func(m *meeting) Backend { return atOnce{m} })
 	job, err := c.Delete(t.Context(), runWeb(t, c), pod.StopOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +76,7 @@ func (m *meeting) Job(id uint32) (pod.JobInfo, bool) { return met, id == met.ID 
 
 // meetingServer serves a meeting daemon, which goes on when a subscriber has heard the signal about
 // the job. It returns another client.
-func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*meeting) Backend) (*Server, *Client) {
+func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*meeting) Backend) (*Server, *client.Client) {
 	t.Helper()
 	m := &meeting{Backend: fakepods.New(), heard: make(chan struct{}, 1)}
 	address := bustest.Start(t)
@@ -83,8 +85,8 @@ func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close(); m.Backend.Close() })
-	dial := func() *Client {
-		c, err := Dial(address)
+	dial := func() *client.Client {
+		c, err := client.Dial(address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +94,7 @@ func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*
 		return c
 	}
 	watcher, c := dial(), dial()
-	watcher.OnSignal(func(s Signal) {
+	watcher.OnSignal(func(s client.Signal) {
 		if s.Name == signal && s.Body[0] == job {
 			m.heard <- struct{}{}
 		}
@@ -107,8 +109,8 @@ func meetingServer(t *testing.T, signal string, job godbus.ObjectPath, of func(*
 // be the last news for long: when others have heard it before the client could know the job, and
 // when it is reported together with the job.
 func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
-	s, c := meetingServer(t, "JobNew", JobPath(met.ID), func(m *meeting) Backend { return m })
-	hears := func(c *Client, job godbus.ObjectPath) {
+	s, c := meetingServer(t, "JobNew", contract.JobPath(met.ID), func(m *meeting) Backend { return m })
+	hears := func(c *client.Client, job godbus.ObjectPath) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
@@ -129,7 +131,7 @@ func TestOwnerOfAJobThatMeetsAnError(t *testing.T) {
 
 	together := met
 	together.ID++
-	together.Owner = c.conn.Names()[0]
+	together.Owner = c.Conn().Names()[0]
 	s.pump.notify(pod.Notice{Kind: pod.NoticeJobNew, Job: together})
-	hears(c, JobPath(together.ID))
+	hears(c, contract.JobPath(together.ID))
 }

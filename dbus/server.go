@@ -12,6 +12,7 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -65,7 +66,7 @@ func Serve(ctx context.Context, backend Backend, o ServerOptions) (*Server, erro
 	s.gate = newGate(s)
 	if err := s.connect(ctx, o.Address); err != nil {
 		s.cancel()
-		return nil, noBus(err)
+		return nil, contract.NoBus(err)
 	}
 	if s.auth == nil {
 		s.auth = newPolkit(s.conn, s.knownUser)
@@ -221,10 +222,10 @@ func (s *Server) interfaces(path godbus.ObjectPath) map[string][]method {
 	if path == ManagerPath {
 		return managerObject
 	}
-	if _, ok := uidOfPath(path); ok {
+	if _, ok := contract.UIDOfPath(path); ok {
 		return podObject
 	}
-	if _, ok := jobOfPath(path); ok {
+	if _, ok := contract.JobOfPath(path); ok {
 		return jobObject
 	}
 	return nil

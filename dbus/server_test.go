@@ -15,6 +15,8 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"github.com/magikrun/magikpod/dbus/client"
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
 	"github.com/magikrun/magikpod/pod"
@@ -34,7 +36,7 @@ func (r rule) Check(_ context.Context, _ string, action Action, _ bool) error {
 const webYAML = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: i}]}\n"
 
 // serve runs a server with a fake daemon behind it and returns a client.
-func serve(t *testing.T, auth Authorizer) (*Server, *fakepods.Backend, *Client, string) {
+func serve(t *testing.T, auth Authorizer) (*Server, *fakepods.Backend, *client.Client, string) {
 	t.Helper()
 	address := bustest.Start(t)
 	backend := fakepods.New()
@@ -43,7 +45,7 @@ func serve(t *testing.T, auth Authorizer) (*Server, *fakepods.Backend, *Client, 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close(); backend.Close() })
-	c, err := Dial(address)
+	c, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +54,7 @@ func serve(t *testing.T, auth Authorizer) (*Server, *fakepods.Backend, *Client, 
 }
 
 // runWeb runs a pod called web.
-func runWeb(t *testing.T, c *Client) godbus.ObjectPath {
+func runWeb(t *testing.T, c *client.Client) godbus.ObjectPath {
 	t.Helper()
 	job, err := c.Run(t.Context(), []byte(webYAML), pod.RunOptions{})
 	if err != nil {
@@ -100,14 +102,14 @@ func TestPodLife(t *testing.T) {
 func TestEveryActionIsAsked(t *testing.T) {
 	all := rule{ActionRead: true, ActionManagePods: true, ActionExec: true, ActionReadLogs: true, ActionManageImages: true}
 	s, _, c, _ := serve(t, all)
-	for path, set := range map[godbus.ObjectPath]map[string][]method{ManagerPath: managerObject, PodPath("x"): podObject, JobPath(7): jobObject} {
+	for path, set := range map[godbus.ObjectPath]map[string][]method{ManagerPath: managerObject, contract.PodPath("x"): podObject, contract.JobPath(7): jobObject} {
 		for name, methods := range set {
 			for _, m := range methods {
 				if m.name == "Unsubscribe" || m.name == "ResizeTerminal" || m.name == "Set" {
 					continue // need none: they concern the caller's own things, or always fail
 				}
 				args := zeroArgs(t, m.in)
-				err := fromBus(c.conn.Object(BusName, path).Call(name+"."+m.name, 0, args...).Err)
+				err := contract.FromBus(c.Conn().Object(BusName, path).Call(name+"."+m.name, 0, args...).Err)
 				if pod.KindOf(err) != pod.Denied {
 					t.Errorf("%s.%s: %v, want Denied", name, m.name, err)
 				}
@@ -169,11 +171,11 @@ func TestIntrospection(t *testing.T) {
 	}{
 		{ManagerPath, ManagerInterface, properties{"Version": godbus.MakeVariant("")}},
 		{path, PodInterface, podProperties(&detail)},
-		{JobPath(1), JobInterface, jobProperties(pod.JobInfo{})},
+		{contract.JobPath(1), JobInterface, jobProperties(pod.JobInfo{})},
 	}
 	for _, test := range cases {
 		var text string
-		if err := c.conn.Object(BusName, test.path).Call(introspectableInterface+".Introspect", 0).Store(&text); err != nil {
+		if err := c.Conn().Object(BusName, test.path).Call(introspectableInterface+".Introspect", 0).Store(&text); err != nil {
 			t.Fatal(err)
 		}
 		var node xmlNode
@@ -225,7 +227,7 @@ func TestReplySignatures(t *testing.T) {
 				if m.out == "" || m.in != "" && m.in != "s" || m.action != ActionRead {
 					continue
 				}
-				call := c.conn.Object(BusName, p).Call(name+"."+m.name, 0, zeroArgs(t, m.in)...)
+				call := c.Conn().Object(BusName, p).Call(name+"."+m.name, 0, zeroArgs(t, m.in)...)
 				if call.Err != nil {
 					if m.name != "InspectImage" { // "" is no reference
 						t.Errorf("%s: %v", m.name, call.Err)
@@ -263,8 +265,8 @@ func TestNonsense(t *testing.T) {
 		{"signal", path, "Pod.Kill", []any{"", int32(99)}, pod.Invalid, "99"},
 		{"container", path, "Pod.Kill", []any{"other", int32(9)}, pod.NotFound, "other"},
 		{"grace", path, "Pod.Stop", []any{uint64(301e6)}, pod.Invalid, "301 s"},
-		{"no such pod", PodPath("no"), "Pod.Start", nil, pod.NotFound, ""},
-		{"no such job", JobPath(99), "Job.Cancel", nil, pod.NotFound, "99"},
+		{"no such pod", contract.PodPath("no"), "Pod.Start", nil, pod.NotFound, ""},
+		{"no such job", contract.JobPath(99), "Job.Cancel", nil, pod.NotFound, "99"},
 		{"no such method", path, "Pod.Fly", nil, pod.Unsupported, ""},
 		{"no such object", "/org/magikpod1/nothing", "Pod.Start", nil, pod.Unsupported, ""},
 		{"exec nothing", path, "Pod.Exec", []any{"", []string{}, properties{}, godbus.UnixFD(0), godbus.UnixFD(1), godbus.UnixFD(2)}, pod.Invalid, "no command"},
@@ -272,7 +274,7 @@ func TestNonsense(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			err := fromBus(c.conn.Object(BusName, test.path).Call("org.magikpod1."+test.method, 0, test.args...).Err)
+			err := contract.FromBus(c.Conn().Object(BusName, test.path).Call("org.magikpod1."+test.method, 0, test.args...).Err)
 			if pod.KindOf(err) != test.want || !strings.Contains(err.Error(), test.text) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %s: %v; want one line, %s, with %q", pod.KindOf(err), err, test.want, test.text)
 			}
@@ -286,8 +288,8 @@ func TestExec(t *testing.T) {
 	inR, inW, _ := os.Pipe()
 	outR, outW, _ := os.Pipe()
 	go func() { _, _ = io.WriteString(inW, "hello"); _ = inW.Close() }()
-	p := runtime.Process{Args: []string{"sh", "-c", "cat; exit 7"}, Stdin: inR, Stdout: outW, Stderr: outW}
-	code, err := c.Exec(t.Context(), path, "c", p, runtime.WinSize{})
+	p := client.Process{Args: []string{"sh", "-c", "cat; exit 7"}, Stdin: inR, Stdout: outW, Stderr: outW}
+	code, err := c.Exec(t.Context(), path, "c", p, client.WinSize{})
 	_ = outW.Close()
 	text, _ := io.ReadAll(outR) // ends only if the server has closed its copies
 	if err != nil || code != 7 || string(text) != "hello" {
@@ -306,8 +308,8 @@ func TestExec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	p = runtime.Process{Args: []string{"/no/such/command"}, Stdin: null, Stdout: null, Stderr: null}
-	if code, err := c.Exec(t.Context(), path, "c", p, runtime.WinSize{}); pod.KindOf(err) != pod.Invalid || code != runtime.ExitNotFound {
+	p = client.Process{Args: []string{"/no/such/command"}, Stdin: null, Stdout: null, Stderr: null}
+	if code, err := c.Exec(t.Context(), path, "c", p, client.WinSize{}); pod.KindOf(err) != pod.Invalid || code != runtime.ExitNotFound {
 		t.Errorf("exec of a missing command = %d, %v; want 127, Invalid", code, err)
 	}
 	waitIdle(t, s)
@@ -328,15 +330,15 @@ func waitIdle(t *testing.T, s *Server) {
 func TestVanishedCaller(t *testing.T) {
 	s, _, c, address := serve(t, rule{})
 	path := runWeb(t, c)
-	other, err := Dial(address)
+	other, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	started := make(chan struct{})
 	r, w, _ := os.Pipe()
 	go func() {
-		p := runtime.Process{Args: []string{"sh", "-c", "echo up; exec sleep 1000"}, Stdin: os.Stdin, Stdout: w, Stderr: w}
-		_, _ = other.Exec(context.Background(), path, "", p, runtime.WinSize{})
+		p := client.Process{Args: []string{"sh", "-c", "echo up; exec sleep 1000"}, Stdin: os.Stdin, Stdout: w, Stderr: w}
+		_, _ = other.Exec(context.Background(), path, "", p, client.WinSize{})
 	}()
 	go func() { _, _ = r.Read(make([]byte, 3)); close(started) }()
 	<-started
@@ -364,7 +366,7 @@ func TestSlowClient(t *testing.T) {
 	}
 	slow.Signal(make(chan *godbus.Signal)) // nobody receives from it
 	var last atomic.Uint32
-	c.OnSignal(func(s Signal) {
+	c.OnSignal(func(s client.Signal) {
 		if s.Name == "PropertiesChanged" && s.Path == path {
 			if n, ok := s.Body[1].(map[string]godbus.Variant)["Restarts"].Value().(uint32); ok {
 				last.Store(n)
@@ -406,7 +408,7 @@ func TestLeave(t *testing.T) {
 	if !s.Leave() {
 		t.Fatal("did not leave although idle")
 	}
-	other, err := Dial(address)
+	other, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,9 +419,9 @@ func TestLeave(t *testing.T) {
 }
 
 func TestErrorNames(t *testing.T) {
-	for _, kind := range kinds {
+	for _, kind := range contract.Kinds {
 		e := toBus(pod.Errorf(kind, "cannot x: \xff\x00y"))
-		back := fromBus(*e)
+		back := contract.FromBus(*e)
 		if pod.KindOf(back) != kind || back.Error() != "cannot x: \uFFFD\uFFFDy" {
 			t.Errorf("%s came back as %s: %v", kind, pod.KindOf(back), back)
 		}
@@ -428,15 +430,15 @@ func TestErrorNames(t *testing.T) {
 
 func TestPaths(t *testing.T) {
 	uid := "0d5c2a9e-1111-4222-8333-444455556666"
-	path := PodPath("0d5c2a9e-1111-4222-8333-444455556666")
+	path := contract.PodPath("0d5c2a9e-1111-4222-8333-444455556666")
 	if path != "/org/magikpod1/pod/0d5c2a9e_2d1111_2d4222_2d8333_2d444455556666" || !path.IsValid() {
 		t.Errorf("PodPath = %s", path)
 	}
-	if got, ok := uidOfPath(path); !ok || string(got) != uid {
+	if got, ok := contract.UIDOfPath(path); !ok || string(got) != uid {
 		t.Errorf("uidOfPath = %s, %v", got, ok)
 	}
 	for _, bad := range []godbus.ObjectPath{"/org/magikpod1/pod/", "/org/magikpod1/pod/a_2", "/org/magikpod1/pod/a_2D", "/org/magikpod1/pod/_61", "/x"} {
-		if uid, ok := uidOfPath(bad); ok {
+		if uid, ok := contract.UIDOfPath(bad); ok {
 			t.Errorf("uidOfPath(%s) = %q", bad, uid)
 		}
 	}
@@ -446,7 +448,7 @@ func TestPaths(t *testing.T) {
 // started after it.
 func TestForgedSignals(t *testing.T) {
 	address := bustest.Start(t)
-	c, err := Dial(address)
+	c, err := client.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,8 +469,8 @@ func TestForgedSignals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged := properties{"State": godbus.MakeVariant("failed"), "ErrorName": godbus.MakeVariant(errorPrefix + "Denied"), "ErrorMessage": godbus.MakeVariant("forged")}
-	me := c.conn.Names()[0]
+	forged := properties{"State": godbus.MakeVariant("failed"), "ErrorName": godbus.MakeVariant(contract.ErrorPrefix + "Denied"), "ErrorMessage": godbus.MakeVariant("forged")}
+	me := c.Conn().Names()[0]
 	_ = emitTo(other, me, "/org/freedesktop/DBus", "org.freedesktop.DBus.NameOwnerChanged", BusName, "", other.Names()[0])
 	_ = emitTo(other, me, job, propertiesInterface+".PropertiesChanged", JobInterface, forged, []string{})
 	_ = emitTo(other, me, ManagerPath, ManagerInterface+".JobRemoved", job, "failed")

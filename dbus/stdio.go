@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -23,48 +24,10 @@ const maxPipe = 1 << 20
 // to a pipe, rewrite a file, read what is typed at a terminal, and go on with that when the client
 // has long gone.
 type stdio struct {
-	pipes
+	contract.Pipes
 	in      *os.File   // the client's
-	outs    []*os.File // the client's, one for each of pipes.from
+	outs    []*os.File // the client's, one for each of Pipes.From
 	copying sync.WaitGroup
-}
-
-// pipes are made for one process.
-type pipes struct {
-	process [3]*os.File // what it gets
-	to      *os.File    // its input
-	from    []*os.File  // its output and error, or both in one
-}
-
-// newPipes makes them; joined: the lines of output and error stay in their order.
-func newPipes(joined bool) (p pipes, err error) {
-	defer func() {
-		if err != nil {
-			p.close()
-			err = noPipe(err)
-		}
-	}()
-	if p.process[0], p.to, err = os.Pipe(); err != nil {
-		return p, err
-	}
-	for i := 1; i <= 2; i++ {
-		if i == 2 && joined {
-			p.process[2] = p.process[1]
-			break
-		}
-		read, write, err := os.Pipe()
-		if err != nil {
-			return p, err
-		}
-		p.process[i], p.from = write, append(p.from, read)
-	}
-	return p, nil
-}
-
-func (p *pipes) close() {
-	closeAll(p.process[:])
-	_ = p.to.Close()
-	closeAll(p.from)
 }
 
 // newStdio takes over files, a client's standard input, output and error, and begins to copy.
@@ -96,20 +59,16 @@ func (s *stdio) open(files []*os.File) (err error) {
 		}
 		s.outs = append(s.outs, out)
 	}
-	s.pipes, err = newPipes(joined)
+	s.Pipes, err = contract.NewPipes(joined)
 	return err
-}
-
-func noPipe(err error) error {
-	return pod.Errorf(pod.Exhausted, "cannot make a pipe for the process: %w", err)
 }
 
 func (s *stdio) start() {
 	s.copying.Go(func() {
-		_, _ = io.Copy(s.to, s.in) // the process sees the end of its input either way
-		_ = s.to.Close()
+		_, _ = io.Copy(s.To, s.in) // the process sees the end of its input either way
+		_ = s.To.Close()
 	})
-	for i, from := range s.from {
+	for i, from := range s.From {
 		s.copying.Go(func() {
 			_, err := io.Copy(s.outs[i], from)
 			if errors.Is(err, os.ErrDeadlineExceeded) { // finish
@@ -123,15 +82,15 @@ func (s *stdio) start() {
 // finish is called when the process has ended: what it has written until then gets to the client,
 // as fast as that reads, or until ctx ends. What it has left behind is not heard any more.
 func (s *stdio) finish(ctx context.Context) {
-	closeAll(s.process[:])
+	s.CloseProcess()
 	past := time.Unix(1, 0)
 	stop := context.AfterFunc(ctx, func() {
 		for _, out := range s.outs {
 			_ = out.SetWriteDeadline(past)
 		}
 	})
-	closeAll([]*os.File{s.in, s.to})
-	for _, from := range s.from {
+	closeAll([]*os.File{s.in, s.To})
+	for _, from := range s.From {
 		_ = from.SetReadDeadline(past)
 	}
 	s.copying.Wait()
@@ -210,7 +169,7 @@ func checkMode(f *os.File, mode int) error {
 func closedPipe() (*os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, noPipe(err)
+		return nil, contract.NoPipe(err)
 	}
 	_ = r.Close()
 	return w, nil

@@ -16,8 +16,9 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/dbus/client"
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // testPipe makes a pipe that is closed with the test.
@@ -32,13 +33,13 @@ func testPipe(t *testing.T) (r, w *os.File) {
 }
 
 // rawExec has a process run with these very files, which are closed here.
-func rawExec(c *Client, path godbus.ObjectPath, files [3]*os.File, argv ...string) (int, error) {
+func rawExec(c *client.Client, path godbus.ObjectPath, files [3]*os.File, argv ...string) (int, error) {
 	args := []any{"", argv, properties{}}
 	for _, f := range files {
 		args = append(args, godbus.UnixFD(f.Fd()))
 	}
 	var job godbus.ObjectPath
-	err := fromCall(c.conn.Object(BusName, path).Call(PodInterface+".Exec", 0, args...), &job)
+	err := fromCall(c.Conn().Object(BusName, path).Call(PodInterface+".Exec", 0, args...), &job)
 	closeAll(files[:])
 	if err != nil {
 		return 0, err
@@ -52,7 +53,7 @@ func rawExec(c *Client, path godbus.ObjectPath, files [3]*os.File, argv ...strin
 
 func fromCall(call *godbus.Call, results ...any) error {
 	if call.Err != nil {
-		return fromBus(call.Err)
+		return contract.FromBus(call.Err)
 	}
 	return call.Store(results...)
 }
@@ -177,7 +178,7 @@ func TestExecLeftBehind(t *testing.T) {
 	outR, out := testPipe(t)
 	heard := filepath.Join(t.TempDir(), "heard")
 	script := `(trap '' PIPE; read x; echo "input $?" >` + heard + `; sleep 1; echo late && echo written >>` + heard + `; echo end >>` + heard + `) & head -c 60000 /dev/zero; exit 4`
-	p := runtime.Process{Args: []string{"sh", "-c", script}, Stdin: nil, Stdout: out, Stderr: nil}
+	p := client.Process{Args: []string{"sh", "-c", script}, Stdin: nil, Stdout: out, Stderr: nil}
 	inR, _ := testPipe(t)
 	p.Stdin = inR // nobody writes to it, and it does not end
 	started := make(chan struct{})
@@ -187,7 +188,7 @@ func TestExecLeftBehind(t *testing.T) {
 		time.Sleep(300 * time.Millisecond) // slower than the command
 		text, _ = io.ReadAll(outR)
 	}()
-	code, err := c.Exec(t.Context(), path, "c", p, runtime.WinSize{})
+	code, err := c.Exec(t.Context(), path, "c", p, client.WinSize{})
 	_ = out.Close()
 	<-started
 	if err != nil || code != 4 || len(text) != 60000 {
@@ -222,12 +223,12 @@ func TestArchiveOfNobody(t *testing.T) {
 		if n == 1 {
 			before = openFiles(t)
 		}
-		other, err := Dial(address)
+		other, err := client.Dial(address)
 		if err != nil {
 			t.Fatal(err)
 		}
-		other.conn.Object(BusName, ManagerPath).Go(ManagerInterface+".LoadImage", 0, nil, godbus.UnixFD(r.Fd()))
-		other.conn.Object(BusName, ManagerPath).Go(ManagerInterface+".SaveImage", 0, nil, []string{"localhost/a:1"}, godbus.UnixFD(w.Fd()))
+		other.Conn().Object(BusName, ManagerPath).Go(ManagerInterface+".LoadImage", 0, nil, godbus.UnixFD(r.Fd()))
+		other.Conn().Object(BusName, ManagerPath).Go(ManagerInterface+".SaveImage", 0, nil, []string{"localhost/a:1"}, godbus.UnixFD(w.Fd()))
 		time.Sleep(20 * time.Millisecond)
 		other.Close()
 		waitIdle(t, s)

@@ -6,13 +6,9 @@ import (
 	"unicode/utf8"
 
 	godbus "github.com/godbus/dbus/v5"
-)
 
-// fitText makes s fit for the bus, which has no text with NUL or that is no UTF-8 (D-Bus
-// specification, Basic types).
-func fitText(s string) string {
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
-}
+	"github.com/magikrun/magikpod/dbus/contract"
+)
 
 // fit makes all text within values fit for the bus. Much of it was written by containers, guests
 // and registries; a message that has one wrong byte is not sent at all. Everything that leaves the
@@ -70,7 +66,7 @@ func fitted(v reflect.Value) reflect.Value {
 	case reflect.Interface:
 		out.Set(fitted(v.Elem()))
 	case reflect.String:
-		out.SetString(fitText(v.String()))
+		out.SetString(contract.FitText(v.String()))
 	case reflect.Slice:
 		out.Set(reflect.MakeSlice(v.Type(), v.Len(), v.Len()))
 		for i := range v.Len() {

@@ -133,9 +133,9 @@ func (s *Server) keep(sender string) (*watch, error) {
 	}
 	w.users++
 	s.mu.Unlock()
-	// A second user doesn't wait for the answer: the first one finds out when the client left in
-	// between.
-	if !fresh {
+	// A client that the gate knows has not left before the watch was there: clientGone tells the gate
+	// first. A second user doesn't wait for the answer: the first one finds out.
+	if !fresh || s.gate.userOf(sender) != nil {
 		return w, nil
 	}
 	var here bool

@@ -1,15 +1,15 @@
 package pod
 
-import "time"
+import "github.com/magikrun/magikpod/internal/podapi"
 
 // The limits of a manifest and of the host. All are inclusive.
 const (
 	MaxPods           = 1024
 	MaxContainers     = 16 // init containers, sidecars and containers of one pod together
 	MaxVolumes        = 64
-	MaxManifestBytes  = 1 << 20
+	MaxManifestBytes  = podapi.MaxManifestBytes
 	MaxEnvVars        = 256 // of one container
-	MaxGracePeriod    = 300 * time.Second
+	MaxGracePeriod    = podapi.MaxGracePeriod
 	MaxObjectDataSize = 1 << 20 // all values of one ConfigMap or Secret, in bytes, as in Kubernetes
 )
 
@@ -21,4 +21,4 @@ const (
 )
 
 // DefaultNamespace is the namespace of a manifest that names none.
-const DefaultNamespace = "default"
+const DefaultNamespace = podapi.DefaultNamespace

@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/magikrun/magikpod/internal/podapi"
 )
 
 // maxDocuments bounds the documents of one manifest, the items of Lists included.
@@ -52,7 +54,7 @@ func Read(data []byte, namespace string, stop func() error) (m *Manifest, errs, 
 // The error has the kind Invalid; [ProblemsOf] lists everything it found.
 func Parse(data []byte) (Manifest, error) {
 	var m Manifest
-	if err := CheckManifestSize(data); err != nil {
+	if err := podapi.CheckManifestSize(data); err != nil {
 		return m, err
 	}
 	docs, err := splitDocuments(string(data))
@@ -72,14 +74,6 @@ func Parse(data []byte) (Manifest, error) {
 		return m, Errorf(Invalid, "cannot read the manifest: there is no Pod, ConfigMap or Secret in it")
 	}
 	return m, nil
-}
-
-// CheckManifestSize says why a manifest is not read at all: it has more than [MaxManifestBytes].
-func CheckManifestSize(data []byte) error {
-	if len(data) > MaxManifestBytes {
-		return Errorf(Invalid, "cannot read the manifest: it is larger than %d bytes (1 MiB); split it into several files", MaxManifestBytes)
-	}
-	return nil
 }
 
 // parser collects the objects and the problems of a manifest.

@@ -3,9 +3,6 @@ package pod
 import (
 	"net/netip"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // Desired is what the user last asked of a pod.
@@ -161,15 +158,3 @@ type Observation struct {
 	PodIPs     []netip.Addr                    `json:"podIPs,omitempty"`
 	Policy     Policy                          `json:"-"`
 }
-
-// Ref names one pod.
-type Ref struct {
-	Namespace string
-	Name      string
-	UID       types.UID
-}
-
-// RefOf names the pod p.
-func RefOf(p *corev1.Pod) Ref { return Ref{Namespace: p.Namespace, Name: p.Name, UID: p.UID} }
-
-func (r Ref) String() string { return r.Namespace + "/" + r.Name }

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/daemon"
-	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -107,8 +107,8 @@ const (
 )
 
 // failed reports to the log and systemd why the daemon cannot start. `systemctl status` shows the
-// reason until the next start, and [dbus.Client] returns it to who calls.
+// reason until the next start, and the client (dbus/client) returns it to who calls.
 func failed(log *slog.Logger, err error) {
 	log.Error("magikpodd cannot start", "error", err)
-	notify(log, "STATUS="+dbus.NotStarted+strings.Join(strings.Fields(err.Error()), " "))
+	notify(log, "STATUS="+contract.NotStarted+strings.Join(strings.Fields(err.Error()), " "))
 }

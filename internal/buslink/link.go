@@ -33,7 +33,15 @@ type link struct {
 	conn  *net.UnixConn
 	gate  Gate
 	wants func(*godbus.Message) bool
-	began bool // the authentication is over
+	// A reply that godbus cannot decode ends the connection. To find out takes as long as decoding it.
+	trusting bool
+
+	// Only the goroutine that connects uses these.
+	told  []byte        // what godbus hears in place of the bus while it authenticates itself
+	began bool          // that is over
+	hello chan struct{} // closed when the first message is on its way; nil then
+
+	agreed chan struct{} // closed when the bus has answered what comes before the first message
 
 	ready chan *Message // forwarded, for godbus to read
 	done  chan struct{} // closed when nothing comes any more
@@ -63,22 +71,12 @@ func Connect(ctx context.Context, address string, wants func(*godbus.Message) bo
 
 // ConnectThrough is Connect for who serves: gate decides what comes in.
 func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (*godbus.Conn, error) {
-	socket, err := dial(address)
+	_, conn, err := open(address, gate, wants, opts)
 	if err != nil {
 		return nil, err
 	}
-	l := &link{conn: socket, gate: gate, wants: wants, waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{})}
-	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
-	if err != nil {
-		_ = socket.Close()
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
-	// The user's number, not the name: no look-up of names.
-	err = conn.Auth([]godbus.Auth{godbus.AuthExternal(strconv.Itoa(os.Getuid()))})
-	if err == nil {
-		err = conn.Hello()
-	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	err = conn.Hello()
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -87,6 +85,59 @@ func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*
 		return nil, err
 	}
 	return conn, nil
+}
+
+// Start is Connect for who calls and ends. It does not wait for the bus: what is called meanwhile is
+// sent behind the hello. It trusts whom it calls: a reply that godbus cannot decode ends the connection.
+// answer gets what came of that; an error, once the connection has ended for it.
+func Start(address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (conn *godbus.Conn, answer <-chan error, err error) {
+	l, conn, err := open(address, small{}, wants, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.trusting = true
+	said, hello := l.hello, make(chan error, 1)
+	go func() {
+		err := conn.Hello()
+		if err != nil {
+			_ = conn.Close()
+		}
+		hello <- err
+	}()
+	<-said
+	return conn, hello, nil
+}
+
+// open connects, and does all that godbus does before the hello.
+func open(address string, gate Gate, wants func(*godbus.Message) bool, opts []godbus.ConnOption) (*link, *godbus.Conn, error) {
+	socket, err := dial(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := &link{
+		conn: socket, gate: gate, wants: wants, told: []byte("REJECTED EXTERNAL\r\nOK here\r\n"), hello: make(chan struct{}), agreed: make(chan struct{}),
+		waiting: make(map[uint32]withFiles), ready: make(chan *Message, 16), done: make(chan struct{}),
+	}
+	conn, err := godbus.NewConn(l, append(opts, godbus.WithIncomingInterceptor(l.incoming), godbus.WithOutgoingInterceptor(l.outgoing))...)
+	if err == nil {
+		err = conn.Auth([]godbus.Auth{external{}})
+	}
+	if err != nil {
+		_ = socket.Close()
+		return nil, nil, err
+	}
+	return l, conn, nil
+}
+
+// external is authentication by the socket's credentials as godbus sees it; see [link.greet].
+type external struct{}
+
+func (external) FirstData() (name, resp []byte, status godbus.AuthStatus) {
+	return []byte("EXTERNAL"), nil, godbus.AuthOk
+}
+
+func (external) HandleData([]byte) (resp []byte, status godbus.AuthStatus) {
+	return nil, godbus.AuthError
 }
 
 // dial connects to the first address of a list (D-Bus specification, "Server Addresses") that is there.
@@ -130,8 +181,10 @@ func socketPath(address string) (string, error) {
 
 // Read implements [io.Reader] for godbus.
 func (l *link) Read(p []byte) (int, error) {
-	if !l.began {
-		return l.conn.Read(p)
+	if len(l.told) > 0 {
+		n := copy(p, l.told)
+		l.told = l.told[n:]
+		return n, nil
 	}
 	for len(l.rest) == 0 {
 		if err := l.next(); err != nil {
@@ -167,6 +220,8 @@ func (l *link) next() error {
 // receiveAll asks the gate about each message until the connection ends.
 func (l *link) receiveAll() {
 	in := &receiver{conn: l.conn}
+	l.err = welcome(in)
+	close(l.agreed)
 	for l.err == nil {
 		l.err = l.receive(in)
 		closeFiles(in.fds)
@@ -203,7 +258,10 @@ func (l *link) receive(in *receiver) error {
 	if _, err := io.CopyN(b, in, int64(h.BodyBytes)); err != nil {
 		return err
 	}
-	m := &Message{Head: h, Broken: decodable(b.Bytes()), link: l, data: b.Bytes(), fds: in.fds}
+	m := &Message{Head: h, link: l, data: b.Bytes(), fds: in.fds}
+	if h.Type != godbus.TypeMethodReply || !l.trusting {
+		m.Broken = decodable(m.data)
+	}
 	in.fds = nil
 	l.gate.Deliver(m)
 	return nil
@@ -288,18 +346,19 @@ func closeFiles(fds []int) {
 	}
 }
 
-// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it
-// takes for one without: it writes an empty one in its place, which Write replaces.
+// outgoing encodes a message, once: godbus would do so three times, two of them to count descriptors,
+// and cannot send those over a connection that it takes for one without. It writes an empty message
+// in its place, which Write replaces.
 func (l *link) outgoing(m *godbus.Message) {
-	n, err := m.CountFds()
-	if err != nil || n == 0 {
-		return // godbus reports the error
-	}
-	m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(n))
 	var b bytes.Buffer
 	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
+	if err == nil && len(fds) > 0 {
+		m.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(len(fds)))
+		b.Reset()
+		fds, err = m.EncodeToWithFDs(&b, binary.LittleEndian)
+	}
 	if err != nil {
-		return
+		return // godbus reports the error
 	}
 	m.Body = nil
 	l.sending.Lock()
@@ -311,49 +370,59 @@ func (l *link) outgoing(m *godbus.Message) {
 func (l *link) Write(p []byte) (int, error) {
 	l.sending.Lock()
 	defer l.sending.Unlock()
-	if !l.began {
-		if bytes.Equal(p, []byte("BEGIN\r\n")) {
-			if err := l.negotiate(); err != nil {
-				return 0, err
-			}
-			l.began = true
-			n, err := l.conn.Write(p)
-			go l.receiveAll()
-			return n, err
-		}
-		return l.conn.Write(p)
+	if !l.began { // it authenticates itself with nobody
+		l.began = bytes.Equal(p, []byte("BEGIN\r\n"))
+		return len(p), nil
 	}
 	serial := byteOrder(p).Uint32(p[8:]) // D-Bus specification, "Message Format"
 	m, ok := l.waiting[serial]
 	if !ok {
-		return l.conn.Write(p)
+		m.data = p
 	}
 	delete(l.waiting, serial)
+	return len(p), l.send(m)
+}
+
+// send sends a message; l.sending is held.
+func (l *link) send(m withFiles) error {
+	if l.hello != nil {
+		defer func() { close(l.hello); l.hello = nil }()
+		return l.greet(m.data)
+	}
+	if len(m.fds) == 0 {
+		_, err := l.conn.Write(m.data)
+		return err
+	}
+	<-l.agreed // a bus that reads lines drops descriptors
 	n, _, err := l.conn.WriteMsgUnix(m.data, syscall.UnixRights(m.fds...), nil)
 	if err == nil && n < len(m.data) { // the descriptors are on their way with the first byte
 		_, err = l.conn.Write(m.data[n:])
 	}
-	if err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	return err
 }
 
-// negotiate asks the bus to pass descriptors.
-func (l *link) negotiate() error {
-	if _, err := l.conn.Write([]byte("NEGOTIATE_UNIX_FD\r\n")); err != nil {
+// greet sends all that is to be said before the first message, and that: the bus reads it in one go,
+// where godbus waits for the answer to each line.
+func (l *link) greet(hello []byte) error {
+	// The user's number, not the name: no look-up of names.
+	text := fmt.Appendf(nil, "\x00AUTH EXTERNAL %x\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n", strconv.Itoa(os.Getuid()))
+	_, err := l.conn.Write(append(text, hello...))
+	go l.receiveAll()
+	return err
+}
+
+// welcome reads the answers to the lines of greet; a GUID has 32 digits (D-Bus specification, "UUIDs").
+func welcome(in *receiver) error {
+	text := make([]byte, len("OK \r\nAGREE_UNIX_FD\r\n")+32)
+	n, err := io.ReadFull(in, text)
+	first, second, _ := strings.Cut(string(text[:n]), "\r\n")
+	switch {
+	case err != nil && n == 0:
 		return err
-	}
-	var line []byte
-	for len(line) < 1024 && !bytes.HasSuffix(line, []byte("\n")) {
-		var b [1]byte
-		if _, err := io.ReadFull(l.conn, b[:]); err != nil {
-			return err
-		}
-		line = append(line, b[0])
-	}
-	if string(line) != "AGREE_UNIX_FD\r\n" {
-		return fmt.Errorf("the bus does not pass descriptors: %q", line)
+	case !strings.HasPrefix(first, "OK "):
+		return errors.New("dbus: authentication failed")
+	case second != "AGREE_UNIX_FD\r\n":
+		return fmt.Errorf("the bus does not pass descriptors: %q", second)
 	}
 	return nil
 }

@@ -5,15 +5,14 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/magikrun/magikpod/dbus"
+	"github.com/magikrun/magikpod/dbus/client"
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // program uses magikpod over D-Bus, on one connection.
 type program struct {
 	name     string
-	client   *dbus.Client
+	client   *client.Client
 	manifest []byte
 }
 
@@ -22,7 +21,7 @@ func newProgram(name, file string) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := dbus.Dial("")
+	client, err := client.Dial("")
 	return &program{name, client, text}, err
 }
 
@@ -45,7 +44,7 @@ func (p *program) exec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	code, err := p.client.Exec(ctx, path, "", runtime.Process{Args: []string{"true"}}, runtime.WinSize{})
+	code, err := p.client.Exec(ctx, path, "", client.Process{Args: []string{"true"}}, client.WinSize{})
 	if err == nil && code != 0 {
 		err = fmt.Errorf("exit status %d", code)
 	}
