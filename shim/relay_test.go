@@ -69,6 +69,19 @@ func (j *fakeJournal) next(t *testing.T) map[string]string {
 	}
 }
 
+// newWake stands for the descriptor of the signals that stop a relay; the relay closes it.
+func newWake(tb testing.TB) int {
+	tb.Helper()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return fd
+}
+
+// stop makes run drain and return. It must not have returned.
+func (r *relay) stop() { _, _ = unix.Write(r.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
 type testRelay struct {
 	*relay
 	dir, socket string
@@ -82,7 +95,7 @@ func startRelay(t *testing.T, config PauseConfig) *testRelay {
 	t.Helper()
 	r := &testRelay{dir: t.TempDir(), done: make(chan error, 1)}
 	var err error
-	r.relay, err = newRelay(r.dir, func(err error) {
+	r.relay, err = newRelay(r.dir, newWake(t), func(err error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.complaints = append(r.complaints, err.Error())
@@ -92,10 +105,8 @@ func startRelay(t *testing.T, config PauseConfig) *testRelay {
 	}
 	r.socket = filepath.Join(r.dir, "socket")
 	config.JournalSocket = r.socket
-	if config.Driver == LogFile {
-		r.sink = newCRILogs(&config)
-	} else {
-		r.sink = newJournal(&config, r.expired)
+	if err := r.openSink(&config); err != nil {
+		t.Fatal(err)
 	}
 	go func() { r.done <- r.run() }()
 	t.Cleanup(func() {
@@ -109,7 +120,7 @@ func startRelay(t *testing.T, config PauseConfig) *testRelay {
 func (r *testRelay) finish(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	r.relay.stop()
+	r.stop()
 	select {
 	case err := <-r.done:
 		if err != nil {
@@ -362,7 +373,7 @@ func TestParseLogName(t *testing.T) {
 
 func BenchmarkRelay(b *testing.B) {
 	dir := b.TempDir()
-	r, err := newRelay(dir, func(err error) { b.Error(err) })
+	r, err := newRelay(dir, newWake(b), func(err error) { b.Error(err) })
 	if err != nil {
 		b.Fatal(err)
 	}

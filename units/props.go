@@ -149,6 +149,8 @@ type PauseUnit struct {
 	Names PodNames
 	// Argv is the command; Argv[0] is an absolute path.
 	Argv []string
+	// StopSignal is SIGTERM when 0.
+	StopSignal syscall.Signal
 	// SharePID says that the command keeps the pod's PID namespace, and reports when it is there
 	// (READY=1).
 	SharePID bool
@@ -184,6 +186,9 @@ func PauseProps(u PauseUnit) []Property {
 		// As the kubelet's pause: the last process of the pod to be killed when memory is short.
 		prop("OOMScoreAdjust", int32(-998)),
 		prop("OOMPolicy", "continue"),
+	}
+	if u.StopSignal != 0 {
+		props = append(props, prop("KillSignal", int32(u.StopSignal)))
 	}
 	if slices := orderSlices(u.Pod, ""); len(slices) > 0 {
 		props = append(props, prop("Wants", slices))

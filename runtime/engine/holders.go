@@ -9,6 +9,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -77,7 +78,7 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox, p *corev1.Pod) err
 		return err
 	}
 	props := units.PauseProps(units.PauseUnit{
-		Pod: p, Names: s.names, SharePID: s.record.SharePID,
+		Pod: p, Names: s.names, SharePID: s.record.SharePID, StopSignal: shim.StopSignal,
 		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
 	})
 	m.remember(s)
