@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,10 +24,14 @@ const (
 	drainTime = 2 * time.Second
 )
 
+var newline = []byte{'\n'}
+
 // lineWriter is where the lines of one stream go. The line is only lent.
 type lineWriter interface {
-	// write writes a line without its newline; partial: more of the same line follows.
-	write(line []byte, partial bool) error
+	// write writes a line without its newline; partial: more of the same line follows. It may be
+	// kept back until flush. Both return how many lines are lost.
+	write(line []byte, partial bool) (lost int, err error)
+	flush() (lost int, err error)
 	// maxLine is the length at which lines are split, in bytes.
 	maxLine() int
 	close() error
@@ -288,9 +293,10 @@ func (r *relay) openWriter(name logName) lineWriter {
 // discard refuses every line, so that the loss is counted.
 type discard struct{ err error }
 
-func (d discard) write([]byte, bool) error { return d.err }
-func (d discard) maxLine() int             { return maxCRILine }
-func (d discard) close() error             { return nil }
+func (d discard) write([]byte, bool) (int, error) { return 1, d.err }
+func (d discard) flush() (int, error)             { return 0, nil }
+func (d discard) maxLine() int                    { return maxCRILine }
+func (d discard) close() error                    { return nil }
 
 // end takes what is left in the FIFOs of a container whose processes are gone, and removes them.
 func (r *relay) end(name logName) {
@@ -331,7 +337,13 @@ func (r *relay) read(s *stream) bool {
 		r.drop(s, true)
 		return false
 	}
+	before := r.lost
 	r.split(s, r.buffer[:n])
+	r.flush(s)
+	if r.lost > 0 && r.lost == before && len(s.pending) < n {
+		r.complain(errors.New("writing logs works again; lines lost: " + strconv.Itoa(r.lost)))
+		r.lost = 0
+	}
 	return true
 }
 
@@ -339,7 +351,7 @@ func (r *relay) read(s *stream) bool {
 func (r *relay) split(s *stream, data []byte) {
 	limit := s.out.maxLine()
 	for len(data) > 0 {
-		line, rest, whole := bytes.Cut(data, []byte{'\n'})
+		line, rest, whole := bytes.Cut(data, newline)
 		if room := limit - len(s.pending); len(line) > room {
 			r.emit(s, line[:room], true)
 			data = data[room:]
@@ -363,17 +375,21 @@ func (r *relay) emit(s *stream, line []byte, partial bool) {
 			s.pending = line[:0]
 		}
 	}
-	err := s.out.write(line, partial)
-	if err != nil {
-		r.lost++
-		if r.lost&(r.lost-1) == 0 { // the 1st, 2nd, 4th, ...
-			r.complain(fmt.Errorf("%w (%d lines lost, container %s)", err, r.lost, s.name.container))
-		}
-		return
-	}
-	if r.lost > 0 {
-		r.complain(errors.New("writing logs works again; lines lost: " + strconv.Itoa(r.lost)))
-		r.lost = 0
+	lost, err := s.out.write(line, partial)
+	r.count(s, lost, err)
+}
+
+func (r *relay) flush(s *stream) {
+	lost, err := s.out.flush()
+	r.count(s, lost, err)
+}
+
+// count complains of lost lines when their number has one more binary digit.
+func (r *relay) count(s *stream, lost int, err error) {
+	before := r.lost
+	r.lost += lost
+	if bits.Len(uint(r.lost)) > bits.Len(uint(before)) {
+		r.complain(fmt.Errorf("%w (%d lines lost, container %s)", err, r.lost, s.name.container))
 	}
 }
 
@@ -381,6 +397,7 @@ func (r *relay) emit(s *stream, line []byte, partial bool) {
 func (r *relay) drop(s *stream, remove bool) {
 	if len(s.pending) > 0 {
 		r.emit(s, nil, false)
+		r.flush(s)
 	}
 	if err := s.out.close(); err != nil {
 		r.complain(fmt.Errorf("cannot close log: %w", err))

@@ -357,6 +357,39 @@ func TestRelayCRI(t *testing.T) {
 	}
 }
 
+// TestRelayCRIFull: what does not fit on the disk is counted, and what does is whole lines.
+func TestRelayCRIFull(t *testing.T) {
+	needRoot(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=16k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(small, unix.MNT_DETACH)
+	r := startRelay(t, PauseConfig{Driver: LogFile, LogDir: small})
+	stdout, stderr := r.fifos(t, "c", 0)
+	const total = 400
+	if _, err := stdout.WriteString(strings.Repeat("0123456789012345678901234567890123456789\n", total)); err != nil {
+		t.Fatal(err)
+	}
+	ReleaseLogFIFOs(t.Context(), stdout, stderr)
+	waitGone(t, stdout.Name())
+	r.finish(t)
+	data, err := os.ReadFile(CRIPath(small, "c", 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := bytes.Count(data, newline)
+	if kept < 100 || kept >= total || !bytes.HasSuffix(data, newline) {
+		t.Errorf("%d lines are kept, the last one being %q", kept, data[max(len(data)-80, 0):])
+	}
+	if r.lost != total-kept {
+		t.Errorf("%d lines are lost, want %d less %d", r.lost, total, kept)
+	}
+	if len(r.complaints) == 0 || !strings.Contains(r.complaints[0], "no space left on device") {
+		t.Errorf("complaints: %q", r.complaints)
+	}
+}
+
 func TestParseLogName(t *testing.T) {
 	for name, ok := range map[string]bool{
 		"c.0.stdout": true, "my-app.12.stderr": true, "c.0.end": true, ".c.0.stdout": false, "c.01.stdout": false, "c.-1.stdout": false,
