@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +25,6 @@ type criLogs struct {
 	maxBytes int64
 	maxFiles int
 	files    map[string]*criFile // by path; the two streams of an attempt share one
-	buffer   []byte
 }
 
 func newCRILogs(config *PauseConfig) *criLogs {
@@ -42,7 +42,8 @@ type criFile struct {
 	path    string
 	file    *os.File
 	size    int64
-	streams int // that use it
+	streams int    // that use it
+	buffer  []byte // lines to be written
 }
 
 type criStream struct {
@@ -111,36 +112,56 @@ func (s *criStream) close() error {
 	return s.file.file.Close()
 }
 
-// write appends one line or a part of one; a torn write (full disk) is taken back, so that the file
-// stays readable.
-func (s *criStream) write(line []byte, partial bool) error {
+// write appends one line or a part of one to the buffer, which goes to the file when it is large,
+// when the file is full, or by flush.
+func (s *criStream) write(line []byte, partial bool) (lost int, err error) {
 	tag := CRIFull
 	if partial {
 		tag = CRIPartial
 	}
-	b := time.Now().UTC().AppendFormat(s.logs.buffer[:0], CRITime)
+	f := s.file
+	b := time.Now().UTC().AppendFormat(f.buffer, CRITime)
 	b = append(b, " "+s.stream+" "+tag+" "...)
 	b = append(b, line...)
-	b = append(b, '\n')
-	s.logs.buffer = b
-	f := s.file
+	f.buffer = append(b, '\n')
+	full := f.size+int64(len(f.buffer)) >= s.logs.maxBytes && !partial
+	if !full && len(f.buffer) < readSize {
+		return 0, nil
+	}
+	lost, err = f.flush()
+	if err == nil && full {
+		if err = f.rotate(s.logs.maxFiles); err != nil {
+			lost = 1
+		}
+	}
+	return lost, err
+}
+
+func (s *criStream) flush() (lost int, err error) { return s.file.flush() }
+
+// flush writes the buffer. A line that does not fit any more (full disk) is taken back, so that the
+// file stays readable; lost is how many do not.
+func (f *criFile) flush() (lost int, err error) {
+	b := f.buffer
+	if len(b) == 0 {
+		return 0, nil
+	}
+	f.buffer = b[:0]
 	if f.file == nil { // a rotation that failed half-way
 		if err := f.open(); err != nil {
-			return err
+			return bytes.Count(b, newline), err
 		}
 	}
 	n, err := f.file.Write(b)
-	if err != nil {
-		if n > 0 {
-			err = errors.Join(err, f.file.Truncate(f.size))
-		}
-		return fmt.Errorf("cannot write log: %w", err)
+	whole := bytes.LastIndexByte(b[:n], '\n') + 1
+	f.size += int64(whole)
+	if err == nil {
+		return 0, nil
 	}
-	f.size += int64(n)
-	if f.size >= s.logs.maxBytes && !partial {
-		return f.rotate(s.logs.maxFiles)
+	if n > whole {
+		err = errors.Join(err, f.file.Truncate(f.size))
 	}
-	return nil
+	return bytes.Count(b[whole:], newline), fmt.Errorf("cannot write log: %w", err)
 }
 
 // rotate renames the files one up, drops the oldest and begins a new one.

@@ -21,7 +21,7 @@ func TestSetLogPath(t *testing.T) {
 			t.Errorf("%q: %q (%v), want %q", tc.path, got, err, tc.want)
 		}
 	}
-	r, err := newRelay(fifos, func(error) {})
+	r, err := newRelay(fifos, newWake(t), func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}

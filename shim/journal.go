@@ -69,10 +69,11 @@ func (j *journal) open(name logName) (lineWriter, error) {
 	return &journalStream{journal: j, header: header}, nil
 }
 
-func (s *journalStream) maxLine() int { return maxJournalLine }
-func (s *journalStream) close() error { return nil }
+func (s *journalStream) maxLine() int        { return maxJournalLine }
+func (s *journalStream) flush() (int, error) { return 0, nil }
+func (s *journalStream) close() error        { return nil }
 
-func (s *journalStream) write(line []byte, partial bool) error {
+func (s *journalStream) write(line []byte, partial bool) (lost int, err error) {
 	j := s.journal
 	b := append(j.buffer[:0], s.header...)
 	if partial {
@@ -82,11 +83,13 @@ func (s *journalStream) write(line []byte, partial bool) error {
 	b = append(b, line...)
 	b = append(b, '\n')
 	j.buffer = b
-	err := j.send(b)
+	if err = j.send(b); err != nil {
+		lost = 1
+	}
 	if cap(j.buffer) > 4*readSize {
 		j.buffer = nil // do not keep a megabyte for one long line
 	}
-	return err
+	return lost, err
 }
 
 // send sends one entry, and waits for as long as that takes.

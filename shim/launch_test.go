@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -202,7 +201,7 @@ func TestLaunchFailures(t *testing.T) {
 }
 
 // TestPauseNamespaces checks that pause keeps the namespaces, announces itself, has a PID namespace
-// that reaps, and ends on SIGTERM.
+// that reaps, and ends on its signal.
 func TestPauseNamespaces(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -246,7 +245,7 @@ func TestPauseNamespaces(t *testing.T) {
 		}
 	}
 	begin := time.Now()
-	cmd.Process.Signal(syscall.SIGTERM)
+	cmd.Process.Signal(StopSignal)
 	if err := cmd.Wait(); err != nil || time.Since(begin) > 1900*time.Millisecond { // the drain of open pipes would take 2 s
 		t.Errorf("stopped after %s: %v", time.Since(begin), err)
 	}

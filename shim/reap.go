@@ -59,10 +59,7 @@ func (r *FirstProcess) Jailed() error {
 }
 
 // reaper is the first process of the pod's PID namespace.
-type reaper struct {
-	cmd   *exec.Cmd
-	pidfd int
-}
+type reaper struct{ pid, pidfd int }
 
 // startReaper starts this program once more in a new PID namespace, and writes its PID to pidFile.
 func startReaper(pidFile string) (*reaper, error) {
@@ -70,24 +67,26 @@ func startReaper(pidFile string) (*reaper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the pod's PID namespace: %w", err)
 	}
-	r := &reaper{cmd: first.Cmd, pidfd: -1}
-	r.cmd.SysProcAttr.PidFD = &r.pidfd
-	err = r.cmd.Start()
+	r := &reaper{pidfd: -1}
+	first.Cmd.SysProcAttr.PidFD = &r.pidfd
+	err = first.Cmd.Start()
 	started := err == nil
 	err = errors.Join(err, first.Jailed())
 	if err == nil && r.pidfd < 0 {
 		err = errors.New("the kernel has no pidfd")
 	}
 	if err == nil {
+		r.pid = first.Cmd.Process.Pid
 		temporary := pidFile + ".new"
-		err = os.WriteFile(temporary, []byte(strconv.Itoa(r.cmd.Process.Pid)+"\n"), 0o600)
+		err = os.WriteFile(temporary, []byte(strconv.Itoa(r.pid)+"\n"), 0o600)
 		if err == nil {
 			err = os.Rename(temporary, pidFile)
 		}
 	}
 	if err != nil {
 		if started {
-			r.stop()
+			_ = first.Cmd.Process.Kill()
+			_ = first.Cmd.Wait()
 		}
 		return nil, fmt.Errorf("cannot make the pod's PID namespace: %w", err)
 	}
@@ -96,11 +95,10 @@ func startReaper(pidFile string) (*reaper, error) {
 
 // stop ends the namespace: the kernel kills what is left in it.
 func (r *reaper) stop() {
-	_ = r.cmd.Process.Kill()
-	_ = r.cmd.Wait()
-	if r.pidfd >= 0 {
-		unix.Close(r.pidfd)
+	_ = unix.PidfdSendSignal(r.pidfd, unix.SIGKILL, nil, 0)
+	for unix.Waitid(unix.P_PIDFD, r.pidfd, nil, unix.WEXITED, nil) == unix.EINTR {
 	}
+	unix.Close(r.pidfd)
 }
 
 // Reap is PID 1 of a pod's PID namespace: orphans are collected until it is killed. No signal from
@@ -123,7 +121,8 @@ func Reap() int {
 
 // reap returns the reason why this process is not the program.
 func reap() error {
-	program, err := sealedProgram()
+	// A program that its user may not read is not dumpable from its first instruction on (execve(2)).
+	program, err := sealedProgram(reapProgram(), 0o111)
 	if err != nil {
 		return fmt.Errorf("make the first process's program: %w", err)
 	}
@@ -144,16 +143,23 @@ func reap() error {
 	if err != nil {
 		return err
 	}
-	var empty byte
 	noEnv := []*byte{nil}
 	// From here on this thread has next to no system calls: the runtime must not need one.
 	if err := confine.LoadFilter(reapFilter(program), 0); err != nil {
 		return err
 	}
-	_, _, errno := unix.RawSyscall6(unix.SYS_EXECVEAT, uintptr(program), uintptr(unsafe.Pointer(&empty)),
-		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&noEnv[0])), unix.AT_EMPTY_PATH, 0)
+	return fmt.Errorf("execute the first process's program: %w", executeFD(program, argv, noEnv))
+}
+
+// executeFD is execveat(2) of a descriptor. It returns only when that fails.
+//
+//go:nosplit
+func executeFD(fd int, argv, env []*byte) unix.Errno {
+	var empty byte
+	_, _, errno := unix.RawSyscall6(unix.SYS_EXECVEAT, uintptr(fd), uintptr(unsafe.Pointer(&empty)),
+		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&env[0])), unix.AT_EMPTY_PATH, 0)
 	runtime.KeepAlive(argv)
-	return fmt.Errorf("execute the first process's program: %w", errno)
+	return errno
 }
 
 // enterEmptyRoot gives this thread a mount namespace with nothing in it but an empty file system

@@ -36,8 +36,10 @@ const (
 // bytes: it makes itself unreadable to others, takes its name, and waits in ppoll(2) for ever. A
 // copy of magikshim in its place would take 3.4 MB of memory in each pod, since it must not be the
 // file that the host runs.
-func reapProgram() []byte {
-	code := slices.Concat(reapCode...)
+func reapProgram() []byte { return tinyProgram(slices.Concat(reapCode...)) }
+
+// tinyProgram is an ELF file of one segment, which begins to run at the first byte of code.
+func tinyProgram(code []byte) []byte {
 	size := uint64(reapEntry - reapBase + len(code))
 	header := reapFile{
 		Ident:   [16]byte{0x7f, 'E', 'L', 'F', 2, 1, 1}, // 64 bits, little-endian
@@ -51,9 +53,9 @@ func reapProgram() []byte {
 	return append(file, code...)
 }
 
-// sealedProgram is [reapProgram] in a file in memory that nobody can change: what is behind
-// /proc/1/exe is no file of the host's.
-func sealedProgram() (int, error) {
+// sealedProgram is a program in a file in memory that nobody can change: what is behind /proc/1/exe
+// of a pod is no file of the host's.
+func sealedProgram(program []byte, mode uint32) (int, error) {
 	fd, err := unix.MemfdCreate("magikshim", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // a kernel before 6.3
 		fd, err = unix.MemfdCreate("magikshim", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -61,12 +63,10 @@ func sealedProgram() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("memfd_create: %w", err)
 	}
-	program := reapProgram()
 	if n, err := unix.Write(fd, program); err != nil || n != len(program) {
 		return -1, fmt.Errorf("write: %d bytes: %w", n, err)
 	}
-	// A program that its user may not read is not dumpable from its first instruction on (execve(2)).
-	if err := unix.Fchmod(fd, 0o111); err != nil {
+	if err := unix.Fchmod(fd, mode); err != nil {
 		return -1, fmt.Errorf("fchmod: %w", err)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE

@@ -24,7 +24,7 @@ func startFirst(t *testing.T) int {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.stop)
-	return r.cmd.Process.Pid
+	return r.pid
 }
 
 // TestReapJail: what a process with CAP_SYS_PTRACE gets by looking at the first process of its PID

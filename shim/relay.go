@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,10 +24,14 @@ const (
 	drainTime = 2 * time.Second
 )
 
+var newline = []byte{'\n'}
+
 // lineWriter is where the lines of one stream go. The line is only lent.
 type lineWriter interface {
-	// write writes a line without its newline; partial: more of the same line follows.
-	write(line []byte, partial bool) error
+	// write writes a line without its newline; partial: more of the same line follows. It may be
+	// kept back until flush. Both return how many lines are lost.
+	write(line []byte, partial bool) (lost int, err error)
+	flush() (lost int, err error)
 	// maxLine is the length at which lines are split, in bytes.
 	maxLine() int
 	close() error
@@ -38,21 +43,23 @@ type logSink interface {
 }
 
 // relay moves the lines of a pod's containers from their FIFOs to a log driver. It is one loop
-// around epoll that never leaves its thread: no goroutine, no lock, one buffer. Its methods are
-// called from one goroutine; only stop may be called from any.
+// around epoll that never leaves its thread: no goroutine, no lock, one buffer.
 type relay struct {
 	dir      string
 	sink     logSink
 	complain func(error)
 
-	epoll, added, wake int
-	streams            map[int]*stream // by file descriptor
-	buffer             []byte
-	deadline           time.Time // of the drain; zero before stop
-	// extra is called when its descriptor becomes readable (the PID namespace's first process has
-	// ended).
+	epoll, added int
+	wake         int             // readable when the relay is to stop
+	streams      map[int]*stream // by file descriptor
+	buffer       []byte
+	deadline     time.Time // of the drain; zero before stop
+	// extraFD ends run when it becomes readable (the PID namespace's first process has ended).
 	extraFD int
-	lost    int // lines, since the last complaint
+	// config, when not nil, is what the relay dozes with after it has had nothing to do for so long.
+	config *PauseConfig
+	rest   time.Duration
+	lost   int // lines, since the last complaint
 }
 
 // stream is one open FIFO.
@@ -63,10 +70,14 @@ type stream struct {
 	pending []byte // the beginning of a line
 }
 
+func emptyRelay(dir string, wake int, complain func(error)) *relay {
+	return &relay{dir: dir, complain: complain, epoll: -1, added: -1, wake: wake, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
+}
+
 // newRelay listens for what is put into the directory; a FIFO that is put there from now on is not
-// missed.
-func newRelay(dir string, complain func(error)) (*relay, error) {
-	r := &relay{dir: dir, complain: complain, epoll: -1, added: -1, wake: -1, extraFD: -1, streams: map[int]*stream{}, buffer: make([]byte, readSize)}
+// missed. It stops when the descriptor wake becomes readable, which becomes its own.
+func newRelay(dir string, wake int, complain func(error)) (*relay, error) {
+	r := emptyRelay(dir, wake, complain)
 	fail := func(err error) (*relay, error) {
 		r.closeAll()
 		return nil, fmt.Errorf("cannot relay logs of %s: %w", dir, err)
@@ -78,9 +89,6 @@ func newRelay(dir string, complain func(error)) (*relay, error) {
 	if r.added, err = openWake(dir); err != nil {
 		return fail(err)
 	}
-	if r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return fail(err)
-	}
 	for _, fd := range []int{r.added, r.wake} {
 		if err := r.watch(fd); err != nil {
 			return fail(err)
@@ -89,14 +97,22 @@ func newRelay(dir string, complain func(error)) (*relay, error) {
 	return r, nil
 }
 
-func (r *relay) watch(fd int) error {
-	return unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+// openSink opens the log driver of a pod.
+func (r *relay) openSink(config *PauseConfig) error {
+	switch config.Driver {
+	case LogJournal, "":
+		r.sink = newJournal(config, r.expired)
+	case LogFile:
+		r.sink = newCRILogs(config)
+	default:
+		r.closeAll()
+		return fmt.Errorf("cannot relay logs: unknown driver %q", config.Driver)
+	}
+	return nil
 }
 
-// stop makes run drain and return. It may be called from any goroutine, as long as run has not returned.
-func (r *relay) stop() {
-	one := uint64(1)
-	_, _ = unix.Write(r.wake, (*[8]byte)(unsafe.Pointer(&one))[:])
+func (r *relay) watch(fd int) error {
+	return unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
 }
 
 // expired says that the drain's time is over.
@@ -107,10 +123,10 @@ func (r *relay) expired() bool {
 	return !r.deadline.IsZero() && !time.Now().Before(r.deadline)
 }
 
-// pollWake starts the drain if stop was called.
+// pollWake starts the drain if the relay is to stop.
 func (r *relay) pollWake() {
-	var count [8]byte
-	if n, err := unix.Read(r.wake, count[:]); err == nil && n == len(count) && r.deadline.IsZero() {
+	var why [unsafe.Sizeof(unix.SignalfdSiginfo{})]byte
+	if n, err := unix.Read(r.wake, why[:]); err == nil && n > 0 && r.deadline.IsZero() {
 		r.deadline = time.Now().Add(drainTime)
 	}
 }
@@ -118,11 +134,11 @@ func (r *relay) pollWake() {
 // errExtra ends run when the extra descriptor became readable.
 var errExtra = errors.New("the first process of the pod's PID namespace has ended")
 
-// run relays until stop was called and every FIFO has reached its end, or the drain's time is over.
+// run relays until it is to stop and every FIFO has reached its end, or the drain's time is over.
 func (r *relay) run() error {
 	defer r.closeAll()
 	if r.extraFD >= 0 {
-		if err := r.watch(r.extraFD); err != nil {
+		if err := r.watch(r.extraFD); err != nil && !errors.Is(err, unix.EEXIST) { // it has dozed
 			return fmt.Errorf("cannot relay logs: %w", err)
 		}
 	}
@@ -130,7 +146,10 @@ func (r *relay) run() error {
 	events := make([]unix.EpollEvent, 16)
 	for {
 		timeout := -1
-		if !r.deadline.IsZero() {
+		switch {
+		case r.mayDoze():
+			timeout = int(r.rest / time.Millisecond)
+		case !r.deadline.IsZero():
 			left := time.Until(r.deadline)
 			if len(r.streams) == 0 || left <= 0 {
 				return nil
@@ -143,6 +162,10 @@ func (r *relay) run() error {
 		}
 		if err != nil {
 			return fmt.Errorf("cannot relay logs: %w", err)
+		}
+		if n == 0 && r.mayDoze() {
+			r.complain(r.doze())
+			r.config = nil
 		}
 		for _, event := range events[:n] {
 			switch fd := int(event.Fd); fd {
@@ -160,6 +183,19 @@ func (r *relay) run() error {
 			}
 		}
 	}
+}
+
+// mayDoze says whether all that the relay knows is in its descriptors.
+func (r *relay) mayDoze() bool {
+	if r.config == nil || !r.deadline.IsZero() || r.lost > 0 {
+		return false
+	}
+	for _, s := range r.streams {
+		if len(s.pending) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // scan takes up everything that lies in the directory.
@@ -228,14 +264,7 @@ func (r *relay) add(name logName) {
 		}
 		r.drop(old, false) // replaced: a second start of the same attempt
 	}
-	out, err := r.sink.open(name)
-	if err != nil {
-		// Reading on with nowhere to write loses lines with a notice; not reading would stop the
-		// container.
-		r.complain(err)
-		out = discard{err}
-	}
-	s := &stream{fd: fd, name: name, out: out}
+	s := &stream{fd: fd, name: name, out: r.openWriter(name)}
 	if err := r.watch(fd); err != nil {
 		unix.Close(fd)
 		r.complain(fmt.Errorf("cannot watch log pipe %s: %w", path, err))
@@ -250,12 +279,24 @@ func (r *relay) add(name logName) {
 	r.read(s)
 }
 
+func (r *relay) openWriter(name logName) lineWriter {
+	out, err := r.sink.open(name)
+	if err != nil {
+		// Reading on with nowhere to write loses lines with a notice; not reading would stop the
+		// container.
+		r.complain(err)
+		return discard{err}
+	}
+	return out
+}
+
 // discard refuses every line, so that the loss is counted.
 type discard struct{ err error }
 
-func (d discard) write([]byte, bool) error { return d.err }
-func (d discard) maxLine() int             { return maxCRILine }
-func (d discard) close() error             { return nil }
+func (d discard) write([]byte, bool) (int, error) { return 1, d.err }
+func (d discard) flush() (int, error)             { return 0, nil }
+func (d discard) maxLine() int                    { return maxCRILine }
+func (d discard) close() error                    { return nil }
 
 // end takes what is left in the FIFOs of a container whose processes are gone, and removes them.
 func (r *relay) end(name logName) {
@@ -296,7 +337,13 @@ func (r *relay) read(s *stream) bool {
 		r.drop(s, true)
 		return false
 	}
+	before := r.lost
 	r.split(s, r.buffer[:n])
+	r.flush(s)
+	if r.lost > 0 && r.lost == before && len(s.pending) < n {
+		r.complain(errors.New("writing logs works again; lines lost: " + strconv.Itoa(r.lost)))
+		r.lost = 0
+	}
 	return true
 }
 
@@ -304,7 +351,7 @@ func (r *relay) read(s *stream) bool {
 func (r *relay) split(s *stream, data []byte) {
 	limit := s.out.maxLine()
 	for len(data) > 0 {
-		line, rest, whole := bytes.Cut(data, []byte{'\n'})
+		line, rest, whole := bytes.Cut(data, newline)
 		if room := limit - len(s.pending); len(line) > room {
 			r.emit(s, line[:room], true)
 			data = data[room:]
@@ -328,17 +375,21 @@ func (r *relay) emit(s *stream, line []byte, partial bool) {
 			s.pending = line[:0]
 		}
 	}
-	err := s.out.write(line, partial)
-	if err != nil {
-		r.lost++
-		if r.lost&(r.lost-1) == 0 { // the 1st, 2nd, 4th, ...
-			r.complain(fmt.Errorf("%w (%d lines lost, container %s)", err, r.lost, s.name.container))
-		}
-		return
-	}
-	if r.lost > 0 {
-		r.complain(errors.New("writing logs works again; lines lost: " + strconv.Itoa(r.lost)))
-		r.lost = 0
+	lost, err := s.out.write(line, partial)
+	r.count(s, lost, err)
+}
+
+func (r *relay) flush(s *stream) {
+	lost, err := s.out.flush()
+	r.count(s, lost, err)
+}
+
+// count complains of lost lines when their number has one more binary digit.
+func (r *relay) count(s *stream, lost int, err error) {
+	before := r.lost
+	r.lost += lost
+	if bits.Len(uint(r.lost)) > bits.Len(uint(before)) {
+		r.complain(fmt.Errorf("%w (%d lines lost, container %s)", err, r.lost, s.name.container))
 	}
 }
 
@@ -346,6 +397,7 @@ func (r *relay) emit(s *stream, line []byte, partial bool) {
 func (r *relay) drop(s *stream, remove bool) {
 	if len(s.pending) > 0 {
 		r.emit(s, nil, false)
+		r.flush(s)
 	}
 	if err := s.out.close(); err != nil {
 		r.complain(fmt.Errorf("cannot close log: %w", err))

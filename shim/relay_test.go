@@ -69,6 +69,19 @@ func (j *fakeJournal) next(t *testing.T) map[string]string {
 	}
 }
 
+// newWake stands for the descriptor of the signals that stop a relay; the relay closes it.
+func newWake(tb testing.TB) int {
+	tb.Helper()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return fd
+}
+
+// stop makes run drain and return. It must not have returned.
+func (r *relay) stop() { _, _ = unix.Write(r.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
 type testRelay struct {
 	*relay
 	dir, socket string
@@ -82,7 +95,7 @@ func startRelay(t *testing.T, config PauseConfig) *testRelay {
 	t.Helper()
 	r := &testRelay{dir: t.TempDir(), done: make(chan error, 1)}
 	var err error
-	r.relay, err = newRelay(r.dir, func(err error) {
+	r.relay, err = newRelay(r.dir, newWake(t), func(err error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.complaints = append(r.complaints, err.Error())
@@ -92,10 +105,8 @@ func startRelay(t *testing.T, config PauseConfig) *testRelay {
 	}
 	r.socket = filepath.Join(r.dir, "socket")
 	config.JournalSocket = r.socket
-	if config.Driver == LogFile {
-		r.sink = newCRILogs(&config)
-	} else {
-		r.sink = newJournal(&config, r.expired)
+	if err := r.openSink(&config); err != nil {
+		t.Fatal(err)
 	}
 	go func() { r.done <- r.run() }()
 	t.Cleanup(func() {
@@ -109,7 +120,7 @@ func startRelay(t *testing.T, config PauseConfig) *testRelay {
 func (r *testRelay) finish(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	r.relay.stop()
+	r.stop()
 	select {
 	case err := <-r.done:
 		if err != nil {
@@ -346,6 +357,39 @@ func TestRelayCRI(t *testing.T) {
 	}
 }
 
+// TestRelayCRIFull: what does not fit on the disk is counted, and what does is whole lines.
+func TestRelayCRIFull(t *testing.T) {
+	needRoot(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=16k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(small, unix.MNT_DETACH)
+	r := startRelay(t, PauseConfig{Driver: LogFile, LogDir: small})
+	stdout, stderr := r.fifos(t, "c", 0)
+	const total = 400
+	if _, err := stdout.WriteString(strings.Repeat("0123456789012345678901234567890123456789\n", total)); err != nil {
+		t.Fatal(err)
+	}
+	ReleaseLogFIFOs(t.Context(), stdout, stderr)
+	waitGone(t, stdout.Name())
+	r.finish(t)
+	data, err := os.ReadFile(CRIPath(small, "c", 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := bytes.Count(data, newline)
+	if kept < 100 || kept >= total || !bytes.HasSuffix(data, newline) {
+		t.Errorf("%d lines are kept, the last one being %q", kept, data[max(len(data)-80, 0):])
+	}
+	if r.lost != total-kept {
+		t.Errorf("%d lines are lost, want %d less %d", r.lost, total, kept)
+	}
+	if len(r.complaints) == 0 || !strings.Contains(r.complaints[0], "no space left on device") {
+		t.Errorf("complaints: %q", r.complaints)
+	}
+}
+
 func TestParseLogName(t *testing.T) {
 	for name, ok := range map[string]bool{
 		"c.0.stdout": true, "my-app.12.stderr": true, "c.0.end": true, ".c.0.stdout": false, "c.01.stdout": false, "c.-1.stdout": false,
@@ -362,7 +406,7 @@ func TestParseLogName(t *testing.T) {
 
 func BenchmarkRelay(b *testing.B) {
 	dir := b.TempDir()
-	r, err := newRelay(dir, func(err error) { b.Error(err) })
+	r, err := newRelay(dir, newWake(b), func(err error) { b.Error(err) })
 	if err != nil {
 		b.Fatal(err)
 	}

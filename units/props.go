@@ -153,6 +153,8 @@ type PauseUnit struct {
 	Names          PodNames
 	// Argv is the command; Argv[0] is an absolute path.
 	Argv []string
+	// StopSignal is SIGTERM when 0.
+	StopSignal syscall.Signal
 	// Notify says that the unit is up when the command keeps the pod's namespaces, as it reports
 	// (READY=1).
 	Notify bool
@@ -164,7 +166,7 @@ func PauseProps(u PauseUnit) []Property {
 	if u.Notify {
 		kind, access = "notify", "main"
 	}
-	return []Property{
+	props := []Property{
 		prop("Description", "pod "+u.Namespace+"/"+u.Pod+": pause"),
 		prop("Slice", u.Names.Slice),
 		prop("Type", kind),
@@ -188,6 +190,10 @@ func PauseProps(u PauseUnit) []Property {
 		prop("OOMScoreAdjust", int32(-998)),
 		prop("OOMPolicy", "continue"),
 	}
+	if u.StopSignal != 0 {
+		props = append(props, prop("KillSignal", int32(u.StopSignal)))
+	}
+	return props
 }
 
 const (

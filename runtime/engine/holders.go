@@ -9,6 +9,7 @@ import (
 
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
+	"github.com/magikrun/magikpod/shim"
 	"github.com/magikrun/magikpod/units"
 )
 
@@ -86,7 +87,7 @@ func (m *Manager) startPause(ctx context.Context, s *sandbox) error {
 		return err
 	}
 	return m.startHolder(ctx, s, s.holders[0], units.PauseProps(units.PauseUnit{
-		Namespace: s.ref.Namespace, Pod: s.ref.Name, Names: s.names, Notify: !s.record.NetworkOnly,
+		Namespace: s.ref.Namespace, Pod: s.ref.Name, Names: s.names, Notify: !s.record.NetworkOnly, StopSignal: shim.StopSignal,
 		Argv: []string{m.config.ShimPath, "pause", "--config", filepath.Join(s.dir, pauseName)},
 	}))
 }
