@@ -39,6 +39,9 @@ func Clone(source string, attributes uint64) (*Tree, error) {
 	return t, nil
 }
 
+// Path leads to the copy in this process, and in a child of it until that executes a program.
+func (t *Tree) Path() string { return fmt.Sprintf("/proc/self/fd/%d", t.fd) }
+
 // Close lets go of the copy. What is mounted stays.
 func (t *Tree) Close() { unix.Close(t.fd) }
 
