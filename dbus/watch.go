@@ -90,10 +90,7 @@ func (s *Server) maySubscribe(u *user) bool {
 // subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too
 // many such clients.
 func (s *Server) subscribeClient(sender string, u *user) error {
-	w, err := s.keep(sender)
-	if err != nil {
-		return err
-	}
+	w := s.keep(sender)
 	defer s.release(sender, w)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,29 +119,25 @@ func (s *Server) unsubscribeClient(sender string) {
 	}
 }
 
-// keep adds a user to the client's watch. Unavailable: the client has left.
-func (s *Server) keep(sender string) (*watch, error) {
+// keep adds a user to the client's watch. Nobody waits for the bus, which may say that the client
+// left before we looked.
+func (s *Server) keep(sender string) *watch {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	w := s.watches[sender]
-	fresh := w == nil
-	if fresh {
+	if w == nil {
 		w = &watch{gone: make(chan struct{})}
 		s.watches[sender] = w
+		s.wg.Go(func() {
+			var here bool
+			err := s.conn.BusObject().CallWithContext(s.ctx, busDriver+".NameHasOwner", 0, sender).Store(&here)
+			if err != nil || !here {
+				s.clientGone(sender)
+			}
+		})
 	}
 	w.users++
-	s.mu.Unlock()
-	// A second user doesn't wait for the answer: the first one finds out when the client left in
-	// between.
-	if !fresh {
-		return w, nil
-	}
-	var here bool
-	err := s.conn.BusObject().CallWithContext(s.ctx, busDriver+".NameHasOwner", 0, sender).Store(&here)
-	if err != nil || !here {
-		s.clientGone(sender)
-		return nil, pod.Errorf(pod.Unavailable, "cannot follow the client %s: it has left the bus", sender)
-	}
-	return w, nil
+	return w
 }
 
 // release takes a user off the client's watch.
@@ -161,11 +154,8 @@ func (s *Server) release(sender string, w *watch) {
 }
 
 // whileThere returns a context that ends when the client leaves the bus.
-func (s *Server) whileThere(ctx context.Context, sender string) (context.Context, func(), error) {
-	w, err := s.keep(sender)
-	if err != nil {
-		return nil, nil, err
-	}
+func (s *Server) whileThere(ctx context.Context, sender string) (context.Context, func()) {
+	w := s.keep(sender)
 	ctx, cancel := context.WithCancel(ctx)
 	s.wg.Go(func() {
 		select {
@@ -174,7 +164,7 @@ func (s *Server) whileThere(ctx context.Context, sender string) (context.Context
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() { cancel(); s.release(sender, w) }, nil
+	return ctx, func() { cancel(); s.release(sender, w) }
 }
 
 // subscribers lists the clients that are sent everything.
