@@ -57,7 +57,7 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	if err := os.Mkdir(x.cgroup, 0o755); err != nil {
 		return status, pod.Errorf(pod.Internal, "cannot make cgroup: %w", err)
 	}
-	defer x.removeCgroup()
+	defer x.c.Unit.Background(x.removeCgroup)
 	if x.p.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, x.p.Timeout, errTimeout(x.p.Timeout))
@@ -71,10 +71,8 @@ const removeTime = 4 * time.Second
 
 // removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes
 // that it has left behind on purpose stay in it until the container ends.
-func (x *execution) removeCgroup() {
-	if err := cgroup.Remove(x.cgroup); errors.Is(err, unix.EBUSY) {
-		x.c.Unit.Background(func(ctx context.Context) { _ = cgroup.RemoveWithin(x.cgroup, removeTime, ctx.Done()) })
-	}
+func (x *execution) removeCgroup(ctx context.Context) {
+	_ = cgroup.RemoveWithin(x.cgroup, removeTime, ctx.Done())
 }
 
 // pidName is the file that the OCI runtime writes the PID of an exec's process to.
