@@ -312,15 +312,6 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o pod.LogOpti
 // taken it. With an error of a command that could not be executed come 126 or 127, and the reason
 // is on p's Stderr or terminal already.
 func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
-	return c.exec(ctx, path, PodInterface+".Exec", []any{container}, p, size)
-}
-
-// ExecInPod is Exec in a pod that is given by its name.
-func (c *Client) ExecInPod(ctx context.Context, namespace, name, container string, p runtime.Process, size runtime.WinSize) (code int, err error) {
-	return c.exec(ctx, ManagerPath, ManagerInterface+".ExecInPod", []any{namespace, name, container}, p, size)
-}
-
-func (c *Client) exec(ctx context.Context, path godbus.ObjectPath, method string, where []any, p runtime.Process, size runtime.WinSize) (code int, err error) {
 	opts := given(map[string]any{
 		"tty": p.TTY, "env": p.Env, "working_dir": p.WorkingDir, "user": p.User, "rows": size.Rows, "cols": size.Cols,
 	})
@@ -331,7 +322,7 @@ func (c *Client) exec(ctx context.Context, path godbus.ObjectPath, method string
 	defer files.close() // a read of the caller's own input goes on until there is some
 	var job godbus.ObjectPath
 	fd := func(i int) godbus.UnixFD { return godbus.UnixFD(files.process[i].Fd()) }
-	if err := c.call(ctx, path, method, append(where, p.Args, opts, fd(0), fd(1), fd(2)), &job); err != nil {
+	if err := c.pod(ctx, path, "Exec", []any{container, p.Args, opts, fd(0), fd(1), fd(2)}, &job); err != nil {
 		return 0, err
 	}
 	files.start()

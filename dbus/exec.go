@@ -38,15 +38,6 @@ func (c *call) exec() ([]any, error) {
 	return []any{path}, nil
 }
 
-// execInPod serves ExecInPod: GetPod and Exec in one call.
-func (c *call) execInPod() (out []any, err error) {
-	if c.path, err = c.named(c.body[0].(string), c.body[1].(string)); err != nil {
-		return nil, err
-	}
-	c.body = c.body[2:]
-	return c.exec()
-}
-
 // openTerminal serves OpenTerminal: the client gets one end of a socket, whose other end is the
 // terminal's input and output.
 func (c *call) openTerminal() ([]any, error) {

@@ -9,7 +9,6 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 
 	"github.com/magikrun/magikpod/pod"
-	"github.com/magikrun/magikpod/runtime"
 )
 
 // strict refuses to read and to exec once it is set.
@@ -81,21 +80,5 @@ func TestNobodyToWatch(t *testing.T) {
 	ctx, release := s.whileThere(t.Context(), ":1.987654321")
 	defer release()
 	<-ctx.Done()
-	waitIdle(t, s)
-}
-
-// TestExecInPod: the pod is found by its name, in the default namespace too, and a missing one is reported.
-func TestExecInPod(t *testing.T) {
-	s, _, c, _ := serve(t, rule{ActionRead: true})
-	if _, err := c.Run(t.Context(), []byte(webYAML), pod.RunOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	p := runtime.Process{Args: []string{"sh", "-c", "exit 7"}}
-	for name, want := range map[[2]string]pod.Kind{{"", "web"}: "", {"default", "web"}: "", {"", "no"}: pod.NotFound, {"no", "web"}: pod.NotFound, {"", "A B"}: pod.Invalid} {
-		code, err := c.ExecInPod(t.Context(), name[0], name[1], "c", p, runtime.WinSize{})
-		if pod.KindOf(err) != want || err == nil && code != 7 {
-			t.Errorf("%q: %d, %v; want 7 or %q", name, code, err, want)
-		}
-	}
 	waitIdle(t, s)
 }

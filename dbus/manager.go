@@ -25,7 +25,6 @@ var managerMethods = []method{
 	{name: "ValidateManifest", in: "s", out: "a(sss)", action: ActionRead, max: maxManifestCall, heavy: true, bound: true, handle: (*call).validate},
 	{name: "GetPod", in: "ss", out: "o", action: ActionRead, handle: (*call).getPod},
 	{name: "GetPodByPID", in: "u", out: "o", action: ActionRead, handle: (*call).getPodByPID},
-	{name: "ExecInPod", in: "sssasa{sv}hhh", out: "o", action: ActionExec, max: maxExecCall, handle: (*call).execInPod},
 	{name: "ListPods", out: "a(sssssuo)", action: ActionRead, heavy: true, bound: true, handle: (*call).listPods},
 	{name: "DescribePods", in: "s", out: "a(oa{sv})", action: ActionRead, heavy: true, bound: true, handle: (*call).describePods},
 	{name: "ListJobs", out: "a(usso)", action: ActionRead, handle: (*call).listJobs},
@@ -122,26 +121,20 @@ func (c *call) getPod() ([]any, error) {
 	if err := c.store(&namespace, &name); err != nil {
 		return nil, err
 	}
-	path, err := c.named(namespace, name)
-	if err != nil {
-		return nil, err
-	}
-	return []any{path}, nil
-}
-
-// named finds a pod by its name.
-func (c *call) named(namespace, name string) (godbus.ObjectPath, error) {
 	if namespace == "" {
 		namespace = pod.DefaultNamespace
 	}
 	if err := checkName("namespace", namespace); err != nil {
-		return "", err
+		return nil, err
 	}
 	if err := checkName("pod", name); err != nil {
-		return "", err
+		return nil, err
 	}
 	d, err := c.server.backend.Get(namespace, name)
-	return PodPath(d.UID), err
+	if err != nil {
+		return nil, err
+	}
+	return []any{PodPath(d.UID)}, nil
 }
 
 func (c *call) getPodByPID() ([]any, error) {

@@ -32,15 +32,7 @@ func execCommand(a *app) *cobra.Command {
 			if cmd.ArgsLenAtDash() == 2 && isType(args[0]) {
 				words = 2 // pod POD -- COMMAND
 			}
-			arg, err := a.onePod(cmd.Context(), args[:words])
-			if err != nil {
-				return err
-			}
-			namespace, name, err := a.split(arg)
-			if err != nil {
-				return err
-			}
-			c, err := a.client()
+			c, path, err := a.podOf(cmd.Context(), args[:words])
 			if err != nil {
 				return err
 			}
@@ -60,7 +52,7 @@ func execCommand(a *app) *cobra.Command {
 				defer restore()
 				ctx = context.WithoutCancel(ctx)
 			}
-			code, err := c.ExecInPod(ctx, namespace, name, container, p, size)
+			code, err := c.Exec(ctx, path, container, p, size)
 			if err != nil && code != runtime.ExitNotExecutable && code != runtime.ExitNotFound { // then the OCI runtime has said why
 				return err
 			}
