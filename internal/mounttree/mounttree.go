@@ -39,8 +39,9 @@ func Clone(source string, attributes uint64) (*Tree, error) {
 	return t, nil
 }
 
-// Path leads to the copy in this process, and in a child of it until that executes a program.
-func (t *Tree) Path() string { return fmt.Sprintf("/proc/self/fd/%d", t.fd) }
+// Path leads to the copy, in this process and in its children. It is not in /proc/self: before a
+// child executes a program, os/exec may have put another file in the descriptor's place.
+func (t *Tree) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), t.fd) }
 
 // Close lets go of the copy. What is mounted stays.
 func (t *Tree) Close() { unix.Close(t.fd) }

@@ -53,3 +53,32 @@ func TestStartFromClone(t *testing.T) {
 		t.Errorf("a program that is gone: %v", err)
 	}
 }
+
+// TestStartWithDescriptors: the descriptors of a program that starts, which os/exec moves about, do
+// not get into the way of the mount's.
+func TestStartWithDescriptors(t *testing.T) {
+	r := &ociRuntime{ociKind: ociKind{cloned: "CLONED=yes"}, path: "/bin/true"}
+	var files []*os.File
+	for range 16 { // the mount gets the next number
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	if !r.clone.follow(r.path) {
+		t.Fatal("there is no mount")
+	}
+	for _, f := range files[:8] {
+		f.Close()
+	}
+	for _, f := range files[8:] {
+		cmd := exec.Command(r.path)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, f
+		if err := r.start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+	}
+}
