@@ -118,11 +118,7 @@ func (c *call) startExec(container string, p runtime.Process, size runtime.WinSi
 		finish(c.ctx)
 		return "", err
 	}
-	ctx, release, err := s.whileThere(c.ctx, c.sender)
-	if err != nil {
-		finish(c.ctx)
-		return "", err
-	}
+	ctx, release := s.whileThere(c.ctx, c.sender)
 	s.wg.Add(1)
 	id, err := s.backend.Exec(ctx, ref, container, p, size, func(ctx context.Context) {
 		finish(ctx)

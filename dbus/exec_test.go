@@ -77,3 +77,12 @@ func TestExecIsAJob(t *testing.T) {
 	c.Close() // ends the exec
 	waitIdle(t, s)
 }
+
+// TestNobodyToWatch: what is done for a client that had left before it was watched ends.
+func TestNobodyToWatch(t *testing.T) {
+	s, _, _, _ := serve(t, nil)
+	ctx, release := s.whileThere(t.Context(), ":1.987654321")
+	defer release()
+	<-ctx.Done()
+	waitIdle(t, s)
+}

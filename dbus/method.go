@@ -133,10 +133,7 @@ func (m boundMethod) Call(args ...any) (out []any, err error) {
 		return nil, err
 	}
 	if m.method.bound {
-		ctx, release, err := m.server.whileThere(c.ctx, c.sender)
-		if err != nil {
-			return nil, err
-		}
+		ctx, release := m.server.whileThere(c.ctx, c.sender)
 		defer release()
 		c.ctx = ctx
 	}

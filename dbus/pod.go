@@ -133,10 +133,7 @@ func (c *call) getLogs() ([]any, error) {
 	}
 	ctx := c.ctx
 	if o.Follow { // it waits for a container that has not been started yet, but not longer than the client does
-		there, release, err := c.server.whileThere(ctx, c.sender)
-		if err != nil {
-			return nil, err
-		}
+		there, release := c.server.whileThere(ctx, c.sender)
 		defer release()
 		ctx = there
 	}

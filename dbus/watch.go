@@ -90,10 +90,7 @@ func (s *Server) maySubscribe(u *user) bool {
 // subscribeClient makes the client hear everything until it leaves. Exhausted: its user has too
 // many such clients.
 func (s *Server) subscribeClient(sender string, u *user) error {
-	w, err := s.keep(sender)
-	if err != nil {
-		return err
-	}
+	w := s.keep(sender)
 	defer s.release(sender, w)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,8 +119,9 @@ func (s *Server) unsubscribeClient(sender string) {
 	}
 }
 
-// keep adds a user to the client's watch. Unavailable: the client has left.
-func (s *Server) keep(sender string) (*watch, error) {
+// keep adds a user to the client's watch. Nobody waits for the bus, which may say that the client
+// left before we looked.
+func (s *Server) keep(sender string) *watch {
 	s.mu.Lock()
 	w := s.watches[sender]
 	fresh := w == nil
@@ -134,17 +132,17 @@ func (s *Server) keep(sender string) (*watch, error) {
 	w.users++
 	s.mu.Unlock()
 	// A client that the gate knows has not left before the watch was there: clientGone tells the gate
-	// first. A second user doesn't wait for the answer: the first one finds out.
-	if !fresh || s.gate.userOf(sender) != nil {
-		return w, nil
+	// first.
+	if fresh && s.gate.userOf(sender) == nil {
+		s.wg.Go(func() {
+			var here bool
+			err := s.conn.BusObject().CallWithContext(s.ctx, busDriver+".NameHasOwner", 0, sender).Store(&here)
+			if err != nil || !here {
+				s.clientGone(sender)
+			}
+		})
 	}
-	var here bool
-	err := s.conn.BusObject().CallWithContext(s.ctx, busDriver+".NameHasOwner", 0, sender).Store(&here)
-	if err != nil || !here {
-		s.clientGone(sender)
-		return nil, pod.Errorf(pod.Unavailable, "cannot follow the client %s: it has left the bus", sender)
-	}
-	return w, nil
+	return w
 }
 
 // release takes a user off the client's watch.
@@ -161,11 +159,8 @@ func (s *Server) release(sender string, w *watch) {
 }
 
 // whileThere returns a context that ends when the client leaves the bus.
-func (s *Server) whileThere(ctx context.Context, sender string) (context.Context, func(), error) {
-	w, err := s.keep(sender)
-	if err != nil {
-		return nil, nil, err
-	}
+func (s *Server) whileThere(ctx context.Context, sender string) (context.Context, func()) {
+	w := s.keep(sender)
 	ctx, cancel := context.WithCancel(ctx)
 	s.wg.Go(func() {
 		select {
@@ -174,7 +169,7 @@ func (s *Server) whileThere(ctx context.Context, sender string) (context.Context
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() { cancel(); s.release(sender, w) }, nil
+	return ctx, func() { cancel(); s.release(sender, w) }
 }
 
 // subscribers lists the clients that are sent everything.

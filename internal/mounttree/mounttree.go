@@ -39,6 +39,10 @@ func Clone(source string, attributes uint64) (*Tree, error) {
 	return t, nil
 }
 
+// Path leads to the copy, in this process and in its children. It is not in /proc/self: before a
+// child executes a program, os/exec may have put another file in the descriptor's place.
+func (t *Tree) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), t.fd) }
+
 // Close lets go of the copy. What is mounted stays.
 func (t *Tree) Close() { unix.Close(t.fd) }
 

@@ -99,6 +99,8 @@ func TestExec(t *testing.T) {
 		user.User = "app"
 		byNumber := shell("id -u; id -g; echo $HOME")
 		byNumber.User = "4000:4001"
+		long := shell("echo ${#A} ${#B}") // more than a pipe holds
+		long.Env = []string{"A=" + strings.Repeat("a", 100_000), "B=" + strings.Repeat("b", 100_000)}
 		env := shell("echo $A $B; pwd")
 		env.Env, env.WorkingDir = []string{"A=1", "B=2", "A=3"}, "/tmp"
 		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -117,6 +119,7 @@ func TestExec(t *testing.T) {
 			"user":      {user, "1000\n1000\n1000 2000\n/home/app\n", "", 0, 0},
 			"number":    {byNumber, "4000\n4001\n/\n", "", 0, 0},
 			"env":       {env, "3 2\n/tmp\n", "", 0, 0},
+			"long":      {long, "100000 100000\n", "", 0, 0},
 			"score":     {shell("cat /proc/self/oom_score_adj"), "1000\n", "", 0, 0},
 			"no stdin":  {shell("cat; echo end"), "end\n", "", 0, 0},
 			"processes": {shell("cat /proc/1/cmdline"), "sleep\x001000\x00", "", 0, 0},

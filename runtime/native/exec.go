@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -16,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/magikrun/magikpod/internal/atomicfile"
 	"github.com/magikrun/magikpod/internal/cgroup"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
@@ -30,6 +31,7 @@ type execution struct {
 	p      runtime.Process
 	dir    string // its files, below the bundle
 	cgroup string // its own, a child of the container's
+	spec   []byte // what the OCI runtime is to run
 	score  int    // oom_score_adj
 }
 
@@ -45,17 +47,17 @@ func (x *execution) run(ctx context.Context) (status runtime.ExitStatus, err err
 	if err != nil {
 		return status, err
 	}
+	if x.spec, err = json.Marshal(process); err != nil {
+		return status, pod.WithKind(pod.Internal, err)
+	}
 	if err := os.Mkdir(x.dir, 0o700); err != nil {
 		return status, pod.WithKind(pod.Internal, err)
 	}
 	defer os.RemoveAll(x.dir)
-	if err := atomicfile.SaveJSON(x.path("process.json"), process); err != nil {
-		return status, pod.WithKind(pod.Internal, err)
-	}
 	if err := os.Mkdir(x.cgroup, 0o755); err != nil {
 		return status, pod.Errorf(pod.Internal, "cannot make cgroup: %w", err)
 	}
-	defer x.removeCgroup()
+	defer x.c.Unit.Background(x.removeCgroup)
 	if x.p.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, x.p.Timeout, errTimeout(x.p.Timeout))
@@ -69,10 +71,8 @@ const removeTime = 4 * time.Second
 
 // removeCgroup removes the cgroup of a process as soon as what was killed in it is gone. Processes
 // that it has left behind on purpose stay in it until the container ends.
-func (x *execution) removeCgroup() {
-	if err := cgroup.Remove(x.cgroup); errors.Is(err, unix.EBUSY) {
-		x.c.Unit.Background(func(ctx context.Context) { _ = cgroup.RemoveWithin(x.cgroup, removeTime, ctx.Done()) })
-	}
+func (x *execution) removeCgroup(ctx context.Context) {
+	_ = cgroup.RemoveWithin(x.cgroup, removeTime, ctx.Done())
 }
 
 // pidName is the file that the OCI runtime writes the PID of an exec's process to.
@@ -102,7 +102,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	if ctx.Err() != nil {
 		return runtime.ExitStatus{}, pod.WithKind(pod.Unavailable, context.Cause(ctx))
 	}
-	argv := x.withScore(x.kind.execArgv(x.path("log"), x.path("process.json"), x.path(pidName), filepath.Base(x.cgroup), x.p.TTY, x.c.ID))
+	argv := x.kind.execArgv(x.path("log"), specPath, x.path(pidName), filepath.Base(x.cgroup), x.p.TTY, x.c.ID)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = x.kind.env(), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
@@ -122,7 +122,7 @@ func (x *execution) supervise(ctx context.Context) (runtime.ExitStatus, error) {
 	if thaw != nil {
 		defer thaw()
 	}
-	if err = cmd.Start(); err == nil {
+	if err = x.start(cmd); err == nil {
 		stop := context.AfterFunc(ctx, x.kill)
 		x.thawWhenEntered(cmd.Process.Pid, thaw)
 		err = cmd.Wait()
@@ -151,15 +151,31 @@ func handOver(cmd *exec.Cmd, p runtime.Process) {
 	}
 }
 
-// withScore makes argv run with the OOM score of the container: the process would have the daemon's
-// (crun exec leaves the score alone), and the daemon wants to be spared. Only the process itself
-// can set it before it is more than one.
-func (x *execution) withScore(argv []string) []string {
-	if x.score == crun.OwnOOMScore() {
-		return argv
+// specPath is where the OCI runtime reads what it is to run: the second of cmd.ExtraFiles. The
+// first is a terminal's (crun.ConsolePath).
+const specPath = "/proc/self/fd/4"
+
+// start starts the OCI runtime, and only then says what it is to run. By that time the OCI runtime
+// has the OOM score of the container, and passes it on: the process would have the daemon's (crun
+// exec leaves the score alone), and the daemon wants to be spared.
+func (x *execution) start(cmd *exec.Cmd) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
 	}
-	script := "echo " + strconv.Itoa(x.score) + ` > /proc/self/oom_score_adj; exec "$@"`
-	return append([]string{"/bin/sh", "-c", script, "sh"}, argv...)
+	cmd.ExtraFiles = append(append(cmd.ExtraFiles, nil)[:1], read)
+	err = x.kind.start(cmd)
+	_ = read.Close()
+	if err != nil {
+		_ = write.Close()
+		return err
+	}
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte(strconv.Itoa(x.score)), 0) // it may have just ended
+	go func() {                                                                                                // it may be more than a pipe holds
+		_, _ = write.Write(x.spec)
+		_ = write.Close()
+	}()
+	return nil
 }
 
 // kill ends all processes of this exec: what it has started, and the OCI runtime that waits for it.

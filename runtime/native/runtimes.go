@@ -27,6 +27,9 @@ type ociKind struct {
 	subCgroup string
 	// ownGroup says that `exec` leaves the process in the cgroup that was made for it.
 	ownGroup bool
+	// cloned is what crun has in its environment when it starts itself anew from a read-only mount
+	// of its program (CVE-2019-5736). With that mount made before, it need not.
+	cloned string
 	// consoleSocket says that `exec` sends the master of the process's terminal over a socket, and
 	// waits for the process all the same. Without it `exec` copies between its own terminal and the
 	// process's.
@@ -39,7 +42,7 @@ type ociKind struct {
 var ociKinds = []ociKind{
 	// crun with the cgroupfs manager tries for seconds to enable controllers in a cgroup that has
 	// processes; disabled, limits and device rules are the unit's alone.
-	{name: "crun", cgroups: []string{"--cgroup-manager=disabled"}, ownGroup: true, consoleSocket: true},
+	{name: "crun", cgroups: []string{"--cgroup-manager=disabled"}, ownGroup: true, consoleSocket: true, cloned: "_LIBCONTAINER_CLONED_BINARY=1"},
 	{name: "runc", subCgroup: "launch", ownGroup: true},
 	{name: "youki", subCgroup: "launch", consoleSocket: true},
 }
@@ -53,6 +56,7 @@ type ociRuntime struct {
 	path    string // absolute
 	version string // "1.8.1"; empty when it prints none
 	root    string // its state: RunDir/runtime/NAME
+	clone   clone  // of path
 }
 
 // findRuntime finds the OCI runtime by name, by absolute path (whose last element must begin with a
@@ -129,7 +133,7 @@ func (r *ociRuntime) createArgv(log, bundle, pidFile, id string) []string {
 // startArgv starts a created container.
 func (r *ociRuntime) startArgv(log, id string) []string { return r.argv(log, "start", id) }
 
-// execArgv runs the process of a file (OCI runtime-spec, process) in a running container. With
+// execArgv runs the process of a file or pipe (OCI runtime-spec, process) in a running container. With
 // cgroup, an OCI runtime that has cgroups of its own puts it in that child of the container's.
 func (r *ociRuntime) execArgv(log, process, pidFile, cgroup string, tty bool, id string) []string {
 	rest := []string{"exec", "--process=" + process, "--pid-file=" + pidFile}
