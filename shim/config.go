@@ -59,6 +59,10 @@ type LaunchConfig struct {
 	PIDFile string   `json:"pidFile,omitempty"`
 	// Env is the whole environment of the OCI runtime, KEY=VALUE.
 	Env []string `json:"env,omitempty"`
+	// Cloned, KEY=VALUE, is what an OCI runtime has in its environment that runs from a read-only
+	// mount of its program, as crun does of its own accord (CVE-2019-5736): with Start it is started
+	// from such a mount, and not twice.
+	Cloned string `json:"cloned,omitempty"`
 	// Notify adds NOTIFY_SOCKET to Env: Argv notifies the service manager itself when it is ready.
 	Notify bool `json:"notify,omitempty"`
 	// FiltersCalls is for the unit that launch is started in (units.ContainerUnit), not for launch:

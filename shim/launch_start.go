@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/magikrun/magikpod/internal/mounttree"
 	"github.com/magikrun/magikpod/internal/nsfile"
 	"github.com/magikrun/magikpod/internal/sdnotify"
 )
@@ -99,6 +100,12 @@ func whoIsToBlame(config *LaunchConfig, failed error) error {
 func runOCI(config *LaunchConfig, argv []string) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append([]string{}, config.Env...) // never nil, which would be our own
+	if config.Cloned != "" {
+		if tree, err := mounttree.Clone(argv[0], unix.MOUNT_ATTR_RDONLY); err == nil { // else it makes one itself
+			defer tree.Close()
+			cmd.Path, cmd.Env = tree.Path(), append(cmd.Env, config.Cloned)
+		}
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := cmd.Run()
 	if _, ok := errors.AsType[*exec.ExitError](err); err == nil || ok {

@@ -169,9 +169,10 @@ func TestLaunchStart(t *testing.T) {
 	dir := t.TempDir()
 	noted := filepath.Join(t.TempDir(), "noted")
 	m := listenManager(t, noted, func() { time.Sleep(200 * time.Millisecond) })
-	oci := fakeRuntime(t, noted, "", "")
+	mount := `echo "$CLONED $(test -w $0; echo $?)" >> ` + noted
+	oci := fakeRuntime(t, noted, mount, mount)
 	config := launchConfig(t, dir, oci, "create", filepath.Join(t.TempDir(), "pid"))
-	config.Start, config.PIDFile = []string{oci, "start"}, config.Argv[2]
+	config.Start, config.PIDFile, config.Cloned = []string{oci, "start"}, config.Argv[2], "CLONED=yes"
 	t.Cleanup(func() { killFirst(t, config.PIDFile) })
 	if output, status := runStart(t, config, m); status != 0 || output != "x\n" {
 		t.Fatalf("status %d, output %q", status, output)
@@ -185,7 +186,8 @@ func TestLaunchStart(t *testing.T) {
 		t.Errorf("notified %q, want %q", got, want)
 	}
 	data, err := os.ReadFile(noted)
-	wantNoted := "create NOTIFY_SOCKET=\n" + want[0] + "\nBARRIER=1\nbarrier over\nstart\n" + want[2] + "\n"
+	readOnly := "yes 1\n" // from a mount that nobody can write to
+	wantNoted := "create NOTIFY_SOCKET=\n" + readOnly + want[0] + "\nBARRIER=1\nbarrier over\nstart\n" + readOnly + want[2] + "\n"
 	if err != nil || string(data) != wantNoted {
 		t.Errorf("happened\n%s\nwant\n%s", data, wantNoted)
 	}

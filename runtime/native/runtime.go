@@ -83,7 +83,7 @@ func (r *Runtime) Prepare(_ context.Context, s runtime.Sandbox, a runtime.Attemp
 	if traces { // beside those of execs
 		launch.FirstCgroup = firstCgroup
 	}
-	launch.SubCgroup, launch.Env, launch.PIDFile = r.oci.subCgroup, r.oci.env(), a.PIDFile
+	launch.SubCgroup, launch.Env, launch.Cloned, launch.PIDFile = r.oci.subCgroup, r.oci.env(), r.oci.cloned, a.PIDFile
 	launch.Argv, launch.Start = r.oci.createArgv(a.Log, a.Bundle, a.PIDFile, a.ID), r.oci.startArgv(a.Log, a.ID)
 	return runtime.Launch{
 		Runtime: r.oci.name, Files: map[string]any{onhost.ConfigFile: spec, onhost.LaunchFile: launch}, Argv: onhost.Argv(r.config.ShimPath, a),
