@@ -34,7 +34,7 @@ const maxStarts = 16
 
 // maxAdoptions bounds the pods that are being adopted at once: the rest of the host's systemd's time
 // is for those who wait for an answer.
-const maxAdoptions = 8
+const maxAdoptions = 4
 
 // Images is what the daemon needs of package image ([image.Store]).
 type Images interface {
