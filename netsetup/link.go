@@ -169,10 +169,9 @@ func (m *Manager) configure(ctx context.Context, r *record, h *netlink.Handle) e
 	}
 	if m.bridge.ipv6 {
 		// Neighbours in the bridge are no routers, and link-local addresses need not wait.
-		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
-			if err := writeSysctl(ipv6Conf+"/"+podLink+"/"+s[0], s[1]); err != nil {
-				return err
-			}
+		const conf = ipv6Conf + "/" + podLink
+		if err := writePodSysctls(setting{conf + "/disable_ipv6", "0"}, setting{conf + "/accept_ra", "0"}, setting{conf + "/accept_dad", "0"}); err != nil {
+			return err
 		}
 	}
 	if err := setLoopbackUp(h); err != nil {
