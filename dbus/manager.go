@@ -164,19 +164,7 @@ func (c *call) listPods() ([]any, error) {
 
 func (c *call) describePods() ([]any, error) {
 	namespace := c.body[0].(string)
-	rows := []podRow{}
-	for _, p := range c.server.backend.List() {
-		if namespace == "" || p.Namespace == namespace {
-			rows = append(rows, podRow{PodPath(p.UID), summaryProperties(&p)})
-		}
-	}
-	return []any{rows}, nil
-}
-
-// podRow is a pod in the answer of DescribePods.
-type podRow struct {
-	Path       godbus.ObjectPath
-	Properties properties
+	return []any{encodePods(c.server.backend.List(), namespace)}, nil
 }
 
 func (c *call) listJobs() ([]any, error) {

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"os"
-	"strconv"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -44,7 +42,7 @@ func deleteCommand(a *app) *cobra.Command {
 }
 
 // atOnce is how many pods are being deleted at a time.
-var atOnce = func() int { n, _ := strconv.Atoi(os.Getenv("ATONCE")); return max(n, 1) }()
+const atOnce = 128
 
 // manyAtOnce is eachNamed with jobs that overlap; what they print comes in the order of the names.
 func (a *app) manyAtOnce(ctx context.Context, names []string, do func(c *dbus.Client, path godbus.ObjectPath) (job godbus.ObjectPath, err error)) error {

@@ -47,7 +47,7 @@ type link struct {
 	waiting map[uint32]withFiles // messages that godbus is about to write, by serial
 }
 
-// withFiles is an encoded message and the descriptors that go with it.
+// withFiles is an encoded message and the descriptors, if any, that go with it.
 type withFiles struct {
 	data []byte
 	fds  []int
@@ -288,9 +288,18 @@ func closeFiles(fds []int) {
 	}
 }
 
-// outgoing encodes a message with descriptors, which godbus cannot do over a connection that it
-// takes for one without: it writes an empty one in its place, which Write replaces.
+// outgoing puts together a message that is encoded already, or encodes one with descriptors, which
+// godbus cannot do over a connection that it takes for one without: it writes an empty one in its
+// place, which Write replaces.
 func (l *link) outgoing(m *godbus.Message) {
+	if len(m.Body) == 1 {
+		if body, ok := m.Body[0].(Encoded); ok {
+			if data, err := body.encode(m); err == nil { // else godbus reports the error
+				l.replace(m, withFiles{data: data})
+			}
+			return
+		}
+	}
 	n, err := m.CountFds()
 	if err != nil || n == 0 {
 		return // godbus reports the error
@@ -302,9 +311,14 @@ func (l *link) outgoing(m *godbus.Message) {
 		return
 	}
 	m.Body = nil
+	l.replace(m, withFiles{b.Bytes(), fds})
+}
+
+// replace has Write write data in the place of the message.
+func (l *link) replace(m *godbus.Message, data withFiles) {
 	l.sending.Lock()
 	defer l.sending.Unlock()
-	l.waiting[m.Serial()] = withFiles{b.Bytes(), fds}
+	l.waiting[m.Serial()] = data
 }
 
 // Write implements [io.Writer] for godbus, which writes a whole line or message at a time.
@@ -329,7 +343,11 @@ func (l *link) Write(p []byte) (int, error) {
 		return l.conn.Write(p)
 	}
 	delete(l.waiting, serial)
-	n, _, err := l.conn.WriteMsgUnix(m.data, syscall.UnixRights(m.fds...), nil)
+	var rights []byte
+	if len(m.fds) > 0 {
+		rights = syscall.UnixRights(m.fds...)
+	}
+	n, _, err := l.conn.WriteMsgUnix(m.data, rights, nil)
 	if err == nil && n < len(m.data) { // the descriptors are on their way with the first byte
 		_, err = l.conn.Write(m.data[n:])
 	}
