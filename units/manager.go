@@ -89,7 +89,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 
 		sliceIdle: defaultSliceIdle,
 	}
-	conn, err := buslink.Connect(ctx, "", nil, dbus.WithSignalHandler(m.queue))
+	conn, err := buslink.ConnectThrough(ctx, "", gate{m}, nil, dbus.WithSignalHandler(m.queue))
 	if err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot connect to systemd over the system bus: %w", err)
 	}
@@ -123,7 +123,6 @@ func (m *Manager) subscribe(ctx context.Context) error {
 	const common = "type='signal',sender='" + busName + "',"
 	rules := []string{
 		"type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='" + busName + "'",
-		common + "interface='" + managerIface + "',member='JobNew'",
 		common + "interface='" + managerIface + "',member='JobRemoved'",
 		common + "interface='" + managerIface + "',member='UnitRemoved'",
 		common + "interface='" + managerIface + "',member='Reloading'",
