@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -27,7 +28,7 @@ func deleteCommand(a *app) *cobra.Command {
 			if args, err = a.deleteArgs(cmd, args, file, all); err != nil {
 				return err
 			}
-			return a.eachNamed(cmd.Context(), args, func(c *client.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
+			return a.manyAtOnce(cmd.Context(), args, func(c *client.Client, path godbus.ObjectPath) (godbus.ObjectPath, error) {
 				return c.Delete(cmd.Context(), path, podapi.StopOptions{Force: force, Grace: g})
 			})
 		},
@@ -38,6 +39,33 @@ func deleteCommand(a *app) *cobra.Command {
 	f.BoolVar(&force, "force", false, "kill at once, and go on when a step fails")
 	f.DurationVar(&grace, "grace", 0, "the grace period, such as 5s, instead of the manifest's")
 	return cmd
+}
+
+// atOnce is how many pods are being deleted at a time.
+const atOnce = 128
+
+// manyAtOnce is eachNamed with jobs that overlap; what they print comes in the order of the names.
+func (a *app) manyAtOnce(ctx context.Context, names []string, do func(c *client.Client, path godbus.ObjectPath) (job godbus.ObjectPath, err error)) error {
+	type begun struct {
+		client *client.Client
+		job    godbus.ObjectPath
+		err    error
+	}
+	var under []begun // way, the first of which is waited for
+	rest := names
+	return a.each(names, func(string) error {
+		for ; len(rest) > 0 && len(under) < atOnce; rest = rest[1:] {
+			c, path, err := a.pod(ctx, rest[0])
+			b := begun{client: c, err: err}
+			if err == nil {
+				b.job, b.err = do(c, path)
+			}
+			under = append(under, b)
+		}
+		one := under[0]
+		under = under[1:]
+		return a.job(ctx, one.client, one.job, one.err)
+	})
 }
 
 // deleteArgs finds out which pods are meant: exactly one of names, a file and all.

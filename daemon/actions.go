@@ -124,7 +124,7 @@ func (d *Daemon) Delete(ctx context.Context, ref pod.Ref, o pod.StopOptions) (ui
 
 // Kill sends a signal to the first process of a container, or of every running container.
 func (d *Daemon) Kill(ctx context.Context, ref pod.Ref, container string, sig syscall.Signal) error {
-	w, err := d.find(ref)
+	w, err := d.meet(ctx, ref)
 	if err != nil {
 		return err
 	}

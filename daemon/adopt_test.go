@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -60,25 +62,22 @@ func (w *world) onlyAdopted() {
 // leaves pods and records as they are, and that the next start finds the same containers.
 func TestStartFails(t *testing.T) {
 	lost := pod.Errorf(pod.Unavailable, "the connection to systemd is lost")
-	for name, tt := range map[string]struct {
-		fault func(c runtimetest.Call, n int, cancel func()) error // n: how many pods were adopted
-		kind  pod.Kind
-	}{
-		"the bus is lost":            {func(runtimetest.Call, int, func()) error { return lost }, pod.Unavailable},
-		"the bus is lost in between": {func(_ runtimetest.Call, n int, _ func()) error { return map[bool]error{n >= 2: lost}[true] }, pod.Unavailable},
-		"the start is ended": {func(_ runtimetest.Call, n int, cancel func()) error {
+	for name, fault := range map[string]func(n int32, end func()) error{ // n: how many pods were adopted
+		"the bus is lost":            func(int32, func()) error { return lost },
+		"the bus is lost in between": func(n int32, _ func()) error { return map[bool]error{n >= 2: lost}[true] },
+		"the daemon is ended": func(n int32, end func()) error {
 			if n < 2 {
 				return nil
 			}
-			cancel()
+			end()
 			return context.Canceled
-		}, pod.Unavailable},
-		"the start is ended, and all succeed": {func(_ runtimetest.Call, n int, cancel func()) error {
+		},
+		"the daemon is ended, and all succeed": func(n int32, end func()) error {
 			if n == 2 {
-				cancel()
+				end()
 			}
 			return nil
-		}, pod.Unavailable},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
@@ -86,29 +85,30 @@ func TestStartFails(t *testing.T) {
 				synctest.Wait()
 				w.d.Close()
 				before := w.records()
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				n := 0
+				started := make(chan struct{})
+				var n atomic.Int32
 				w.next(func(c runtimetest.Call) error {
 					if c.Method != "Adopt" || c.Done {
 						return nil
 					}
-					err := tt.fault(c, n, cancel)
-					n++
-					return err
+					<-started
+					return fault(n.Add(1)-1, func() { w.d.cancel(errors.New("the daemon is ending")) })
 				})
-				if err := w.tryStart(ctx); pod.KindOf(err) != tt.kind {
-					t.Errorf("the start ended with %v", err)
-				}
-				w.onlyAdopted()
-				if after := w.records(); len(after) != len(before) {
-					t.Errorf("records: %d, were %d", len(after), len(before))
-				} else {
-					for path, was := range before {
-						if after[path] != was {
-							t.Errorf("%s was written", path)
-						}
+				w.start()
+				close(started)
+				time.Sleep(adoptPatience / 2)
+				for _, ref := range refs {
+					if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 {
+						t.Errorf("meanwhile the pod is %+v", d.Summary)
 					}
+				}
+				w.d.Close()
+				w.onlyAdopted()
+				switch after := w.records(); {
+				case len(after) != len(before):
+					t.Errorf("records: %d, were %d", len(after), len(before))
+				case name == "the bus is lost" && !maps.Equal(after, before):
+					t.Error("records were written of pods that nobody has looked at")
 				}
 				if len(w.net.pods) != len(refs) {
 					t.Errorf("%d networks are left", len(w.net.pods))
@@ -124,6 +124,67 @@ func TestStartFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAdoptedBehind checks that a daemon answers for its pods from their records while they are still
+// to be adopted; and that a pod which somebody wants something of is not kept waiting by the others.
+func TestAdoptedBehind(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var refs []pod.Ref
+		for i := range 2 * maxAdoptions {
+			refs = append(refs, w.mustRun(never("p"+strconv.Itoa(i))))
+		}
+		w.images.present["localhost/app:1"] = true
+		proceed := make(chan struct{})
+		var wanted sync.Map
+		w.next(func(c runtimetest.Call) error {
+			if _, ok := wanted.Load(c.Ref); c.Method == "Adopt" && !c.Done && !ok {
+				<-proceed
+			}
+			return nil
+		})
+		w.start()
+		synctest.Wait()
+		if got := len(w.d.List()); got != len(refs) {
+			t.Errorf("%d pods are listed, want %d", got, len(refs))
+		}
+		// Of all that have no turn yet.
+		var late []pod.Ref
+		for _, ref := range refs {
+			if d := w.get(ref); d.Phase != "Running" || d.Ready != 1 || d.State != "Running" {
+				t.Errorf("the pod is %+v", d.Summary)
+			}
+			if !slices.ContainsFunc(w.fake.Calls(), func(c runtimetest.Call) bool { return c.Ref == ref }) {
+				late = append(late, ref)
+			}
+		}
+		if len(late) != len(refs)-maxAdoptions {
+			t.Fatalf("%d pods wait for their turn, want %d", len(late), len(refs)-maxAdoptions)
+		}
+		for _, ref := range late[:3] {
+			wanted.Store(ref, true)
+		}
+		if _, err := w.job(w.exec(t.Context(), late[0], "", runtimePkg.Process{Args: []string{"true"}})); err != nil {
+			t.Errorf("exec: %v", err)
+		}
+		if err := w.d.Kill(t.Context(), late[1], "", unix.SIGUSR1); err != nil {
+			t.Errorf("kill: %v", err)
+		}
+		if _, err := w.job(w.d.Delete(t.Context(), late[2], pod.StopOptions{})); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+		// One that is not adopted is waited for.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := w.d.Kill(ctx, late[3], "", unix.SIGUSR1); pod.KindOf(err) != pod.Unavailable {
+			t.Errorf("kill of a pod that cannot be adopted yet: %v; want Unavailable", err)
+		}
+		close(proceed)
+		for _, ref := range slices.DeleteFunc(refs, func(r pod.Ref) bool { return r == late[2] }) {
+			w.fake.Exit(ref, "main", 0)
+			w.until(ref, "ended", func(d pod.Detail) bool { return d.Phase == "Succeeded" })
+		}
+	})
 }
 
 // TestAdoptAgain checks a runtime that cannot be reached for a moment, as while systemd executes

@@ -32,6 +32,10 @@ import (
 // classes' containers waiting.
 const maxStarts = 16
 
+// maxAdoptions bounds the pods that are being adopted at once: the rest of the host's systemd's time
+// is for those who wait for an answer.
+const maxAdoptions = 4
+
 // Images is what the daemon needs of package image ([image.Store]).
 type Images interface {
 	Resolve(reference string) (runtime.Image, error)
@@ -93,6 +97,9 @@ type Daemon struct {
 	metrics  *metricsSet
 	logs     *logs.Reader
 	starts   map[string]chan struct{} // by class
+	restored chan struct{}            // closed when pods may be started and stopped: see resume
+	adopting chan struct{}            // a slot for each adoption under way
+	began    time.Time
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
@@ -106,13 +113,14 @@ type Daemon struct {
 	busyAt   time.Time          // when there was last a pod or a job
 }
 
-// New reads what an earlier daemon has left, adopts what still runs, and goes on with it.
+// New reads what an earlier daemon has left, and goes on with it. It returns as soon as the records
+// have been read, which answer for their pods from then on: what still runs is adopted behind.
 // Unavailable: the state directory cannot be used.
 func New(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{
 		config: o.Config, registry: o.Registry, images: o.Images, networks: o.Networks, volumes: o.Volumes, host: o.Host, log: o.Log,
-		starts: make(map[string]chan struct{}),
-		byUID:  make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]*runJob),
+		starts: make(map[string]chan struct{}), restored: make(chan struct{}), adopting: make(chan struct{}, maxAdoptions), began: time.Now(),
+		byUID: make(map[types.UID]*worker), byName: make(map[string]*worker), slices: make(map[string]*worker), reserved: make(map[string]*runJob),
 		busyAt: time.Now(),
 	}
 	d.pulls = newPuller(o.Images, d.prepareImage)
@@ -136,7 +144,6 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 			manager.OnChange(d.changed)
 		}
 	}
-	d.forgetImages(ctx) // before a container starts that may need what is removed
 	if err := d.recover(ctx); err != nil {
 		d.Close()
 		return nil, err
@@ -154,10 +161,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	var workers []*worker
 	warnings := l.warnings
 	for _, r := range l.records {
-		w, warning, err := d.adopt(ctx, r)
-		if err != nil {
-			return err
-		}
+		w, warning := d.adopt(r)
 		if warning != "" {
 			warnings = append(warnings, warning)
 		}
@@ -179,33 +183,35 @@ func (d *Daemon) recover(ctx context.Context) error {
 	for _, text := range append(warnings, more...) {
 		d.log.Warn(text)
 	}
-	if err := d.networks.Restore(ctx, networksOf(l)); err != nil {
-		d.log.Error("cannot restore the pods' networks", "error", err)
-	}
 	if err := context.Cause(ctx); err != nil {
 		return pod.Errorf(pod.Unavailable, "cannot start: %w", err)
 	}
 	for _, w := range workers {
 		d.launch(w)
 	}
+	d.wg.Go(func() { d.resume(networksOf(l)) })
 	return nil
 }
 
-// adoptPatience is for how long a runtime that is not to be reached is asked again when the daemon
-// starts: systemd may be executing itself anew.
-const adoptPatience = 5 * time.Second
+// resume makes ready what workers need before they do anything: the networks of the pods that are
+// there, and room where images are gone, before a container starts that may need what is removed.
+func (d *Daemon) resume(known func(uid types.UID) (netsetup.PodNetwork, bool)) {
+	defer close(d.restored)
+	d.forgetImages(d.ctx)
+	if err := d.networks.Restore(d.ctx, known); err != nil {
+		d.log.Error("cannot restore the pods' networks", "error", err)
+	}
+}
 
-// adopt makes the worker of a record that an earlier daemon has left. An error that says nothing
-// about the pod ends the start; one about the pod alone is the worker's, which tries again and does
-// nothing before it has been adopted.
-func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning string, err error) {
+// adopt makes the worker of a record that an earlier daemon has left.
+func (d *Daemon) adopt(r *record) (w *worker, warning string) {
 	ref := pod.RefOf(r.Pod)
 	manager, err := d.registry.Find(pod.ClassOf(r.Pod)) // it may not be able to start anything any more: what runs goes on, and can be stopped and deleted
 	if err != nil {
-		return nil, "pod " + ref.String() + " is left alone: " + err.Error(), nil
+		return nil, "pod " + ref.String() + " is left alone: " + err.Error()
 	}
 	if d.byName[ref.String()] != nil {
-		return nil, "the record of pod " + string(ref.UID) + " is left alone: there is another pod " + ref.String(), nil
+		return nil, "the record of pod " + string(ref.UID) + " is left alone: there is another pod " + ref.String()
 	}
 	if !r.Committed {
 		// Its run never succeeded, and nobody waits for it any more.
@@ -213,21 +219,8 @@ func (d *Daemon) adopt(ctx context.Context, r *record) (w *worker, warning strin
 		r.Desired, r.DesiredAt, r.Grace, r.ThenRun = pod.DesiredDelete, time.Now(), &zero, false
 	}
 	w = d.newWorker(r, manager)
-	for began := time.Now(); ; time.Sleep(firstBackoff) {
-		err := manager.Adopt(ctx, ref)
-		switch kind := pod.KindOf(err); {
-		case err == nil:
-			w.adopted = true
-		case ctx.Err() != nil || kind == pod.Unavailable && time.Since(began) > adoptPatience:
-			return nil, "", pod.WithKind(pod.Unavailable, err)
-		case kind == pod.Unavailable:
-			continue
-		default:
-			w.adoptFailed(err)
-		}
-		d.add(w)
-		return w, "", nil
-	}
+	d.add(w)
+	return w, ""
 }
 
 // Close ends the workers and jobs. Pods go on.
@@ -282,6 +275,15 @@ func (d *Daemon) find(ref pod.Ref) (*worker, error) {
 		return nil, pod.Errorf(pod.NotFound, "cannot find pod %s", ref)
 	}
 	return w, nil
+}
+
+// meet is find for who asks the runtime about the pod, which must know it first.
+func (d *Daemon) meet(ctx context.Context, ref pod.Ref) (*worker, error) {
+	w, err := d.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return w, w.awaitArrival(ctx)
 }
 
 // workers returns all workers, sorted by namespace and name.
@@ -390,7 +392,7 @@ func (d *Daemon) ControlHandler() http.Handler {
 // Stats reads what the pod uses from its cgroup, and asks the runtime class for its containers.
 // Conflict: the pod does not run.
 func (d *Daemon) Stats(ctx context.Context, ref pod.Ref) (pod.Stats, error) {
-	w, err := d.find(ref)
+	w, err := d.meet(ctx, ref)
 	if err != nil {
 		return pod.Stats{}, err
 	}

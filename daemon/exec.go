@@ -66,7 +66,7 @@ func (d *Daemon) exec(ctx context.Context, ref pod.Ref, container string, p runt
 			err = pod.Errorf(pod.Internal, "cannot exec: internal error: %v", v)
 		}
 	}()
-	w, err := d.find(ref)
+	w, err := d.meet(ctx, ref)
 	if err != nil {
 		return status, err
 	}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -184,14 +185,22 @@ func (s *recordStore) loadOne(uid string) (best *record, warning string, err err
 	var problems []string
 	inMemory := filepath.Join(s.config.podRunDir(uid), recordName)
 	var unread error
+	var bestData []byte
 	for _, path := range []string{
 		inMemory, filepath.Join(s.config.podStateDir(uid), recordName), filepath.Join(s.config.podStateDir(uid), newestName),
 	} {
-		r, err := readRecord(path, uid)
+		data, err := atomicfile.Read(path, maxRecordBytes)
+		if err == nil && best != nil && bytes.Equal(data, bestData) {
+			continue
+		}
+		var r *record
+		if err == nil {
+			r, err = parseRecord(data, uid, best)
+		}
 		switch {
 		case err == nil:
-			if best == nil || r.Serial > best.Serial {
-				best = r
+			if r != nil {
+				best, bestData = r, data
 			}
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		case atomicfile.Damaged(err):
@@ -230,9 +239,23 @@ func readJSON(path string, into any) error {
 	return json.Unmarshal(data, into)
 }
 
-func readRecord(path, uid string) (*record, error) {
+// parseRecord reads the record of a pod; nil when it is older than best. To look at the whole of
+// each copy would take most of the time of a start.
+func parseRecord(data []byte, uid string, best *record) (*record, error) {
+	var head struct {
+		Version int   `json:"version"`
+		Serial  int64 `json:"serial"`
+	}
+	if best != nil {
+		if err := json.Unmarshal(data, &head); err != nil {
+			return nil, err
+		}
+		if head.Version == recordVersion && head.Serial <= best.Serial {
+			return nil, nil
+		}
+	}
 	var r record
-	if err := readJSON(path, &r); err != nil {
+	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, err
 	}
 	switch {

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"os"
-	"path/filepath"
 	"reflect"
 	"testing"
 	"time"
@@ -19,11 +17,7 @@ func TestRecordFields(t *testing.T) {
 	const kept = `{"version":1,"serial":7,"committed":true,"pod":{"metadata":{"name":"web","namespace":"default","uid":"u"},"spec":{"containers":null},"status":{}},
 		"wish":"stop","wishedAt":"2026-01-02T03:04:05Z","grace":3000000000,"force":true,"thenRun":true,"finished":true,"sandbox":{"stage":"ready"},
 		"containers":{"c":{"stage":"running","attempt":2,"exitCode":0,"failures":1}},"podIPs":["10.0.0.2"],"events":[]}`
-	path := filepath.Join(t.TempDir(), recordName)
-	if err := os.WriteFile(path, []byte(kept), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	got, err := readRecord(path, "u")
+	got, err := parseRecord([]byte(kept), "u", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

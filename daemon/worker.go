@@ -51,6 +51,7 @@ type worker struct {
 	manager runtime.PodManager
 	log     *slog.Logger
 	wakes   chan struct{} // of size 1: they coalesce
+	arrived chan struct{} // closed when the goroutine has begun to sync: see arrive
 	ended   chan struct{} // closed when the goroutine has ended
 
 	mu       sync.Mutex // guards the next ones
@@ -105,7 +106,7 @@ func (d *Daemon) newWorker(r *record, manager runtime.PodManager) *worker {
 	w := &worker{
 		d: d, ref: ref, manager: manager, record: r,
 		log:   d.log.With(shim.FieldPod, ref.Name, shim.FieldNamespace, ref.Namespace, shim.FieldPodUID, string(ref.UID)),
-		wakes: make(chan struct{}, 1), ended: make(chan struct{}), watchers: make(chan struct{}), backoffs: make(map[backoffKey]*backoff),
+		wakes: make(chan struct{}, 1), arrived: make(chan struct{}), ended: make(chan struct{}), watchers: make(chan struct{}), backoffs: make(map[backoffKey]*backoff),
 	}
 	w.prober = w.newProber()
 	w.publish()
@@ -143,6 +144,9 @@ func (w *worker) give(o order) int {
 func (w *worker) run(ctx context.Context) {
 	defer close(w.ended)
 	defer w.prober.Close()
+	if w.arrive(ctx); ctx.Err() != nil {
+		return
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -217,18 +221,75 @@ func (w *worker) plan(seen bool, now time.Time) pod.Plan {
 	return plan
 }
 
-// adopt has the runtime know a pod that an earlier daemon has left, if it does not yet.
-func (w *worker) adopt(ctx context.Context) bool {
-	if b := w.backoffs[backoffKey{op: opAdopt}]; w.adopted || w.damaged || b != nil && b.until.After(time.Now()) {
-		return w.adopted
+// arrive has the runtime know a pod that an earlier daemon has left, or try to. There may be many
+// such pods, and each gets its turn; one that somebody gives an order for, or asks the runtime about,
+// gets it at once.
+func (w *worker) arrive(ctx context.Context) {
+	defer close(w.arrived)
+	select {
+	case <-w.d.restored:
+	case <-ctx.Done():
+		return
 	}
+	if w.adopted || w.damaged {
+		return
+	}
+	select {
+	case <-w.wakes:
+	case w.d.adopting <- struct{}{}:
+		defer func() { <-w.d.adopting }()
+	case <-ctx.Done():
+		return
+	}
+	for w.tryAdopt(ctx, time.Since(w.d.began) < adoptPatience) {
+		select {
+		case <-time.After(firstBackoff):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// awaitArrival waits until the runtime knows the pod, or could not be made to.
+func (w *worker) awaitArrival(ctx context.Context) error {
+	select {
+	case <-w.arrived:
+		return nil
+	default:
+		w.wake()
+	}
+	select {
+	case <-w.arrived:
+		return nil
+	case <-ctx.Done():
+		return pod.WithKind(pod.Unavailable, context.Cause(ctx))
+	}
+}
+
+// adoptPatience is for how long after the daemon's start a runtime that is not to be reached is
+// asked again without a word: systemd may be executing itself anew.
+const adoptPatience = 5 * time.Second
+
+// tryAdopt has the runtime know the pod. again: it could not be reached, and who is patient tries
+// again at once.
+func (w *worker) tryAdopt(ctx context.Context, patient bool) (again bool) {
 	err := w.manager.Adopt(ctx, w.ref)
 	switch {
 	case err == nil:
 		w.adopted, w.problem = true, nil
 		delete(w.backoffs, backoffKey{op: opAdopt})
-	case ctx.Err() == nil:
+	case ctx.Err() != nil:
+	case patient && pod.KindOf(err) == pod.Unavailable:
+		return true
+	default:
 		w.adoptFailed(err)
+	}
+	return false
+}
+
+// adopt tries again what arrive could not do.
+func (w *worker) adopt(ctx context.Context) bool {
+	if b := w.backoffs[backoffKey{op: opAdopt}]; !w.adopted && !w.damaged && (b == nil || !b.until.After(time.Now())) {
+		w.tryAdopt(ctx, false)
 	}
 	return w.adopted
 }

@@ -165,13 +165,7 @@ func (c *call) listPods() ([]any, error) {
 
 func (c *call) describePods() ([]any, error) {
 	namespace := c.body[0].(string)
-	rows := []contract.PodRow{}
-	for _, p := range c.server.backend.List() {
-		if namespace == "" || p.Namespace == namespace {
-			rows = append(rows, contract.PodRow{Path: contract.PodPath(p.UID), Properties: summaryProperties(&p)})
-		}
-	}
-	return []any{rows}, nil
+	return []any{encodePods(c.server.backend.List(), namespace)}, nil
 }
 
 func (c *call) listJobs() ([]any, error) {

@@ -25,6 +25,10 @@ func podProperties(d *pod.Detail) properties {
 	return p
 }
 
+func isReady(s *pod.Summary) bool {
+	return s.Total > 0 && s.Ready == s.Total && s.Phase == "Running"
+}
+
 // summaryProperties makes those of them that are in a list: all but Status.
 func summaryProperties(s *pod.Summary) properties {
 	return properties{
@@ -34,7 +38,7 @@ func summaryProperties(s *pod.Summary) properties {
 		"Phase":           godbus.MakeVariant(s.Phase),
 		"State":           godbus.MakeVariant(s.State),
 		"RuntimeClass":    godbus.MakeVariant(s.Class),
-		"Ready":           godbus.MakeVariant(s.Total > 0 && s.Ready == s.Total && s.Phase == "Running"),
+		"Ready":           godbus.MakeVariant(isReady(s)),
 		"ReadyContainers": godbus.MakeVariant(uint32(s.Ready)),
 		"TotalContainers": godbus.MakeVariant(uint32(s.Total)),
 		"Restarts":        godbus.MakeVariant(uint32(s.Restarts)),

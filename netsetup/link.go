@@ -30,6 +30,13 @@ const addrGenNone = 1
 // linkName is the name of the host's end.
 func linkName(index int) string { return linkPrefix + strconv.Itoa(index) }
 
+// linkIndex is the inverse of linkName.
+func linkIndex(name string) (index int, ok bool) {
+	digits, named := strings.CutPrefix(name, linkPrefix)
+	index, err := strconv.Atoi(digits)
+	return index, named && err == nil && linkName(index) == name
+}
+
 // connect makes the pod's link: the pair, the host's end on the bridge, the pod's end in ns with
 // the addresses and routes. What is there of an earlier attempt is replaced, unless it is whole. On
 // an error nothing is left.
@@ -162,10 +169,9 @@ func (m *Manager) configure(ctx context.Context, r *record, h *netlink.Handle) e
 	}
 	if m.bridge.ipv6 {
 		// Neighbours in the bridge are no routers, and link-local addresses need not wait.
-		for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
-			if err := writeSysctl(ipv6Conf+"/"+podLink+"/"+s[0], s[1]); err != nil {
-				return err
-			}
+		const conf = ipv6Conf + "/" + podLink
+		if err := writePodSysctls(setting{conf + "/disable_ipv6", "0"}, setting{conf + "/accept_ra", "0"}, setting{conf + "/accept_dad", "0"}); err != nil {
+			return err
 		}
 	}
 	if err := setLoopbackUp(h); err != nil {
@@ -240,9 +246,8 @@ func (m *Manager) removeGroup(links []netlink.Link) error {
 
 // ours reads a link's name and alias. One without alias comes from a Setup that was cut off.
 func ours(link netlink.Link) (index int, uid types.UID, ok bool) {
-	digits, named := strings.CutPrefix(link.Attrs().Name, linkPrefix)
-	index, err := strconv.Atoi(digits)
-	if !named || err != nil || linkName(index) != link.Attrs().Name || link.Type() != "veth" {
+	index, named := linkIndex(link.Attrs().Name)
+	if !named || link.Type() != "veth" {
 		return 0, "", false
 	}
 	id, marked := strings.CutPrefix(link.Attrs().Alias, alias+" ")

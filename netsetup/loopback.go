@@ -90,16 +90,16 @@ func (b *bridge) isOdd(r *record, addr net.HardwareAddr) bool {
 	return b.ipv6 && len(r.ports) > 0 && !bytes.Equal(addr, hardwareAddr(b.gateway4()))
 }
 
-// isOdd is that by the name of the link.
-func (m *Manager) isOdd(link string, addr []byte) bool {
+// byIndex says whether a pod has the index, and isOdd of its link.
+func (m *Manager) byIndex(index int, addr net.HardwareAddr) (known, odd bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.pods {
-		if linkName(r.index) == link {
-			return m.bridge.isOdd(r, addr)
+		if r.index == index {
+			return true, m.bridge.isOdd(r, addr)
 		}
 	}
-	return false
+	return false, false
 }
 
 // toAddr6 matches IPv6 packets to an address.

@@ -31,12 +31,12 @@ func (m *Manager) keepUp(w *watch) {
 	var since time.Time
 	repairs := 0
 	for {
-		links := false
+		var links map[int]bool
 		select {
 		case <-w.done:
 			return
 		case <-w.links:
-			links = true
+			links = w.linksLost()
 		case <-w.host:
 		case <-tick.C:
 		}
@@ -58,10 +58,10 @@ func (m *Manager) keepUp(w *watch) {
 	}
 }
 
-// mend looks at bridge, table and state file, and with links at those of the pods, and repairs what
-// is not as it should be. What could not be asked is left as it is until the next time. mended says
+// mend looks at bridge, table and state file, and at the pods' links of these indexes, and repairs
+// what is not as it should be. What could not be asked is left as it is until the next time. mended says
 // that something was repaired, or could not be.
-func (m *Manager) mend(links bool, w *watch) (mended bool) {
+func (m *Manager) mend(links map[int]bool, w *watch) (mended bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	var said []string
@@ -73,7 +73,7 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 	faults, err := m.bridge.faults(m.isOpen() && m.bridge.open) // a Setup may be just about to open it
 	if len(faults) > 0 {
 		said = append(said, "bridge "+m.cfg.Bridge+": "+strings.Join(faults, ", "))
-		links = true
+		links = map[int]bool{allLinks: true}
 		err = m.restoreBridge(ctx)
 	}
 	if err == nil && w.tableLost() {
@@ -84,8 +84,8 @@ func (m *Manager) mend(links bool, w *watch) (mended bool) {
 	}
 	br := m.bridge.link
 	m.hostMu.Unlock()
-	if links && br != nil {
-		more, lerr := m.mendLinks(ctx, br)
+	if len(links) > 0 && br != nil {
+		more, lerr := m.mendLinks(ctx, br, links)
 		said, err = append(said, more...), join(err, lerr)
 	}
 	more, serr := m.mendState()
@@ -124,25 +124,34 @@ func (m *Manager) reportMended(said []string, err error) {
 	}
 }
 
+// maxLookups is the number of links up to which each is asked for: the time that the kernel takes
+// to list all of them grows with the square of the pods.
+const maxLookups = 16
+
 // mendLinks puts the pods' links on the bridge, and makes those again that somebody has removed. A
 // pod whose Setup or Teardown is under way is looked at again: it may not notice that the bridge
 // became another one.
-func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []string, err error) {
-	list, err := netlist.Whole(m.nl.LinkList)
-	if err != nil {
-		return nil, pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
-	}
-	links := make(map[string]netlink.Link, len(list))
-	for _, link := range list {
-		links[link.Attrs().Name] = link
+func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge, suspects map[int]bool) (said []string, err error) {
+	lookup := m.nl.LinkByName
+	if suspects[allLinks] || len(suspects) > maxLookups {
+		if lookup, err = m.listLinks(); err != nil {
+			return nil, err
+		}
 	}
 	for _, r := range m.records() {
+		if !suspects[allLinks] && !suspects[r.index] {
+			continue
+		}
 		if !r.busy.TryLock() {
-			m.lookAgain()
+			m.lookAgain(r)
 			continue
 		}
 		if m.isCurrent(r) {
-			text, rerr := m.mendLink(ctx, r, links[linkName(r.index)], br)
+			link, rerr := lookup(linkName(r.index))
+			text := ""
+			if rerr == nil || isNoLink(rerr) {
+				text, rerr = m.mendLink(ctx, r, link, br)
+			}
 			if text != "" {
 				said = append(said, text)
 			}
@@ -153,12 +162,25 @@ func (m *Manager) mendLinks(ctx context.Context, br *netlink.Bridge) (said []str
 	return said, err
 }
 
-// lookAgain has keepUp look at the links once more.
-func (m *Manager) lookAgain() {
+// listLinks returns the look-up in a list of all links.
+func (m *Manager) listLinks() (func(name string) (netlink.Link, error), error) {
+	list, err := netlist.Whole(m.nl.LinkList)
+	if err != nil {
+		return nil, pod.Errorf(kindOf(err), "cannot list the host's links: %w", err)
+	}
+	links := make(map[string]netlink.Link, len(list))
+	for _, link := range list {
+		links[link.Attrs().Name] = link
+	}
+	return func(name string) (netlink.Link, error) { return links[name], nil }, nil
+}
+
+// lookAgain has keepUp look at the link once more.
+func (m *Manager) lookAgain(r *record) {
 	m.hostMu.Lock()
 	defer m.hostMu.Unlock()
 	if m.watch != nil {
-		signal(m.watch.links)
+		m.watch.loseLink(r.index)
 	}
 }
 

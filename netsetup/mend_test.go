@@ -415,7 +415,7 @@ func TestMendDuringSetup(t *testing.T) {
 	m = newManager(t, func(c *Config) {
 		c.Report = said.add
 		c.Fault = func(step string) error {
-			if step == "loopback" && m.mend(true, m.watch) {
+			if step == "loopback" && m.mend(map[int]bool{allLinks: true}, m.watch) {
 				return errors.New("there was something to mend")
 			}
 			return nil

@@ -60,7 +60,7 @@ func redirect(h *netlink.Handle, tap string) (PodLink, error) {
 		return found, err
 	}
 	// The namespace has nothing to say to the guest by itself.
-	if err := writeSysctl(ipv6Conf+"/"+tap+"/disable_ipv6", "1"); err != nil && !isNotExist(err) {
+	if err := writePodSysctls(setting{ipv6Conf + "/" + tap + "/disable_ipv6", "1"}); err != nil && !isNotExist(err) {
 		return found, err
 	}
 	if dev.Attrs().MTU != found.MTU {

@@ -233,7 +233,7 @@ func TestLinkLost(t *testing.T) {
 	m.watches.Wait()
 	run(t, "ip link del "+linkName(2))
 	n := reopen(t, m, "a")
-	n.mend(true, n.watch)
+	n.mend(map[int]bool{allLinks: true}, n.watch)
 	if said.count("default/a has lost its link") != 1 || said.count("") != 1 {
 		t.Errorf("reported %q", said.lines)
 	}

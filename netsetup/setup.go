@@ -248,7 +248,7 @@ func (m *Manager) mendHost(ctx context.Context) (*netlink.Bridge, error) {
 		err = m.openLoopback()
 	}
 	if err == nil {
-		_, err = m.mendLinks(ctx, br)
+		_, err = m.mendLinks(ctx, br, map[int]bool{allLinks: true})
 	}
 	return br, err
 }

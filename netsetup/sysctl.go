@@ -6,6 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/magikrun/magikpod/pod"
 )
@@ -32,14 +36,48 @@ func readSysctl(path string) (string, error) {
 
 // writeSysctl changes the setting of the thread's network namespace, if it is not value already:
 // reading works where /proc/sys is read-only.
-func writeSysctl(path, value string) error {
-	if old, err := readSysctl(path); err == nil && old == value {
+func writeSysctl(path, value string) error { return writeSysctlIn("/proc", path, value) }
+
+func writeSysctlIn(proc, path, value string) error {
+	file := proc + strings.TrimPrefix(path, "/proc")
+	if old, err := readSysctl(file); err == nil && old == value {
 		return nil
 	}
-	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+	if err := os.WriteFile(file, []byte(value), 0); err != nil {
 		return pod.Errorf(kindOf(err), "cannot set %s to %s: %w", path, value, err)
 	}
 	return nil
+}
+
+// writePodSysctls changes settings of the thread's network namespace, a pod's, through a procfs made
+// for that. In the host's, names as net/ipv6/conf/eth0 stay in the kernel's cache once for each
+// namespace, all under one hash, and all are compared when anybody looks one up: with 1000 pods,
+// 0.12 ms for each file.
+func writePodSysctls(settings ...setting) error {
+	proc := "/proc"
+	if fd, err := mountProc(); err == nil { // else it takes longer
+		defer unix.Close(fd)
+		proc = "/proc/thread-self/fd/" + strconv.Itoa(fd)
+	}
+	for _, s := range settings {
+		if err := writeSysctlIn(proc, s.path, s.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountProc makes a procfs that is mounted nowhere and goes with the descriptor.
+func mountProc() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
 }
 
 // enableForwarding makes the host a router, which it stays when the last pod goes: by then others

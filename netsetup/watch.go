@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"errors"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -20,26 +21,32 @@ const watchBuf = 64 << 10 // bytes; more than the kernel puts into one message
 // and signals when that may concern us. A restart of nftables.service, or whoever else runs "nft
 // flush ruleset", takes our table along, and with it the pods' way out.
 type watch struct {
-	bridge      string
-	index       atomic.Int64                        // of the bridge
-	own         func(port uint32) bool              // says whether a transaction is one of ours
-	odd         func(link string, addr []byte) bool // says whether a pod's link should have another hardware address
-	host, links chan struct{}                       // of size 1: there is something to look at
+	bridge string
+	index  atomic.Int64           // of the bridge
+	own    func(port uint32) bool // says whether a transaction is one of ours
+	// pod says whether a pod has the index, and its link should have another hardware address.
+	pod         func(index int, addr net.HardwareAddr) (known, odd bool)
+	host, links chan struct{} // of size 1: there is something to look at
 	done        chan struct{}
 	once        sync.Once // to close it
 	files       []*os.File
 
 	mu       sync.Mutex
-	suspects []uint32 // who has changed our table: netlink ports
+	suspects []uint32     // who has changed our table: netlink ports
+	lost     map[int]bool // indexes of pods whose links may not be as they should be
 }
 
-// unknownPort is nobody's: messages that have been lost may have been about our table.
-const unknownPort = 0
+// unknownPort is nobody's: messages that have been lost may have been about our table. So it is
+// with allLinks.
+const (
+	unknownPort = 0
+	allLinks    = -1
+)
 
 // newWatch watches until it is closed, in goroutines that wg counts.
 func (m *Manager) newWatch(index int, wg *sync.WaitGroup) (*watch, error) {
 	w := &watch{
-		bridge: m.cfg.Bridge, own: m.fw.own, odd: m.isOdd,
+		bridge: m.cfg.Bridge, own: m.fw.own, pod: m.byIndex, lost: map[int]bool{},
 		host: make(chan struct{}, 1), links: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	w.follow(index)
@@ -54,7 +61,7 @@ func (m *Manager) newWatch(index int, wg *sync.WaitGroup) (*watch, error) {
 	}
 	w.files = []*os.File{tables, links}
 	wg.Go(func() { w.run(tables, w.loseTable, w.readTables) })
-	wg.Go(func() { w.run(links, func() { signal(w.links) }, w.readLinks) })
+	wg.Go(func() { w.run(links, func() { w.loseLink(allLinks) }, w.readLinks) })
 	return w, nil
 }
 
@@ -147,6 +154,23 @@ func (w *watch) suspect(port uint32) {
 // loseTable says that the table may not be as it should be.
 func (w *watch) loseTable() { w.suspect(unknownPort) }
 
+// loseLink says that the link of a pod may not be as it should be.
+func (w *watch) loseLink(index int) {
+	w.mu.Lock()
+	w.lost[index] = true
+	w.mu.Unlock()
+	signal(w.links)
+}
+
+// linksLost are the links of which that was said since it was asked last.
+func (w *watch) linksLost() map[int]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lost := w.lost
+	w.lost = map[int]bool{}
+	return lost
+}
+
 // tableLost says whether somebody else has changed our table since it was asked last.
 func (w *watch) tableLost() bool {
 	w.mu.Lock()
@@ -204,18 +228,26 @@ func (w *watch) readLink(m syscall.NetlinkMessage) {
 	}
 	link, err := netlink.LinkDeserialize(nil, m.Data)
 	if err != nil {
-		signal(w.links)
+		w.loseLink(allLinks)
 		return
 	}
 	const allNew = ^uint32(0) // the link was just made, and is not up yet
 	a, change := link.Attrs(), nl.DeserializeIfInfomsg(m.Data).Change
-	up := a.RawFlags&unix.IFF_UP != 0
-	switch {
-	case int64(a.Index) == w.index.Load() || a.Name == w.bridge:
+	if int64(a.Index) == w.index.Load() || a.Name == w.bridge {
 		signal(w.host)
-	case !strings.HasPrefix(a.Name, linkPrefix):
-	case m.Header.Type == unix.RTM_DELLINK, up && (a.MasterIndex == 0 || w.odd(a.Name, a.HardwareAddr)), !up && change&unix.IFF_UP != 0 && change != allNew:
-		signal(w.links)
+		return
+	}
+	index, ok := linkIndex(a.Name)
+	if !ok {
+		return
+	}
+	known, odd := w.pod(index, a.HardwareAddr)
+	if !known {
+		return // we remove it, or it is none of ours
+	}
+	up := a.RawFlags&unix.IFF_UP != 0
+	if m.Header.Type == unix.RTM_DELLINK || up && (a.MasterIndex == 0 || odd) || !up && change&unix.IFF_UP != 0 && change != allNew {
+		w.loseLink(index)
 	}
 }
 

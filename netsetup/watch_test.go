@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 )
 
 // TestFlushed: a flush of all rules, as a restart of nftables.service does, is mended at once, and
@@ -63,6 +64,43 @@ func TestWatchOwn(t *testing.T) {
 	if !reported() {
 		t.Error("the loss was not seen")
 	}
+	w.close()
+	wg.Wait()
+}
+
+// TestWatchLinks: a link that somebody else removes is looked for, and no other; nor are those that
+// are ours to make and to remove.
+func TestWatchLinks(t *testing.T) {
+	m := newManager(t)
+	newPod(t, m, "a")
+	var wg sync.WaitGroup
+	w, err := m.newWatch(m.bridge.link.Attrs().Index, &wg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newPod(t, m, "b")
+	if err := m.Teardown(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.waitDrained(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(linkName(firstIndex))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-w.links:
+	case <-time.After(patience):
+		t.Fatal("nothing is reported")
+	}
+	if got, want := w.linksLost(), (map[int]bool{firstIndex: true}); !cmp.Equal(got, want) {
+		t.Errorf("links that may be lost: %v, want %v", got, want)
+	}
+	within(t, "mended", func() error { _, err := netlink.LinkByName(linkName(firstIndex)); return err })
 	w.close()
 	wg.Wait()
 }

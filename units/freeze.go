@@ -131,7 +131,7 @@ func (m *Manager) thawGroup(dir string) error {
 func (m *Manager) frozenBySystemd(unit string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for name, r := range m.units {
+	for name, r := range m.related(unit) {
 		if r.state.frozen && !r.state.Ended() && stopsWith(name, unit) {
 			return true
 		}
@@ -149,7 +149,7 @@ func (m *Manager) thawOrder(unit string) []string {
 	slices.Reverse(names)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for name := range m.units {
+	for name := range m.related(unit) {
 		if name != unit && stopsWith(name, unit) {
 			names = append(names, name)
 		}
@@ -220,7 +220,7 @@ func (m *Manager) notEnded(unit string) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var left []string
-	for name, r := range m.units {
+	for name, r := range m.related(unit) {
 		if (name == unit || stopsWith(name, unit)) && !r.pending && !r.state.Ended() {
 			left = append(left, name)
 		}

@@ -62,10 +62,11 @@ type Manager struct {
 	mu       sync.Mutex
 	onChange []*func(unit string)
 	units    map[string]*record
-	paths    map[dbus.ObjectPath]string // of the tracked units
-	jobs     map[uint32][]*Job          // of ours, not done; two stops of a unit at once are one job of systemd's
-	early    map[uint32]string          // results of jobs that ended while calls were under way
-	idle     map[string]*time.Timer     // of namespace slices that may be empty; nil after Close
+	pods     map[string]map[string]*record // the same by podOf: what is asked of a pod does not take longer where there are many
+	paths    map[dbus.ObjectPath]string    // of the tracked units
+	jobs     map[uint32][]*Job             // of ours, not done; two stops of a unit at once are one job of systemd's
+	early    map[uint32]string             // results of jobs that ended while calls were under way
+	idle     map[string]*time.Timer        // of namespace slices that may be empty; nil after Close
 
 	sliceIdle time.Duration
 	sweeps    sync.WaitGroup // stops of empty slices under way
@@ -80,6 +81,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 		kept:  map[string]int{},
 		done:  make(chan struct{}),
 		units: map[string]*record{},
+		pods:  map[string]map[string]*record{},
 		paths: map[dbus.ObjectPath]string{},
 		jobs:  map[uint32][]*Job{},
 		early: map[uint32]string{},
@@ -87,7 +89,7 @@ func Connect(ctx context.Context) (*Manager, error) {
 
 		sliceIdle: defaultSliceIdle,
 	}
-	conn, err := buslink.Connect(ctx, "", nil, dbus.WithSignalHandler(m.queue))
+	conn, err := buslink.ConnectThrough(ctx, "", gate{m}, nil, dbus.WithSignalHandler(m.queue))
 	if err != nil {
 		return nil, pod.Errorf(pod.Unavailable, "cannot connect to systemd over the system bus: %w", err)
 	}

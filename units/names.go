@@ -180,6 +180,21 @@ func sliceOf(unit string) string {
 	return base[:i] + ".slice"
 }
 
+// podOf is what the names of all units of a pod begin with, magikpod-NAMESPACE-POD; of other units
+// it is the name without its kind.
+func podOf(unit string) string {
+	base := strings.TrimSuffix(strings.TrimSuffix(unit, ".service"), ".slice")
+	dashes := 0
+	for i := range len(base) {
+		if base[i] == '-' {
+			if dashes++; dashes == 3 {
+				return base[:i]
+			}
+		}
+	}
+	return base
+}
+
 // PodLayout lays out the units of magikpodd's pods: one sandbox of a pod at a time, in a slice of
 // its namespace.
 type PodLayout struct{}

@@ -75,10 +75,7 @@ func (q *queue) DeliverSignal(_, _ string, signal *dbus.Signal) {
 		}
 		return
 	}
-	q.mu.Lock()
-	trusted := q.sender != "" && signal.Sender == q.sender
-	q.mu.Unlock()
-	if trusted {
+	if q.trusts(signal.Sender) {
 		q.add(item{signal: signal})
 	}
 }
@@ -91,6 +88,13 @@ func (q *queue) trust(sender string, newest bool) {
 	if newest || q.sender == "" {
 		q.sender = sender
 	}
+}
+
+// trusts says whether a sender is systemd.
+func (q *queue) trusts(sender string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.sender != "" && sender == q.sender
 }
 
 // AddSignal implements [dbus.SignalRegistrar] for go-systemd, which always listens: it gets no

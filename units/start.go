@@ -99,10 +99,38 @@ func (m *Manager) claim(names []string) (map[string]*record, error) {
 	for _, name := range names {
 		r := &record{pending: true, state: State{Load: "loaded", Active: ActiveActivating, Sub: "dead", ControlGroup: cgroupOf(name)}}
 		records[name] = r
-		m.units[name] = r
-		m.paths[unitPath(name)] = name
+		m.remember(name, r)
 	}
 	return records, nil
+}
+
+// remember adds a record. It is called with mu held, as are forget and related.
+func (m *Manager) remember(name string, r *record) {
+	m.units[name] = r
+	m.paths[unitPath(name)] = name
+	of := podOf(name)
+	if m.pods[of] == nil {
+		m.pods[of] = map[string]*record{}
+	}
+	m.pods[of][name] = r
+}
+
+// forget removes a record.
+func (m *Manager) forget(name string) {
+	delete(m.units, name)
+	delete(m.paths, unitPath(name))
+	of := podOf(name)
+	if delete(m.pods[of], name); len(m.pods[of]) == 0 {
+		delete(m.pods, of)
+	}
+}
+
+// related are the records among which are all those that stop with a unit.
+func (m *Manager) related(unit string) map[string]*record {
+	if of := podOf(unit); strings.Count(of, "-") >= 2 {
+		return m.pods[of]
+	}
+	return m.units
 }
 
 // unclaim forgets records.
@@ -111,8 +139,7 @@ func (m *Manager) unclaim(records map[string]*record) {
 	defer m.mu.Unlock()
 	for name, r := range records {
 		if m.units[name] == r {
-			delete(m.units, name)
-			delete(m.paths, unitPath(name))
+			m.forget(name)
 		}
 	}
 }
@@ -266,7 +293,7 @@ func (m *Manager) expectStop(unit string) (undo func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var marked []*record
-	for name, r := range m.units {
+	for name, r := range m.related(unit) {
 		if !r.expect && stopsWith(name, unit) {
 			r.expect = true
 			marked = append(marked, r)

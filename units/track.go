@@ -97,17 +97,18 @@ func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 // of the namespace and magikpod.slice are stopped a while later, or at Close, if nothing is in them
 // then. Releasing a unit that does not exist or is not tracked does no harm.
 func (m *Manager) Release(ctx context.Context, unit string) error {
-	if err := m.systemd.ResetFailedUnitContext(ctx, unit); err != nil && !isError(err, errNoSuchUnit) {
-		return translate(err, "cannot release unit %s", unit)
+	if s, tracked := m.State(unit); !tracked || s.Active != ActiveInactive { // else it has not failed
+		if err := m.systemd.ResetFailedUnitContext(ctx, unit); err != nil && !isError(err, errNoSuchUnit) {
+			return translate(err, "cannot release unit %s", unit)
+		}
 	}
 	if err := m.unref(ctx, unit); err != nil {
 		return err
 	}
 	m.mu.Lock()
-	for name := range m.units {
+	for name := range m.related(unit) {
 		if name == unit || kindOf(name) == kindOrder && sliceOf(name) == unit {
-			delete(m.units, name)
-			delete(m.paths, unitPath(name))
+			m.forget(name)
 		}
 	}
 	m.mu.Unlock()

@@ -1,7 +1,6 @@
 package contract
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -38,17 +37,17 @@ const NoGrace = ^uint64(0)
 // PodPath returns the path of a pod's object. Every byte of the UID that is not a letter or a digit
 // is written as _ and two hexadecimal digits, as systemd writes unit names in paths.
 func PodPath(uid types.UID) godbus.ObjectPath {
-	var b strings.Builder
-	b.WriteString(PodPrefix)
+	const hex = "0123456789abcdef"
+	b := append(make([]byte, 0, 64), PodPrefix...)
 	for i := range len(uid) {
 		switch c := uid[i]; {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-			b.WriteByte(c)
+			b = append(b, c)
 		default:
-			fmt.Fprintf(&b, "_%02x", c)
+			b = append(b, '_', hex[c>>4], hex[c&15])
 		}
 	}
-	return godbus.ObjectPath(b.String())
+	return godbus.ObjectPath(b)
 }
 
 // UIDOfPath is the inverse of [PodPath].

@@ -25,6 +25,12 @@ type Gate interface {
 	Deliver(m *Message)
 }
 
+// Truster is a Gate that knows senders whose messages godbus can decode: they are not decoded once
+// more, before, to find out.
+type Truster interface {
+	Trusts(h *Head) bool
+}
+
 // Head is what a message says before its body (D-Bus specification, "Message Format"). The bus has
 // checked its form, and set Sender.
 type Head struct {
@@ -71,7 +77,7 @@ func (m *Message) Close() {
 	m.fds = nil
 }
 
-// small lets in what an honest bus sends to one who serves nothing: answers, and short signals.
+// small lets in what is [Small].
 type small struct{}
 
 const (
@@ -80,7 +86,11 @@ const (
 )
 
 // Screen implements [Gate].
-func (small) Screen(h *Head) bool {
+func (small) Screen(h *Head) bool { return Small(h) }
+
+// Small says whether a message is what an honest bus sends to one who serves nothing: an answer, or
+// a short signal.
+func Small(h *Head) bool {
 	switch h.Type {
 	case godbus.TypeSignal:
 		return h.BodyBytes <= maxSignal
@@ -92,6 +102,12 @@ func (small) Screen(h *Head) bool {
 
 // Deliver implements [Gate].
 func (small) Deliver(m *Message) { m.Forward() }
+
+// caller is the Gate of who calls and ends: it trusts whom it calls.
+type caller struct{ small }
+
+// Trusts implements [Truster].
+func (caller) Trusts(h *Head) bool { return h.Type == godbus.TypeMethodReply }
 
 var errHead = errors.New("the head of the message is broken")
 

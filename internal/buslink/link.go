@@ -34,7 +34,6 @@ type link struct {
 	gate  Gate
 	wants func(*godbus.Message) bool
 	// A reply that godbus cannot decode ends the connection. To find out takes as long as decoding it.
-	trusting bool
 
 	// Only the goroutine that connects uses these.
 	told  []byte        // what godbus hears in place of the bus while it authenticates itself
@@ -55,7 +54,7 @@ type link struct {
 	waiting map[uint32]withFiles // messages that godbus is about to write, by serial
 }
 
-// withFiles is an encoded message and the descriptors that go with it.
+// withFiles is an encoded message and the descriptors, if any, that go with it.
 type withFiles struct {
 	data []byte
 	fds  []int
@@ -91,11 +90,10 @@ func ConnectThrough(ctx context.Context, address string, gate Gate, wants func(*
 // sent behind the hello. It trusts whom it calls: a reply that godbus cannot decode ends the connection.
 // answer gets what came of that; an error, once the connection has ended for it.
 func Start(address string, wants func(*godbus.Message) bool, opts ...godbus.ConnOption) (conn *godbus.Conn, answer <-chan error, err error) {
-	l, conn, err := open(address, small{}, wants, opts)
+	l, conn, err := open(address, caller{}, wants, opts)
 	if err != nil {
 		return nil, nil, err
 	}
-	l.trusting = true
 	said, hello := l.hello, make(chan error, 1)
 	go func() {
 		err := conn.Hello()
@@ -259,7 +257,7 @@ func (l *link) receive(in *receiver) error {
 		return err
 	}
 	m := &Message{Head: h, link: l, data: b.Bytes(), fds: in.fds}
-	if h.Type != godbus.TypeMethodReply || !l.trusting {
+	if t, ok := l.gate.(Truster); !ok || !t.Trusts(&h) {
 		m.Broken = decodable(m.data)
 	}
 	in.fds = nil
@@ -346,10 +344,18 @@ func closeFiles(fds []int) {
 	}
 }
 
-// outgoing encodes a message, once: godbus would do so three times, two of them to count descriptors,
-// and cannot send those over a connection that it takes for one without. It writes an empty message
-// in its place, which Write replaces.
+// outgoing encodes a message, once, unless its sender has: godbus would do so three times, two of
+// them to count descriptors, and cannot send those over a connection that it takes for one without.
+// It writes an empty message in its place, which Write replaces.
 func (l *link) outgoing(m *godbus.Message) {
+	if len(m.Body) == 1 {
+		if body, ok := m.Body[0].(Encoded); ok {
+			if data, err := body.encode(m); err == nil { // else godbus reports the error
+				l.replace(m, withFiles{data: data})
+			}
+			return
+		}
+	}
 	var b bytes.Buffer
 	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
 	if err == nil && len(fds) > 0 {
@@ -361,9 +367,14 @@ func (l *link) outgoing(m *godbus.Message) {
 		return // godbus reports the error
 	}
 	m.Body = nil
+	l.replace(m, withFiles{b.Bytes(), fds})
+}
+
+// replace has Write write data in the place of the message.
+func (l *link) replace(m *godbus.Message, data withFiles) {
 	l.sending.Lock()
 	defer l.sending.Unlock()
-	l.waiting[m.Serial()] = withFiles{b.Bytes(), fds}
+	l.waiting[m.Serial()] = data
 }
 
 // Write implements [io.Writer] for godbus, which writes a whole line or message at a time.

@@ -38,6 +38,8 @@ type Backend struct {
 	wg        sync.WaitGroup
 	// Delay is how long a job takes.
 	Delay time.Duration
+	// Hold, unless it is nil, is called with the kind of a job before that does anything.
+	Hold func(kind string)
 }
 
 // New returns a daemon without pods.
@@ -87,6 +89,9 @@ func (b *Backend) start(ctx context.Context, kind, object string, do func() ([]s
 	job := b.begin(ctx, kind, object)
 	b.wg.Go(func() {
 		time.Sleep(b.Delay)
+		if b.Hold != nil {
+			b.Hold(kind)
+		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		job.Output, job.Err = do()

@@ -146,7 +146,10 @@ func (m *Manager) deleteSandbox(ctx context.Context, ref pod.Ref, grace time.Dur
 			ended[name] = c
 		}
 	}
-	return m.dismantle(ctx, s)
+	if err := m.units.Emptied(ctx, s.names.Slice); err != nil {
+		return m.dismantle(ctx, s) // which stops it once more
+	}
+	return m.dismantleEmpty(ctx, s)
 }
 
 // findStrays finds what there is of a pod that could not be adopted.
@@ -270,6 +273,11 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 	if err := m.units.End(ctx, s.names.Slice); err != nil {
 		return err
 	}
+	return m.dismantleEmpty(ctx, s)
+}
+
+// dismantleEmpty is dismantle once nothing of the sandbox runs.
+func (m *Manager) dismantleEmpty(ctx context.Context, s *sandbox) error {
 	if err := m.fault("release units"); err != nil {
 		return err
 	}
