@@ -47,9 +47,6 @@ func (m *Manager) StartTransient(ctx context.Context, unit string, props []Prope
 		names = append(names, a.Name)
 		collections = append(collections, sd.PropertyCollection{Name: a.Name, Properties: a.Props})
 	}
-	// The reference: a unit that has ended must not be gone before its exit code was read.
-	props = append(props[:len(props):len(props)], prop("AddRef", true))
-
 	records, err := m.claim(names)
 	if err != nil {
 		return nil, err
