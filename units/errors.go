@@ -15,7 +15,6 @@ import (
 const (
 	errNoSuchUnit    = "org.freedesktop.systemd1.NoSuchUnit"
 	errUnitExists    = "org.freedesktop.systemd1.UnitExists"
-	errNotReferenced = "org.freedesktop.systemd1.NotReferenced"
 	errUnitInactive  = "org.freedesktop.systemd1.UnitInactive"
 )
 

@@ -33,7 +33,10 @@ const (
 // later signal brought. Signals go into an unbounded queue as they arrive, and one goroutine works
 // on it: a slow consumer never delays a reply.
 //
-// systemd forgets what was referenced over the connection when it ends; units live on.
+// It refers to no unit (AddRef=, RefUnit): for each that a client refers to, systemd adds a match rule
+// to its own connection, and the bus allows 512. Beyond those references get lost, or stay when the
+// client has left, and dead units keep their names. systemd sends how a unit has ended before it
+// removes it, and keeps what has failed or has RemainAfterExit=.
 type Manager struct {
 	conn    *dbus.Conn
 	systemd *sd.Conn

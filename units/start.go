@@ -26,10 +26,10 @@ const (
 	unloadTimeout = 2 * time.Second
 )
 
-// StartTransient makes a unit, with its auxiliary units, and starts it; it tracks all of them, and
-// keeps the unit loaded until Release, unless it is the slice of a pod. It returns as soon as systemd has taken the job, and does so
-// also when ctx ends meanwhile, so that the caller knows whether there is a unit. AlreadyExists: a
-// unit of that name is tracked, or loaded and not dead. A dead one which nobody tracks gives way.
+// StartTransient makes a unit, with its auxiliary units, and starts it; it tracks all of them. It
+// returns as soon as systemd has taken the job, and does so also when ctx ends meanwhile, so that the
+// caller knows whether there is a unit. AlreadyExists: a unit of that name is tracked, or loaded and
+// not dead. A dead one which nobody tracks gives way.
 //
 // When an error is returned no unit was started; an auxiliary unit may be left, dead, until systemd
 // collects it.
@@ -47,11 +47,6 @@ func (m *Manager) StartTransient(ctx context.Context, unit string, props []Prope
 		names = append(names, a.Name)
 		collections = append(collections, sd.PropertyCollection{Name: a.Name, Properties: a.Props})
 	}
-	if kindOf(unit) != kindPodSlice {
-		// A unit that has ended must not be gone before its exit code was read.
-		props = append(props[:len(props):len(props)], prop("AddRef", true))
-	}
-
 	records, err := m.claim(names)
 	if err != nil {
 		return nil, err

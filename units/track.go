@@ -2,7 +2,6 @@ package units
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -53,19 +52,14 @@ func (m *Manager) read(ctx context.Context, unit string) (map[string]dbus.Varian
 	return props, call.ResponseSequence, err
 }
 
-// Track follows a unit that exists, as one that an earlier daemon has started, and keeps it loaded
-// until Release. NotFound: it is not loaded. A unit that is tracked already is read again.
+// Track follows a unit that exists, as one that an earlier daemon has started. NotFound: it is not
+// loaded. A unit that is tracked already is read again.
 func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 	records, err := m.claim([]string{unit})
 	if err != nil {
 		return m.Refresh(ctx, unit)
 	}
-	err = m.object.CallWithContext(ctx, managerIface+".RefUnit", 0, unit).Err
-	var props map[string]dbus.Variant
-	var seq dbus.Sequence
-	if err == nil {
-		props, seq, err = m.read(ctx, unit)
-	}
+	props, seq, err := m.read(ctx, unit)
 	if err != nil {
 		m.unclaim(records)
 		return State{}, translate(err, "cannot track unit %s", unit)
@@ -74,8 +68,7 @@ func (m *Manager) Track(ctx context.Context, unit string) (State, error) {
 	s.apply(props)
 	if s.Load == "not-found" {
 		m.unclaim(records)
-		err := m.unref(ctx, unit)
-		return State{}, errors.Join(pod.Errorf(pod.NotFound, "cannot track unit %s: there is none", unit), err)
+		return State{}, pod.Errorf(pod.NotFound, "cannot track unit %s: there is none", unit)
 	}
 	ok := m.do(func() {
 		r := records[unit]
@@ -102,9 +95,6 @@ func (m *Manager) Release(ctx context.Context, unit string) error {
 			return translate(err, "cannot release unit %s", unit)
 		}
 	}
-	if err := m.unref(ctx, unit); err != nil {
-		return err
-	}
 	m.mu.Lock()
 	for name := range m.related(unit) {
 		if name == unit || kindOf(name) == kindOrder && sliceOf(name) == unit {
@@ -116,14 +106,6 @@ func (m *Manager) Release(ctx context.Context, unit string) error {
 		m.sweepLater(sliceOf(unit))
 	}
 	return nil
-}
-
-func (m *Manager) unref(ctx context.Context, unit string) error {
-	err := m.object.CallWithContext(ctx, managerIface+".UnrefUnit", 0, unit).Err
-	if isError(err, errNoSuchUnit) || isError(err, errNotReferenced) {
-		return nil
-	}
-	return translate(err, "cannot release unit %s", unit)
 }
 
 // defaultSliceIdle is how long an empty namespace slice stays. To make and stop it for each pod of
