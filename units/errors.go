@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	errNoSuchUnit    = "org.freedesktop.systemd1.NoSuchUnit"
-	errUnitExists    = "org.freedesktop.systemd1.UnitExists"
-	errUnitInactive  = "org.freedesktop.systemd1.UnitInactive"
+	errNoSuchUnit   = "org.freedesktop.systemd1.NoSuchUnit"
+	errUnitExists   = "org.freedesktop.systemd1.UnitExists"
+	errUnitInactive = "org.freedesktop.systemd1.UnitInactive"
 )
 
 // kinds has the kind of each D-Bus error that is not Internal.
