@@ -108,9 +108,8 @@ func makeFIFO(dir string, name logName) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// EndLog notifies the pause process that all processes of this attempt have ended, although the
-// service manager may still have its pipes open: what is in them is written out, then they are
-// removed.
+// EndLog notifies the pause process that all processes of this attempt have ended: what is in its
+// pipes is written out, then they are removed.
 func EndLog(dir, container string, attempt int) error {
 	name := logName{container, attempt, streamEnd}
 	if _, ok := parseLogName(name.String()); !ok {

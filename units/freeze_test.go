@@ -71,13 +71,8 @@ func TestStopOfWhatIsFrozen(t *testing.T) {
 		for _, what := range []string{"slice", "unit"} {
 			t.Run(test.name+"/"+what, func(t *testing.T) {
 				s := startSandbox(t, m, testPod("frozen"))
-				r, w, err := os.Pipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer r.Close()
-				defer w.Close()
-				unit, err := s.container(t, "main", func(u *ContainerUnit) { u.Stdout = w }, polite...)
+				r := fifo(t)
+				unit, err := s.container(t, "main", func(u *ContainerUnit) { u.Stdout = r.Name() }, polite...)
 				if err != nil {
 					t.Fatal(err)
 				}

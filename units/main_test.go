@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -236,6 +237,21 @@ func helper(t testing.TB, args ...string) []string {
 		t.Fatal(err)
 	}
 	return append([]string{self, asHelper}, args...)
+}
+
+// fifo makes a FIFO that has a reader.
+func fifo(t testing.TB) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // container starts a container of the pod whose first process is argv.

@@ -141,18 +141,13 @@ func TestStop(t *testing.T) {
 		{"no grace", func(u *ContainerUnit) { u.Grace = 0 }, `trap "" TERM; echo ready; while :; do sleep 0.02; done`, 128 + 9, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r, w, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
+			r := fifo(t)
 			unit, err := s.container(t, "main", func(u *ContainerUnit) {
-				u.Stdout = w
+				u.Stdout = r.Name()
 				if tt.change != nil {
 					tt.change(u)
 				}
 			}, "/bin/sh", "-c", tt.script)
-			w.Close()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,7 +1,6 @@
 package units
 
 import (
-	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/magikrun/magikpod/internal/rawfd"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime/crun"
 )
@@ -230,9 +228,9 @@ type ContainerUnit struct {
 	Names     PodNames
 	// Argv is the command that launches the container; Argv[0] is an absolute path.
 	Argv []string
-	// Stdout and Stderr become the container's; they must stay open until StartTransient has
-	// returned. nil: /dev/null.
-	Stdout, Stderr *os.File
+	// Stdout and Stderr are the paths of what becomes the container's; "": /dev/null. (A descriptor that
+	// is passed systemd keeps until the unit is unloaded, and then forks itself to close it.)
+	Stdout, Stderr string
 	// StopSignal is SIGTERM when 0.
 	StopSignal syscall.Signal
 	// Grace is the time between the stop signal and SIGKILL; 0: SIGKILL at once.
@@ -408,16 +406,12 @@ func processProps(u ContainerUnit) []Property {
 	return props
 }
 
-// stdProp passes f as it is. Its descriptor is read without File.Fd, which would make it blocking.
-func stdProp(name string, f *os.File) Property {
-	p := prop(name, "null")
-	if f != nil {
-		_ = rawfd.Use(f, func(fd int) error { // a closed file is none
-			p = prop(name+"FileDescriptor", dbus.UnixFD(fd))
-			return nil
-		})
+// stdProp has systemd's executor open the file at path.
+func stdProp(name, path string) Property {
+	if path == "" {
+		return prop(name, "null")
 	}
-	return p
+	return prop(name+"File", path)
 }
 
 func deviceProps(u ContainerUnit) []Property {

@@ -1,7 +1,6 @@
 package units
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -35,7 +34,7 @@ func TestProps(t *testing.T) {
 		"slices-plain":       showAux(PodSlices(plain, PodLimits(plain))),
 		"pause":              show(PauseProps(PauseUnit{Namespace: p.Namespace, Pod: p.Name, Names: names, Argv: []string{"/usr/libexec/magikpod/magikshim", "pause"}})),
 		"pause-share-pid":    show(PauseProps(PauseUnit{Namespace: plain.Namespace, Pod: plain.Name, Names: Names("default", "plain"), Argv: []string{"/bin/pause"}, Notify: true})),
-		"container":          show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: 30 * time.Second})),
+		"container":          show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: names, Argv: launch, Grace: 30 * time.Second, Stdout: "/run/out", Stderr: "/run/err"})),
 		"container-sidecar":  show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.InitContainers[1], Names: names, Argv: launch, Grace: time.Second, StopAfter: []string{"main"}})),
 		"container-no-grace": show(ContainerProps(ContainerUnit{Pod: plain, Container: &plain.Spec.Containers[0], Names: Names("default", "plain"), Argv: launch, StopSignal: syscall.SIGQUIT})),
 		"container-special": show(ContainerProps(ContainerUnit{
@@ -54,24 +53,6 @@ func TestProps(t *testing.T) {
 		"update-nothing": show(Limits{}.UpdateProps()),
 	} {
 		t.Run(name, func(t *testing.T) { golden.Check(t, filepath.Join("testdata", "props", name+".txt"), got) })
-	}
-}
-
-// The descriptors are passed as they are, and stay as they are.
-func TestPropsDescriptors(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
-	p := testPod("fds")
-	text := show(ContainerProps(ContainerUnit{Pod: p, Container: &p.Spec.Containers[0], Names: Names("a", "b"), Argv: []string{"/bin/true"}, Stdout: w, Stderr: w}))
-	if !strings.Contains(text, "StandardOutputFileDescriptor=") || !strings.Contains(text, "StandardErrorFileDescriptor=") || strings.Contains(text, "StandardOutput=") {
-		t.Error(text)
-	}
-	if err := w.SetDeadline(time.Now()); err != nil {
-		t.Errorf("the file cannot be waited for any more: %v", err)
 	}
 }
 

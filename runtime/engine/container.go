@@ -217,7 +217,7 @@ func (m *Manager) startUnit(ctx context.Context, s *sandbox, a *attempt, stdout,
 	unit := s.unit(a.record.Container)
 	m.rememberUnit(unit, s)
 	job, err := m.units.StartTransient(ctx, unit, units.ContainerProps(units.ContainerUnit{
-		Pod: a.config.Pod, Container: a.config.Container, Names: s.names, Argv: a.launch.Argv, Stdout: stdout, Stderr: stderr,
+		Pod: a.config.Pod, Container: a.config.Container, Names: s.names, Argv: a.launch.Argv, Stdout: stdout.Name(), Stderr: stderr.Name(),
 		StopSignal: syscall.Signal(a.record.Signal), Grace: a.record.Grace, StopAfter: a.config.StopAfter,
 		Delegate: a.launch.Delegate, Jail: a.launch.Jail, FiltersCalls: a.launch.FiltersCalls, InVM: a.launch.InVM,
 	}))
