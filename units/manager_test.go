@@ -601,9 +601,8 @@ func TestWaitingStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unit := ContainerService(p.Namespace, p.Name, "main")
-	c := ContainerUnit{Pod: p, Container: s.find("main"), Names: s.names, Argv: helper(t, "launch", "sleep", "1000")}
-	second, err := m.StartTransient(t.Context(), unit, ContainerProps(c))
+	unit := s.names.VM
+	second, err := m.StartTransient(t.Context(), unit, VMProps(VMUnit{Pod: p, Names: s.names, Argv: helper(t, "sleep")}))
 	if err != nil {
 		t.Fatal(err)
 	}
