@@ -53,7 +53,7 @@ func TestMessagesOfOneCall(t *testing.T) {
 			got = append(got, member)
 		}
 	}
-	if want := []string{"Hello", "DescribePods", "GetConnectionUnixUser"}; !slices.Equal(got, want) {
+	if want := []string{"Hello", "SummarizePods", "GetConnectionUnixUser"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

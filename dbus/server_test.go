@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -74,8 +75,15 @@ func runWeb(t *testing.T, c *client.Client) godbus.ObjectPath {
 func TestPodLife(t *testing.T) {
 	_, _, c, _ := serve(t, rule{})
 	path := runWeb(t, c)
-	if list, err := c.List(t.Context(), ""); err != nil || len(list) != 1 || list[0].Name != "web" || list[0].Ready != 1 {
+	list, err := c.List(t.Context(), "")
+	if err != nil || len(list) != 1 || list[0].Name != "web" || list[0].Ready != 1 {
 		t.Fatalf("list = %+v, %v", list, err)
+	}
+	if one, err := c.Summary(t.Context(), path); err != nil || !reflect.DeepEqual(one, list[0]) {
+		t.Errorf("its properties are %+v (%v), in the list they are %+v", one, err, list[0])
+	}
+	if list, err := c.List(t.Context(), "other"); err != nil || len(list) != 0 {
+		t.Errorf("another namespace has %+v, %v", list, err)
 	}
 	if _, err := c.Run(t.Context(), []byte(webYAML), pod.RunOptions{}); pod.KindOf(err) != pod.AlreadyExists {
 		t.Errorf("second run: %v, want AlreadyExists", err)

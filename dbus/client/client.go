@@ -232,17 +232,21 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (path godbus.O
 
 // List returns the pods of a namespace; "": of all.
 func (c *Client) List(ctx context.Context, namespace string) ([]podapi.Summary, error) {
-	var rows [][]any // of [contract.PodRow]: to copy them into these takes as long as to read them
-	if err := c.manager(ctx, "DescribePods", []any{namespace}, &rows); err != nil {
+	var text string
+	if err := c.manager(ctx, "SummarizePods", []any{namespace}, &text); err != nil {
 		return nil, err
 	}
+	var rows []contract.PodSummary
+	if err := json.Unmarshal([]byte(text), &rows); err != nil {
+		return nil, errkind.Errorf(errkind.Internal, "cannot read the answer of magikpodd: %w", err)
+	}
 	list := make([]podapi.Summary, len(rows))
-	for i, r := range rows {
-		p, ok := r[len(r)-1].(map[string]godbus.Variant)
-		if !ok {
-			return nil, errkind.Errorf(errkind.Internal, "cannot read the answer of magikpodd to DescribePods")
+	for i, p := range rows {
+		list[i] = podapi.Summary{
+			Ref:   podapi.Ref{Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
+			Phase: p.Phase, State: p.State, Class: p.RuntimeClass, Ready: p.ReadyContainers, Total: p.TotalContainers, Restarts: p.Restarts,
+			IPs: p.PodIPs, Created: contract.TimeOf(p.CreatedUSec), Slice: p.Slice,
 		}
-		list[i] = summaryOf(p)
 	}
 	return list, nil
 }

@@ -7,6 +7,15 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 )
 
+// PodSummary is a pod in the answer of SummarizePods: its properties, as DescribePods has them.
+type PodSummary struct {
+	Namespace, Name, UID, Phase, State, RuntimeClass, Slice string
+	Ready                                                   bool
+	ReadyContainers, TotalContainers, Restarts              int
+	CreatedUSec                                             uint64
+	PodIPs                                                  []string
+}
+
 // PodRow is a pod in the answer of DescribePods.
 type PodRow struct {
 	Path       godbus.ObjectPath

@@ -344,18 +344,10 @@ func closeFiles(fds []int) {
 	}
 }
 
-// outgoing encodes a message, once, unless its sender has: godbus would do so three times, two of
+// outgoing encodes a message, once: godbus would do so three times, two of
 // them to count descriptors, and cannot send those over a connection that it takes for one without.
 // It writes an empty message in its place, which Write replaces.
 func (l *link) outgoing(m *godbus.Message) {
-	if len(m.Body) == 1 {
-		if body, ok := m.Body[0].(Encoded); ok {
-			if data, err := body.encode(m); err == nil { // else godbus reports the error
-				l.replace(m, withFiles{data: data})
-			}
-			return
-		}
-	}
 	var b bytes.Buffer
 	fds, err := m.EncodeToWithFDs(&b, binary.LittleEndian)
 	if err == nil && len(fds) > 0 {
@@ -367,14 +359,9 @@ func (l *link) outgoing(m *godbus.Message) {
 		return // godbus reports the error
 	}
 	m.Body = nil
-	l.replace(m, withFiles{b.Bytes(), fds})
-}
-
-// replace has Write write data in the place of the message.
-func (l *link) replace(m *godbus.Message, data withFiles) {
 	l.sending.Lock()
 	defer l.sending.Unlock()
-	l.waiting[m.Serial()] = data
+	l.waiting[m.Serial()] = withFiles{b.Bytes(), fds}
 }
 
 // Write implements [io.Writer] for godbus, which writes a whole line or message at a time.
