@@ -144,11 +144,30 @@ func reap() error {
 		return err
 	}
 	noEnv := []*byte{nil}
-	// From here on this thread has next to no system calls: the runtime must not need one.
-	if err := confine.LoadFilter(reapFilter(program), 0); err != nil {
-		return err
+	// From the filter on this thread has next to no system calls, and the runtime must not need one:
+	// to give it time after a call (futex), to preempt it, or to end after that has failed. So it does
+	// not learn of the calls, and no signal comes. The mask is kept over execve, too.
+	all := unix.Sigset_t{}
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
 	}
-	return fmt.Errorf("execute the first process's program: %w", executeFD(program, argv, noEnv))
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, nil); err != nil {
+		return fmt.Errorf("block signals: %w", err)
+	}
+	filter := reapFilter(program)
+	return fmt.Errorf("execute the first process's program: %w", executeFiltered(&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}, program, argv, noEnv))
+}
+
+// executeFiltered is seccomp(2) and executeFD with nothing between them. It returns only when one of
+// them fails.
+//
+//go:nosplit
+func executeFiltered(filter *unix.SockFprog, fd int, argv, env []*byte) unix.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(filter)))
+	if errno != 0 {
+		return errno
+	}
+	return executeFD(fd, argv, env)
 }
 
 // executeFD is execveat(2) of a descriptor. It returns only when that fails.
