@@ -7,10 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +27,71 @@ func startFirst(t *testing.T) int {
 	}
 	t.Cleanup(r.stop)
 	return r.pid
+}
+
+// TestReapSlowly: the first process gets into its jail also when the call that loads its filter takes
+// so long that the runtime gives its processor to another thread.
+func TestReapSlowly(t *testing.T) {
+	needRoot(t)
+	runtime.LockOSThread() // one thread traces
+	defer runtime.UnlockOSThread()
+	first, err := NewFirstProcess("magikshim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Cmd.SysProcAttr.Ptrace = true
+	if err := first.Cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := first.Cmd.Process.Pid
+	t.Cleanup(func() { _ = first.Cmd.Process.Kill(); _ = first.Cmd.Wait() })
+	jailed := make(chan error, 1)
+	go func() { jailed <- first.Jailed() }()
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil || !status.Stopped() {
+		t.Fatalf("it has not stopped at its execution: %v, %v", status, err)
+	}
+	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD); err != nil {
+		t.Fatal(err)
+	}
+	for call, deliver := uint64(0), 0; ; {
+		if err := unix.PtraceSyscall(pid, deliver); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil || !status.Stopped() {
+			t.Fatalf("it has not stopped at a system call: %v, %v", status, err)
+		}
+		if deliver = int(status.StopSignal()); deliver != int(unix.SIGTRAP|0x80) {
+			continue
+		}
+		deliver = 0
+		var info struct { // struct ptrace_syscall_info, ptrace(2)
+			Op     uint8
+			_      [23]byte
+			Number uint64
+			_      [64]byte
+		}
+		if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(pid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+		if info.Op == unix.PTRACE_SYSCALL_INFO_ENTRY {
+			call = info.Number
+		} else if call == unix.SYS_SECCOMP {
+			break
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	if err := unix.PtraceDetach(pid); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-jailed:
+		if err != nil {
+			t.Errorf("it is not in its jail: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it has not got into its jail")
+	}
 }
 
 // TestReapJail: what a process with CAP_SYS_PTRACE gets by looking at the first process of its PID
