@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,7 +54,30 @@ type world struct {
 	image   runtime.Image
 	pods    []*corev1.Pod
 	opened  []*Manager
+	faults  *faults
 	changes chan pod.Ref
+}
+
+// faults is what a manager's Fault calls, on several goroutines.
+type faults struct {
+	mu sync.Mutex
+	f  func(step string) error
+}
+
+func (f *faults) set(fault func(step string) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.f = fault
+}
+
+func (f *faults) call(step string) error {
+	f.mu.Lock()
+	fault := f.f
+	f.mu.Unlock()
+	if fault == nil {
+		return nil
+	}
+	return fault(step)
 }
 
 // onSystemd skips the test where systemd cannot be talked to.
@@ -99,14 +123,14 @@ func newWorld(t testing.TB, runtimeName string, fault func(string) error, change
 			t.Error(err)
 		}
 	})
-	w := &world{t: t, image: busyboxImage(t, state)}
+	w := &world{t: t, image: busyboxImage(t, state), faults: &faults{f: fault}}
 	t.Cleanup(func() { // after checkClean, which needs the last one
 		for _, m := range w.opened {
 			m.Close()
 			m.config.Units.Close()
 		}
 	})
-	config := Config{RunDir: run, StateDir: state, Layout: units.PodLayout{}, Fault: fault}
+	config := Config{RunDir: run, StateDir: state, Layout: units.PodLayout{}, Fault: w.faults.call}
 	rt, err := native.New(context.Background(), native.Config{RunDir: run, Runtime: runtimeName, ShimPath: shimPath(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +215,7 @@ func (w *world) checkClean() {
 	t := w.t
 	t.Helper()
 	ctx := context.Background()
-	w.config.Fault = nil
+	w.faults.set(nil)
 	for _, p := range w.pods {
 		if _, err := w.DeleteSandbox(ctx, pod.RefOf(p), 0); err != nil {
 			t.Error(err)

@@ -6,6 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -189,15 +192,28 @@ func TestPauseKilled(t *testing.T) {
 func TestFaults(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, w *world) {
 		broken := errors.New("broken by the test")
-		var steps []string
-		record := func(step string) error { steps = append(steps, step); return nil }
+		var mu sync.Mutex // the pause unit is started behind
+		var seen []string
+		record := func(step string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, step)
+			return nil
+		}
+		steps := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(seen)
+		}
 		breakAt := func(n int) func(string) error {
+			var left atomic.Int64
+			left.Store(int64(n))
 			return func(step string) error {
-				if n--; n == -1 {
-					steps = append(steps, step)
-					return broken
+				if left.Add(-1) != -1 {
+					return nil
 				}
-				return nil
+				_ = record(step)
+				return broken
 			}
 		}
 		p := w.pod("faults", "sleep 1000")
@@ -211,31 +227,33 @@ func TestFaults(t *testing.T) {
 		for _, name := range []string{"create", "run", "delete", "forget"} {
 			call := calls[name]
 			for n := 0; ; n++ {
-				steps = nil
-				w.config.Fault = breakAt(n)
+				mu.Lock()
+				seen = nil
+				mu.Unlock()
+				w.faults.set(breakAt(n))
 				err := call()
 				if err == nil {
 					break
 				}
 				if !errors.Is(err, broken) {
-					t.Fatalf("%s, step %d %q: %v", name, n, steps, err)
+					t.Fatalf("%s, step %d %q: %v", name, n, steps(), err)
 				}
-				w.config.Fault = record
+				w.faults.set(record)
 				switch name {
 				case "create":
 					if left := w.leftovers(); left != "" {
-						t.Fatalf("step %q: something is left:\n%s", steps, left)
+						t.Fatalf("step %q: something is left:\n%s", steps(), left)
 					}
 				case "run":
 					if list, err := w.units.List(t.Context(), units.ContainerService(p.Namespace, p.Name, "a")); err != nil || len(list) > 0 {
-						t.Errorf("step %q: units %v are left (%v)", steps, list, err)
+						t.Errorf("step %q: units %v are left (%v)", steps(), list, err)
 					}
 					state := w.state(p)
 					if c, ok := state.Containers["a"]; ok && c.Reason != pod.ReasonStartError || runs("sleep\x001000\x00") {
-						t.Errorf("step %q: %+v", steps, c)
+						t.Errorf("step %q: %+v", steps(), c)
 					}
 					if err := w.RunContainer(t.Context(), w.configOf(p, "a", 0)); state.Containers["a"].Stage == "" && err != nil {
-						t.Errorf("step %q: again: %v", steps, err)
+						t.Errorf("step %q: again: %v", steps(), err)
 					}
 					if err := w.StopContainer(t.Context(), ref, "a", 0); err != nil {
 						t.Error(err)
@@ -243,7 +261,7 @@ func TestFaults(t *testing.T) {
 					reset(t, w, p)
 				}
 			}
-			w.config.Fault = nil
+			w.faults.set(nil)
 		}
 	})
 }
@@ -251,11 +269,9 @@ func TestFaults(t *testing.T) {
 // reset brings a pod back to where it has a sandbox and no attempt was made.
 func reset(t *testing.T, w *world, p *corev1.Pod) {
 	t.Helper()
-	fault := w.config.Fault
-	w.config.Fault = nil
+	w.faults.set(nil)
 	if _, err := w.DeleteSandbox(t.Context(), pod.RefOf(p), 0); err != nil {
 		t.Fatal(err)
 	}
 	w.create(p)
-	w.config.Fault = fault
 }

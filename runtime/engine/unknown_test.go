@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -71,9 +72,9 @@ func TestAdoptCut(t *testing.T) {
 func TestConnectionLost(t *testing.T) {
 	onSystemd(t)
 	var w *world
-	losing := false
+	var losing atomic.Bool
 	w = newWorld(t, "crun", func(step string) error {
-		if !losing || step != "wait for container" {
+		if !losing.Load() || step != "wait for container" {
 			return nil
 		}
 		for range 1000 { // it has just come up
@@ -88,7 +89,7 @@ func TestConnectionLost(t *testing.T) {
 	w.create(p)
 	w.run(p, "a", 0)
 	ref, pid := pod.RefOf(p), w.state(p).Containers["a"].PID
-	losing = true
+	losing.Store(true)
 	if err := w.RunContainer(t.Context(), w.configOf(p, "b", 0)); pod.KindOf(err) != pod.Unavailable {
 		t.Errorf("run: %v", err)
 	}
@@ -98,7 +99,7 @@ func TestConnectionLost(t *testing.T) {
 	if _, err := w.DeleteSandbox(t.Context(), ref, 0); pod.KindOf(err) != pod.Unavailable {
 		t.Errorf("delete: %v", err)
 	}
-	losing = false
+	losing.Store(false)
 	w.successor()
 	if err := w.Adopt(t.Context(), ref); err != nil {
 		t.Fatal(err)
