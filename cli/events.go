@@ -43,8 +43,11 @@ func eventsCommand(a *app) *cobra.Command {
 			}
 			for _, p := range pods {
 				old, err := c.Events(ctx, contract.PodPath(p.UID))
-				if err != nil {
+				if errkind.KindOf(err) == errkind.NotFound {
 					continue // gone since
+				}
+				if err != nil {
+					return err
 				}
 				for _, e := range old {
 					e.Object = p.Ref

@@ -11,6 +11,7 @@ import (
 
 	"github.com/magikrun/magikpod/dbus/client"
 	"github.com/magikrun/magikpod/dbus/contract"
+	"github.com/magikrun/magikpod/internal/errkind"
 )
 
 func listCommand(a *app) *cobra.Command {
@@ -33,8 +34,11 @@ func listCommand(a *app) *cobra.Command {
 				items := []any{}
 				for _, p := range pods {
 					text, err := c.Manifest(ctx, contract.PodPath(p.UID))
-					if err != nil {
+					if errkind.KindOf(err) == errkind.NotFound {
 						continue // gone since
+					}
+					if err != nil {
+						return err
 					}
 					items = append(items, json.RawMessage(text))
 				}

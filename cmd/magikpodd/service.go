@@ -86,7 +86,12 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 	if err != nil {
 		return err
 	}
-	registry, err := classes(ctx, config, systemd, store, log)
+	registry, managers, err := classes(ctx, config, systemd, store, log)
+	defer func() { // they wait for what has only just been started
+		for _, m := range managers {
+			err = errors.Join(err, m.Close())
+		}
+	}()
 	if err != nil {
 		return err
 	}
@@ -133,11 +138,11 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 
 // classes makes the runtime classes pod-containers, which runs modules too for pods that ask for it
 // by an annotation, pod-wasm, and pod-microvm-containers.
-func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, store engine.FileStore, log *slog.Logger) (*magikruntime.Registry, error) {
+func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, store engine.FileStore, log *slog.Logger) (_ *magikruntime.Registry, managers []*engine.Manager, err error) {
 	shim := helper("MAGIKPOD_SHIM", shimPath)
 	containers, err := native.New(ctx, native.Config{RunDir: config.RunDir, ShimPath: shim, Runtime: config.Runtime, PIDsLimit: config.PIDsLimit})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	modules := wasm.New(wasm.Config{
 		Program: helper("MAGIKPOD_WASM", wasmPath), ShimPath: shim, Cache: filepath.Join(config.StateDir, "wasm"),
@@ -150,11 +155,12 @@ func classes(ctx context.Context, config daemon.Config, systemd *units.Manager, 
 			Files: store, Log: log,
 		})
 		if err != nil {
-			return nil, err
+			return nil, managers, err
 		}
+		managers = append(managers, manager)
 		registry.Add(manager)
 	}
-	return &registry, nil
+	return &registry, managers, nil
 }
 
 // vms runs VMs as the configuration says.
