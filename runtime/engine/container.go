@@ -252,9 +252,13 @@ func (m *Manager) awaitStarted(ctx context.Context, s *sandbox, a *attempt) erro
 		select {
 		case <-changed:
 		case <-check.C:
-			if !launching(cgroup.Root()+state.ControlGroup, launch) && !m.startedOrEnded(ctx, unit) {
+			if launching(cgroup.Root()+state.ControlGroup, launch) || m.startedOrEnded(ctx, unit) {
+				continue
+			}
+			if state.MainPID <= 0 || !m.runtime.AwaitCommand(state.MainPID) {
 				return pod.Errorf(pod.Internal, "magikshim was killed")
 			}
+			return nil // its last notification got lost
 		case <-ctx.Done():
 			return pod.WithKind(pod.Unavailable, context.Cause(ctx))
 		}
