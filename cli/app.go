@@ -96,6 +96,15 @@ func (a *app) ownNamespace() string {
 	return a.namespace
 }
 
+// list lists the pods of the namespace, or of all of them.
+func (a *app) list(ctx context.Context, c *client.Client, all bool) ([]podapi.Summary, error) {
+	namespace := a.ownNamespace()
+	if all {
+		namespace = ""
+	}
+	return c.List(ctx, namespace)
+}
+
 // split reads POD or NAMESPACE/POD.
 func (a *app) split(arg string) (namespace, name string, err error) {
 	namespace, name = a.ownNamespace(), arg

@@ -33,11 +33,7 @@ func eventsCommand(a *app) *cobra.Command {
 					return err
 				}
 			}
-			namespace := a.ownNamespace()
-			if all {
-				namespace = ""
-			}
-			pods, err := c.List(ctx, namespace)
+			pods, err := a.list(ctx, c, all)
 			if err != nil {
 				return err
 			}
@@ -57,7 +53,7 @@ func eventsCommand(a *app) *cobra.Command {
 			for follow {
 				select {
 				case e := <-events:
-					if namespace == "" || namespace == e.Object.Namespace {
+					if all || e.Object.Namespace == a.ownNamespace() {
 						a.printEvent(e)
 					}
 				case <-ctx.Done():

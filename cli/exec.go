@@ -11,6 +11,7 @@ import (
 
 	"github.com/magikrun/magikpod/dbus/client"
 	"github.com/magikrun/magikpod/internal/errkind"
+	"github.com/magikrun/magikpod/internal/podapi"
 )
 
 func execCommand(a *app) *cobra.Command {
@@ -42,7 +43,7 @@ func execCommand(a *app) *cobra.Command {
 			}
 			signal.Ignore(syscall.SIGPIPE) // that nobody reads our output is the command's business
 			ctx := cmd.Context()
-			var size client.WinSize
+			var size podapi.WinSize
 			if tty {
 				var restore func()
 				// In raw mode ^C is a byte for the command, and no signal for us.
@@ -53,7 +54,7 @@ func execCommand(a *app) *cobra.Command {
 				ctx = context.WithoutCancel(ctx)
 			}
 			code, err := c.Exec(ctx, path, container, p, size)
-			if err != nil && code != client.ExitNotExecutable && code != client.ExitNotFound { // then the OCI runtime has said why
+			if err != nil && code != podapi.ExitNotExecutable && code != podapi.ExitNotFound { // then the OCI runtime has said why
 				return err
 			}
 			if code != 0 {
@@ -74,20 +75,20 @@ func execCommand(a *app) *cobra.Command {
 }
 
 // rawTerminal puts the terminal into raw mode until restore, and follows its size.
-func rawTerminal() (size client.WinSize, resize <-chan client.WinSize, restore func(), err error) {
+func rawTerminal() (size podapi.WinSize, resize <-chan podapi.WinSize, restore func(), err error) {
 	fd := int(os.Stdin.Fd())
 	state, err := term.MakeRaw(fd)
 	if err != nil {
 		return size, nil, nil, errkind.Errorf(errkind.Internal, "cannot set up the terminal: %w", err)
 	}
-	get := func() client.WinSize {
+	get := func() podapi.WinSize {
 		cols, rows, err := term.GetSize(fd)
 		if err != nil || cols <= 0 || rows <= 0 {
-			return client.WinSize{Rows: 24, Cols: 80}
+			return podapi.WinSize{Rows: 24, Cols: 80}
 		}
-		return client.WinSize{Rows: uint16(rows), Cols: uint16(cols)}
+		return podapi.WinSize{Rows: uint16(rows), Cols: uint16(cols)}
 	}
-	signals, sizes, done := make(chan os.Signal, 1), make(chan client.WinSize), make(chan struct{})
+	signals, sizes, done := make(chan os.Signal, 1), make(chan podapi.WinSize), make(chan struct{})
 	signal.Notify(signals, syscall.SIGWINCH)
 	go func() {
 		for {

@@ -21,11 +21,7 @@ func listCommand(a *app) *cobra.Command {
 		Example: `  magikpodctl list
   magikpodctl list --all-namespaces -o wide`,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-			namespace := a.ownNamespace()
-			if all {
-				namespace = ""
-			}
-			pods, err := c.List(ctx, namespace)
+			pods, err := a.list(ctx, c, all)
 			if err != nil {
 				return err
 			}

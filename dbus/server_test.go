@@ -20,6 +20,7 @@ import (
 	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/bustest"
 	"github.com/magikrun/magikpod/internal/fakepods"
+	"github.com/magikrun/magikpod/internal/podapi"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/runtime"
 )
@@ -297,7 +298,7 @@ func TestExec(t *testing.T) {
 	outR, outW, _ := os.Pipe()
 	go func() { _, _ = io.WriteString(inW, "hello"); _ = inW.Close() }()
 	p := client.Process{Args: []string{"sh", "-c", "cat; exit 7"}, Stdin: inR, Stdout: outW, Stderr: outW}
-	code, err := c.Exec(t.Context(), path, "c", p, client.WinSize{})
+	code, err := c.Exec(t.Context(), path, "c", p, podapi.WinSize{})
 	_ = outW.Close()
 	text, _ := io.ReadAll(outR) // ends only if the server has closed its copies
 	if err != nil || code != 7 || string(text) != "hello" {
@@ -317,7 +318,7 @@ func TestExec(t *testing.T) {
 	}
 	defer null.Close()
 	p = client.Process{Args: []string{"/no/such/command"}, Stdin: null, Stdout: null, Stderr: null}
-	if code, err := c.Exec(t.Context(), path, "c", p, client.WinSize{}); pod.KindOf(err) != pod.Invalid || code != runtime.ExitNotFound {
+	if code, err := c.Exec(t.Context(), path, "c", p, podapi.WinSize{}); pod.KindOf(err) != pod.Invalid || code != runtime.ExitNotFound {
 		t.Errorf("exec of a missing command = %d, %v; want 127, Invalid", code, err)
 	}
 	waitIdle(t, s)
@@ -346,7 +347,7 @@ func TestVanishedCaller(t *testing.T) {
 	r, w, _ := os.Pipe()
 	go func() {
 		p := client.Process{Args: []string{"sh", "-c", "echo up; exec sleep 1000"}, Stdin: os.Stdin, Stdout: w, Stderr: w}
-		_, _ = other.Exec(context.Background(), path, "", p, client.WinSize{})
+		_, _ = other.Exec(context.Background(), path, "", p, podapi.WinSize{})
 	}()
 	go func() { _, _ = r.Read(make([]byte, 3)); close(started) }()
 	<-started

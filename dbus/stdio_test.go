@@ -18,6 +18,7 @@ import (
 
 	"github.com/magikrun/magikpod/dbus/client"
 	"github.com/magikrun/magikpod/dbus/contract"
+	"github.com/magikrun/magikpod/internal/podapi"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -188,7 +189,7 @@ func TestExecLeftBehind(t *testing.T) {
 		time.Sleep(300 * time.Millisecond) // slower than the command
 		text, _ = io.ReadAll(outR)
 	}()
-	code, err := c.Exec(t.Context(), path, "c", p, client.WinSize{})
+	code, err := c.Exec(t.Context(), path, "c", p, podapi.WinSize{})
 	_ = out.Close()
 	<-started
 	if err != nil || code != 4 || len(text) != 60000 {

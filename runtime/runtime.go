@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/magikrun/magikpod/internal/podapi"
 	"github.com/magikrun/magikpod/pod"
 	"github.com/magikrun/magikpod/probe"
 )
@@ -264,7 +265,7 @@ type Process struct {
 }
 
 // WinSize is the size of a terminal, in characters.
-type WinSize struct{ Rows, Cols uint16 }
+type WinSize = podapi.WinSize
 
 // ExitStatus is how a process ended.
 type ExitStatus struct {
@@ -274,8 +275,8 @@ type ExitStatus struct {
 
 // The codes of a process that could not be executed, as shells have them.
 const (
-	ExitNotExecutable = 126
-	ExitNotFound      = 127
+	ExitNotExecutable = podapi.ExitNotExecutable
+	ExitNotFound      = podapi.ExitNotFound
 )
 
 // Registry holds the runtime classes of this daemon by name. The zero value is empty and ready.

@@ -25,7 +25,8 @@ type fileStore struct {
 }
 
 // openFileStore takes what an earlier daemon has kept out of files, which systemd has passed, and
-// returns the others. What is not a sandbox's any more goes.
+// returns the others. What is not a sandbox's any more goes. An error leaves a store that can be used,
+// and may keep less.
 func openFileStore(runDir string, files []*os.File) (*fileStore, []*os.File, error) {
 	s := &fileStore{passed: map[string][]*os.File{}}
 	var err error

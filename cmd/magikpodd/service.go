@@ -51,12 +51,12 @@ func serve(ctx context.Context, config daemon.Config, log *slog.Logger, ready fu
 		return err
 	}
 	defer unlock()
+	store, sockets, err := openFileStore(config.RunDir, activation.Files(true))
+	if err != nil { // without it pods run as well
+		log.Warn("cannot use systemd's file descriptor store", "error", err)
+	}
 	// Accepted from the first moment on: whoever connects early waits for the answer, not for the
 	// socket.
-	store, sockets, err := openFileStore(config.RunDir, activation.Files(true))
-	if err != nil {
-		return pod.WithKind(pod.Unavailable, err)
-	}
 	listener, err := controlListener(sockets)
 	if err != nil {
 		return err

@@ -346,7 +346,7 @@ func (c *Client) Logs(ctx context.Context, path godbus.ObjectPath, o podapi.LogO
 // files, which stay the caller's; what it has read of Stdin is gone, also when the process has not
 // taken it. With an error of a command that could not be executed come 126 or 127, and the reason
 // is on p's Stderr or terminal already.
-func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p Process, size WinSize) (code int, err error) {
+func (c *Client) Exec(ctx context.Context, path godbus.ObjectPath, container string, p Process, size podapi.WinSize) (code int, err error) {
 	opts := given(map[string]any{
 		"tty": p.TTY, "env": p.Env, "working_dir": p.WorkingDir, "user": p.User, "rows": size.Rows, "cols": size.Cols,
 	})

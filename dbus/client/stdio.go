@@ -9,6 +9,7 @@ import (
 
 	"github.com/magikrun/magikpod/dbus/contract"
 	"github.com/magikrun/magikpod/internal/errkind"
+	"github.com/magikrun/magikpod/internal/podapi"
 )
 
 // Process is a process to exec in a container.
@@ -20,17 +21,8 @@ type Process struct {
 	TTY        bool
 	// Nil means nothing to read, and output that is dropped.
 	Stdin, Stdout, Stderr *os.File
-	Resize                <-chan WinSize
+	Resize                <-chan podapi.WinSize
 }
-
-// WinSize is the size of a terminal, in characters.
-type WinSize struct{ Rows, Cols uint16 }
-
-// The codes of a process that could not be executed, as shells have them.
-const (
-	ExitNotExecutable = 126
-	ExitNotFound      = 127
-)
 
 // stdio copies between the caller's files and pipes that are made for one process: nothing
 // else leaves the caller.

@@ -165,3 +165,12 @@ type ImageSummary struct {
 	Pods       int       `json:"pods"`               // how many pods use it
 	Platform   string    `json:"platform,omitempty"` // OS/ARCHITECTURE[/VARIANT]; empty when the image doesn't say
 }
+
+// WinSize is the size of a terminal, in characters.
+type WinSize struct{ Rows, Cols uint16 }
+
+// The codes of a process that could not be executed, as shells have them.
+const (
+	ExitNotExecutable = 126
+	ExitNotFound      = 127
+)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -37,13 +38,8 @@ const KeptFiles = "sandbox-"
 
 // keep has the namespaces outlive this process until the pause process has them.
 func (m *Manager) keep(s *sandbox) {
-	var files []*os.File
 	s.mu.Lock()
-	for _, f := range s.ns.files() {
-		if f != nil {
-			files = append(files, f)
-		}
-	}
+	files := slices.DeleteFunc(s.ns.files(), func(f *os.File) bool { return f == nil })
 	s.mu.Unlock()
 	if err := m.config.Files.Keep(KeptFiles+string(s.ref.UID), files); err != nil {
 		m.config.Log.Warn("cannot keep the namespaces of a pod for the next daemon", "pod", s.ref.String(), "error", err)

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/magikrun/magikpod/dbus/client"
+	"github.com/magikrun/magikpod/internal/podapi"
 	"github.com/magikrun/magikpod/pod"
 )
 
@@ -44,7 +45,7 @@ func (p *program) exec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	code, err := p.client.Exec(ctx, path, "", client.Process{Args: []string{"true"}}, client.WinSize{})
+	code, err := p.client.Exec(ctx, path, "", client.Process{Args: []string{"true"}}, podapi.WinSize{})
 	if err == nil && code != 0 {
 		err = fmt.Errorf("exit status %d", code)
 	}
